@@ -1,0 +1,60 @@
+"""The engine that the configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from dist_moe.config.schema import Config
+from dist_moe.engines.local import LocalEngine
+from dist_moe.errors import UserError
+from dist_moe.moe.model import MoEModel
+from dist_moe.parallel.launch import init_torch, launched
+from dist_moe.training.engine import Engine
+
+
+def engine_name(config: Config) -> Literal["local", "deepspeed"]:
+    """`auto` resolved; a `local` engine under a launcher is a `UserError`."""
+    if config.engine == "auto":
+        return "deepspeed" if launched() else "local"
+    if config.engine == "local" and launched():
+        raise UserError("engine is 'local', but a launcher started several processes: set engine to deepspeed or auto")
+    if config.engine == "deepspeed" and not launched():
+        raise UserError("engine is 'deepspeed', which its launcher must start: run `deepspeed launch/train.py --config ...`")
+    return config.engine
+
+
+def process_group_init(name: str) -> Callable[[str], None]:
+    """How an engine starts the default process group."""
+    if name == "deepspeed":
+        from dist_moe.engines.deepspeed import init_deepspeed  # importing deepspeed takes seconds
+
+        return init_deepspeed
+    return init_torch
+
+
+def build_engine(
+    config: Config,
+    model: MoEModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    *,
+    micro_batch_size: int,
+    num_micro_batches: int,
+) -> Engine:
+    """The engine around a model and its optimizer; collective where the engine is."""
+    if engine_name(config) == "local":
+        return LocalEngine(model.module, optimizer, schedule)
+    from dist_moe.engines.deepspeed import DeepSpeedEngine, read_deepspeed_config
+
+    return DeepSpeedEngine(
+        model.module,
+        optimizer,
+        schedule,
+        user_config=read_deepspeed_config(config.train.deepspeed_config),
+        micro_batch_size=micro_batch_size,
+        num_micro_batches=num_micro_batches,
+    )

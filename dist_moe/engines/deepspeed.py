@@ -1,0 +1,99 @@
+"""DeepSpeed hosts the step: its launcher, process groups, engine, accumulation boundary, monitor and timers.
+
+ZeRO stage 0. The engine finds no trainable parameter in the model, because expert weights are not `nn.Parameter`s, and
+gets our optimizer, which it returns unwrapped. So it neither reduces, rescales, casts nor partitions expert weights.
+Facts to know:
+
+- `gradient_clipping` must be 0 (its own clipping fails without a trainable parameter, and would average local norms); the
+  optimizer clips by the global norm of all ranks.
+- `backward(scale_wrt_gas=False)`: our loss is already a share of the global mean.
+- On CPU, DeepSpeed would compile a shared-memory helper at start (about a minute, a compiler, and a lock file that a killed
+  build leaves behind). gloo does without; the helper is reported as not available before the process group starts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from dist_moe.errors import UserError
+from dist_moe.parallel.launch import TIMEOUT
+
+OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+OWNED_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "amp")
+
+
+def init_deepspeed(backend: str) -> None:
+    """Start the process group through DeepSpeed."""
+    if get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT)
+
+
+def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
+    """A user's DeepSpeed JSON. Settings that belong to dist_moe, and ZeRO stages above 0, are a `UserError`."""
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise UserError(f"train.deepspeed_config: no file {path}")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object with DeepSpeed's settings")
+    for key in (*OWNED, *OWNED_SECTIONS):
+        if key in config:
+            raise UserError(f"{path}: '{key}' is set by dist_moe from the train section: remove it")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage != 0:
+        raise UserError(f"{path}: zero_optimization.stage is {stage}, but only stage 0 is supported: expert weights are "
+                        "sharded by dist_moe itself")  # fmt: skip
+    return config
+
+
+class DeepSpeedEngine:
+    """`deepspeed.initialize` around the frozen model and the selective optimizer."""
+
+    name = "deepspeed"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        *,
+        user_config: dict[str, Any],
+        micro_batch_size: int,
+        num_micro_batches: int,
+    ) -> None:
+        config = {
+            "zero_optimization": {"stage": 0},
+            "steps_per_print": None,
+            **user_config,
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": num_micro_batches,
+            "gradient_clipping": 0.0,
+        }
+        self.engine, hosted, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
+        )
+        assert hosted is optimizer, "DeepSpeed wrapped the optimizer: expert weights would not be stepped as promised"
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        return self.engine(**inputs).logits
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, *, last: bool) -> None:
+        assert self.engine.is_gradient_accumulation_boundary() == last
+        self.engine.step()

@@ -1,0 +1,101 @@
+"""Expert weights held outside `nn.Module`, so that no engine can find, reduce, cast, partition or save them.
+
+An `ExpertLayer` takes the fused weights of one experts module, keeps this rank's rows in one contiguous bank
+`[num_local, ...]` per weight, and carries the state that the experts function needs: where every expert lives, which
+local experts this batch trains, and where their gradients go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from dist_moe.moe.discover import MoELayer
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.placement import Placement
+
+WEIGHTS = ("gate_up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class FlatLayout:
+    """How one expert's weights lie in a flat vector of `size` values: (name, shape, start, stop)."""
+
+    parts: tuple[tuple[str, torch.Size, int, int], ...]
+    size: int
+
+    @classmethod
+    def of(cls, bank: dict[str, torch.Tensor]) -> FlatLayout:
+        parts, at = [], 0
+        for name, weight in bank.items():
+            shape = weight.shape[1:]
+            parts.append((name, shape, at, at + shape.numel()))
+            at += shape.numel()
+        return cls(tuple(parts), at)
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The flat vector [size] as one view a weight."""
+        return {name: flat[start:stop].view(shape) for name, shape, start, stop in self.parts}
+
+
+@dataclass(slots=True)
+class ExpertLayer:
+    """One layer's experts on this rank."""
+
+    index: int
+    module: nn.Module
+    comm: Comm
+    local: list[int]
+    """This rank's experts in slot order."""
+    key_E: torch.Tensor
+    """owner * num_slots + slot of each expert: sorting by it groups tokens by rank, then by expert."""
+    num_slots: int
+    bank: dict[str, torch.Tensor]
+    layout: FlatLayout
+    dispatched_E: torch.Tensor
+    """How many (token, expert) pairs this rank has sent to each expert since `reset`: what was really used."""
+    live_T: torch.Tensor | None = None
+    """Tokens that count, bool [T]; the others (padding) are not sent to any expert. None: all."""
+    anchor: torch.Tensor | None = None
+    """A scalar that requires gradients in every layer from the batch's first trained one on, on all ranks alike."""
+    grads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Slot -> weight name -> fp32 view in which the gradient is summed. Only active experts are here."""
+
+    def row(self, expert: int) -> dict[str, torch.Tensor]:
+        """Views of one local expert's weights in the bank."""
+        slot = self.local.index(expert)
+        return {name: weight[slot] for name, weight in self.bank.items()}
+
+
+def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm) -> tuple[ExpertLayer, ...]:
+    """Move the experts' weights out of their modules into banks that hold this rank's experts only.
+
+    Afterwards the modules have no expert parameter; forward works through the "dist_moe" experts implementation.
+    """
+    taken = []
+    for layer in layers:
+        local = placement.local(layer.index, comm.rank)
+        bank = {}
+        for name in WEIGHTS:
+            weight: torch.Tensor = getattr(layer.experts, name).detach()
+            bank[name] = weight[local].to(comm.device)
+            del layer.experts._parameters[name]
+        num_slots = placement.num_slots
+        key_E = placement.owner_LE[layer.index] * num_slots + placement.slot_LE[layer.index]
+        taken.append(
+            ExpertLayer(
+                index=layer.index,
+                module=layer.experts,
+                comm=comm,
+                local=local,
+                key_E=key_E.to(comm.device),
+                num_slots=num_slots,
+                bank=bank,
+                layout=FlatLayout.of(bank),
+                dispatched_E=torch.zeros(len(key_E), dtype=torch.int64, device=comm.device),
+            )
+        )
+        layer.experts.dist_moe = taken[-1]
+    return tuple(taken)

@@ -1,0 +1,170 @@
+"""The experts of one layer as one autograd function: sort once, exchange, grouped GEMMs over the bank, exchange back.
+
+Registered with transformers as the experts implementation "dist_moe". Facts to know:
+
+- (token, expert) pairs of weight 0 and padding tokens are dropped before any work.
+- Weights are not autograd leaves. Gradients of the active experts are summed straight into the fp32 buffers that
+  `ExpertLayer.grads` names; inactive experts have no gradient at all.
+- All ranks run the same collectives whatever their own experts do: backward runs on every rank from the batch's first
+  trained layer on, because `ExpertLayer.anchor` requires gradients there on every rank. Otherwise a rank without
+  a trained expert would skip the exchange that its peers wait for.
+
+Shapes: T tokens, k experts a token, n pairs kept on this rank, m rows received, H hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from dist_moe.moe.bank import ExpertLayer
+
+IMPLEMENTATION = "dist_moe"
+
+
+def _inverse(order: torch.Tensor) -> torch.Tensor:
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(order.numel(), device=order.device)
+    return inverse
+
+
+def _grouped(rows: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """rows [m, a], sorted by slot @ weight [slots, a, b] -> [m, b]."""
+    if rows.shape[0] == 0:
+        return rows.new_zeros(0, weight.shape[-1])
+    return F.grouped_mm(rows, weight, offs=offsets)
+
+
+def _activation(module: nn.Module, pre: torch.Tensor) -> torch.Tensor:
+    return module._apply_gate(pre)  # the family's own gate and activation, set by transformers
+
+
+class _Dispatch:
+    """Where every pair goes and comes from: rank-major order by (owner, slot), and the sizes of the exchanges."""
+
+    def __init__(self, index_Tk: torch.Tensor, keep_Tk: torch.Tensor, layer: ExpertLayer) -> None:
+        num_tokens, k = index_Tk.shape
+        pair = torch.nonzero(keep_Tk.reshape(-1)).squeeze(-1)
+        expert = index_Tk.reshape(-1)[pair]
+        layer.dispatched_E += torch.bincount(expert, minlength=layer.dispatched_E.numel())
+        key, order = torch.sort(layer.key_E[expert], stable=True)
+        self.pair_n = pair[order]
+        self.token_n = self.pair_n // k
+        position = torch.zeros(num_tokens * k, dtype=torch.int64, device=pair.device)
+        position[self.pair_n] = torch.arange(self.pair_n.numel(), device=pair.device)
+        self.position_Tk = position.view(num_tokens, k)
+        size = layer.comm.size
+        sent = torch.bincount(key, minlength=size * layer.num_slots).view(size, layer.num_slots)
+        received = layer.comm.swap_counts(sent)
+        self.send, self.recv = sent.sum(1).tolist(), received.sum(1).tolist()
+        slots = torch.arange(layer.num_slots, device=pair.device).repeat(size)
+        # rows arrive by rank, then by slot: one stable sort by slot puts each expert's rows together
+        self.by_slot = torch.sort(slots.repeat_interleave(received.reshape(-1)), stable=True)[1]
+        self.by_rank = _inverse(self.by_slot)
+        self.ends = received.sum(0).cumsum(0)[: len(layer.local)].to(torch.int32)
+        self.layer = layer
+
+    def to_experts(self, rows_nH: torch.Tensor) -> torch.Tensor:
+        """[n, H] in pair order -> [m, H] sorted by slot on the experts' rank."""
+        return self.layer.comm.swap_rows(rows_nH, self.send, self.recv)[self.by_slot]
+
+    def to_tokens(self, rows_mH: torch.Tensor) -> torch.Tensor:
+        """The way back: [m, H] -> [n, H]."""
+        return self.layer.comm.swap_rows(rows_mH[self.by_rank], self.recv, self.send)
+
+    def per_token(self, rows_nH: torch.Tensor) -> torch.Tensor:
+        """[n, H] -> [T, k, H]; a dropped pair shows an arbitrary row, which its weight of 0 must cancel."""
+        if rows_nH.shape[0] == 0:
+            rows_nH = rows_nH.new_zeros(1, rows_nH.shape[1])
+        return rows_nH[self.position_Tk]
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: torch.Tensor,
+        weights_Tk: torch.Tensor,
+        anchor: torch.Tensor | None,
+        index_Tk: torch.Tensor,
+        keep_Tk: torch.Tensor,
+        layer: ExpertLayer,
+    ) -> torch.Tensor:
+        dispatch = _Dispatch(index_Tk, keep_Tk, layer)
+        up, down = layer.bank["gate_up_proj"], layer.bank["down_proj"]
+        rows = dispatch.to_experts(hidden_TH[dispatch.token_n])
+        pre = _grouped(rows, up.transpose(1, 2), dispatch.ends)
+        y_mH = _grouped(_activation(layer.module, pre), down.transpose(1, 2), dispatch.ends)
+        y_nH = dispatch.to_tokens(y_mH)
+        y_TkH = dispatch.per_token(y_nH)
+        ctx.save_for_backward(rows, pre, y_nH if weights_Tk.requires_grad else None, weights_Tk, keep_Tk)
+        ctx.dispatch = dispatch
+        return torch.bmm(weights_Tk[:, None].to(y_TkH.dtype), y_TkH).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        (dout_TH,) = grads
+        rows, pre, y_nH, weights_Tk, keep_Tk = ctx.saved_tensors
+        dispatch: _Dispatch = ctx.dispatch
+        layer = dispatch.layer
+        dy_nH = dout_TH[dispatch.token_n]
+        dweights = None
+        if ctx.needs_input_grad[1]:
+            dots = torch.linalg.vecdot(dy_nH, y_nH)[:, None]
+            dweights = dispatch.per_token(dots).squeeze(-1).mul(keep_Tk).to(weights_Tk.dtype)
+        dy_nH = dy_nH * weights_Tk.reshape(-1)[dispatch.pair_n, None].to(dy_nH.dtype)
+        dy_mH = dispatch.to_experts(dy_nH)
+        with torch.enable_grad():
+            leaf = pre.detach().requires_grad_()
+            activated = _activation(layer.module, leaf)
+        dactivated = _grouped(dy_mH, layer.bank["down_proj"], dispatch.ends)
+        (dpre,) = torch.autograd.grad(activated, leaf, dactivated)
+        _add_weight_grads(layer, dispatch.ends, gate_up_proj=(dpre, rows), down_proj=(dy_mH, activated.detach()))
+        dhidden = None
+        if ctx.needs_input_grad[0]:
+            drows = dispatch.to_tokens(_grouped(dpre, layer.bank["gate_up_proj"], dispatch.ends))
+            dhidden = torch.bmm(keep_Tk[:, None].to(drows.dtype), dispatch.per_token(drows)).squeeze(1)
+        return dhidden, dweights, None, None, None, None
+
+
+def _add_weight_grads(
+    layer: ExpertLayer, ends: torch.Tensor, **factors: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """grad[e] += left_e^T @ right_e over expert e's rows, for the active experts; none for no rows."""
+    bounds = [0, *ends.tolist()]
+    for slot, grads in layer.grads.items():
+        start, stop = bounds[slot], bounds[slot + 1]
+        if start == stop:
+            continue
+        for name, (left, right) in factors.items():
+            grad, left_e, right_e = grads[name], left[start:stop].t(), right[start:stop]
+            if grad.dtype == left_e.dtype:
+                grad.addmm_(left_e, right_e)
+            else:
+                grad += left_e @ right_e
+
+
+def experts_forward(
+    module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """hidden [T, H], experts and weights [T, k] -> [T, H], through the module's `ExpertLayer`."""
+    layer: ExpertLayer = module.dist_moe
+    keep_Tk = top_k_weights != 0
+    if layer.live_T is not None:
+        keep_Tk = keep_Tk & layer.live_T[:, None]
+    # top-k is sorted, so what a mask leaves without weight is in the last columns: cut them
+    k = int((keep_Tk.any(0) * torch.arange(1, keep_Tk.shape[1] + 1, device=keep_Tk.device)).max())
+    keep_Tk = keep_Tk[:, :k]
+    weights_Tk = top_k_weights[:, :k] * keep_Tk
+    return _Experts.apply(hidden_states, weights_Tk, layer.anchor, top_k_index[:, :k], keep_Tk, layer)
+
+
+def use_banks(model: PreTrainedModel) -> None:
+    """Send all experts modules of a model through `experts_forward`."""
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)
+    model.set_experts_implementation(IMPLEMENTATION)

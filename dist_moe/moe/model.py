@@ -1,0 +1,99 @@
+"""A loaded model as the rest of the package uses it: dense part frozen, experts in banks, tap and mask attached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dist_moe.config.schema import ModelConfig
+from dist_moe.errors import UserError
+from dist_moe.moe.bank import ExpertLayer, take_experts
+from dist_moe.moe.discover import MoEShape, find_moe_layers, moe_shape
+from dist_moe.moe.experts import use_banks
+from dist_moe.moe.route_mask import RouteMask
+from dist_moe.moe.tap import RoutingTap
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.placement import Placement
+
+
+@dataclass(slots=True)
+class MoEModel:
+    """`module` is the transformers model without its expert weights; `layers` hold those of this rank."""
+
+    module: PreTrainedModel
+    shape: MoEShape
+    layers: tuple[ExpertLayer, ...]
+    tap: RoutingTap
+    route_mask: RouteMask
+    num_parameters: int
+    """Of the whole model, all ranks' experts included."""
+
+    def set_live(self, live_RS: torch.Tensor | None) -> None:
+        """Which tokens of the coming forward pass are real; the others are not sent to experts. None: all."""
+        live_T = None if live_RS is None else live_RS.reshape(-1)
+        for layer in self.layers:
+            layer.live_T = live_T
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each decoder layer's activations in the backward pass instead of keeping them.
+
+        transformers turns this on only for layers in train mode; only the layers' own flag is set, so dropout and
+        router noise stay off. Its input-gradient hook is removed: the anchors say where autograd starts.
+        """
+        self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.module.disable_input_require_grads()
+        for layer in self.module.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True
+
+    def train_from(self, first_layer: int) -> None:
+        """Start autograd at this MoE layer: nothing below it keeps activations. The same on all ranks."""
+        for layer in self.layers:
+            anchored = layer.index >= first_layer
+            layer.anchor = torch.zeros((), device=layer.comm.device, requires_grad=True) if anchored else None
+
+
+def check_model_dir(path: Path) -> None:
+    """Refuse, in one line each, what is no model directory with safetensors weights."""
+    if not path.is_dir():
+        raise UserError(f"model.path: no directory {path}: expected a model in Hugging Face format")
+    if not (path / "config.json").is_file():
+        raise UserError(f"model.path: {path} has no config.json: expected a model in Hugging Face format")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"model.path: {path} has no *.safetensors file: expected weights beside config.json "
+            "(pickled weights are not read; convert them with transformers' save_pretrained)"
+        )
+
+
+def load_model(config: ModelConfig, comm: Comm) -> MoEModel:
+    """Read the base model and keep this rank's experts, an even split over the ranks of `comm`."""
+    check_model_dir(config.path)
+    dtype = AutoConfig.from_pretrained(config.path).dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    module = AutoModelForCausalLM.from_pretrained(
+        config.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    return adopt(module, comm)
+
+
+def adopt(module: PreTrainedModel, comm: Comm) -> MoEModel:
+    """Take over a transformers model that is in memory: freeze it and move its experts to banks."""
+    layers = find_moe_layers(module)
+    shape = moe_shape(layers)
+    if shape.num_experts < comm.size:
+        raise UserError(
+            f"{shape.num_experts} experts a layer cannot be split over {comm.size} ranks: use at most {shape.num_experts}"
+        )
+    num_parameters = module.num_parameters()
+    module.requires_grad_(False)
+    placement = Placement.contiguous(shape.num_layers, shape.num_experts, comm.size)
+    expert_layers = take_experts(layers, placement, comm)
+    use_banks(module)
+    module.to(comm.device).eval()
+    tap = RoutingTap(layers, shape.num_experts)
+    route_mask = RouteMask(layers, shape.num_experts, comm.device)
+    return MoEModel(module, shape, expert_layers, tap, route_mask, num_parameters)

@@ -1,0 +1,56 @@
+"""Count routing decisions where they arrive: at the experts modules, from the model's own router.
+
+One forward pre-hook a layer adds one `bincount` of (row, expert); no [T, E] tensor is kept. Counting is only allowed
+without gradients, so that activation checkpointing's recomputation can never count twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_moe.moe.discover import MoELayer
+
+
+class RoutingTap:
+    """Hooks on all experts modules of a model; silent outside `count`."""
+
+    def __init__(self, layers: tuple[MoELayer, ...], num_experts: int) -> None:
+        self.num_experts = num_experts
+        self._row_T: torch.Tensor | None = None
+        self._counts_RLE: torch.Tensor | None = None
+        for layer in layers:
+            layer.experts.register_forward_pre_hook(self._hook(layer.index), with_kwargs=True)
+        self.num_layers = len(layers)
+
+    @contextmanager
+    def count(self, counted_RS: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Count one forward pass of R rows of S tokens over the tokens that are True in `counted_RS`.
+
+        Yields `counts_RLE` int64 [R, L, E], filled during the pass: how often expert e of layer l was in the top-k.
+        """
+        assert not torch.is_grad_enabled(), "counting needs torch.no_grad()"
+        num_rows = counted_RS.shape[0]
+        rows = torch.arange(num_rows, device=counted_RS.device)[:, None].expand_as(counted_RS)
+        self._row_T = torch.where(counted_RS, rows, num_rows).reshape(-1)  # uncounted tokens: one row past the end
+        self._counts_RLE = torch.zeros(
+            num_rows, self.num_layers, self.num_experts, dtype=torch.int64, device=counted_RS.device
+        )
+        yield self._counts_RLE
+        self._row_T = self._counts_RLE = None
+
+    def _hook(self, index: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._row_T is None or self._counts_RLE is None:
+                return
+            top_k_index = args[1] if len(args) > 1 else kwargs["top_k_index"]
+            num_rows = self._counts_RLE.shape[0]
+            key = self._row_T[:, None] * self.num_experts + top_k_index
+            counts = torch.bincount(key.reshape(-1), minlength=(num_rows + 1) * self.num_experts)
+            self._counts_RLE[:, index] += counts.view(num_rows + 1, self.num_experts)[:num_rows]
+
+        return hook

@@ -1,0 +1,91 @@
+"""What the rest of the code knows of other processes: a `Comm` that is handed over, never a global.
+
+`SoloComm` is one process, `GroupComm` a torch.distributed group; both give the same answers, so no caller asks how
+many ranks there are.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class Comm(Protocol):
+    """A group of `size` processes, of which this is number `rank`; tensors live on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place."""
+
+    def swap_counts(self, counts: torch.Tensor) -> torch.Tensor:
+        """[size, n] integers for each rank -> [size, n] from each rank."""
+
+    def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
+        """All-to-all of rows [sum(send), H] -> [sum(recv), H], in rank order."""
+
+    def gather(self, value: T) -> list[T]:
+        """A small Python value of every rank, in rank order, on every rank."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+
+class SoloComm:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def swap_counts(self, counts: torch.Tensor) -> torch.Tensor:
+        return counts
+
+    def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
+        return rows
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def barrier(self) -> None:
+        return
+
+
+class GroupComm:
+    """A torch.distributed process group (gloo on CPU, nccl on GPUs)."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        self.group, self.device = group, device
+        self.rank, self.size = group.rank(), group.size()
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def swap_counts(self, counts: torch.Tensor) -> torch.Tensor:
+        received = torch.empty_like(counts)
+        dist.all_to_all_single(received, counts.contiguous(), group=self.group)
+        return received
+
+    def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
+        received = rows.new_empty((sum(recv), *rows.shape[1:]))
+        dist.all_to_all_single(received, rows.contiguous(), recv, send, group=self.group)
+        return received
+
+    def gather(self, value: T) -> list[T]:
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.group)

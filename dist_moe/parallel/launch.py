@@ -1,0 +1,75 @@
+"""From a launcher's environment (torchrun, deepspeed, srun) to a `Comm`, and back to a clean end."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from dist_moe.errors import UserError
+from dist_moe.parallel.comm import Comm, GroupComm, SoloComm
+
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def launched() -> bool:
+    """Whether a launcher started this process: RANK and WORLD_SIZE are the launchers' common protocol."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def launcher_rank() -> int:
+    """This process's number, 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_device() -> torch.device:
+    """This process's GPU by LOCAL_RANK, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def init_torch(backend: str) -> None:
+    """torch's own start of the default process group."""
+    dist.init_process_group(backend, timeout=TIMEOUT)
+
+
+@contextmanager
+def process_group(init: Callable[[str], None] = init_torch) -> Iterator[Comm]:
+    """The launcher's processes as one `Comm`, or one process without a launcher.
+
+    `init` starts the default process group for a backend's name; an engine may bring its own. A clean end waits for
+    all ranks; an error does not, so that the launcher can end the others.
+    """
+    device = local_device()
+    if not launched():
+        yield SoloComm(device)
+        return
+    init("nccl" if device.type == "cuda" else "gloo")
+    assert dist.group.WORLD is not None
+    comm = GroupComm(dist.group.WORLD, device)
+    yield comm
+    comm.barrier()
+    dist.destroy_process_group()
+
+
+@contextmanager
+def together(comm: Comm) -> Iterator[None]:
+    """A phase that may fail on some ranks only: a `UserError` on any rank becomes one `UserError` on all.
+
+    Nothing inside may wait for other ranks.
+    """
+    message = None
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    messages = [m for m in comm.gather(message) if m is not None]
+    if messages:
+        raise UserError(messages[0])

@@ -1,0 +1,22 @@
+"""What an engine is to the masked step. The implementations are in `dist_moe.engines`; the step knows only this."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+
+class Engine(Protocol):
+    """Runs the model, backpropagates, and steps the optimizer. One process, `local`, defines what is right."""
+
+    name: str
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """Logits [R, S, V] of one micro-batch."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add one micro-batch's gradients. `loss` is a part of the global mean: the engine must not rescale it."""
+
+    def step(self, *, last: bool) -> None:
+        """After every micro-batch; after the batch's last one the optimizer and the schedule step."""

@@ -1,0 +1,34 @@
+"""What training may touch: the union of all batches' unsafe experts, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class FreezePlan:
+    """`union_LE` bool [L, E]: experts that some batch trains; everything outside is frozen for the whole run."""
+
+    union_LE: np.ndarray
+    num_expert_parameters: int
+    """Parameters of one expert."""
+    num_parameters: int
+    """Parameters of the whole model."""
+
+    @property
+    def num_experts(self) -> int:
+        return int(self.union_LE.sum())
+
+    @property
+    def num_trainable(self) -> int:
+        return self.num_experts * self.num_expert_parameters
+
+    def describe(self) -> list[str]:
+        """Lines for the console."""
+        share = 100 * self.num_trainable / self.num_parameters
+        return [
+            f"Total unique unsafe experts (union): {self.num_experts}",
+            f"Trainable: {self.num_trainable:,} / {self.num_parameters:,} ({share:.2f} %)",
+        ]

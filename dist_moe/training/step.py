@@ -1,0 +1,115 @@
+"""One training step: this batch's mask in force, forward, backward, and only its experts move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dist_moe.data.tokens import TokenBatch
+from dist_moe.moe.model import MoEModel
+from dist_moe.moe.route_mask import routable
+from dist_moe.parallel.comm import Comm
+from dist_moe.training.engine import Engine
+from dist_moe.training.loss import token_losses
+from dist_moe.training.monitor import MaskMonitor
+from dist_moe.training.optimizer import SelectiveAdamW
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`loss` is the mean over the loss tokens of the whole batch, under the mask in force."""
+
+    loss: float
+    grad_norm: float
+    num_active: int
+    num_stepped: int
+    num_loss_tokens: int
+    num_tokens: int
+    mask_hash: str
+
+
+class MaskedStep:
+    """The step that every engine runs. All ranks call it together with the same mask and their own rows."""
+
+    def __init__(
+        self,
+        model: MoEModel,
+        optimizer: SelectiveAdamW,
+        engine: Engine,
+        comm: Comm,
+        mode: Literal["route", "update"],
+    ) -> None:
+        self.model, self.optimizer, self.engine, self.comm, self.mode = model, optimizer, engine, comm, mode
+        self.monitor = MaskMonitor(model, optimizer, comm)
+
+    def __call__(self, mask_LE: torch.Tensor, mask_hash: str, micro_batches: Sequence[TokenBatch]) -> StepResult:
+        """mask_LE: bool [L, E] on the CPU; micro_batches: this rank's rows, the same number on all ranks."""
+        allowed_LE = routable(mask_LE) if self.mode == "route" else None
+        trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
+        self.model.train_from(trained[0] if trained else self.model.shape.num_layers)
+        self.model.route_mask.set(allowed_LE)
+        self.optimizer.begin(mask_LE)
+        self.monitor.start()
+        num_loss_tokens, num_tokens = _count_tokens(micro_batches, self.comm)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.comm.device)
+        for i, batch in enumerate(micro_batches):
+            losses = self._losses(batch.to(self.comm.device))
+            loss_sum += losses.detach().double().sum()
+            if losses.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
+                self.engine.backward(losses.sum() / num_loss_tokens)
+            last = i == len(micro_batches) - 1
+            if last:
+                seen_hash = self.monitor.check(mask_hash, allowed_LE)
+            self.engine.step(last=last)
+        self.model.route_mask.set(None)
+        self.model.set_live(None)
+        return StepResult(
+            loss=float(self.comm.sum_(loss_sum)) / num_loss_tokens,
+            grad_norm=self.optimizer.last_norm,
+            num_active=int(mask_LE.sum()),
+            num_stepped=self.optimizer.num_stepped,
+            num_loss_tokens=num_loss_tokens,
+            num_tokens=num_tokens,
+            mask_hash=seen_hash,
+        )
+
+    def _losses(self, batch: TokenBatch) -> torch.Tensor:
+        self.model.set_live(batch.live)
+        logits = self.engine.forward(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        )
+        return token_losses(logits, batch.labels)[0]
+
+
+def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], allowed_LE: torch.Tensor | None, comm: Comm) -> float:
+    """Mean loss of a batch without training, under a routing mask or none. Called by all ranks together."""
+    model.route_mask.set(allowed_LE)
+    num_loss_tokens, _ = _count_tokens(micro_batches, comm)
+    total = torch.zeros((), dtype=torch.float64, device=comm.device)
+    with torch.no_grad():
+        for batch in micro_batches:
+            batch = batch.to(comm.device)
+            model.set_live(batch.live)
+            logits = model.module(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits
+            total += token_losses(logits, batch.labels)[0].double().sum()
+    model.route_mask.set(None)
+    model.set_live(None)
+    return float(comm.sum_(total)) / num_loss_tokens
+
+
+def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> tuple[int, int]:
+    """Loss tokens and real tokens of the whole batch, over all ranks."""
+    counts = torch.tensor(
+        [
+            sum(int((b.labels[:, 1:] != -100).sum()) for b in micro_batches),
+            sum(int(b.live.sum()) for b in micro_batches),
+        ],
+        device=comm.device,
+    )
+    num_loss_tokens, num_tokens = comm.sum_(counts).tolist()
+    return num_loss_tokens, num_tokens

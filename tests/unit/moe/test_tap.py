@@ -1,0 +1,46 @@
+"""Routing counts against a NumPy recount of the router logits that transformers itself records."""
+
+import numpy as np
+import pytest
+import torch
+
+from dist_moe.moe.model import adopt
+from dist_moe.parallel.comm import SoloComm
+from tests.tiny import FAMILIES, E, K, L, tiny_model, token_ids
+
+CPU = SoloComm(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_equal_a_recount_of_router_logits(family):
+    reference, ids = tiny_model(family), token_ids(5, rows=3, length=9)
+    with torch.no_grad():
+        logits = reference(input_ids=ids, output_router_logits=True, use_cache=False).router_logits
+    counted = torch.rand(3, 9, generator=torch.Generator().manual_seed(0)) < 0.6
+    expected = np.zeros((3, L, E), np.int64)
+    for layer in range(L):
+        scores = logits[layer].reshape(3, 9, E).numpy()
+        for row in range(3):
+            for token in range(9):
+                if counted[row, token]:
+                    expected[row, layer, np.argsort(-scores[row, token], kind="stable")[:K]] += 1
+    model = adopt(tiny_model(family), CPU)
+    with torch.no_grad(), model.tap.count(counted) as counts:
+        model.module(input_ids=ids, use_cache=False)
+    np.testing.assert_array_equal(counts.numpy(), expected)
+    assert counts.sum() == counted.sum() * L * K
+
+
+def test_nothing_is_counted_outside_count():
+    model, ids = adopt(tiny_model("olmoe"), CPU), token_ids(1)
+    with torch.no_grad(), model.tap.count(torch.ones(ids.shape, dtype=torch.bool)) as counts:
+        pass
+    with torch.no_grad():
+        model.module(input_ids=ids, use_cache=False)
+    assert not counts.any()
+
+
+def test_counting_with_gradients_is_refused():
+    model = adopt(tiny_model("olmoe"), CPU)
+    with pytest.raises(AssertionError, match="no_grad"), model.tap.count(torch.ones(1, 1, dtype=torch.bool)):
+        pass

@@ -1,0 +1,151 @@
+"""The selective AdamW against one torch.optim.AdamW an expert, and against a stock AdamW that must leak."""
+
+import pytest
+import torch
+
+from dist_moe.errors import UserError
+from dist_moe.moe.model import adopt
+from dist_moe.parallel.comm import SoloComm
+from dist_moe.training.optimizer import SelectiveAdamW
+from tests.tiny import E, L, random_masks, tiny_model
+
+CPU = SoloComm(torch.device("cpu"))
+SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+STEPS = 8
+
+
+def fake_gradients(step: int, key: tuple[int, int], size: int) -> torch.Tensor:
+    seed = step * 1000 + key[0] * 100 + key[1]
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def snapshot(layers, optimizer):
+    """Every bit that a step may move: weights and optimizer state of every expert."""
+    bits = {(layer.index, e, n): w.clone() for layer in layers for e in layer.local for n, w in layer.row(e).items()}
+    for key, state in optimizer.expert_state.items():
+        bits |= {(*key, name): getattr(state, name).clone() for name in ("master", "exp_avg", "exp_avg_sq", "step")}
+    return bits
+
+
+def changed_experts(before, after):
+    return {key[:2] for key in before if not torch.equal(before[key], after[key])}
+
+
+def run_step(layers, optimizer, mask, step):
+    optimizer.begin(mask)
+    for key, grad in zip(optimizer.active, optimizer.grad_AN, strict=True):
+        grad.copy_(fake_gradients(step, key, len(grad)))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_one_torch_adamw_per_expert_that_steps_only_when_active(dtype):
+    layers = adopt(tiny_model("qwen3_moe", dtype), CPU).layers
+    masks = random_masks(STEPS)
+    optimizer = SelectiveAdamW(layers, masks.any(0), CPU, **SETTINGS)
+    references = {key: torch.nn.Parameter(state.master.clone()) for key, state in optimizer.expert_state.items()}
+    adamw = {key: torch.optim.AdamW([p], **SETTINGS, fused=True) for key, p in references.items()}
+    for step, mask in enumerate(masks):
+        run_step(layers, optimizer, mask, step)
+        for key, parameter in references.items():
+            if mask[key]:
+                parameter.grad = fake_gradients(step, key, parameter.numel())
+                adamw[key].step()
+    assert references
+    for key, parameter in references.items():
+        state = optimizer.expert_state[key]
+        assert torch.equal(state.master, parameter.detach())
+        assert state.step == masks[:, key[0], key[1]].sum()
+        expected = layers[key[0]].layout.views(parameter.detach().to(dtype))
+        for name, row in layers[key[0]].row(key[1]).items():
+            assert torch.equal(row, expected[name])
+
+
+def test_not_one_bit_moves_outside_the_mask():
+    layers = adopt(tiny_model("olmoe"), CPU).layers
+    masks = random_masks(STEPS)
+    optimizer = SelectiveAdamW(layers, masks.any(0), CPU, **SETTINGS, max_norm=0.5)
+    for step, mask in enumerate(masks):
+        before = snapshot(layers, optimizer)
+        run_step(layers, optimizer, mask, step)
+        inside = {tuple(pair) for pair in torch.nonzero(mask).tolist()}
+        assert changed_experts(before, snapshot(layers, optimizer)) == inside
+
+
+class StockAdamW(SelectiveAdamW):
+    """The way it is usually tried: one AdamW over the union, zero gradients for what should not move."""
+
+    def step(self, closure=None):
+        if not hasattr(self, "stock"):
+            self.stock = torch.optim.AdamW([s.master for s in self.expert_state.values()], **SETTINGS)
+        for state in self.expert_state.values():
+            state.master.grad = torch.zeros_like(state.master)
+        for key, grad in zip(self.active, self.grad_AN, strict=True):
+            self.expert_state[key].master.grad = grad
+        self.stock.step()
+        for (index, expert), state in self.expert_state.items():
+            views = self.layers[index].layout.views(state.master)
+            for name, row in self.layers[index].row(expert).items():
+                row.copy_(views[name])
+
+
+def test_a_stock_adamw_in_its_place_fails_the_same_check():
+    layers = adopt(tiny_model("olmoe"), CPU).layers
+    masks = random_masks(STEPS)
+    optimizer = StockAdamW(layers, masks.any(0), CPU, **SETTINGS)
+    leaks = 0
+    for step, mask in enumerate(masks):
+        before = snapshot(layers, optimizer)
+        run_step(layers, optimizer, mask, step)
+        inside = {tuple(pair) for pair in torch.nonzero(mask).tolist()}
+        leaks += len(changed_experts(before, snapshot(layers, optimizer)) - inside)
+    assert leaks > 0
+
+
+def test_clips_by_the_global_norm_of_the_active_experts():
+    layers = adopt(tiny_model("mixtral"), CPU).layers
+    mask = random_masks(1)[0]
+    optimizer = SelectiveAdamW(layers, mask, CPU, **SETTINGS, max_norm=0.25)
+    parameters = [torch.nn.Parameter(torch.zeros(layers[0].layout.size)) for _ in optimizer.expert_state]
+    for key, parameter in zip(optimizer.expert_state, parameters, strict=True):
+        parameter.grad = fake_gradients(0, key, parameter.numel())
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 0.25)
+    run_step(layers, optimizer, mask, 0)
+    assert optimizer.last_norm == pytest.approx(float(norm), rel=1e-5)
+    for parameter, grad in zip(parameters, optimizer.grad_AN, strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_an_active_expert_without_gradient_does_not_step():
+    layers = adopt(tiny_model("mixtral"), CPU).layers
+    mask = torch.zeros(L, E, dtype=torch.bool)
+    mask[0, :2] = True
+    optimizer = SelectiveAdamW(layers, mask, CPU, **SETTINGS)
+    run_step(layers, optimizer, mask, 0)
+    before = snapshot(layers, optimizer)
+    optimizer.begin(mask)
+    optimizer.grad_AN[1] = 1.0
+    optimizer.step()
+    assert changed_experts(before, snapshot(layers, optimizer)) == {(0, 1)}
+    assert optimizer.num_stepped == 1
+
+
+def test_state_is_twelve_bytes_a_parameter_of_the_union_only():
+    layers = adopt(tiny_model("mixtral", torch.bfloat16), CPU).layers
+    union = random_masks(2).any(0)
+    optimizer = SelectiveAdamW(layers, union, CPU, lr=1e-3)
+    assert {tuple(pair) for pair in torch.nonzero(union).tolist()} == set(optimizer.expert_state)
+    tensors = [t for s in optimizer.expert_state.values() for t in (s.master, s.exp_avg, s.exp_avg_sq)]
+    assert sum(t.nbytes for t in tensors) == 12 * layers[0].layout.size * int(union.sum())
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    layers = adopt(tiny_model("mixtral"), CPU).layers
+    mask = random_masks(1)[0]
+    optimizer = SelectiveAdamW(layers, mask, CPU, **SETTINGS)
+    before = snapshot(layers, optimizer)
+    optimizer.begin(mask)
+    optimizer.grad_AN[0, 0] = float("nan")
+    with pytest.raises(UserError, match="gradient norm is nan"):
+        optimizer.step()
+    assert not changed_experts(before, snapshot(layers, optimizer))
