@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
 from dist_moe.errors import UserError
@@ -73,6 +74,7 @@ def check_model_dir(path: Path) -> None:
 def load_model(config: ModelConfig, comm: Comm) -> MoEModel:
     """Read the base model and keep this rank's experts, an even split over the ranks of `comm`."""
     check_model_dir(config.path)
+    disable_progress_bar()  # one bar a rank would be noise
     dtype = AutoConfig.from_pretrained(config.path).dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     module = AutoModelForCausalLM.from_pretrained(
         config.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True

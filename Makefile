@@ -1,0 +1,61 @@
+# Needs python3 (3.11 or newer), gcc and a package index; `make test` also Debian's Slurm packages (see slurm-packages).
+#
+#   make setup [TORCH=torch==2.13.0]   the virtual environment .venv, with the tested versions of everything
+#   make demo  [ARGS=--fast]           the whole pipeline on a tiny model
+#   make test  [ARGS=tests/unit]       all tests, or those named
+#   make lint                          style, types, room order, shell scripts, documentation
+#   make bench [ARGS=...]              speed
+#   make docs                          rewrite docs/configuration.md from the configuration's source
+
+PYTHON ?= python3
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/setup.stamp
+
+# DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
+
+.PHONY: setup demo test lint bench docs slurm-packages
+
+setup: $(STAMP)
+
+# Another torch on the command line installs it over the one that is there.
+ifeq ($(origin TORCH),command line)
+.PHONY: $(STAMP)
+endif
+
+# torch goes first and alone, because its builds (CPU, CUDA) come from different places; nothing after it may change it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > .venv/constraints.txt
+	$(BIN)/python -m pip install -qq --constraint .venv/constraints.txt '$(TORCH)' setuptools
+	$(BIN)/python -m pip install -qq --constraint .venv/constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/dist-moe demo $(ARGS)
+
+test: setup slurm-packages
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/shellcheck --external-sources slurm/*.sbatch slurm/*.sh .ci/run
+	$(BIN)/python tools/make_docs.py --check
+
+bench: setup
+	$(BIN)/python tools/bench.py $(ARGS)
+
+docs: setup
+	$(BIN)/python tools/make_docs.py
+
+# tests/slurm starts a real Slurm. Without root the tests themselves say what to install.
+slurm-packages:
+	@if ! command -v slurmctld >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; \
+	fi

@@ -1,0 +1,122 @@
+"""`dist-moe`: one command for each stage. Commands are imported when they are called, so `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dist_moe import __version__
+from dist_moe.errors import UserError
+
+CONFIG_COMMANDS = ("analyze", "train")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a `UserError` is one line on stderr and status 2."""
+    return report_user_error(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def report_user_error(run: Callable[[], int], *, silent: Callable[[], bool] = lambda: False) -> int:
+    """`run()`'s status, or 2 after printing a `UserError`; other exceptions keep their traceback.
+
+    `silent` says whether another process prints the same line.
+    """
+    try:
+        return run()
+    except UserError as error:
+        if not silent():
+            print(f"dist-moe: error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def _run(argv: list[str]) -> int:
+    args, overrides = _parser().parse_known_args(argv)
+    if overrides and args.command not in CONFIG_COMMANDS:
+        raise UserError(f"dist-moe {args.command}: unknown argument {overrides[0]}; see dist-moe {args.command} --help")
+    if args.command in CONFIG_COMMANDS:
+        return run_config_command(args.command, args.config, overrides)
+    if args.command == "export":
+        from dist_moe.workflows.export import export
+
+        export(args.run, args.out, print)
+    elif args.command == "verify":
+        from dist_moe.workflows.export import verify
+
+        return 0 if verify(args.base, args.model, args.masks, print) else 1
+    elif args.command == "evaluate":
+        from dist_moe.workflows.evaluate import evaluate
+
+        evaluate(args.run, tuple(args.data), print)
+    else:
+        from dist_moe.demo.run import run_demo
+
+        run_demo(args.out, fast=args.fast, say=print)
+    return 0
+
+
+def run_config_command(command: str, config_path: Path, overrides: Sequence[str]) -> int:
+    """`analyze` or `train`, on the launcher's processes where there is a launcher."""
+    from dist_moe.config.load import load_config
+    from dist_moe.engines.build import engine_name, process_group_init
+    from dist_moe.parallel.launch import process_group
+
+    config = load_config(config_path, overrides)
+    if command == "analyze":
+        from dist_moe.workflows.analyze import analyze as workflow
+
+        init = process_group_init("local")
+    else:
+        from dist_moe.workflows.train import train as workflow
+
+        init = process_group_init(engine_name(config))
+    with process_group(init) as comm:
+        workflow(config, comm)
+    return 0
+
+
+def launched_main(command: str) -> int:
+    """What launch/*.py run: one process of many. All ranks meet the same `UserError`; the first one prints it."""
+    from dist_moe.parallel.launch import launcher_rank
+
+    parser = argparse.ArgumentParser(f"launch/{command}.py", description=f"dist-moe {command} on many processes")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file; further arguments override its keys")
+    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; not used")
+    args, overrides = parser.parse_known_args()
+    return report_user_error(
+        lambda: run_config_command(command, args.config, overrides), silent=lambda: launcher_rank() > 0
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "dist-moe", description="Find the experts that answer for unsafe behaviour, and repair only them."
+    )
+    parser.add_argument("--version", action="version", version=f"dist-moe {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("analyze", "prompts -> masks: count routing per batch and choose each batch's unsafe experts"),
+        ("train", "masks -> repaired experts: train only each batch's experts, in one process"),
+    ):
+        command = commands.add_parser(name, help=text, description=f"{text}. Further arguments override the file's keys, "
+                                      "as --train.lr 1e-5; docs/configuration.md lists them.")  # fmt: skip
+        command.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    command = commands.add_parser("export", help="a trained run -> a Hugging Face checkpoint")
+    command.add_argument("run", type=Path, help="run directory")
+    command.add_argument("--out", type=Path, required=True, help="new directory for the checkpoint")
+    command = commands.add_parser("verify", help="prove that only the union's experts differ; status 1 if not")
+    command.add_argument("base", type=Path, help="base model directory")
+    command.add_argument("model", type=Path, help="exported model directory")
+    command.add_argument("--masks", type=Path, required=True, help="mask store of the run")
+    command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
+    command.add_argument("run", type=Path, help="run directory")
+    command.add_argument("--data", type=Path, nargs="*", default=[], help="score these prompt files instead of the run's")
+    command = commands.add_parser("demo", help="the whole path on a small model made on the spot")
+    command.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory of the demo (default: %(default)s)")
+    command.add_argument("--fast", action="store_true", help="a smaller demo, about a minute")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Deal prompts into batches of safe and unsafe rows, and batches over epochs and ranks.
+
+Everything is drawn from the seed and the rows' ids alone: the order of the rows in their files changes nothing. Each
+purpose has its own random stream, so that one more category leaves the shuffles of the others as they were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from dist_moe.config.schema import num_safe_rows
+from dist_moe.data.rows import Prompt
+from dist_moe.errors import UserError
+
+UNCATEGORISED = "uncategorised"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`rows` are indices of prompts, the `num_safe` safe ones first. `id` is a hash of the rows, in any order."""
+
+    id: str
+    category: str
+    rows: tuple[int, ...]
+    num_safe: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Batches sorted by category, and the rows that are in none of them (unsafe ones by category)."""
+
+    batches: tuple[Batch, ...]
+    left_over_safe: int
+    left_over_unsafe: dict[str, int]
+
+
+def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, seed: int) -> BatchPlan:
+    """Batches of one unsafe category each; no prompt is in two of them.
+
+    Safe rows, of any category, come from one shuffled list. The categories take turns, so that when safe rows run
+    short each loses its last batches rather than the last categories all of theirs. Raises UserError where the rows
+    do not fill a single batch.
+    """
+    num_safe = num_safe_rows(batch_size, safe_ratio)
+    num_unsafe = batch_size - num_safe
+    by_id = sorted(range(len(prompts)), key=lambda i: prompts[i].id)
+    safe = _shuffled([i for i in by_id if not prompts[i].unsafe], seed, "safe")
+    pools: dict[str, list[int]] = {}
+    for i in by_id:
+        if prompts[i].unsafe:
+            pools.setdefault(prompts[i].category or UNCATEGORISED, []).append(i)
+    pools = {name: _shuffled(pools[name], seed, "unsafe", name) for name in sorted(pools)}
+
+    dealt: dict[str, list[Batch]] = {name: [] for name in pools}
+    while takers := [name for name, pool in pools.items() if len(pool) >= num_unsafe]:
+        if len(safe) < num_safe:
+            break
+        for name in takers[: len(safe) // num_safe]:
+            rows = tuple(safe[:num_safe] + pools[name][:num_unsafe])
+            dealt[name].append(Batch(_batch_id([prompts[i] for i in rows]), name, rows, num_safe))
+            del safe[:num_safe], pools[name][:num_unsafe]
+
+    batches = tuple(batch for name in dealt for batch in dealt[name])
+    if not batches:
+        name, most = max(((name, len(pool)) for name, pool in pools.items()), key=lambda item: item[1], default=("", 0))
+        raise UserError(
+            f"too few rows for one batch: it needs {num_safe} safe and {num_unsafe} unsafe rows of one category, there "
+            f"are {len(safe)} safe and at most {most} unsafe ones{f' ({name})' if name else ''}; add rows or lower "
+            "batches.batch_size"
+        )
+    return BatchPlan(batches, len(safe), {name: len(pool) for name, pool in pools.items() if pool})
+
+
+def describe(plan: BatchPlan) -> list[str]:
+    """Lines for the console: the batches in all and by category, and the rows left over."""
+    first = plan.batches[0]
+    num_unsafe = len(first.rows) - first.num_safe
+    counts = Counter(batch.category for batch in plan.batches)
+    lines = [f"batches: {len(plan.batches)} of {first.num_safe} safe + {num_unsafe} unsafe rows"]
+    for name in sorted(counts.keys() | plan.left_over_unsafe.keys()):
+        left = plan.left_over_unsafe.get(name, 0)
+        why = " (the safe rows ran out)" if left >= num_unsafe else ""
+        lines.append(f"  {name}: {counts[name]}; unsafe rows left over: {left}{why}")
+    lines.append(f"safe rows left over: {plan.left_over_safe}")
+    return lines
+
+
+def epoch_order(num_batches: int, seed: int, epoch: int) -> np.ndarray:
+    """[num_batches] the order of the batches in this epoch: a permutation, the same on every rank."""
+    return _generator(seed, "epoch", epoch).permutation(num_batches)
+
+
+def shard_rows(num_rows: int, rank: int, world_size: int) -> range:
+    """This rank's rows of a batch: contiguous, sizes differ by at most one; some are empty if ranks outnumber rows."""
+    return range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
+
+
+def micro_batches(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The indices in order, `size` at a time; the last part may be smaller. No index: no part."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def _batch_id(prompts: Sequence[Prompt]) -> str:
+    rows = sorted([prompt.id, prompt.content] for prompt in prompts)
+    return sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _shuffled(indices: list[int], *key: int | str) -> list[int]:
+    return [indices[i] for i in _generator(*key).permutation(len(indices))]
+
+
+def _generator(*key: int | str) -> np.random.Generator:
+    """A random stream of its own for each key, (seed, purpose, ...)."""
+    return np.random.default_rng(int.from_bytes(sha256(json.dumps(key).encode()).digest()))

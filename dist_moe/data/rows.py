@@ -1,0 +1,146 @@
+"""Rows of the prompt files, as values that do not depend on the files' order or format.
+
+A row has `prompt` (text) or `messages` (a list of {role, content} that ends with the user; JSON in a .csv cell),
+`label` (safe | unsafe), and optionally `response`, `category` and `id`. Other columns, and other keys of a message, are
+ignored. An empty cell, a blank text and null all mean "not given".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from dist_moe.data.formats import Row, read_rows
+from dist_moe.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row. `source` is "file:line" (in binary formats "file:row", from 1)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    response: str | None
+    unsafe: bool
+    category: str | None
+    source: str
+
+    @property
+    def content(self) -> str:
+        """Canonical JSON of everything in the row but its id and its place."""
+        turns = [[message.role, message.content] for message in self.messages]
+        return json.dumps([turns, self.response, self.unsafe, self.category])
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Prompts sorted by id; the sha256 over all their ids and contents; lines for the console."""
+
+    prompts: tuple[Prompt, ...]
+    data_hash: str
+    notes: tuple[str, ...]
+
+
+def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
+    """All rows of all files. `refusal` becomes the response of unsafe rows that have none, and part of their content.
+
+    A row without id is named by the first 16 hex digits of its content's sha256; exact copies of it are dropped.
+    Raises UserError with file and line for a row that cannot be used, and for an id that is given twice.
+    """
+    prompts: dict[str, Prompt] = {}
+    unnamed: set[str] = set()
+    num_copies = num_refusals = num_silent = 0
+    for path in paths:
+        for number, row in read_rows(path):
+            parsed = parse_row(row, f"{path}:{number}")
+            prompt = replace(parsed, response=refusal) if parsed.unsafe and parsed.response is None else parsed
+            if not prompt.id:
+                prompt = replace(prompt, id=sha256(prompt.content.encode()).hexdigest()[:16])
+                if prompt.id in unnamed:
+                    num_copies += 1
+                    continue
+                unnamed.add(prompt.id)
+            if prompt.id in prompts:
+                first = prompts[prompt.id].source
+                raise UserError(f"{prompt.source}: the id {prompt.id!r} is already that of {first}; ids must be unique")
+            prompts[prompt.id] = prompt
+            num_refusals += parsed.response is None and parsed.unsafe
+            num_silent += parsed.response is None and not parsed.unsafe
+    ordered = tuple(prompts[name] for name in sorted(prompts))
+    notes = (
+        (num_copies, "exact copies of other rows: dropped"),
+        (num_refusals, "unsafe rows without a response: data.refusal is used"),
+        (num_silent, "safe rows without a response: they give no loss and no completion tokens"),
+    )
+    data_hash = sha256(json.dumps([[prompt.id, prompt.content] for prompt in ordered]).encode()).hexdigest()
+    return PromptSet(ordered, data_hash, tuple(f"{count} {note}" for count, note in notes if count))
+
+
+def parse_row(row: Row, source: str) -> Prompt:
+    """The row as it stands: `id` is empty and `response` None where not given. Raises UserError that names `source`."""
+    text, messages = _text(row, "prompt", source), row.get("messages") or None
+    if (text is None) == (messages is None):
+        found = "both" if text else "neither"
+        raise UserError(f"{source}: expected either `prompt` or `messages`, with text in it, got {found}")
+    label = row.get("label") or None
+    if label not in ("safe", "unsafe"):
+        raise UserError(f"{source}: `label` must be safe or unsafe, got {_short(label)}")
+    name = row.get("id")
+    if isinstance(name, int) and not isinstance(name, bool):  # a number in .jsonl is text in .csv
+        row = {**row, "id": str(name)}
+    return Prompt(
+        id=_text(row, "id", source) or "",
+        messages=_messages(messages, source) if text is None else (Message("user", text),),
+        response=_text(row, "response", source),
+        unsafe=label == "unsafe",
+        category=_text(row, "category", source),
+        source=source,
+    )
+
+
+def _messages(messages: Any, source: str) -> tuple[Message, ...]:
+    if not isinstance(messages, list):
+        raise UserError(f"{source}: `messages` must be a list of {{role, content}}, got {_short(messages)}")
+    turns = []
+    for i, message in enumerate(messages):
+        where = f"{source}: messages[{i}]"
+        if not isinstance(message, dict):
+            raise UserError(f"{where}: expected {{role, content}}, got {_short(message)}")
+        role, content = message.get("role"), _text(message, "content", where)
+        if role not in ROLES:
+            raise UserError(f"{where}: `role` must be one of {', '.join(ROLES)}, got {_short(role)}")
+        if content is None:
+            raise UserError(f"{where}: `content` is empty")
+        turns.append(Message(role, content))
+    if turns[-1].role != "user":
+        raise UserError(f"{source}: the last of `messages` must be the user's; the answer to it goes in `response`")
+    return tuple(turns)
+
+
+def _text(row: Row, key: str, where: str) -> str | None:
+    """The text as it stands; None where it is not given."""
+    value = row.get(key)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise UserError(f"{where}: `{key}` must be text, got {_short(value)}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{where}: `{key}` has half of a surrogate pair (\\ud800-\\udfff), which no tokenizer takes")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,95 @@
+"""Files that are either whole or not there: directories and JSON are written beside their final place and renamed.
+
+A process that is killed while it writes leaves a hidden `.NAME.partial-*` beside the final path, never a half-written
+NAME. Such a leftover is garbage and may be deleted.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dist_moe.errors import UserError
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory beside `final` that becomes `final` when the block ends well.
+
+    What was written is on disk (fsync) before the rename; a block that raises leaves nothing.
+    With `overwrite` an existing `final` stays until the new one is complete.
+
+    Raises:
+        UserError: `final` exists and `overwrite` is false, or another process made it meanwhile.
+    """
+    if final.exists() and not overwrite:
+        raise _exists(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = _sibling(final, "partial")
+    partial.mkdir()
+    try:
+        yield partial
+        for directory, _, names in os.walk(partial):
+            for name in names:
+                _sync(Path(directory, name))
+            _sync(Path(directory))
+        if overwrite and final.exists():
+            replaced = _sibling(final, "replaced")
+            final.rename(replaced)
+            partial.rename(final)
+            shutil.rmtree(replaced)
+        else:
+            _rename_to_new(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(final.parent)
+
+
+def write_json_atomic(path: Path, value: object) -> None:
+    """Write `value` as indented JSON; a reader sees the old file or the new one, never a part."""
+    partial = _sibling(path, "partial")
+    try:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sibling(final: Path, kind: str) -> Path:
+    # Not tempfile.mkdtemp: its mode 0700 would stay on the final directory and shut the group out.
+    return final.parent / f".{final.name}.{kind}-{secrets.token_hex(6)}"
+
+
+def _rename_to_new(partial: Path, final: Path) -> None:
+    try:
+        partial.rename(final)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _exists(final) from None
+        raise
+
+
+def _exists(final: Path) -> UserError:
+    return UserError(f"{final} exists: choose another path or remove it")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

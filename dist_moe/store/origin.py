@@ -1,0 +1,49 @@
+"""Masks belong to one model, tokenizer, data set and sequence of batches; a run that uses them must have the same."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from dist_moe.errors import UserError
+from dist_moe.store.read import MaskStore
+
+
+def require_same_origin(
+    store: MaskStore,
+    *,
+    model_hash: str | None = None,
+    tokenizer_hash: str | None = None,
+    data_hash: str | None = None,
+    batch_ids: Sequence[str] | None = None,
+) -> None:
+    """Refuse a store that was made from something else than what this run has.
+
+    Args:
+        store: the masks to be used.
+        model_hash: this run's; likewise the others. None: this run has no such thing to compare.
+        tokenizer_hash: see model_hash.
+        data_hash: see model_hash.
+        batch_ids: this run's batches in their order.
+
+    Raises:
+        UserError: names the first thing that differs, both values, and what to do.
+    """
+    given = (
+        ("model", model_hash, "model.path"),
+        ("tokenizer", tokenizer_hash, "model.path or data.chat_template"),
+        ("data", data_hash, "data.paths"),
+    )
+    for what, here, key in given:
+        stored = store.provenance[f"{what}_hash"]
+        if here is not None and here != stored:
+            raise UserError(
+                f"{store.path} was made from other {what}: hash {stored[:12]} there, {here[:12]} in this run; "
+                f"set {key} to what the masks were made from, or run the analysis again"
+            )
+    if batch_ids is not None:
+        for index, (stored, here) in enumerate(zip_longest(store.batch_ids, batch_ids, fillvalue="missing")):
+            if stored != here:
+                raise UserError(
+                    f"{store.path} was made for other batches: of {len(store.batch_ids)} there and {len(batch_ids)} in "
+                    f"this run, batch {index} is {stored[:12]} there and {here[:12]} here; set data.paths, batches and "
+                    "seed to what the masks were made with, or run the analysis again"
+                )

@@ -1,0 +1,115 @@
+"""Masks to repaired experts: what `dist-moe train` and launch/train.py run, in order, on one process or many."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import torch
+from transformers import get_scheduler
+
+from dist_moe.config.load import save_config
+from dist_moe.config.schema import Config
+from dist_moe.engines.build import build_engine, engine_name
+from dist_moe.errors import UserError
+from dist_moe.moe.model import MoEModel, load_model
+from dist_moe.moe.route_mask import routable, surviving_slots
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.launch import together
+from dist_moe.store.origin import require_same_origin
+from dist_moe.store.read import MaskStore
+from dist_moe.training.loop import Split, schedule_steps, train_loop
+from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.plan import FreezePlan
+from dist_moe.training.save import save_experts
+from dist_moe.training.step import MaskedStep, batch_loss
+from dist_moe.workflows.console import Say, console
+from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.run_dir import RunDir, require_absent
+
+
+def train(config: Config, comm: Comm) -> None:
+    """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names."""
+    say, run = console(comm), RunDir(config.run_dir)
+    with together(comm):
+        for earlier in (run.experts, run.metrics):
+            require_absent(earlier, config.overwrite)
+        store = MaskStore.open(config.train.masks or run.masks)
+        inputs = read_inputs(config, say)
+        require_same_origin(
+            store,
+            model_hash=inputs.model_hash,
+            tokenizer_hash=inputs.tokenizer_hash,
+            data_hash=inputs.prompts.data_hash,
+            batch_ids=[batch.id for batch in inputs.plan.batches],
+        )
+        model = load_model(config.model, comm)
+    if config.train.activation_checkpointing:
+        model.checkpoint_activations()
+    plan = freeze_plan(store, model)
+    for line in (*plan.describe(), *_per_batch(store)):
+        say(line)
+    optimizer = SelectiveAdamW(
+        model.layers,
+        torch.from_numpy(plan.union_LE),
+        comm,
+        lr=config.train.lr,
+        betas=config.train.betas,
+        eps=config.train.eps,
+        weight_decay=config.train.weight_decay,
+        max_norm=config.train.max_norm,
+    )
+    num_steps = len(store.batches) * config.train.epochs
+    name = "constant_with_warmup" if config.train.schedule == "constant" else config.train.schedule
+    schedule = get_scheduler(name, optimizer, config.train.warmup_steps, num_steps)
+    split = Split.of(config.batches.batch_size, comm.size, config.train.micro_batch_size)
+    engine = build_engine(
+        config,
+        model,
+        optimizer,
+        schedule,
+        micro_batch_size=split.micro_batch_size,
+        num_micro_batches=split.num_micro_batches,
+    )
+    say(f"Engine: {engine.name}, {comm.size} rank(s), experts of each layer split over them; mode {config.train.mode}")
+    if config.train.mode == "route":
+        _tell_route_cost(config, store, inputs, model, split, comm, say)
+    if comm.rank == 0:
+        shutil.rmtree(run.experts, ignore_errors=True)
+        save_config(config, run.resolved("train"))
+    step = MaskedStep(model, optimizer, engine, comm, config.train.mode)
+    train_loop(
+        config, step, store, inputs.rows, split, pad_id=inputs.pad_id, comm=comm, metrics=run.metrics, say=say
+    )
+    facts = {"model_path": str(config.model.path), "model_hash": inputs.model_hash, "masks_digest": store.digest}
+    num_saved = save_experts(run.experts, model.layers, optimizer, comm, facts)
+    say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
+
+
+def freeze_plan(store: MaskStore, model: MoEModel) -> FreezePlan:
+    """The plan that a store's masks ask of a model."""
+    union_LE = store.union()
+    assert union_LE.shape == (model.shape.num_layers, model.shape.num_experts)
+    return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters)
+
+
+def _per_batch(store: MaskStore) -> list[str]:
+    numbers = np.array([batch.num_unsafe_experts for batch in store.batches])
+    return [f"Unsafe experts per batch: Min {numbers.min()}, Max {numbers.max()}, Mean {numbers.mean():.1f}"]
+
+
+def _tell_route_cost(
+    config: Config, store: MaskStore, inputs: Inputs, model: MoEModel, split: Split, comm: Comm, say: Say
+) -> None:
+    """`route` trains the model in a state in which it is never used: say what that costs before the first step."""
+    masks = [torch.from_numpy(store.masks[batch.index]) for batch in store.batches]
+    share = sum(surviving_slots(mask, model.shape.top_k) for mask in masks) / len(masks)
+    first = next(schedule_steps(len(masks), config.train.epochs, config.seed)).batch
+    micro_batches = split.local(inputs.rows(first), comm.rank, inputs.pad_id)
+    unmasked = batch_loss(model, micro_batches, None, comm)
+    masked = batch_loss(model, micro_batches, routable(masks[first]), comm)
+    say(
+        f"Mode route: {100 * share:.1f} % of the routing slots survive (mean over batches); loss of batch {first} is "
+        f"{unmasked:.4f} without the mask and {masked:.4f} under it."
+    )
+    say("  Inference has no mask. `--train.mode update` trains the same experts and leaves the routing as it is.")

@@ -1,0 +1,11 @@
+"""Analyze on many ranks:  deepspeed --num_gpus 2 launch/analyze.py --config run.yaml [--analysis.threshold 0.1 ...]
+
+The same as `dist-moe analyze`, which is one process. What runs, in order, is `dist_moe.workflows.analyze.analyze`.
+"""
+
+import sys
+
+from dist_moe.cli.main import launched_main
+
+if __name__ == "__main__":
+    sys.exit(launched_main("analyze"))

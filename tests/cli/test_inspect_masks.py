@@ -1,0 +1,142 @@
+"""tools/inspect_masks.py as a person types it; in a process where torch cannot be imported."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.store.example import write_example
+
+TOOL = Path(__file__).parents[2] / "tools" / "inspect_masks.py"
+WITHOUT_TORCH = """
+import runpy, sys
+for name in ("torch", "transformers", "deepspeed"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_example(tmp_path_factory.mktemp("run") / "masks.zarr")
+
+
+def inspect(*arguments):
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def answer(*arguments):
+    result = inspect(*arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def refusal(*arguments):
+    result = inspect(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_summary_is_the_default(store):
+    lines = [line.split() for line in answer(store).splitlines()]
+    assert ["mean_experts_per_batch", "1.3333"] in lines
+    assert ["provenance.model_hash", "a1" * 32] in lines
+    assert ["provenance.batches.batch_size", "2"] in lines
+    assert ["1", "11bb22cc33dd44ee", "hexes", "2", "0", "2"] in lines
+    assert ["1", "model.layers.2.mlp", "1", "0.6667", "1", "2"] in lines
+
+
+def test_batch_as_text(store):
+    assert answer(store, "batch", 1).endswith(
+        "unsafe experts\n"
+        " layer  expert Layer_Expert  a_safe_n  a_unsafe_n  risk_diff\n"
+        "     0       2      L00_E02    0.0000      0.6000     0.6000\n"
+        "     1       3      L01_E03    0.5000      0.9000     0.4000\n"
+    )
+
+
+VIEWS = {
+    "summary": ["batches", "layers"],
+    "batch 1": ["unsafe experts"],
+    "expert 1 3": ["history"],
+    "expert L01_E03": ["history"],
+    "overlap": ["Jaccard, batches", "Jaccard, categories", "experts in several categories"],
+    "overlap 0 11bb22cc33dd44ee": ["experts"],
+    "category heists": ["experts"],
+    "aggregated": ["unsafe experts, prompts pooled", "unsafe experts, mean of batches"],
+    "check": ["arrays"],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_view_in_each_form_and_nothing_is_written(store, view):
+    before = {path: path.stat().st_mtime_ns for path in store.parent.rglob("*")}
+    as_json = json.loads(answer(store, *view.split(), "--json"))
+    assert list(as_json["tables"]) == VIEWS[view]
+    main = as_json["tables"][VIEWS[view][0]]
+
+    as_csv = list(csv.DictReader(io.StringIO(answer("--csv", store, *view.split()))))
+    assert as_csv == [{name: str(value) for name, value in row.items()} for row in main]
+
+    text = answer(store, *view.split())
+    for title in VIEWS[view]:
+        assert f"\n\n{title}\n" in text
+    assert all(name in text for name in main[0])
+    assert {path: path.stat().st_mtime_ns for path in store.parent.rglob("*")} == before
+
+
+def test_json_has_full_precision(store):
+    rows = json.loads(answer(store, "--json", "expert", "1", "3"))["tables"]["history"]
+    assert [row["risk_diff"] for row in rows] == [0.0, 0.9 - 0.5, 0.8 - 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("batch 3", "no batch '3' in {store}: expected an index from 0 to 2, or a batch's id"),
+        ("category hexs", "no category 'hexs' in {store}: did you mean 'hexes'?"),
+        ("expert 2 0", "no expert L02_E00 in {store}: expected a layer from 0 to 1 and an expert from 0 to 3"),
+        ("expert 2", "'2' is no expert's name: expected the form L08_E42 (MoE layer 8, expert 42)"),
+        (
+            "batch",
+            "no view 'batch': expected summary, batch N, expert L E, overlap [A B], category NAME, aggregated or check",
+        ),
+        ("--jsn", "unrecognized arguments: --jsn; see --help"),
+        ("--json --csv", "argument --csv: not allowed with argument --json; see --help"),
+    ],
+)
+def test_a_wrong_question_is_one_line_and_status_2(store, arguments, message):
+    assert refusal(store, *arguments.split()) == f"inspect_masks.py: error: {message.format(store=store)}"
+
+
+def test_a_wrong_store_is_one_line_and_status_2(tmp_path):
+    assert "no mask store at" in refusal(tmp_path / "nothing.zarr")
+    assert "is no mask store" in refusal(tmp_path)
+    path = write_example(tmp_path / "masks.zarr")
+    (path / "masks" / "zarr.json").unlink()
+    assert "is damaged: array masks is not as it was written" in refusal(path, "batch", 0)
+
+
+def test_no_store_at_all():
+    assert "the following arguments are required: store" in refusal()
+
+
+def test_a_reader_that_stops_early_is_no_error(store):
+    command = f"{sys.executable} {TOOL} {store} --json | head -n 1"
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (result.stdout, result.stderr) == ("{\n", "")
+
+
+def test_help_shows_every_view():
+    text = answer("--help")
+    for view in VIEWS:
+        assert f"masks.zarr {view.split()[0]}" in text or view == "summary"

@@ -1,0 +1,172 @@
+"""Token ids: the boundary between prompt and response, what is cut, and the masks of a padded batch."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from dist_moe.data.rows import Message, Prompt
+from dist_moe.data.tokens import Encoded, collate, encode, pad_token_id, tokenizer_hash
+from dist_moe.errors import UserError
+
+
+def prompt(response: str | None, text: str = "hi") -> Prompt:
+    return Prompt("i", (Message("system", "S"), Message("user", text)), response, True, None, "rows.jsonl:4")
+
+
+def texts(tokenizer: PreTrainedTokenizerFast, row: Encoded) -> tuple[str, str]:
+    return tokenizer.decode(list(row.prompt_ids)), tokenizer.decode(list(row.response_ids))
+
+
+def test_rows_are_rendered_by_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoded = encode([prompt("no"), prompt(None)], tokenizer, 1024, None)
+    assert [texts(tokenizer, row) for row in encoded.rows] == [
+        ("<bos><|system|>S<eos><|user|>hi<eos><|assistant|>", "no<eos>"),
+        ("<bos><|system|>S<eos><|user|>hi<eos><|assistant|>", ""),
+    ]
+    assert encoded.rows[0].prompt_ids[0] == tokenizer.bos_token_id
+    assert tokenizer.bos_token_id not in encoded.rows[0].prompt_ids[1:]
+    assert encoded.rows[0].response_ids[-1] == tokenizer.eos_token_id
+    assert (encoded.truncation.num_prompts_cut, encoded.truncation.num_responses_cut) == (0, 0)
+
+
+def test_no_rows(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert encode([], tokenizer, 1024, None).rows == ()
+
+
+def test_the_boundary_is_that_of_inference(tokenizer: PreTrainedTokenizerFast) -> None:
+    (row,) = encode([prompt("no")], tokenizer, 1024, None).rows
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "hi"}]
+    at_inference = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert list(row.prompt_ids) == at_inference
+    together = tokenizer(tokenizer.decode(at_inference) + "no<eos>", add_special_tokens=False)["input_ids"]
+    assert tokenizer.vocab[">n"] in together  # in one piece the boundary would vanish inside a token
+    assert tokenizer.vocab[">n"] not in row.prompt_ids + row.response_ids
+
+
+def test_another_template_replaces_the_tokenizers_own(tokenizer: PreTrainedTokenizerFast) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+    (row,) = encode([prompt("no")], tokenizer, 1024, template).rows
+    assert texts(tokenizer, row) == ("S|hi|", "no|")
+
+
+# the prompt "S|hi|" is 5 tokens, the response "answer|" 7
+@pytest.mark.parametrize(
+    ("max_length", "before", "after", "cut"),
+    [
+        (12, "S|hi|", "answer|", (0, 0)),
+        (11, "|hi|", "answer|", (1, 0)),
+        (8, "|", "answer|", (1, 0)),
+        (7, "|", "answer", (1, 1)),
+        (4, "|", "ans", (1, 1)),
+    ],
+)
+def test_the_prompts_start_is_cut_before_the_responses_end(
+    tokenizer: PreTrainedTokenizerFast, max_length: int, before: str, after: str, cut: tuple[int, int]
+) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+    encoded = encode([prompt("answer")], tokenizer, max_length, template)
+    assert texts(tokenizer, encoded.rows[0]) == (before, after)
+    assert (encoded.truncation.num_prompts_cut, encoded.truncation.num_responses_cut) == cut
+    assert encoded.truncation.max_length == max_length
+
+
+def test_a_long_prompt_without_response_is_cut_and_counted(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    encoded = encode([prompt(None, text="x" * 50), prompt(None)], tokenizer, 40, "{{ messages[1]['content'] }}")
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert [len(row.prompt_ids) for row in encoded.rows] == [40, 2]
+    assert encoded.truncation.num_prompts_cut == 1
+    assert caplog.text == ""  # nothing about the model's length of 32 tokens
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{{ 'a' if add_generation_prompt else 'b' }}{{ messages | length }}",
+            "does not continue its text for generation",
+        ),
+        ("{{ messages[0]['content'] }}", "does not continue its text for generation"),
+        ("{{ raise_exception('No system role') }}", "the chat template does not take this row: No system role"),
+        ("{% if %}", "the chat template does not take this row: "),
+        ("{% if messages | length == 3 %}x{% endif %}", "renders this prompt to no token"),
+    ],
+)
+def test_templates_that_cannot_be_used(tokenizer: PreTrainedTokenizerFast, template: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        encode([prompt("no")], tokenizer, 1024, template)
+    assert str(caught.value).startswith("rows.jsonl:4: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("own", [None, {"rag": "x", "tool_use": "y"}])
+def test_no_template_names_the_setting(tokenizer: PreTrainedTokenizerFast, own: dict[str, str] | None) -> None:
+    tokenizer.chat_template = own
+    with pytest.raises(UserError, match=r"no chat template .*data\.chat_template"):
+        encode([prompt("no")], tokenizer, 1024, None)
+    assert encode([prompt("no")], tokenizer, 1024, "{% for m in messages %}{{ m['content'] }}{% endfor %}").rows
+
+
+def test_collate_pads_on_the_right() -> None:
+    batch = collate([Encoded((5, 6, 7), (8,)), Encoded((9,), ()), Encoded((1, 2), (3, 4))], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 0, 0, 0], [1, 2, 3, 4]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]
+    assert batch.labels.tolist() == [[-100, -100, -100, 8], [-100] * 4, [-100, -100, 3, 4]]
+    assert batch.is_completion.long().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 1]]
+    assert batch.counted("prompt").long().tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
+    assert batch.counted("completion").long().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 1]]
+    assert batch.counted("all").tolist() == batch.attention_mask.bool().tolist()
+    assert {batch.input_ids.dtype, batch.attention_mask.dtype, batch.labels.dtype} == {torch.int64}
+    assert {batch.is_completion.dtype, batch.live.dtype, batch.counted("prompt").dtype} == {torch.bool}
+
+
+def test_a_padding_id_that_is_also_a_token_hides_nothing() -> None:
+    batch = collate([Encoded((2, 2), (2,)), Encoded((2,), ())], pad_id=2)
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.labels.tolist() == [[-100, -100, 2], [-100, -100, -100]]
+
+
+def test_no_rows_give_one_dummy_token_that_is_never_counted() -> None:
+    batch = collate([], pad_id=3)
+    assert (batch.input_ids.tolist(), batch.attention_mask.tolist(), batch.labels.tolist()) == ([[3]], [[1]], [[-100]])
+    for which in ("prompt", "completion", "all"):
+        assert not batch.counted(which).any()
+    assert {batch.input_ids.dtype, batch.labels.dtype, batch.attention_mask.dtype} == {torch.int64}
+    assert {batch.is_completion.dtype, batch.live.dtype} == {torch.bool}
+
+
+def test_moving_a_batch_moves_all_of_it() -> None:
+    moved = collate([Encoded((1,), (2,))], pad_id=0).to("meta")
+    assert {getattr(moved, name).device.type for name in moved.__slots__} == {"meta"}
+    assert moved.labels.shape == (1, 2)
+
+
+def test_pad_id_falls_back_to_eos_then_0(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert pad_token_id(tokenizer) == tokenizer.eos_token_id
+    tokenizer.pad_token = "!"
+    assert pad_token_id(tokenizer) == tokenizer.vocab["!"]
+    tokenizer.pad_token = tokenizer.eos_token = None
+    assert pad_token_id(tokenizer) == 0
+
+
+def test_hash_ignores_the_settings_of_the_last_call(tokenizer: PreTrainedTokenizerFast) -> None:
+    before = tokenizer_hash(tokenizer)
+    assert len(before) == 64
+    tokenizer(["a", "bcd"], padding="longest", truncation=True, max_length=2, pad_to_multiple_of=4)
+    assert tokenizer_hash(tokenizer) == before
+
+
+def test_hash_tells_tokenizers_and_templates_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+    added, special, own = (copy.deepcopy(tokenizer) for _ in range(3))
+    added.add_tokens(["word"])
+    special.pad_token = "!"
+    own.chat_template = "other"
+    hashes = [tokenizer_hash(each) for each in (tokenizer, added, special, own)]
+    assert len(set(hashes)) == 4
+    assert tokenizer_hash(tokenizer, "other") == hashes[3]
+    assert tokenizer_hash(tokenizer, tokenizer.chat_template) == hashes[0]

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from dist_moe.risk.counts import RoutingCounts, concatenate
+
+
+def counts(counts_PLE, tokens_P, experts_per_token=2):
+    return RoutingCounts(np.array(counts_PLE), np.array(tokens_P), experts_per_token)
+
+
+THREE = counts([[[3, 1, 2]], [[0, 4, 4]], [[1, 1, 0]]], [3, 4, 1])
+
+
+@pytest.mark.parametrize("rows", [[0, 2], np.array([True, False, True])])
+def test_pooled_sums_the_given_prompts(rows):
+    pooled = THREE.pooled(rows)
+    assert pooled.counts_PLE.tolist() == [[[4, 2, 2]]]
+    assert pooled.tokens_P.tolist() == [4]
+    assert pooled.experts_per_token == 2
+
+
+def test_pooled_over_no_prompt_is_zero():
+    pooled = THREE.pooled([])
+    assert pooled.counts_PLE.tolist() == [[[0, 0, 0]]]
+    assert pooled.tokens_P.tolist() == [0]
+
+
+def test_concatenate_keeps_the_order():
+    both = concatenate([THREE.pooled([1]), THREE])
+    assert both.counts_PLE[:, 0].tolist() == [[0, 4, 4], [3, 1, 2], [0, 4, 4], [1, 1, 0]]
+    assert both.tokens_P.tolist() == [4, 3, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("counts_PLE", "tokens_P"),
+    [
+        ([[[3, 2, 2]]], [3]),  # 7 slots of 3 tokens with k = 2
+        ([[[4, 1, 1]]], [3]),  # one expert 4 times in 3 tokens
+        ([[[-1, 1, 1]]], [3]),
+        ([[[1, 1, 1]]], [3, 3]),
+        ([[1, 1, 1]], [3]),
+        ([[[1.0, 1.0, 1.0]]], [3]),
+    ],
+)
+def test_impossible_counts_are_a_bug(counts_PLE, tokens_P):
+    with pytest.raises(AssertionError):
+        counts(counts_PLE, tokens_P)

@@ -1,0 +1,218 @@
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+
+import numpy as np
+import pytest
+import zarr
+
+import dist_moe
+from dist_moe.errors import UserError
+from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.risk.select import SelectionRule, unsafe_experts
+from dist_moe.risk.table import risk_table
+from dist_moe.store import BatchInfo, MaskStore, StoreContents, read, write_store
+from tests.unit.store.example import BATCH_IDS, CATEGORIES, COUNTS_PLE, PROVENANCE, example_contents, write_example
+
+
+@pytest.fixture
+def store(tmp_path):
+    return MaskStore.open(write_example(tmp_path / "masks.zarr"))
+
+
+def test_arrays_come_back_bit_for_bit(store):
+    contents = example_contents()
+    assert store.masks[:].tobytes() == contents.masks.masks_BLE.tobytes()
+    assert store.risk_diff[:].tobytes() == contents.risk.risk_diff_BLE.tobytes()
+    assert store.a_safe_n[:].tobytes() == contents.risk.a_safe_n_BLE.tobytes()
+    assert store.a_unsafe_n[:].tobytes() == contents.risk.a_unsafe_n_BLE.tobytes()
+    np.testing.assert_array_equal(store.prompt_counts[:], COUNTS_PLE)
+    assert store.prompts.to_dict(orient="list") == {
+        "id": list(contents.prompt_ids),
+        "unsafe": [False, True] * 3,
+        "batch": [0, 0, 1, 1, 2, 2],
+        "tokens": [10, 10, 10, 10, 20, 20],
+    }
+
+
+def test_one_batch_is_numpy(store):
+    mask_LE = store.masks[1]
+    assert isinstance(mask_LE, np.ndarray)
+    assert mask_LE.dtype == np.bool_
+    assert mask_LE.tolist() == [[False, False, True, False], [False, False, False, True]]
+    np.testing.assert_allclose(store.risk_diff[1], [[0, -0.6, 0.6, 0], [-0.4, 0, 0, 0.4]])
+    assert len(store.masks) == 3
+    assert store.masks.shape == (3, 2, 4)
+    assert store.masks[:, 0, 2].tolist() == [True, True, False]
+    with pytest.raises(IndexError):
+        store.masks[3]
+
+
+def test_what_is_said_of_the_batches(store):
+    def sha(bits):
+        return hashlib.sha256(b"2x4:" + bytes([bits])).hexdigest()
+
+    assert store.batches == (
+        BatchInfo(0, BATCH_IDS[0], "hexes", 1, sha(0b0010_0000)),
+        BatchInfo(1, BATCH_IDS[1], "hexes", 2, sha(0b0010_0001)),
+        BatchInfo(2, BATCH_IDS[2], "heists", 1, sha(0b0000_0001)),
+    )
+    assert store.batch_ids == BATCH_IDS
+    assert store.categories == CATEGORIES
+    assert store.batches[2].name == "batch 2 (heists, 22cc33dd44ee)"
+
+
+def test_origin_comes_back(store):
+    assert store.provenance == PROVENANCE
+    assert store.rule == SelectionRule(name="threshold_top_k", threshold=0.05, top_k=50)
+    assert store.counted_tokens == "prompt"
+    assert store.experts_per_token == 2
+    assert store.layer_names == ("model.layers.1.mlp", "model.layers.2.mlp")
+    assert store.dist_moe_version == dist_moe.__version__
+
+
+def test_unsafe_experts_and_union(store):
+    assert [store.unsafe_experts(batch) for batch in range(3)] == [[(0, 2)], [(0, 2), (1, 3)], [(1, 3)]]
+    assert store.union().tolist() == [[False, False, True, False], [False, False, False, True]]
+
+
+def test_unsafe_experts_are_those_of_the_mask_in_order_of_risk(tmp_path):
+    rng = np.random.default_rng(0)
+    tokens_P = np.full(40, 50)
+    counts = RoutingCounts(rng.multinomial(50, [1 / 16] * 16, (40, 4)), tokens_P, 1)
+    unsafe_P, batch_of_P = np.arange(40) % 2 == 0, np.arange(40) // 8
+    risk = risk_table(counts, unsafe_P, batch_of_P, 5, ["x"] * 5)
+    rule = SelectionRule(threshold=0.01, top_k=7)
+    expected = [unsafe_experts(risk_diff_LE, 0.01, 7) for risk_diff_LE in risk.risk_diff_BLE]
+    masks_BLE = np.zeros((5, 4, 16), bool)
+    for batch, experts in enumerate(expected):
+        masks_BLE[batch, *np.transpose(experts)] = True
+    contents = StoreContents(
+        counts=counts,
+        prompt_ids=tuple(map(str, range(40))),
+        unsafe_P=unsafe_P,
+        batch_of_P=batch_of_P,
+        batch_ids=tuple("abcde"),
+        categories=tuple("vwxyz"),
+        risk=risk,
+        masks=ExpertMasks(masks_BLE),
+        rule=rule,
+        counted_tokens="all",
+        layer_names=tuple("klmn"),
+        provenance=PROVENANCE,
+    )
+    write_store(tmp_path / "masks.zarr", contents)
+    store = MaskStore.open(tmp_path / "masks.zarr")
+    assert [store.unsafe_experts(batch) for batch in range(5)] == expected
+
+
+def test_batch_table(store):
+    table = store.batch_table(1)
+    assert table.columns.tolist() == ["layer", "expert", "Layer_Expert", "a_safe_n", "a_unsafe_n", "risk_diff"]
+    assert table["Layer_Expert"].tolist() == [
+        *("L00_E02", "L01_E03", "L00_E00", "L00_E03", "L01_E01", "L01_E02", "L01_E00", "L00_E01")
+    ]
+    assert table.loc[1, ["a_safe_n", "a_unsafe_n", "risk_diff"]].tolist() == [0.5, 0.9, 0.4]
+
+
+# With 1 prompt at a time, slabs of the pooled sum have an empty arm.
+@pytest.mark.parametrize("prompts_at_once", [1, 4, 1024])
+def test_aggregated_is_pooled_over_all_prompts(store, monkeypatch, prompts_at_once):
+    monkeypatch.setattr(read, "PROMPTS_AT_ONCE", prompts_at_once)
+    table = store.aggregated
+    assert table["Layer_Expert"].tolist() == [
+        *("L00_E02", "L01_E03", "L00_E03", "L01_E01", "L01_E02", "L00_E00", "L00_E01", "L01_E00")
+    ]
+    np.testing.assert_allclose(table["risk_diff"], [0.3, 0.25, 0, 0, -0.1, -0.15, -0.15, -0.15])
+    assert table.loc[0, ["a_safe_n", "a_unsafe_n"]].tolist() == [0.0, 12 / 40]
+    assert store.global_unsafe_experts()["Layer_Expert"].tolist() == ["L00_E02", "L01_E03"]
+
+
+def test_mean_of_batches_weighs_batches(store):
+    table = store.mean_of_batches
+    assert table["Layer_Expert"].tolist()[:2] == ["L00_E02", "L01_E03"]
+    np.testing.assert_allclose(table["risk_diff"][:2], [1.2 / 3, 0.7 / 3])
+
+
+def test_global_unsafe_experts_obey_top_k(tmp_path):
+    write_store(tmp_path / "masks.zarr", example_contents(top_k=1))
+    store = MaskStore.open(tmp_path / "masks.zarr")
+    assert store.global_unsafe_experts()["Layer_Expert"].tolist() == ["L00_E02"]
+    assert store.unsafe_experts(1) == [(0, 2)]
+
+
+def test_same_contents_same_bytes(tmp_path):
+    one, other = write_example(tmp_path / "one.zarr"), write_example(tmp_path / "other.zarr")
+    assert MaskStore.open(one).digest == MaskStore.open(other).digest
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    assert all((one / path).read_bytes() == (other / path).read_bytes() for path in files)
+
+
+def test_other_contents_other_digest(tmp_path):
+    write_store(tmp_path / "one.zarr", example_contents())
+    contents = dataclasses.replace(example_contents(), provenance=PROVENANCE | {"seed": 8})
+    write_store(tmp_path / "other.zarr", contents)
+    assert MaskStore.open(tmp_path / "one.zarr").digest != MaskStore.open(tmp_path / "other.zarr").digest
+
+
+def test_any_zarr_reader_can_read_it_and_none_warns(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(write_example(tmp_path / "masks.zarr"), mode="r")
+        assert {name for name, _ in group.arrays()} == set(group.attrs["complete"]["arrays"])
+        assert json.loads(group["batch_ids"][:].tobytes()) == list(BATCH_IDS)
+    assert group.metadata.zarr_format == 3
+
+
+def test_reading_changes_nothing(tmp_path):
+    path = write_example(tmp_path / "masks.zarr")
+
+    def state():
+        files = sorted(path.rglob("*"))
+        return [(file, os.stat(file).st_mtime_ns, file.is_file() and file.read_bytes()) for file in files]
+
+    before = state()
+    store = MaskStore.open(path)
+    store.aggregated, store.mean_of_batches, store.batches, store.prompts, store.union()
+    with pytest.raises(ValueError, match="read-only"):
+        store.masks.array[0] = True
+    assert state() == before
+
+
+def test_an_existing_store_is_kept_unless_told(tmp_path):
+    path = write_example(tmp_path / "masks.zarr")
+    with pytest.raises(UserError, match="masks.zarr exists: choose another path or remove it"):
+        write_store(path, example_contents(top_k=1))
+    assert MaskStore.open(path).rule.top_k == 50
+    write_store(path, example_contents(top_k=1), overwrite=True)
+    assert MaskStore.open(path).rule.top_k == 1
+
+
+def test_many_batches_are_few_files(tmp_path):
+    contents = example_contents()
+    copies = 200
+    many = dataclasses.replace(
+        contents,
+        counts=RoutingCounts(np.tile(COUNTS_PLE, (copies, 1, 1)), np.tile(contents.counts.tokens_P, copies), 2),
+        prompt_ids=contents.prompt_ids * copies,
+        unsafe_P=np.tile(contents.unsafe_P, copies),
+        batch_of_P=(np.arange(copies)[:, None] * 3 + contents.batch_of_P).ravel(),
+        batch_ids=tuple(f"{index:016x}" for index in range(3 * copies)),
+        categories=contents.categories * copies,
+        risk=dataclasses.replace(
+            contents.risk,
+            a_safe_n_BLE=np.tile(contents.risk.a_safe_n_BLE, (copies, 1, 1)),
+            a_unsafe_n_BLE=np.tile(contents.risk.a_unsafe_n_BLE, (copies, 1, 1)),
+        ),
+        masks=ExpertMasks(np.tile(contents.masks.masks_BLE, (copies, 1, 1))),
+    )
+    write_store(tmp_path / "masks.zarr", many)
+    # 600 batches: three shards of up to 256.
+    assert sorted(path.name for path in (tmp_path / "masks.zarr" / "masks" / "c").iterdir()) == ["0", "1", "2"]
+    store = MaskStore.open(tmp_path / "masks.zarr")
+    assert all(store.masks[batch].tolist() == store.masks[batch % 3].tolist() for batch in (254, 255, 256, 599))
+    np.testing.assert_allclose(store.aggregated["risk_diff"][:2], [0.3, 0.25])

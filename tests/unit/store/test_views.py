@@ -1,0 +1,171 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dist_moe.errors import UserError
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.store import MaskStore, views, write_store
+from tests.unit.store.example import BATCH_IDS, PROVENANCE, example_contents, write_example
+
+
+@pytest.fixture
+def store(tmp_path):
+    return MaskStore.open(write_example(tmp_path / "masks.zarr"))
+
+
+def rows(table, *columns):
+    return table[list(columns)].to_numpy().tolist()
+
+
+def test_summary(store):
+    view = views.summary(store)
+    assert view.facts == {
+        "store": str(store.path),
+        "dist_moe_version": store.dist_moe_version,
+        "selection_rule": {"name": "threshold_top_k", "threshold": 0.05, "top_k": 50},
+        "counted_tokens": "prompt",
+        "prompts": 6,
+        "batches": 3,
+        "moe_layers": 2,
+        "experts_per_layer": 4,
+        "experts_per_token": 2,
+        "min_experts_per_batch": 1,
+        "mean_experts_per_batch": 4 / 3,
+        "max_experts_per_batch": 2,
+        "batches_with_none": 0,
+        "union_experts": 2,
+        "all_experts": 8,
+        "provenance": PROVENANCE,
+    }
+    assert view.tables["batches"].to_numpy().tolist() == [
+        [0, BATCH_IDS[0], "hexes", 1, 1, 1],
+        [1, BATCH_IDS[1], "hexes", 2, 0, 2],
+        [2, BATCH_IDS[2], "heists", 1, 1, 1],
+    ]
+    assert view.tables["layers"].to_numpy().tolist() == [
+        [0, "model.layers.1.mlp", 1, 2 / 3, 1, 2],
+        [1, "model.layers.2.mlp", 1, 2 / 3, 1, 2],
+    ]
+
+
+def test_summary_counts_layers_with_k_experts_as_full(tmp_path):
+    masks_BLE = np.zeros((3, 2, 4), bool)
+    masks_BLE[0, 0, :2] = True
+    masks_BLE[0, 1, :3] = True
+    write_store(tmp_path / "masks.zarr", dataclasses.replace(example_contents(), masks=ExpertMasks(masks_BLE)))
+    view = views.summary(MaskStore.open(tmp_path / "masks.zarr"))
+    assert rows(view.tables["batches"], "layers_with_none", "layers_below_k") == [[0, 0], [2, 0], [2, 0]]
+    assert view.facts["batches_with_none"] == 2
+    assert view.facts["min_experts_per_batch"] == 0
+
+
+@pytest.mark.parametrize("key", ["1", BATCH_IDS[1]])
+def test_batch(store, key):
+    view = views.batch(store, key)
+    assert view.facts["batch"] == 1
+    assert view.facts["mask_hash"] == store.batches[1].mask_hash
+    (table,) = view.tables.values()
+    assert rows(table, "Layer_Expert", "a_safe_n", "a_unsafe_n") == [["L00_E02", 0.0, 0.6], ["L01_E03", 0.5, 0.9]]
+    assert table["risk_diff"].tolist() == [0.6, 0.4]
+
+
+@pytest.mark.parametrize("key", ["3", "-1", "1.0", "00aa"])
+def test_no_such_batch(store, key):
+    with pytest.raises(UserError, match=f"no batch '{key}' in .*: expected an index from 0 to 2, or a batch's id"):
+        views.batch(store, key)
+
+
+def test_expert(store):
+    view = views.expert(store, 1, 3)
+    assert view.facts == {
+        "expert": "L01_E03",
+        "module": "model.layers.2.mlp",
+        "batches_selected": 2,
+        "batches": 3,
+    }
+    (table,) = view.tables.values()
+    assert rows(table, "batch", "category", "selected", "a_safe_n", "a_unsafe_n") == [
+        [0, "hexes", False, 0.5, 0.5],
+        [1, "hexes", True, 0.5, 0.9],
+        [2, "heists", True, 0.5, 0.8],
+    ]
+
+
+@pytest.mark.parametrize(("layer", "expert"), [(2, 0), (0, 4), (-1, 0)])
+def test_no_such_expert(store, layer, expert):
+    with pytest.raises(UserError, match="expected a layer from 0 to 1 and an expert from 0 to 3"):
+        views.expert(store, layer, expert)
+
+
+def test_overlap(store):
+    view = views.overlap(store)
+    assert view.facts == {"batches": 3, "categories": 2, "experts_in_several_categories": 1}
+    by_batch, by_category, shared = view.tables.values()
+    assert rows(by_batch, "batch", "category", "0", "1", "2") == [
+        [0, "hexes", 1.0, 0.5, 0.0],
+        [1, "hexes", 0.5, 1.0, 0.5],
+        [2, "heists", 0.0, 0.5, 1.0],
+    ]
+    # heists {L01_E03}, hexes {L00_E02, L01_E03}
+    assert by_category.to_dict(orient="records") == [{"category": "heists", "other": "hexes", "jaccard": 0.5}]
+    assert rows(shared, "Layer_Expert", "categories", "num_batches") == [["L01_E03", "heists, hexes", 2]]
+
+
+@pytest.mark.parametrize("name", ["category", "batch", "0"])
+def test_a_category_may_have_the_name_of_a_column(tmp_path, name):
+    contents = dataclasses.replace(example_contents(), categories=(name, name, "heists"))
+    write_store(tmp_path / "masks.zarr", contents)
+    store = MaskStore.open(tmp_path / "masks.zarr")
+    assert views.overlap(store).tables["Jaccard, categories"]["jaccard"].tolist() == [0.5]
+    assert views.category(store, name).facts["batches"] == [0, 1]
+
+
+def test_overlap_of_two(store):
+    view = views.overlap_of_two(store, "2", "1")
+    assert view.facts == {
+        "first": store.batches[2].name,
+        "second": store.batches[1].name,
+        "jaccard": 0.5,
+        "in_both": 1,
+        "only_in_first": 0,
+        "only_in_second": 1,
+    }
+    (table,) = view.tables.values()
+    assert rows(table, "Layer_Expert", "in_first", "in_second") == [["L01_E03", True, True], ["L00_E02", False, True]]
+    np.testing.assert_allclose(table["risk_diff_first"], [0.3, 0.0])
+    np.testing.assert_allclose(table["risk_diff_second"], [0.4, 0.6])
+
+
+def test_category(store):
+    view = views.category(store, "hexes")
+    assert view.facts == {"category": "hexes", "batches": [0, 1], "experts": 2, "experts_in_every_batch": 1}
+    (table,) = view.tables.values()
+    assert table.to_dict(orient="list") == {
+        "layer": [0, 1],
+        "expert": [2, 3],
+        "Layer_Expert": ["L00_E02", "L01_E03"],
+        "num_batches": [2, 1],
+        "share": [1.0, 0.5],
+        "mean_risk_diff": [pytest.approx(0.6), pytest.approx(0.2)],
+        "also_in": ["", "heists"],
+    }
+
+
+def test_no_such_category(store):
+    with pytest.raises(UserError, match=r"no category 'hexs' in .*: did you mean 'hexes'\?"):
+        views.category(store, "hexs")
+
+
+def test_aggregated(store):
+    view = views.aggregated(store)
+    assert view.facts == {"unsafe_experts": 2, "in_no_batch": 0}
+    pooled, by_mean = view.tables.values()
+    np.testing.assert_allclose(pooled["risk_diff"], [0.3, 0.25])
+    np.testing.assert_allclose(by_mean["risk_diff"], [0.4, 0.7 / 3])
+
+
+def test_check(store):
+    view = views.check(store)
+    assert view.facts == {"store": str(store.path), "digest": store.digest, "intact": True}
+    assert ["masks", "bool", "3x2x4"] in rows(view.tables["arrays"], "array", "dtype", "shape")

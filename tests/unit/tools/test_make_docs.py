@@ -1,0 +1,75 @@
+"""The configuration page says what the schema says, and dead links are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.make_docs import PAGE, dead_links, markdown_files, read_sections, render, update
+from tools.make_docs import SCHEMA as SCHEMA_PATH
+
+SCHEMA = '''
+@dataclass
+class TrainConfig:
+    mode: Literal["a", "b"] = "a"
+    """a | b,
+    on two lines."""
+
+
+@dataclass
+class Config:
+    run_dir: Path
+    """Where."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+'''
+
+
+def test_every_field_is_a_row_with_type_default_and_docstring() -> None:
+    rows = [line for line in render(read_sections(SCHEMA)).splitlines() if line.startswith("| `")]
+    assert rows == [
+        "| `run_dir` | `Path` | required | Where. |",
+        "| `train.mode` | `Literal['a', 'b']` | `'a'` | a \\| b, on two lines. |",
+    ]
+
+
+def test_field_without_docstring_is_refused_by_name() -> None:
+    with pytest.raises(SystemExit, match=r"no docstring under run_dir"):
+        render(read_sections(SCHEMA.replace('"""Where."""', "")))
+
+
+@pytest.mark.parametrize(
+    ("target", "dead"),
+    [
+        ("other.md", False),
+        ("other.md#a-heading-here", False),
+        ("#first", False),
+        ("https://example.org/nothing", False),
+        ("missing.md", True),
+        ("other.md#no-heading", True),
+        ("#not-a-heading-but-a-comment", True),
+    ],
+)
+def test_dead_links(tmp_path: Path, target: str, dead: bool) -> None:
+    (tmp_path / "other.md").write_text("# Title\n\n## A heading, here!\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# First\n\n```\n# not a heading but a comment\n[x](in-code.md)\n```\n" + f"`[y](quoted.md)` [z]({target})\n"
+    )
+    assert dead_links(page) == ([f"{page}:7: {target}"] if dead else [])
+
+
+def test_hidden_directories_and_runs_are_not_searched(tmp_path: Path) -> None:
+    for name in (".venv/a.md", "runs/b.md", "docs/deep/c.md", "d.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert markdown_files(tmp_path) == [tmp_path / "d.md", tmp_path / "docs/deep/c.md"]
+
+
+def test_stale_page_is_found_until_it_is_rewritten(tmp_path: Path) -> None:
+    for name, text in ((SCHEMA_PATH, SCHEMA), (PAGE, "# Configuration\n")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    assert update(tmp_path, check=True) == [f"{PAGE} is not what {SCHEMA_PATH} says: run `make docs`"]
+    assert update(tmp_path, check=False) == []
+    assert update(tmp_path, check=True) == []

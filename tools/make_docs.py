@@ -1,0 +1,163 @@
+"""Write docs/configuration.md from the configuration's source, and check every link between the Markdown files.
+
+The table is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring under each
+field), so that it needs none of the project's dependencies.
+
+    python tools/make_docs.py            rewrite docs/configuration.md, check the links
+    python tools/make_docs.py --check    the same without writing; status 1 when the file is stale or a link is dead
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = Path("dist_moe/config/schema.py")
+PAGE = Path("docs/configuration.md")
+
+HEADER = f"""# Configuration
+
+<!-- Written by tools/make_docs.py from {SCHEMA}: edit that file, then run `make docs`. -->
+
+A run is described by one YAML file. A value is taken from the command line if it stands there (`--train.lr 1e-4`),
+else from the file, else from the defaults below. A setting without a default must be given.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: str
+    type: str
+    default: str | None
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One dataclass of the schema."""
+
+    name: str
+    fields: tuple[Field, ...]
+
+
+def read_sections(source: str) -> dict[str, Section]:
+    """The dataclasses of a module's source text, by name, in their order. Every field must have a docstring."""
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return {node.name: Section(node.name, tuple(_fields(node))) for node in classes}
+
+
+def _fields(node: ast.ClassDef) -> Iterator[Field]:
+    for statement, following in pairwise([*node.body, None]):
+        if not isinstance(statement, ast.AnnAssign):
+            continue
+        name = ast.unparse(statement.target)
+        match following:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                help_text = " ".join(text.split())
+            case _:
+                # A section field is explained by its own fields.
+                help_text = ""
+        default = None if statement.value is None else ast.unparse(statement.value)
+        yield Field(name, ast.unparse(statement.annotation), default, help_text)
+
+
+def render(sections: dict[str, Section], root: str = "Config") -> str:
+    """The page: the top-level settings, then one table for each section in the order of the root class."""
+    top = sections[root].fields
+    blocks = [HEADER, "## Top level\n", _table([field for field in top if field.type not in sections], prefix="")]
+    for field in top:
+        if field.type in sections:
+            blocks += [f"## {field.name}\n", _table(list(sections[field.type].fields), prefix=f"{field.name}.")]
+    return "\n".join(blocks)
+
+
+def _table(fields: list[Field], prefix: str) -> str:
+    undocumented = [f"{prefix}{field.name}" for field in fields if not field.help]
+    if undocumented:
+        sys.exit(f"make_docs: {SCHEMA}: no docstring under {', '.join(undocumented)}; write one line there")
+    rows = [
+        f"| `{prefix}{field.name}` | {_code(field.type)} | {_code(field.default)} | {_escape(field.help)} |"
+        for field in fields
+    ]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def _code(text: str | None) -> str:
+    return "required" if text is None else f"`{_escape(text)}`"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def markdown_files(root: Path) -> list[Path]:
+    """The project's Markdown files, without those of hidden directories and of runs."""
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and not re.match(r"\.|runs$", folder.name)]
+    return sorted([*root.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))])
+
+
+def dead_links(page: Path) -> list[str]:
+    """Relative links of a page to no file, and links to no heading: `page:line: target`."""
+    links = _links(page.read_text(encoding="utf-8"))
+    return [f"{page}:{line_number}: {target}" for line_number, target in links if _is_dead(page, target)]
+
+
+def _links(text: str) -> Iterator[tuple[int, str]]:
+    for line_number, line in _prose(text):
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", line)):
+            if not re.match(r"[a-z]+:", target):
+                yield line_number, target
+
+
+def _prose(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines outside code blocks."""
+    in_code = False
+    for line_number, line in enumerate(text.splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            in_code = not in_code
+        elif not in_code:
+            yield line_number, line
+
+
+def _is_dead(page: Path, target: str) -> bool:
+    path, _, anchor = target.partition("#")
+    file = page.parent / path if path else page
+    if not file.exists():
+        return True
+    return bool(anchor) and file.suffix == ".md" and anchor not in _anchors(file.read_text(encoding="utf-8"))
+
+
+def _anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = (line.lstrip("#").strip().lower() for _, line in _prose(text) if re.match(r"#{1,6} ", line))
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+def update(root: Path, *, check: bool) -> list[str]:
+    """Rewrite the page under `root` (unless `check`); returns what is wrong: a stale page, dead links."""
+    problems = []
+    page = render(read_sections((root / SCHEMA).read_text(encoding="utf-8")))
+    if not check:
+        (root / PAGE).write_text(page, encoding="utf-8")
+    elif not (root / PAGE).exists() or (root / PAGE).read_text(encoding="utf-8") != page:
+        problems.append(f"{PAGE} is not what {SCHEMA} says: run `make docs`")
+    return problems + [f"dead link: {link}" for file in markdown_files(root) for link in dead_links(file)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is stale")
+    problems = update(ROOT, check=parser.parse_args().check)
+    if problems:
+        sys.exit("\n".join(f"make_docs: {problem}" for problem in problems))
+
+
+if __name__ == "__main__":
+    main()
