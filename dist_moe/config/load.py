@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from ruamel.yaml import YAML, MappingNode, Node
+from ruamel.yaml import YAML, MappingNode, Node, ScalarNode
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import SafeRepresenter
 
 from dist_moe.config.schema import Config, num_safe_rows
 from dist_moe.errors import UserError
@@ -30,6 +31,17 @@ class _Constructor(SafeConstructor):
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+class _Representer(SafeRepresenter):
+    """ruamel writes Unicode's line breaks bare and reads them as spaces; in double quotes it escapes them."""
+
+    def represent_str(self, text: str) -> ScalarNode:
+        style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), prog: str | None = None) -> Config:
@@ -62,6 +74,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), prog: str | No
 def save_config(config: Config, path: Path) -> None:
     """Write every setting to `path`, as YAML that `load_config` reads back to an equal Config."""
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel declares it as None
     with path.open("w", encoding="utf-8") as file:

@@ -45,7 +45,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
         for number, text in enumerate(file, start=1):
             if not text.strip():
                 continue
-            row = _json(text, f"{path}:{number}: ")
+            row = _json(text.rstrip(), f"{path}:{number}: ")
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: expected one JSON object a line, got a {type(row).__name__}")
             yield number, row

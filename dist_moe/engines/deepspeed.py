@@ -20,6 +20,7 @@ from typing import Any
 import deepspeed
 import deepspeed.ops
 import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -32,7 +33,7 @@ OWNED_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "amp")
 
 
 def init_deepspeed(backend: str) -> None:
-    """Start the process group through DeepSpeed."""
+    """Start the process group through DeepSpeed, or let DeepSpeed take over one that torch has started."""
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT)
@@ -83,6 +84,7 @@ class DeepSpeedEngine:
             "gradient_accumulation_steps": num_micro_batches,
             "gradient_clipping": 0.0,
         }
+        init_deepspeed(dist.get_backend())
         self.engine, hosted, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
         )

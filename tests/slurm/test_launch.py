@@ -26,7 +26,7 @@ import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 total = torch.tensor(2.0 ** dist.get_rank())
 dist.all_reduce(total)
-names = ("SLURM_NODEID", "LOCAL_RANK", "OMP_NUM_THREADS", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")
+names = ("SLURM_NODEID", "LOCAL_RANK", "OMP_NUM_THREADS", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "MASTER_PORT")
 seen = dict(argv=sys.argv, rank=dist.get_rank(), world=dist.get_world_size(), sum=total.item())
 pathlib.Path(f"rank-{dist.get_rank()}.json").write_text(json.dumps(seen | {name: os.environ[name] for name in names}))
 dist.barrier()
@@ -63,7 +63,8 @@ def test_every_rank_on_every_node_meets_the_others(
     cluster: Cluster, repository: Path, name: str, nodes: int, ranks: int
 ) -> None:
     arguments = ("--config", "a b.yaml", "--data.refusal", 'I\'m $HOME; "no"')
-    job = cluster.wait(submit(cluster, repository, nodes, ranks, *arguments, name=name), LIMIT_S)
+    job_id = submit(cluster, repository, nodes, ranks, *arguments, name=name)
+    job = cluster.wait(job_id, LIMIT_S)
     assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), job.log
 
     seen = [json.loads((repository / f"rank-{rank}.json").read_text()) for rank in range(nodes * ranks)]
@@ -76,6 +77,7 @@ def test_every_rank_on_every_node_meets_the_others(
         assert one["argv"] == [script, f"--local_rank={local_rank}", *arguments]
         assert one["OMP_NUM_THREADS"] == str(2 // ranks)
         assert one["DS_ACCELERATOR"] == "cpu"
+        assert one["MASTER_PORT"] == str(10000 + int(job_id))
         assert one["TORCH_EXTENSIONS_DIR"] == str(repository / ".cache" / "torch_extensions")
 
 

@@ -37,9 +37,13 @@ def test_directory_has_the_permissions_of_any_new_directory(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failed_block_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), atomic_directory(tmp_path / "final") as directory:
-        (directory / "file").write_text("x")
-        raise error
+    def write_and_fail():
+        with atomic_directory(tmp_path / "final") as directory:
+            (directory / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        write_and_fail()
     assert names(tmp_path) == []
 
 
@@ -53,12 +57,17 @@ def test_an_existing_path_is_refused_before_any_work(tmp_path):
 @pytest.mark.parametrize("kind", ["directory", "file"])
 def test_a_path_that_appears_meanwhile_is_refused_and_kept(tmp_path, kind):
     final = tmp_path / "final"
-    with pytest.raises(UserError, match="exists"), atomic_directory(final):
-        if kind == "directory":
-            final.mkdir()
-            (final / "theirs").write_text("x")
-        else:
-            final.write_text("theirs")
+
+    def write_while_another_does():
+        with atomic_directory(final):
+            if kind == "directory":
+                final.mkdir()
+                (final / "theirs").write_text("x")
+            else:
+                final.write_text("theirs")
+
+    with pytest.raises(UserError, match="exists"):
+        write_while_another_does()
     assert names(tmp_path) == ["final"]
     assert (final.is_dir() and names(final) == ["theirs"]) or final.read_text() == "theirs"
 
@@ -80,7 +89,9 @@ def test_overwrite_keeps_the_old_until_the_new_is_whole(tmp_path):
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "state.json"
     write_json_atomic(path, {"step": 1})
-    write_json_atomic(path, {"step": 2, "name": "é"})
+    with path.open() as reader:
+        write_json_atomic(path, {"step": 2, "name": "é"})
+        assert json.load(reader) == {"step": 1}
     assert json.loads(path.read_text()) == {"step": 2, "name": "é"}
     with pytest.raises(ValueError, match="Out of range float"):
         write_json_atomic(path, {"loss": float("nan")})

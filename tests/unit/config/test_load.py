@@ -223,8 +223,9 @@ def test_shipped_configs_load(path: Path) -> None:
     assert isinstance(load_config(path), Config)
 
 
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-paths = st.builds(Path, st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12))
+letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from("\x85\u2028\r\n\t :#'\"")
+words = st.text(letters, min_size=1, max_size=12)
+paths = st.builds(Path, st.text(letters, max_size=12))
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 decay = st.floats(min_value=0, max_value=1, exclude_max=True)
 configs = st.builds(
@@ -253,7 +254,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=configs)
 def test_saved_config_loads_back_equal(config: Config, file: Path) -> None:
     save_config(config, file)

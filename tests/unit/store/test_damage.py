@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import zarr
@@ -193,7 +194,8 @@ def test_a_large_store_is_checked_as_it_is_used(path, monkeypatch, array, use):
 @pytest.mark.parametrize("moment", ["prompt_ids", "prompt_counts", "masks", "before the marker", "before the rename"])
 def test_a_killed_write_leaves_nothing_that_opens(tmp_path, moment):
     path = tmp_path / "masks.zarr"
-    killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, path, moment], check=False, timeout=120)
+    command = [sys.executable, "-c", KILLED_WRITER, path, moment]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[3], check=False, timeout=120)
     assert killed.returncode == -9
     assert "no mask store at" in refused(path)
     (left_over,) = tmp_path.iterdir()

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import subprocess
 import warnings
 
 import numpy as np
@@ -107,6 +108,8 @@ def test_unsafe_experts_are_those_of_the_mask_in_order_of_risk(tmp_path):
     write_store(tmp_path / "masks.zarr", contents)
     store = MaskStore.open(tmp_path / "masks.zarr")
     assert [store.unsafe_experts(batch) for batch in range(5)] == expected
+    assert [batch.num_unsafe_experts for batch in store.batches] == [len(experts) for experts in expected]
+    assert max(len(experts) for experts in expected) == 7
 
 
 def test_batch_table(store):
@@ -152,6 +155,22 @@ def test_same_contents_same_bytes(tmp_path):
     assert all((one / path).read_bytes() == (other / path).read_bytes() for path in files)
 
 
+def test_digests_are_those_of_the_documented_format(tmp_path):
+    path = write_example(tmp_path / "masks.zarr")
+    digests = {}
+    for array in path.iterdir():
+        if array.is_dir():
+            names = sorted(
+                subprocess.check_output(["find", "-type", "f", "-printf", "%P\n"], cwd=array, text=True).split()
+            )
+            lines = [f"{name}\0{hashlib.sha256((array / name).read_bytes()).hexdigest()}\n" for name in names]
+            digests[array.name] = hashlib.sha256("".join(lines).encode()).hexdigest()
+    root = json.loads((path / "zarr.json").read_text())
+    complete = root["attributes"].pop("complete")
+    assert complete["arrays"] == digests
+    assert complete["digest"] == hashlib.sha256(json.dumps([root, digests], sort_keys=True).encode()).hexdigest()
+
+
 def test_other_contents_other_digest(tmp_path):
     write_store(tmp_path / "one.zarr", example_contents())
     contents = dataclasses.replace(example_contents(), provenance=PROVENANCE | {"seed": 8})
@@ -185,7 +204,7 @@ def test_reading_changes_nothing(tmp_path):
 
 def test_an_existing_store_is_kept_unless_told(tmp_path):
     path = write_example(tmp_path / "masks.zarr")
-    with pytest.raises(UserError, match="masks.zarr exists: choose another path or remove it"):
+    with pytest.raises(UserError, match=r"masks\.zarr exists: choose another path or remove it"):
         write_store(path, example_contents(top_k=1))
     assert MaskStore.open(path).rule.top_k == 50
     write_store(path, example_contents(top_k=1), overwrite=True)

@@ -1,0 +1,181 @@
+"""N ranks on DeepSpeed equal one plain process, and not one bit moves outside a batch's mask."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from dist_moe.data.tokens import Encoded
+from dist_moe.engines.deepspeed import DeepSpeedEngine
+from dist_moe.engines.local import LocalEngine
+from dist_moe.moe.model import adopt
+from dist_moe.parallel.comm import SoloComm
+from dist_moe.risk.masks import mask_hash
+from dist_moe.training.loop import Split
+from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.step import MaskedStep
+from tests.ranks.harness import run_ranks
+from tests.reference import ADAMW, MAX_NORM, Reference
+from tests.tiny import VOCAB, E, L, random_masks, tiny_model
+
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str = "qwen3_moe"
+    mode: str = "route"
+    masks: str = "random"
+    micro_batch_size: int | None = None
+    checkpointing: bool = False
+    rows: int = 8
+
+
+CASES = [
+    Case(),
+    Case(mode="update"),
+    Case(family="olmoe", micro_batch_size=1),
+    Case(family="mixtral", mode="update", micro_batch_size=2, checkpointing=True),
+    Case(masks="adversarial", checkpointing=True),
+    Case(masks="adversarial", mode="update"),
+    Case(masks="adversarial", rows=1),
+]
+
+
+def masks_of(case: Case) -> torch.Tensor:
+    """bool [STEPS, L, E]. Adversarial for two ranks that hold four experts each."""
+    if case.masks == "random":
+        return random_masks(STEPS)
+    masks = torch.zeros(STEPS, L, E, dtype=torch.bool)
+    masks[0, :, 4:] = True  # rank 0 holds no active expert
+    masks[1, -1, 2] = True  # only the last layer, one expert in all
+    masks[2, :, :4] = True  # all on rank 0
+    masks[3, 0] = masks[3, 2] = True  # a gap in the middle
+    masks[4, 1, 0] = True
+    # masks[5]: a batch that trains nothing
+    masks[6, 0, 7] = masks[6, 2, 0] = True  # different ranks in different layers
+    masks[7] = True
+    return masks
+
+
+def batch_rows(step: int, num_rows: int) -> list[Encoded]:
+    """Rows of different lengths, so that ranks have different numbers of loss tokens."""
+    generator = torch.Generator().manual_seed(step)
+    rows = []
+    for i in range(num_rows):
+        ids = torch.randint(3, VOCAB, (9 + 2 * i,), generator=generator).tolist()
+        rows.append(Encoded(tuple(ids[:4]), tuple(ids[4:])))
+    return rows
+
+
+def padded(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(r.prompt_ids) + len(r.response_ids) for r in rows)
+    ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
+    for i, row in enumerate(rows):
+        whole = torch.tensor(row.prompt_ids + row.response_ids)
+        ids[i, : len(whole)] = whole
+        labels[i, len(row.prompt_ids) : len(whole)] = whole[len(row.prompt_ids) :]
+    return ids, labels
+
+
+def snapshot(layers, optimizer):
+    bits = {(layer.index, e, n): w.clone() for layer in layers for e in layer.local for n, w in layer.row(e).items()}
+    for key, state in optimizer.expert_state.items():
+        bits |= {(*key, name): getattr(state, name).clone() for name in ("master", "exp_avg", "exp_avg_sq", "step")}
+    return bits
+
+
+def train_cases(comm, cases):
+    """Run cases on this rank: per case the losses, norms, mask hashes, leaks outside the mask, and final weights."""
+    return [train_case(comm, case) for case in cases]
+
+
+def train_case(comm, case):
+    model = adopt(tiny_model(case.family), comm)
+    if case.checkpointing:
+        model.checkpoint_activations()
+    masks = masks_of(case)
+    optimizer = SelectiveAdamW(model.layers, masks.any(0), comm, **ADAMW, max_norm=MAX_NORM)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    split = Split.of(case.rows, comm.size, case.micro_batch_size)
+    if isinstance(comm, SoloComm):
+        engine = LocalEngine(model.module, optimizer, schedule)
+    else:
+        engine = DeepSpeedEngine(
+            model.module,
+            optimizer,
+            schedule,
+            user_config={},
+            micro_batch_size=split.micro_batch_size,
+            num_micro_batches=split.num_micro_batches,
+        )
+    step = MaskedStep(model, optimizer, engine, comm, case.mode)
+    results, leaks, moved = [], [], 0
+    for i, mask in enumerate(masks):
+        before = snapshot(model.layers, optimizer)
+        micro_batches = split.local(batch_rows(i, case.rows), comm.rank, pad_id=0)
+        results.append(step(mask, mask_hash(mask.numpy()), micro_batches))
+        after = snapshot(model.layers, optimizer)
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        leaks += [key for key in changed if not mask[key[:2]]]
+        moved += len(changed)
+    weights = {(x.index, e, n): w.clone() for x in model.layers for e in x.local for n, w in x.row(e).items()}
+    return {
+        "losses": [r.loss for r in results],
+        "norms": [r.grad_norm for r in results],
+        "stepped": [r.num_stepped for r in results],
+        "hashes": [r.mask_hash for r in results],
+        "leaks": leaks,
+        "moved": moved,
+        "weights": {key: weight.numpy() for key, weight in weights.items()},
+        "state_owner": sorted(optimizer.expert_state),
+    }
+
+
+@pytest.fixture(scope="module")
+def solo():
+    return train_cases(SoloComm(torch.device("cpu")), CASES)
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    return run_ranks(2, train_cases, CASES)
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def ranks(request):
+    """Per case, what each rank answered."""
+    answers = [request.getfixturevalue("solo")] if request.param == 1 else request.getfixturevalue("two_ranks")
+    return [list(case) for case in zip(*answers, strict=True)]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_equals_plain_transformers_and_torch_adamw(ranks, number):
+    case, answers = CASES[number], ranks[number]
+    reference = Reference(case.family, case.mode)
+    for i, mask in enumerate(masks_of(case)):
+        loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
+        for answer in answers:
+            assert answer["losses"][i] == pytest.approx(loss, abs=1e-5)
+            assert answer["norms"][i] == pytest.approx(norm, abs=1e-5)
+            assert answer["hashes"][i] == mask_hash(mask.numpy())
+    expected = reference.weights()
+    held = [key for answer in answers for key in answer["weights"]]
+    assert sorted(held) == sorted(expected)
+    for answer in answers:
+        for key, weight in answer["weights"].items():
+            torch.testing.assert_close(torch.from_numpy(weight), expected[key], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_not_one_bit_moves_outside_the_mask(ranks, number):
+    assert all(not answer["leaks"] for answer in ranks[number])
+    assert sum(answer["moved"] for answer in ranks[number]) > 0
+
+
+def test_optimizer_state_is_on_the_one_rank_that_holds_the_expert(two_ranks):
+    union = masks_of(CASES[0]).any(0)
+    owned = [set(answer[0]["state_owner"]) for answer in two_ranks]
+    assert owned[0] | owned[1] == {tuple(pair) for pair in torch.nonzero(union).tolist()}
+    assert not owned[0] & owned[1]
+    assert all(expert < E // 2 for _, expert in owned[0])
