@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -42,19 +42,20 @@ def build_engine(
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
     *,
+    deepspeed_settings: dict[str, Any],
     micro_batch_size: int,
     num_micro_batches: int,
 ) -> Engine:
     """The engine around a model and its optimizer; collective where the engine is."""
     if engine_name(config) == "local":
         return LocalEngine(model.module, optimizer, schedule)
-    from dist_moe.engines.deepspeed import DeepSpeedEngine, read_deepspeed_config
+    from dist_moe.engines.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(
         model.module,
         optimizer,
         schedule,
-        user_config=read_deepspeed_config(config.train.deepspeed_config),
+        user_config=deepspeed_settings,
         micro_batch_size=micro_batch_size,
         num_micro_batches=num_micro_batches,
     )

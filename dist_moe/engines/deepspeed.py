@@ -13,8 +13,6 @@ Facts to know:
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -25,40 +23,13 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_moe.errors import UserError
 from dist_moe.parallel.launch import TIMEOUT
-
-OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-OWNED_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "amp")
-
 
 def init_deepspeed(backend: str) -> None:
     """Start the process group through DeepSpeed, or let DeepSpeed take over one that torch has started."""
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT)
-
-
-def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
-    """A user's DeepSpeed JSON. Settings that belong to dist_moe, and ZeRO stages above 0, are a `UserError`."""
-    if path is None:
-        return {}
-    if not path.is_file():
-        raise UserError(f"train.deepspeed_config: no file {path}")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected a JSON object with DeepSpeed's settings")
-    for key in (*OWNED, *OWNED_SECTIONS):
-        if key in config:
-            raise UserError(f"{path}: '{key}' is set by dist_moe from the train section: remove it")
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage != 0:
-        raise UserError(f"{path}: zero_optimization.stage is {stage}, but only stage 0 is supported: expert weights are "
-                        "sharded by dist_moe itself")  # fmt: skip
-    return config
 
 
 class DeepSpeedEngine:

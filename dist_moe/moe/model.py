@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from dist_moe.config.schema import ModelConfig
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import ExpertLayer, take_experts
+from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
 from dist_moe.moe.route_mask import RouteMask
@@ -59,7 +60,7 @@ class MoEModel:
 
 
 def check_model_dir(path: Path) -> None:
-    """Refuse, in one line each, what is no model directory with safetensors weights."""
+    """Refuse, in one line each, what is no model directory with complete safetensors weights; reads headers only."""
     if not path.is_dir():
         raise UserError(f"model.path: no directory {path}: expected a model in Hugging Face format")
     if not (path / "config.json").is_file():
@@ -69,6 +70,7 @@ def check_model_dir(path: Path) -> None:
             f"model.path: {path} has no *.safetensors file: expected weights beside config.json "
             "(pickled weights are not read; convert them with transformers' save_pretrained)"
         )
+    read_tensors(path)
 
 
 def load_model(config: ModelConfig, comm: Comm) -> MoEModel:

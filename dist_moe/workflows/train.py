@@ -10,8 +10,8 @@ from transformers import get_scheduler
 
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
-from dist_moe.engines.build import build_engine, engine_name
-from dist_moe.errors import UserError
+from dist_moe.engines.build import build_engine
+from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.moe.route_mask import routable, surviving_slots
 from dist_moe.parallel.comm import Comm
@@ -34,6 +34,7 @@ def train(config: Config, comm: Comm) -> None:
     with together(comm):
         for earlier in (run.experts, run.metrics):
             require_absent(earlier, config.overwrite)
+        deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         store = MaskStore.open(config.train.masks or run.masks)
         inputs = read_inputs(config, say)
         require_same_origin(
@@ -68,6 +69,7 @@ def train(config: Config, comm: Comm) -> None:
         model,
         optimizer,
         schedule,
+        deepspeed_settings=deepspeed_settings,
         micro_batch_size=split.micro_batch_size,
         num_micro_batches=split.num_micro_batches,
     )
