@@ -43,7 +43,9 @@ def save_dense_checkpoint(path: Path) -> Path:
     return path
 
 
-def prompt_rows(num_safe: int = 16, categories: tuple[str, ...] = ("hacking", "weapons"), per_category: int = 8) -> list:
+def prompt_rows(
+    num_safe: int = 16, categories: tuple[str, ...] = ("hacking", "weapons"), per_category: int = 8
+) -> list:
     """Rows of words; unsafe rows prefer the words of their category, so that routing differs."""
     generator = torch.Generator().manual_seed(0)
 

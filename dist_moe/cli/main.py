@@ -4,39 +4,79 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_moe import __version__
 from dist_moe.errors import UserError
+
+if TYPE_CHECKING:
+    from dist_moe.parallel.comm import Comm
 
 CONFIG_COMMANDS = ("analyze", "train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a `UserError` is one line on stderr and status 2."""
-    return report_user_error(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
-
-
-def report_user_error(run: Callable[[], int], *, silent: Callable[[], bool] = lambda: False) -> int:
-    """`run()`'s status, or 2 after printing a `UserError`; other exceptions keep their traceback.
-
-    `silent` says whether another process prints the same line.
-    """
+    """Run one command; a `UserError` is one line on stderr and status 2, anything else keeps its traceback."""
     try:
-        return run()
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        if not silent():
-            print(f"dist-moe: error: {error}", file=sys.stderr, flush=True)
+        _print_error(error)
         return 2
+
+
+def launched_main(command: str) -> int:
+    """What launch/*.py run: one process of many. A `UserError` reaches all ranks, and the first one prints it."""
+    parser = argparse.ArgumentParser(f"launch/{command}.py", description=f"dist-moe {command} on many processes")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file; further arguments override its keys")
+    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; not used")
+    args, overrides = parser.parse_known_args()
+
+    from dist_moe.parallel.launch import process_group
+
+    with process_group() as comm:
+        try:
+            _run_workflow(command, args.config, overrides, comm)
+        except UserError as error:
+            if comm.rank == 0:
+                _print_error(error)
+            return (
+                2  # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
+            )
+    return 0
+
+
+def _print_error(error: UserError) -> None:
+    print(f"dist-moe: error: {error}", file=sys.stderr, flush=True)
+
+
+def _run_workflow(command: str, config_path: Path, overrides: Sequence[str], comm: Comm) -> None:
+    from dist_moe.config.load import load_config
+    from dist_moe.parallel.launch import together
+
+    with together(comm):
+        config = load_config(config_path, overrides, prog=f"dist-moe {command}")
+    if command == "analyze":
+        from dist_moe.workflows.analyze import analyze
+
+        analyze(config, comm)
+    else:
+        from dist_moe.workflows.train import train
+
+        train(config, comm)
 
 
 def _run(argv: list[str]) -> int:
     args, overrides = _parser().parse_known_args(argv)
-    if overrides and args.command not in CONFIG_COMMANDS:
-        raise UserError(f"dist-moe {args.command}: unknown argument {overrides[0]}; see dist-moe {args.command} --help")
     if args.command in CONFIG_COMMANDS:
-        return run_config_command(args.command, args.config, overrides)
+        from dist_moe.parallel.launch import process_group
+
+        with process_group() as comm:
+            _run_workflow(args.command, args.config, overrides, comm)
+        return 0
+    if overrides:
+        raise UserError(f"dist-moe {args.command}: unknown argument {overrides[0]}; see dist-moe {args.command} --help")
     if args.command == "export":
         from dist_moe.workflows.export import export
 
@@ -54,39 +94,6 @@ def _run(argv: list[str]) -> int:
 
         run_demo(args.out, fast=args.fast, say=print)
     return 0
-
-
-def run_config_command(command: str, config_path: Path, overrides: Sequence[str]) -> int:
-    """`analyze` or `train`, on the launcher's processes where there is a launcher."""
-    from dist_moe.config.load import load_config
-    from dist_moe.engines.build import engine_name, process_group_init
-    from dist_moe.parallel.launch import process_group
-
-    config = load_config(config_path, overrides)
-    if command == "analyze":
-        from dist_moe.workflows.analyze import analyze as workflow
-
-        init = process_group_init("local")
-    else:
-        from dist_moe.workflows.train import train as workflow
-
-        init = process_group_init(engine_name(config))
-    with process_group(init) as comm:
-        workflow(config, comm)
-    return 0
-
-
-def launched_main(command: str) -> int:
-    """What launch/*.py run: one process of many. All ranks meet the same `UserError`; the first one prints it."""
-    from dist_moe.parallel.launch import launcher_rank
-
-    parser = argparse.ArgumentParser(f"launch/{command}.py", description=f"dist-moe {command} on many processes")
-    parser.add_argument("--config", type=Path, required=True, help="YAML file; further arguments override its keys")
-    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; not used")
-    args, overrides = parser.parse_known_args()
-    return report_user_error(
-        lambda: run_config_command(command, args.config, overrides), silent=lambda: launcher_rank() > 0
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,9 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--masks", type=Path, required=True, help="mask store of the run")
     command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
     command.add_argument("run", type=Path, help="run directory")
-    command.add_argument("--data", type=Path, nargs="*", default=[], help="score these prompt files instead of the run's")
+    command.add_argument(
+        "--data", type=Path, nargs="*", default=[], help="score these prompt files instead of the run's"
+    )
     command = commands.add_parser("demo", help="the whole path on a small model made on the spot")
-    command.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory of the demo (default: %(default)s)")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="directory of the demo (default: %(default)s)"
+    )
     command.add_argument("--fast", action="store_true", help="a smaller demo, about a minute")
     return parser
 

@@ -34,10 +34,10 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 
 
 class _Representer(SafeRepresenter):
-    """ruamel writes Unicode's line breaks bare and reads them as spaces; in double quotes it escapes them."""
+    """ruamel writes U+0085 bare and reads it as a line break; in double quotes it is escaped."""
 
     def represent_str(self, text: str) -> ScalarNode:
-        style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+        style = '"' if "\x85" in text else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -1,9 +1,15 @@
-"""The demo's base model: a small real Qwen3-MoE checkpoint with its own tokenizer and chat template, trained on the spot."""
+"""The demo's base model: a small real Qwen3-MoE checkpoint with its own tokenizer and chat template, trained on the spot.
+
+Notable: every rate that routing analysis needs comes from this training alone, no expert is planted. The auxiliary loss
+keeps all experts in use. The same seed, arguments and number of threads give the same bits on the same machine. Eager
+experts are the fastest here: `grouped_mm` runs its slow fallback in the backward pass on CPU.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +20,161 @@ from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCau
 
 from dist_moe.demo.corpus import Corpus, Row
 
+PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 
 
-def train_tokenizer(rows: Iterable[Row], vocab_size: int):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Sizes and training of the base model. `batch_size` counts rows; `report_every` counts steps."""
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_experts: int = 16
+    expert_size: int = 64
+    vocab_size: int = 1536
+    num_steps: int = 350
+    batch_size: int = 32
+    lr: float = 5e-3
+    aux_loss: float = 1e-3
+    max_shard_size: str = "3MB"
+    report_every: int = 50
+
+
+FULL = Recipe()
+FAST = Recipe(hidden_size=96, num_layers=3, expert_size=48, num_steps=250, batch_size=16)
+
+
+def make_base_model(
+    out: Path,
+    corpus: Corpus,
+    *,
+    seed: int,
+    num_threads: int,
+    recipe: Recipe = FULL,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Train on `corpus.pretraining` and write model (safetensors shards), tokenizer and chat template to `out`."""
+    tokenizer = train_tokenizer(corpus.pretraining, recipe.vocab_size)
+    with _reproducible(seed, num_threads):
+        model = Qwen3MoeForCausalLM(_model_config(recipe, tokenizer))
+        num_parameters = sum(p.numel() for p in model.parameters())
+        report(f"base model: {num_parameters / 1e6:.1f}M parameters, {len(corpus.pretraining)} rows to train on")
+        _train(model, tokenizer, corpus.pretraining, recipe, np.random.default_rng(seed), report)
+    model.config.output_router_logits = False
+    model.save_pretrained(out, max_shard_size=recipe.max_shard_size)
+    tokenizer.save_pretrained(out)
+
+
+def train_tokenizer(rows: Iterable[Row], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the demo's chat template: any text encodes without an unknown token."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False)
-    backend.train_from_iterator((t for r in rows for t in (r.prompt, r.response)), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>", chat_template=CHAT_TEMPLATE)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, END, *ROLES],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator((f"{row.prompt}\n{row.response}" for row in rows), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=END,
+        additional_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3MoeConfig:
+    return Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=recipe.hidden_size // 4,
+        intermediate_size=2 * recipe.expert_size,
+        moe_intermediate_size=recipe.expert_size,
+        num_experts=recipe.num_experts,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        output_router_logits=True,
+        router_aux_loss_coef=recipe.aux_loss,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        experts_implementation="eager",
+    )
+
+
+def _train(
+    model: Qwen3MoeForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    generator: np.random.Generator,
+    report: Callable[[str], None],
+) -> None:
+    """Next-token training on whole chats, prompts included."""
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.response}], tokenize=False
+        )
+        for row in rows
+    ]
+    encoded = [torch.tensor(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    batches = _batches([len(ids) for ids in encoded], recipe.batch_size, generator)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, recipe.num_steps))
+    model.train()
+    for step in range(1, recipe.num_steps + 1):
+        ids_RS = torch.nn.utils.rnn.pad_sequence(
+            [encoded[i] for i in next(batches)], batch_first=True, padding_value=tokenizer.pad_token_id
+        )
+        live_RS = ids_RS != tokenizer.pad_token_id
+        loss = model(input_ids=ids_RS, attention_mask=live_RS.long(), labels=ids_RS.masked_fill(~live_RS, -100)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step == 1 or step % recipe.report_every == 0 or step == recipe.num_steps:
+            report(f"step {step}/{recipe.num_steps}: loss {loss.item():.3f}")
+    model.eval()
+
+
+def _lr_factor(step: int, num_steps: int) -> float:
+    """Linear warm-up over a twentieth of the steps, then a cosine down to a tenth."""
+    warmup = num_steps / 20
+    return min(1.0, (step + 1) / (warmup + 1)) * (0.55 + 0.45 * math.cos(math.pi * step / num_steps))
+
+
+def _batches(lengths: Sequence[int], batch_size: int, generator: np.random.Generator) -> Iterator[list[int]]:
+    """Endless shuffled epochs of row indices; rows of like length share a batch, so that little is padding."""
+    while True:
+        order = generator.permutation(len(lengths)).tolist()
+        for start in range(0, len(order), 16 * batch_size):
+            near = sorted(order[start : start + 16 * batch_size], key=lengths.__getitem__)
+            batches = [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+            yield from (batches[i] for i in generator.permutation(len(batches)))
+
+
+@contextmanager
+def _reproducible(seed: int, num_threads: int) -> Iterator[None]:
+    """Torch seeded and on `num_threads` threads; both as before at the end."""
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+    torch.set_num_threads(threads_before)

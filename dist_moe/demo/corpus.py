@@ -48,7 +48,9 @@ def build_corpus(seed: int, *, num_pretraining: int = 6000, batches_per_category
     Pretraining rows are spread evenly over all topics. The same arguments give the same corpus.
     """
     topics = _topics()
-    of_use = {use: [topic for topic in topics["topics"] if topic["use"] == use] for use in ("safe", "unsafe", "pretraining")}
+    of_use = {
+        use: [topic for topic in topics["topics"] if topic["use"] == use] for use in ("safe", "unsafe", "pretraining")
+    }
     num_unsafe = ROWS_OF_A_LABEL * batches_per_category
     quotas = dict.fromkeys((topic["name"] for topic in of_use["unsafe"]), num_unsafe)
     num_safe = num_unsafe * len(of_use["unsafe"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -12,32 +11,28 @@ from dist_moe.config.schema import Config
 from dist_moe.engines.local import LocalEngine
 from dist_moe.errors import UserError
 from dist_moe.moe.model import MoEModel
-from dist_moe.parallel.launch import init_torch, launched
+from dist_moe.parallel.launch import launched
 from dist_moe.training.engine import Engine
 
 
-def engine_name(config: Config) -> Literal["local", "deepspeed"]:
-    """`auto` resolved; a `local` engine under a launcher is a `UserError`."""
+EngineName = Literal["local", "deepspeed"]
+
+
+def engine_name(config: Config) -> EngineName:
+    """The engine that `config.engine` names, `auto` resolved; one that cannot run here is a `UserError`."""
     if config.engine == "auto":
         return "deepspeed" if launched() else "local"
     if config.engine == "local" and launched():
         raise UserError("engine is 'local', but a launcher started several processes: set engine to deepspeed or auto")
     if config.engine == "deepspeed" and not launched():
-        raise UserError("engine is 'deepspeed', which its launcher must start: run `deepspeed launch/train.py --config ...`")
+        raise UserError(
+            "engine is 'deepspeed', which its launcher must start: run `deepspeed launch/train.py --config ...`"
+        )
     return config.engine
 
 
-def process_group_init(name: str) -> Callable[[str], None]:
-    """How an engine starts the default process group."""
-    if name == "deepspeed":
-        from dist_moe.engines.deepspeed import init_deepspeed  # importing deepspeed takes seconds
-
-        return init_deepspeed
-    return init_torch
-
-
 def build_engine(
-    config: Config,
+    name: EngineName,
     model: MoEModel,
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
@@ -47,9 +42,9 @@ def build_engine(
     num_micro_batches: int,
 ) -> Engine:
     """The engine around a model and its optimizer; collective where the engine is."""
-    if engine_name(config) == "local":
+    if name == "local":
         return LocalEngine(model.module, optimizer, schedule)
-    from dist_moe.engines.deepspeed import DeepSpeedEngine
+    from dist_moe.engines.deepspeed import DeepSpeedEngine  # importing deepspeed takes seconds
 
     return DeepSpeedEngine(
         model.module,

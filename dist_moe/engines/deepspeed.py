@@ -23,13 +23,12 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_moe.parallel.launch import TIMEOUT
 
-def init_deepspeed(backend: str) -> None:
-    """Start the process group through DeepSpeed, or let DeepSpeed take over one that torch has started."""
+def take_over_process_group() -> None:
+    """Let DeepSpeed use the process group that torch has started."""
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT)
+    deepspeed.init_distributed(dist_backend=dist.get_backend())
 
 
 class DeepSpeedEngine:
@@ -55,7 +54,7 @@ class DeepSpeedEngine:
             "gradient_accumulation_steps": num_micro_batches,
             "gradient_clipping": 0.0,
         }
-        init_deepspeed(dist.get_backend())
+        take_over_process_group()
         self.engine, hosted, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
         )

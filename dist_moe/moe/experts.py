@@ -132,9 +132,7 @@ class _Experts(torch.autograd.Function):
         return dhidden, dweights, None, None, None, None
 
 
-def _add_weight_grads(
-    layer: ExpertLayer, ends: torch.Tensor, **factors: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def _add_weight_grads(layer: ExpertLayer, ends: torch.Tensor, **factors: tuple[torch.Tensor, torch.Tensor]) -> None:
     """grad[e] += left_e^T @ right_e over expert e's rows, for the active experts; none for no rows."""
     bounds = [0, *ends.tolist()]
     for slot, grads in layer.grads.items():

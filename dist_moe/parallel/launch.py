@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,11 +21,6 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launcher_rank() -> int:
-    """This process's number, 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def local_device() -> torch.device:
     """This process's GPU by LOCAL_RANK, or the CPU where there is none."""
     if not torch.cuda.is_available():
@@ -35,23 +30,17 @@ def local_device() -> torch.device:
     return device
 
 
-def init_torch(backend: str) -> None:
-    """torch's own start of the default process group."""
-    dist.init_process_group(backend, timeout=TIMEOUT)
-
-
 @contextmanager
-def process_group(init: Callable[[str], None] = init_torch) -> Iterator[Comm]:
+def process_group() -> Iterator[Comm]:
     """The launcher's processes as one `Comm`, or one process without a launcher.
 
-    `init` starts the default process group for a backend's name; an engine may bring its own. A clean end waits for
-    all ranks; an error does not, so that the launcher can end the others.
+    A clean end waits for all ranks; an error does not, so that the launcher can end the others.
     """
     device = local_device()
     if not launched():
         yield SoloComm(device)
         return
-    init("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     assert dist.group.WORLD is not None
     comm = GroupComm(dist.group.WORLD, device)
     yield comm

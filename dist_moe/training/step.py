@@ -78,13 +78,13 @@ class MaskedStep:
 
     def _losses(self, batch: TokenBatch) -> torch.Tensor:
         self.model.set_live(batch.live)
-        logits = self.engine.forward(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        )
+        logits = self.engine.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         return token_losses(logits, batch.labels)[0]
 
 
-def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], allowed_LE: torch.Tensor | None, comm: Comm) -> float:
+def batch_loss(
+    model: MoEModel, micro_batches: Sequence[TokenBatch], allowed_LE: torch.Tensor | None, comm: Comm
+) -> float:
     """Mean loss of a batch without training, under a routing mask or none. Called by all ranks together."""
     model.route_mask.set(allowed_LE)
     num_loss_tokens, _ = _count_tokens(micro_batches, comm)

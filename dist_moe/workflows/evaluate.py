@@ -74,7 +74,9 @@ def _stop_ids(inputs: Inputs, model: MoEModel) -> list[int]:
 
 def _records(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
     return {
-        str(key): {measure: {when: _number(line[measure, when]) for when in ("before", "after")} for measure in MEASURES}
+        str(key): {
+            measure: {when: _number(line[measure, when]) for when in ("before", "after")} for measure in MEASURES
+        }
         for key, line in table.iterrows()
     }
 

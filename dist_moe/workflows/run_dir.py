@@ -45,7 +45,9 @@ def trained_run(path: Path) -> tuple[RunDir, Config]:
     if not path.is_dir():
         raise UserError(f"no run directory {path}: expected one that `dist-moe train` has written")
     if not run.resolved("train").is_file() or not run.experts.is_dir():
-        raise UserError(f"{path}: no finished training there: expected train.yaml and experts/; run `dist-moe train` first")
+        raise UserError(
+            f"{path}: no finished training there: expected train.yaml and experts/; run `dist-moe train` first"
+        )
     return run, load_config(run.resolved("train"))
 
 

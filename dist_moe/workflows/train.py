@@ -10,7 +10,7 @@ from transformers import get_scheduler
 
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
-from dist_moe.engines.build import build_engine
+from dist_moe.engines.build import build_engine, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.moe.route_mask import routable, surviving_slots
@@ -32,6 +32,7 @@ def train(config: Config, comm: Comm) -> None:
     """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names."""
     say, run = console(comm), RunDir(config.run_dir)
     with together(comm):
+        name = engine_name(config)
         for earlier in (run.experts, run.metrics):
             require_absent(earlier, config.overwrite)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
@@ -61,11 +62,11 @@ def train(config: Config, comm: Comm) -> None:
         max_norm=config.train.max_norm,
     )
     num_steps = len(store.batches) * config.train.epochs
-    name = "constant_with_warmup" if config.train.schedule == "constant" else config.train.schedule
-    schedule = get_scheduler(name, optimizer, config.train.warmup_steps, num_steps)
+    curve = "constant_with_warmup" if config.train.schedule == "constant" else config.train.schedule
+    schedule = get_scheduler(curve, optimizer, config.train.warmup_steps, num_steps)
     split = Split.of(config.batches.batch_size, comm.size, config.train.micro_batch_size)
     engine = build_engine(
-        config,
+        name,
         model,
         optimizer,
         schedule,
@@ -80,9 +81,7 @@ def train(config: Config, comm: Comm) -> None:
         shutil.rmtree(run.experts, ignore_errors=True)
         save_config(config, run.resolved("train"))
     step = MaskedStep(model, optimizer, engine, comm, config.train.mode)
-    train_loop(
-        config, step, store, inputs.rows, split, pad_id=inputs.pad_id, comm=comm, metrics=run.metrics, say=say
-    )
+    train_loop(config, step, store, inputs.rows, split, pad_id=inputs.pad_id, comm=comm, metrics=run.metrics, say=say)
     facts = {"model_path": str(config.model.path), "model_hash": inputs.model_hash, "masks_digest": store.digest}
     num_saved = save_experts(run.experts, model.layers, optimizer, comm, facts)
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")

@@ -93,7 +93,10 @@ MODELS = {
     "no directory": (lambda path: shutil.rmtree(path), ["no directory", "model.path"]),
     "no weights": (lambda path: [f.unlink() for f in path.glob("*.safetensors")], ["no *.safetensors"]),
     "no config": (lambda path: (path / "config.json").unlink(), ["config.json"]),
-    "dense": (lambda path: (shutil.rmtree(path), save_dense_checkpoint(path)), ["llama", "no mixture-of-experts layer"]),
+    "dense": (
+        lambda path: (shutil.rmtree(path), save_dense_checkpoint(path)),
+        ["llama", "no mixture-of-experts layer"],
+    ),
     "no tokenizer": (lambda path: [f.unlink() for f in path.glob("tokenizer*")], ["tokenizer"]),
     "a truncated shard": (
         lambda path: cut(sorted(path.glob("*.safetensors"))[0]),

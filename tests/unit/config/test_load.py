@@ -261,6 +261,20 @@ def test_saved_config_loads_back_equal(config: Config, file: Path) -> None:
     assert load_config(file) == config
 
 
+@pytest.mark.parametrize(
+    "text", ["\x85", "a\u2028b", "a\u2029", "no", "1e-5", "2030-01-31", "a: b # c", " \r\n\t", "拒绝。"]
+)
+def test_text_that_yaml_could_misread_loads_back_equal(text: str, file: Path) -> None:
+    config = replace(EXPECTED, data=replace(EXPECTED.data, refusal=text))
+    save_config(config, file)
+    assert load_config(file) == config
+
+
+def test_saved_config_is_readable_in_every_script(file: Path) -> None:
+    save_config(replace(EXPECTED, data=replace(EXPECTED.data, refusal="拒绝。")), file)
+    assert "  refusal: 拒绝。\n" in file.read_text(encoding="utf-8")
+
+
 def test_saved_config_names_every_setting_in_order(file: Path) -> None:
     save_config(EXPECTED, file)
     lines = file.read_text().splitlines()

@@ -2,7 +2,10 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -47,6 +50,13 @@ def test_batches_are_full_disjoint_and_of_one_category() -> None:
     assert max(used.values()) == 1
     assert plan.left_over_safe == 0
     assert plan.left_over_unsafe == {"fraud": 1, "hacking": 3}
+
+
+def test_batches_are_sorted_by_category_whatever_the_ids() -> None:
+    names = {"a": "zoo", "b": "hacking", "c": "fraud"}
+    prompts = [replace(row, category=names.get(row.id[0])) for row in rows(12, a=4, b=4, c=4)]
+    plan = plan_batches(prompts, batch_size=4, safe_ratio=0.5, seed=0)
+    assert [batch.category for batch in plan.batches] == ["fraud", "fraud", "hacking", "hacking", "zoo", "zoo"]
 
 
 @pytest.mark.parametrize(("safe_ratio", "num_safe"), [(0.25, 2), (0.5, 4), (0.75, 6)])
@@ -145,9 +155,9 @@ def test_too_few_rows(prompts: list[Prompt], message: str) -> None:
 
 
 def test_describe() -> None:
-    assert describe(plan_batches(rows(7, fraud=7, hacking=2, theft=1), batch_size=4, safe_ratio=0.5, seed=0)) == [
+    assert describe(plan_batches(rows(7, fraud=6, hacking=2, theft=1), batch_size=4, safe_ratio=0.5, seed=0)) == [
         "batches: 3 of 2 safe + 2 unsafe rows",
-        "  fraud: 2; unsafe rows left over: 3 (the safe rows ran out)",
+        "  fraud: 2; unsafe rows left over: 2 (the safe rows ran out)",
         "  hacking: 1; unsafe rows left over: 0",
         "  theft: 0; unsafe rows left over: 1",
         "safe rows left over: 1",
@@ -168,6 +178,11 @@ def test_shards_cover_the_rows_in_order(num_rows: int, world_size: int) -> None:
 )
 def test_micro_batches(num_rows: int, size: int, parts: list[list[int]]) -> None:
     assert [list(part) for part in micro_batches(range(num_rows), size)] == parts
+
+
+def test_reading_and_dealing_load_no_torch() -> None:
+    code = "import sys, dist_moe.data.batches; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_epoch_order_is_a_permutation_of_seed_and_epoch() -> None:

@@ -14,9 +14,7 @@ CPU = SoloComm(torch.device("cpu"))
 def routed(model, ids, dtype=torch.float32):
     """What every experts module is given: [(hidden [T, H], index [T, k], weights [T, k])]."""
     seen = []
-    hooks = [
-        layer.module.register_forward_pre_hook(lambda m, args: seen.append(args)) for layer in model.layers
-    ]
+    hooks = [layer.module.register_forward_pre_hook(lambda m, args: seen.append(args)) for layer in model.layers]
     with torch.no_grad():
         out = model.module(input_ids=ids, use_cache=False).logits
     for hook in hooks:

@@ -1,0 +1,137 @@
+"""The demo: the whole path on a small real model, each stage by the command that a user would type.
+
+The base model is made on the spot and answers everything. Three fairy-tale topics stand in for unsafe categories; after
+the run the model refuses those, and only the experts that they share have changed.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dist_moe.config.load import save_config
+from dist_moe.config.schema import Config, DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from dist_moe.demo.base_model import make_base_model
+from dist_moe.demo.corpus import build_corpus, write_rows
+from dist_moe.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MARKER = "made-by-dist-moe-demo"
+"""A file in the demo's directory; without it an existing directory is not ours to replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much the demo does."""
+
+    num_pretraining: int
+    batches_per_category: int
+    base_steps: int
+    epochs: int
+
+
+FULL = Size(num_pretraining=6000, batches_per_category=2, base_steps=600, epochs=4)
+FAST = Size(num_pretraining=2000, batches_per_category=1, base_steps=150, epochs=4)
+
+
+def run_demo(out: Path, *, fast: bool, say: Callable[[str], None]) -> None:
+    """Make a model and prompts under `out`, then analyze, train, export, verify, evaluate and inspect.
+
+    Raises:
+        UserError: `out` exists and is not an earlier demo, or the package is not in a checkout.
+    """
+    if not (REPOSITORY / "launch" / "train.py").is_file():
+        raise UserError(
+            f"the demo starts launch/train.py, which is not in {REPOSITORY}: run it in a checkout of dist_moe"
+        )
+    _make_room(out)
+    size, started = FAST if fast else FULL, time.monotonic()
+    stages = Stages(say)
+    stages.title("A base model, and prompts in three stand-in categories")
+    corpus = build_corpus(0, num_pretraining=size.num_pretraining, batches_per_category=size.batches_per_category)
+    prompts, held_out, base, config = out / "prompts.jsonl", out / "held-out.jsonl", out / "base", out / "run.yaml"
+    write_rows(corpus.prompts, prompts)
+    write_rows(corpus.held_out, held_out)
+    make_base_model(base, corpus, seed=0, steps=size.base_steps, report=say)
+    save_config(_config(out, base, prompts, size), config)
+
+    run, model = out / "run", out / "model"
+    stages.title("Analysis: prompts -> masks")
+    stages.launch("launch/analyze.py", config)
+    stages.title("Training: only each batch's experts")
+    stages.launch("launch/train.py", config)
+    stages.title("Export to a Hugging Face checkpoint, and proof that only the union's experts changed")
+    stages.command("dist-moe", "export", run, "--out", model)
+    stages.command("dist-moe", "verify", base, model, "--masks", run / "masks.zarr")
+    stages.title("Which experts answer for which category")
+    for view in ("summary", "overlap"):
+        stages.command("python", "tools/inspect_masks.py", run / "masks.zarr", view)
+    stages.title("Before and after, on prompts that neither analysis nor training has seen, without a mask")
+    stages.command("dist-moe", "evaluate", run, "--data", held_out)
+    stages.title(f"Done in {time.monotonic() - started:.0f} s. Where everything lies:")
+    for path, what in (
+        (config, "the configuration: train again with the commands above, changed as you like"),
+        (base, "the base model"),
+        (prompts, "the prompts of analysis and training"),
+        (run / "masks.zarr", "counts, risk and masks: python tools/inspect_masks.py"),
+        (run / "metrics.jsonl", "one line a step, with the hash of the mask in force"),
+        (run / "evaluation.json", "before and after, by batch and category"),
+        (model, "the repaired model: AutoModelForCausalLM.from_pretrained"),
+    ):
+        say(f"  {path}  {what}")
+
+
+class Stages:
+    """Run commands and show them as they are typed from the repository's root."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.number = say, 0
+
+    def title(self, text: str) -> None:
+        self.number += 1
+        self.say(f"\n== {self.number}. {text}")
+
+    def launch(self, script: str, config: Path) -> None:
+        """On two ranks; on one where there is a single GPU."""
+        num_ranks = 1 if torch.cuda.device_count() == 1 else 2
+        self.command("deepspeed", "--quiet", "--num_gpus", num_ranks, script, "--config", config)
+
+    def command(self, program: str, *arguments: object) -> None:
+        words = [str(a) for a in arguments]
+        self.say(f"$ {shlex.join([program, *words])}")
+        executable = [sys.executable] if program == "python" else [str(Path(sys.executable).with_name(program))]
+        done = subprocess.run([*executable, *_from_repository(words)], check=False)
+        if done.returncode:
+            raise UserError(f"this stage of the demo ended with status {done.returncode}; see its message above")
+
+
+def _from_repository(words: Sequence[str]) -> list[str]:
+    """The repository's own scripts by their full path, so that the demo works from any directory."""
+    return [str(REPOSITORY / w) if w.startswith(("launch/", "tools/")) else w for w in words]
+
+
+def _config(out: Path, base: Path, prompts: Path, size: Size) -> Config:
+    return Config(
+        run_dir=out / "run",
+        model=ModelConfig(path=base),
+        data=DataConfig(paths=(prompts,), max_length=128),
+        train=TrainConfig(lr=1e-3, epochs=size.epochs),
+        evaluation=EvaluationConfig(max_new_tokens=16),
+        overwrite=True,  # a demo may be run again
+    )
+
+
+def _make_room(out: Path) -> None:
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise UserError(f"{out} exists and is no earlier demo: choose another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARKER).touch()

@@ -1,0 +1,84 @@
+"""launch/*.py under the real deepspeed launcher, on two ranks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dist_moe.cli.main import main
+from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.store.read import MaskStore
+from dist_moe.training.save import read_experts
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMIT_SECONDS = 200
+
+
+def deepspeed(script: str, *argv: object) -> subprocess.CompletedProcess:
+    program = Path(sys.executable).with_name("deepspeed")
+    port = str(29600 + os.getpid() % 300)
+    return subprocess.run(
+        [program, "--num_gpus", "2", "--master_port", port, f"launch/{script}.py", *map(str, argv)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def two_ranks(trained, tmp_path_factory):
+    """The session's run again, analysis and training, on two ranks."""
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    for script in ("analyze", "train"):
+        done = deepspeed(script, "--config", trained.config, "--run-dir", run_dir)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return run_dir
+
+
+def test_counts_of_two_ranks_are_those_of_one(trained, two_ranks):
+    one, two = MaskStore.open(trained.masks), MaskStore.open(two_ranks / "masks.zarr")
+    assert np.array_equal(one.prompt_counts[:], two.prompt_counts[:])
+    assert one.batch_ids == two.batch_ids
+    assert [b.mask_hash for b in one.batches] == [b.mask_hash for b in two.batches]
+
+
+def test_training_on_two_ranks_is_that_of_one(trained, two_ranks):
+    one, two = (
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (trained.run_dir, two_ranks)
+    )
+    assert [(a["batch_id"], a["mask_hash"]) for a in one] == [(b["batch_id"], b["mask_hash"]) for b in two]
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-5)
+    for layer in range(3):
+        (ids, weights), (other_ids, others) = (read_experts(p / "experts", layer) for p in (trained.run_dir, two_ranks))
+        assert ids == other_ids
+        for name in weights:
+            torch.testing.assert_close(weights[name], others[name], rtol=0, atol=1e-5)
+
+
+def test_export_of_two_ranks_is_verified(trained, two_ranks, tmp_path):
+    assert main(["export", str(two_ranks), "--out", str(tmp_path / "out")]) == 0
+    assert main(["verify", str(trained.model), str(tmp_path / "out"), "--masks", str(two_ranks / "masks.zarr")]) == 0
+    assert read_tensors(tmp_path / "out").keys() == read_tensors(trained.model).keys()
+
+
+def test_bad_input_is_one_line_on_two_ranks(trained, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained.run_dir, run_dir)
+    before = sorted(run_dir.rglob("*"))
+    done = deepspeed("train", "--config", trained.config, "--run-dir", run_dir)
+    assert done.returncode == 2
+    assert done.stderr.count("dist-moe: error: ") == 1
+    assert f"{run_dir / 'experts'} exists" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert sorted(run_dir.rglob("*")) == before
