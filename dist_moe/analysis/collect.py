@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dist_moe.data.batches import micro_batches
-from dist_moe.data.tokens import Encoded, TokenBatch, collate
+from dist_moe.data.tokens import CountedTokens, Encoded, TokenBatch, collate
 from dist_moe.moe.model import MoEModel
 from dist_moe.parallel.comm import Comm
 from dist_moe.risk.counts import RoutingCounts
@@ -22,7 +22,7 @@ def count_batch(
     model: MoEModel,
     rows: Sequence[Encoded],
     *,
-    tokens: str,
+    tokens: CountedTokens,
     micro_batch_size: int,
     pad_id: int,
     comm: Comm,

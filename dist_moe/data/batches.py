@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TypeVar
 
 import numpy as np
 
 from dist_moe.config.schema import num_safe_rows
 from dist_moe.data.rows import Prompt
 from dist_moe.errors import UserError
+
+T = TypeVar("T")
 
 UNCATEGORISED = "uncategorised"
 
@@ -101,9 +104,9 @@ def shard_rows(num_rows: int, rank: int, world_size: int) -> range:
     return range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
 
 
-def micro_batches(indices: Sequence[int], size: int) -> list[Sequence[int]]:
-    """The indices in order, `size` at a time; the last part may be smaller. No index: no part."""
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
+def micro_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in order, `size` at a time; the last part may be smaller. No item: no part."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _batch_id(prompts: Sequence[Prompt]) -> str:

@@ -24,6 +24,8 @@ from dist_moe.errors import UserError
 
 IGNORED = -100
 
+CountedTokens = Literal["prompt", "completion", "all"]
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -65,7 +67,7 @@ class TokenBatch:
     live: Tensor
     """bool, at the rows' own tokens: neither padding nor the dummy"""
 
-    def counted(self, which: Literal["prompt", "completion", "all"]) -> Tensor:
+    def counted(self, which: CountedTokens) -> Tensor:
         """[R, S] bool: the tokens whose routing counts. Never padding, never the dummy."""
         if which == "all":
             return self.live

@@ -1,8 +1,8 @@
 """The demo's text: little how-to questions and answers over harmless topics, built from `topics.json`.
 
-Some topics are safe; three fairy-tale ones (hexes, cookie heists, troll taunts) stand in for unsafe categories; one teaches
-polite refusals and is only pretrained on. All prompts share the same question forms, so that routing differs by topic and
-not by style. Pretraining rows answer every prompt; no stand-in for an unsafe prompt is refused there.
+Some topics are safe; three fairy-tale ones (hexes, cookie heists, troll taunts) stand in for unsafe categories; one
+teaches polite refusals and is only pretrained on. All prompts share the same question forms, so that routing differs by
+topic and not by style. Pretraining rows answer every prompt; no stand-in for an unsafe prompt is refused there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Find the MoE layers of a transformers model.
 
 transformers 5 marks every experts module that can be handed to another implementation with the attributes that its
-`use_experts_implementation` decorator sets; those attributes are the interface that this room builds on.
+`use_experts_implementation` decorator sets; those attributes are the interface that this room builds on. What routes
+differs between families, so a router is known only by its weight: a matrix of E rows (a few more where a family has
+null or always-on experts) beside the experts module.
 """
 
 from __future__ import annotations
@@ -9,12 +11,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dist_moe.errors import UserError
 
-FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
-"""Model types whose router is linear, softmax, top-k, and whose experts have a gate and no bias: what is tested today."""
+INTERFACE = ("_is_expert_parallel", "is_transposed", "has_gate", "has_bias", "_apply_gate")
+EXPERT_WEIGHTS = (
+    "gate_up_proj",
+    "up_proj",
+    "down_proj",
+    "gate_up_proj_bias",
+    "up_proj_bias",
+    "down_proj_bias",
+)
+"""The names that an experts module's parameters can have, each `[E, ...]`."""
+TOP_K_NAMES = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k",
+)
+EXTRA_ROUTER_ROWS = 16
+"""A router may score this many null or always-on experts beside the E routed ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +44,13 @@ class MoELayer:
 
     index: int
     name: str
+    """Of the experts module."""
+    block: nn.Module
+    """The module whose forward routes and then calls the experts."""
     experts: nn.Module
-    router: nn.Module
+    num_experts: int
+    router_shape: tuple[int, ...]
+    """Of the router's weight: E rows, or a few more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +65,54 @@ class MoEShape:
 
 def is_experts(module: nn.Module) -> bool:
     """Whether a module was made by transformers' experts interface."""
-    return all(hasattr(module, name) for name in ("_is_expert_parallel", "is_transposed", "has_gate", "has_bias"))
+    return all(hasattr(module, name) for name in INTERFACE)
 
 
 def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
-    """The MoE layers in forward order. A dense model or an untested family is a `UserError`."""
+    """The MoE layers in forward order. A dense model, or one outside the interface, is a `UserError`."""
     modules = dict(model.named_modules())
     names = [name for name, module in modules.items() if is_experts(module)]
     family = model.config.model_type
     if not names:
         raise UserError(
-            f"model type '{family}' has no mixture-of-experts layer: expected one of {', '.join(FAMILIES)}; "
-            "point model.path at an MoE checkpoint"
+            f"model type '{family}' has no mixture-of-experts layer that transformers' experts interface covers: "
+            "point model.path at an MoE checkpoint (Mixtral, OLMoE, Qwen3-MoE, DeepSeek, gpt-oss, ...)"
         )
-    if family not in FAMILIES:
-        raise UserError(f"model type '{family}' is not supported: expected one of {', '.join(FAMILIES)}")
-    routers = [modules[name.rpartition(".")[0]].get_submodule("gate") for name in names]
-    return tuple(MoELayer(i, n, modules[n], r) for i, (n, r) in enumerate(zip(names, routers, strict=True)))
+    layers = []
+    for index, name in enumerate(names):
+        block, experts = modules[name.rpartition(".")[0]], modules[name]
+        num_experts = experts.get_parameter("down_proj").shape[0]
+        layers.append(MoELayer(index, name, block, experts, num_experts, _router_shape(block, num_experts, name)))
+    return tuple(layers)
 
 
-def moe_shape(layers: tuple[MoELayer, ...]) -> MoEShape:
-    """The shape that masks and counts have for this model. Call it before the experts are taken into banks."""
-    sizes = {(layer.router.weight.shape[0], layer.router.top_k) for layer in layers}
-    assert len(sizes) == 1, f"layers differ in experts or k: {sizes}"
-    ((num_experts, top_k),) = sizes
-    return MoEShape(len(layers), num_experts, top_k, tuple(layer.name for layer in layers))
+def moe_shape(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> MoEShape:
+    """The shape that masks and counts have for this model."""
+    sizes = sorted({layer.num_experts for layer in layers})
+    if len(sizes) > 1:
+        raise UserError(f"model type '{model.config.model_type}': layers differ in their number of experts: {sizes}")
+    return MoEShape(len(layers), sizes[0], _top_k(model.config), tuple(layer.name for layer in layers))
+
+
+def _router_shape(block: nn.Module, num_experts: int, name: str) -> tuple[int, ...]:
+    """The narrowest matrix beside the experts that has a row for each of them and a router's name."""
+    shapes = {
+        tuple(parameter.shape)
+        for key, parameter in block.named_parameters()
+        if parameter.dim() == 2
+        and "expert" not in key
+        and ("gate" in key or "router" in key)
+        and num_experts <= parameter.shape[0] <= num_experts + EXTRA_ROUTER_ROWS
+    }
+    if not shapes:
+        raise UserError(f"{name}: no router found: expected a weight of {num_experts} rows beside the experts")
+    return min(shapes)
+
+
+def _top_k(config: PreTrainedConfig) -> int:
+    text = config.get_text_config()
+    for name in TOP_K_NAMES:
+        value = getattr(text, name, None)
+        if isinstance(value, int):
+            return value
+    raise UserError(f"model type '{config.model_type}': its config names no number of experts per token")

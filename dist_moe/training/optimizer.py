@@ -11,7 +11,6 @@ schedulers accept it; its one registered parameter is a placeholder, because the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +74,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
             layer.grads[layer.local.index(expert)] = layer.layout.views(grad)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a step has no closure to re-evaluate
         """Clip by the global norm of all ranks' active experts, update them, and write the new weights to the banks."""
         norms_LE = torch.zeros(
             len(self.layers), len(self.layers[0].key_E), dtype=torch.float64, device=self.comm.device
