@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from dist_moe.moe.discover import MoELayer
+from dist_moe.moe.discover import EXPERT_WEIGHTS, MoELayer
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
 
-WEIGHTS = ("gate_up_proj", "down_proj")
+
+ATTRIBUTE = "dist_moe_layer"
+"""Where an experts module keeps its `ExpertLayer`: a plain object, which no engine looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class ExpertLayer:
     num_slots: int
     bank: dict[str, torch.Tensor]
     layout: FlatLayout
+    transposed: bool
+    """Weights are [in, out] instead of [out, in]."""
     dispatched_E: torch.Tensor
     """How many (token, expert) pairs this rank has sent to each expert since `reset`: what was really used."""
     live_T: torch.Tensor | None = None
@@ -63,10 +67,25 @@ class ExpertLayer:
     grads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     """Slot -> weight name -> fp32 view in which the gradient is summed. Only active experts are here."""
 
+    @property
+    def up_name(self) -> str:
+        """The first linear map: fused gate and up, or up alone in families without a gate."""
+        return "gate_up_proj" if "gate_up_proj" in self.bank else "up_proj"
+
+    def activation(self, pre: torch.Tensor) -> torch.Tensor:
+        """What the family does between the two linear maps, row by row."""
+        name = "_apply_gate" if "gate_up_proj" in self.bank else "act_fn"
+        return getattr(self.module, name)(pre)
+
     def row(self, expert: int) -> dict[str, torch.Tensor]:
         """Views of one local expert's weights in the bank."""
         slot = self.local.index(expert)
         return {name: weight[slot] for name, weight in self.bank.items()}
+
+
+def expert_weights(experts: nn.Module) -> list[str]:
+    """The names of an experts module's weights, in the order in which they lie in a flat vector."""
+    return [name for name in EXPERT_WEIGHTS if getattr(experts, name, None) is not None]
 
 
 def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm) -> tuple[ExpertLayer, ...]:
@@ -78,9 +97,8 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
     for layer in layers:
         local = placement.local(layer.index, comm.rank)
         bank = {}
-        for name in WEIGHTS:
-            weight: torch.Tensor = getattr(layer.experts, name).detach()
-            bank[name] = weight[local].to(comm.device)
+        for name in expert_weights(layer.experts):
+            bank[name] = layer.experts.get_parameter(name).detach()[local].to(comm.device)
             del layer.experts._parameters[name]
         num_slots = placement.num_slots
         key_E = placement.owner_LE[layer.index] * num_slots + placement.slot_LE[layer.index]
@@ -94,8 +112,9 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
                 num_slots=num_slots,
                 bank=bank,
                 layout=FlatLayout.of(bank),
+                transposed=bool(layer.experts.is_transposed),
                 dispatched_E=torch.zeros(len(key_E), dtype=torch.int64, device=comm.device),
             )
         )
-        layer.experts.dist_moe = taken[-1]
+        setattr(layer.experts, ATTRIBUTE, taken[-1])
     return tuple(taken)

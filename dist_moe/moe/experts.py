@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from dist_moe.moe.bank import ExpertLayer
+from dist_moe.moe.bank import ATTRIBUTE, ExpertLayer
 
 IMPLEMENTATION = "dist_moe"
 
@@ -33,15 +33,47 @@ def _inverse(order: torch.Tensor) -> torch.Tensor:
     return inverse
 
 
-def _grouped(rows: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """rows [m, a], sorted by slot @ weight [slots, a, b] -> [m, b]."""
+def _grouped(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """rows [m, a], sorted by slot, slot s ending at ends[s] @ weight [slots, a, b] -> [m, b]."""
     if rows.shape[0] == 0:
         return rows.new_zeros(0, weight.shape[-1])
-    return F.grouped_mm(rows, weight, offs=offsets)
+    return F.grouped_mm(rows, weight, offs=ends)
 
 
-def _activation(module: nn.Module, pre: torch.Tensor) -> torch.Tensor:
-    return module._apply_gate(pre)  # the family's own gate and activation, set by transformers
+class _Linear:
+    """One of the experts' two linear maps over the bank: `name` is its weight, with a bias where the family has one."""
+
+    def __init__(self, layer: ExpertLayer, name: str, ends: torch.Tensor) -> None:
+        weight = layer.bank[name]
+        self.weight_in_out = weight if layer.transposed else weight.transpose(1, 2)
+        self.bias = layer.bank.get(f"{name}_bias")
+        self.layer, self.name, self.ends = layer, name, ends
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        out = _grouped(rows, self.weight_in_out, self.ends)
+        return out if self.bias is None else out + self.bias.repeat_interleave(self._counts(), dim=0)
+
+    def input_grad(self, dout: torch.Tensor) -> torch.Tensor:
+        return _grouped(dout, self.weight_in_out.transpose(1, 2), self.ends)
+
+    def add_weight_grads(self, rows: torch.Tensor, dout: torch.Tensor) -> None:
+        """Sum the active experts' gradients into their buffers; an expert without rows adds nothing."""
+        bounds = [0, *self.ends.tolist()]
+        for slot, grads in self.layer.grads.items():
+            mine = slice(bounds[slot], bounds[slot + 1])
+            if mine.start == mine.stop:
+                continue
+            left, right = (rows[mine], dout[mine]) if self.layer.transposed else (dout[mine], rows[mine])
+            grad = grads[self.name]
+            if grad.dtype == left.dtype:
+                grad.addmm_(left.t(), right)
+            else:
+                grad += left.t() @ right
+            if self.bias is not None:
+                grads[f"{self.name}_bias"] += dout[mine].sum(0, dtype=grad.dtype)
+
+    def _counts(self) -> torch.Tensor:
+        return torch.diff(self.ends, prepend=self.ends.new_zeros(1))
 
 
 class _Dispatch:
@@ -96,14 +128,13 @@ class _Experts(torch.autograd.Function):
         layer: ExpertLayer,
     ) -> torch.Tensor:
         dispatch = _Dispatch(index_Tk, keep_Tk, layer)
-        up, down = layer.bank["gate_up_proj"], layer.bank["down_proj"]
+        up, down = _Linear(layer, layer.up_name, dispatch.ends), _Linear(layer, "down_proj", dispatch.ends)
         rows = dispatch.to_experts(hidden_TH[dispatch.token_n])
-        pre = _grouped(rows, up.transpose(1, 2), dispatch.ends)
-        y_mH = _grouped(_activation(layer.module, pre), down.transpose(1, 2), dispatch.ends)
-        y_nH = dispatch.to_tokens(y_mH)
+        pre = up(rows)
+        y_nH = dispatch.to_tokens(down(layer.activation(pre)))
         y_TkH = dispatch.per_token(y_nH)
         ctx.save_for_backward(rows, pre, y_nH if weights_Tk.requires_grad else None, weights_Tk, keep_Tk)
-        ctx.dispatch = dispatch
+        ctx.dispatch, ctx.up, ctx.down = dispatch, up, down
         return torch.bmm(weights_Tk[:, None].to(y_TkH.dtype), y_TkH).squeeze(1)
 
     @staticmethod
@@ -111,7 +142,6 @@ class _Experts(torch.autograd.Function):
         (dout_TH,) = grads
         rows, pre, y_nH, weights_Tk, keep_Tk = ctx.saved_tensors
         dispatch: _Dispatch = ctx.dispatch
-        layer = dispatch.layer
         dy_nH = dout_TH[dispatch.token_n]
         dweights = None
         if ctx.needs_input_grad[1]:
@@ -121,41 +151,26 @@ class _Experts(torch.autograd.Function):
         dy_mH = dispatch.to_experts(dy_nH)
         with torch.enable_grad():
             leaf = pre.detach().requires_grad_()
-            activated = _activation(layer.module, leaf)
-        dactivated = _grouped(dy_mH, layer.bank["down_proj"], dispatch.ends)
-        (dpre,) = torch.autograd.grad(activated, leaf, dactivated)
-        _add_weight_grads(layer, dispatch.ends, gate_up_proj=(dpre, rows), down_proj=(dy_mH, activated.detach()))
+            activated = dispatch.layer.activation(leaf)
+        (dpre,) = torch.autograd.grad(activated, leaf, ctx.down.input_grad(dy_mH))
+        ctx.down.add_weight_grads(activated.detach(), dy_mH)
+        ctx.up.add_weight_grads(rows, dpre)
         dhidden = None
         if ctx.needs_input_grad[0]:
-            drows = dispatch.to_tokens(_grouped(dpre, layer.bank["gate_up_proj"], dispatch.ends))
+            drows = dispatch.to_tokens(ctx.up.input_grad(dpre))
             dhidden = torch.bmm(keep_Tk[:, None].to(drows.dtype), dispatch.per_token(drows)).squeeze(1)
         return dhidden, dweights, None, None, None, None
-
-
-def _add_weight_grads(layer: ExpertLayer, ends: torch.Tensor, **factors: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """grad[e] += left_e^T @ right_e over expert e's rows, for the active experts; none for no rows."""
-    bounds = [0, *ends.tolist()]
-    for slot, grads in layer.grads.items():
-        start, stop = bounds[slot], bounds[slot + 1]
-        if start == stop:
-            continue
-        for name, (left, right) in factors.items():
-            grad, left_e, right_e = grads[name], left[start:stop].t(), right[start:stop]
-            if grad.dtype == left_e.dtype:
-                grad.addmm_(left_e, right_e)
-            else:
-                grad += left_e @ right_e
 
 
 def experts_forward(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """hidden [T, H], experts and weights [T, k] -> [T, H], through the module's `ExpertLayer`."""
-    layer: ExpertLayer = module.dist_moe
-    keep_Tk = top_k_weights != 0
+    layer: ExpertLayer = getattr(module, ATTRIBUTE)
+    keep_Tk = (top_k_weights != 0) & (top_k_index < len(layer.key_E))  # past E: a family's null experts
     if layer.live_T is not None:
         keep_Tk = keep_Tk & layer.live_T[:, None]
-    # top-k is sorted, so what a mask leaves without weight is in the last columns: cut them
+    # most families' top-k is sorted, so what a mask leaves without weight is in the last columns: cut them
     k = int((keep_Tk.any(0) * torch.arange(1, keep_Tk.shape[1] + 1, device=keep_Tk.device)).max())
     keep_Tk = keep_Tk[:, :k]
     weights_Tk = top_k_weights[:, :k] * keep_Tk

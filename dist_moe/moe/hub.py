@@ -8,7 +8,7 @@ names and lays rows over experts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from dist_moe.errors import UserError
-from dist_moe.moe.bank import WEIGHTS
+from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 
 EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
+
+
+Rows = Callable[
+    [MoELayer, list[int], dict[str, torch.Tensor]],
+    Iterator[tuple[str, int | None, torch.Tensor]],
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,40 +45,49 @@ class HubLayout:
         with torch.device("meta"):
             self._model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         self._layers = find_moe_layers(self._model)
-        self.shape: MoEShape = moe_shape(self._layers)
+        self.shape: MoEShape = moe_shape(self._model, self._layers)
         self.tensors: dict[str, HubTensor] = {}
+        self._rows: dict[int, Rows] = {}
         for layer in self._layers:
-            fused = {f"{layer.name}.{name}" for name in WEIGHTS}
-            if fused <= names:
-                self.tensors |= {name: HubTensor(layer.index, None) for name in fused}
-                continue
-            weights = {name: getattr(layer.experts, name) for name in WEIGHTS}
-            split = dict(self._split(layer, list(range(self.shape.num_experts)), weights))
-            missing = sorted(split.keys() - names)
-            if missing:
-                raise UserError(f"{path}: tensor {missing[0]} is not in the checkpoint, nor {sorted(fused)[0]}")
-            self.tensors |= {name: HubTensor(layer.index, int(_number(name))) for name in split}
+            weights = {name: layer.experts.get_parameter(name) for name in expert_weights(layer.experts)}
+            experts = list(range(self.shape.num_experts))
+            for rows in (self._in_memory_rows, self._converted_rows):
+                found = {
+                    name: HubTensor(layer.index, None if row is not None else int(_number(name)))
+                    for name, row, _ in rows(layer, experts, weights)
+                }
+                if found.keys() <= names:
+                    self._rows[layer.index] = rows
+                    self.tensors |= found
+                    break
+            else:
+                raise UserError(f"{path}: tensor {min(found.keys() - names)} is not in the checkpoint")
 
     def to_hub(
         self, layer: int, experts: list[int], weights: dict[str, torch.Tensor]
     ) -> Iterator[tuple[str, int | None, torch.Tensor]]:
         """Trained weights, each [n, ...] for n experts of a layer -> (tensor's name, row or None, its new values)."""
-        module = self._layers[layer]
-        if f"{module.name}.{WEIGHTS[0]}" in self.tensors:
-            for name, stacked in weights.items():
-                for expert, row in zip(experts, stacked, strict=True):
-                    yield f"{module.name}.{name}", expert, row
-        else:
-            for name, tensor in self._split(module, experts, weights):
-                yield name, None, tensor
+        yield from self._rows[layer](self._layers[layer], experts, weights)
 
-    def _split(
+    def _in_memory_rows(
         self, layer: MoELayer, experts: list[int], weights: dict[str, torch.Tensor]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """One tensor an expert and matrix, by transformers' conversion, which numbers them from 0."""
+    ) -> Iterator[tuple[str, int | None, torch.Tensor]]:
+        """A checkpoint that was saved as it lies in memory: all experts of a layer in one tensor."""
+        for name, stacked in weights.items():
+            for expert, row in zip(experts, stacked, strict=True):
+                yield f"{layer.name}.{name}", expert, row
+
+    def _converted_rows(
+        self, layer: MoELayer, experts: list[int], weights: dict[str, torch.Tensor]
+    ) -> Iterator[tuple[str, int | None, torch.Tensor]]:
+        """As transformers' conversion writes it: a tensor an expert, numbered from 0, or all in one under another name."""
         state = {f"{layer.name}.{name}": weight for name, weight in weights.items()}
         for name, tensor in revert_weight_conversion(self._model, state).items():
-            yield EXPERT_NUMBER.sub(str(experts[int(_number(name))]), name), tensor
+            if EXPERT_NUMBER.search(name):
+                yield EXPERT_NUMBER.sub(str(experts[int(_number(name))]), name), None, tensor
+            else:
+                for expert, row in zip(experts, tensor, strict=True):
+                    yield name, expert, row
 
 
 def _number(name: str) -> str:

@@ -87,7 +87,7 @@ def load_model(config: ModelConfig, comm: Comm) -> MoEModel:
 def adopt(module: PreTrainedModel, comm: Comm) -> MoEModel:
     """Take over a transformers model that is in memory: freeze it and move its experts to banks."""
     layers = find_moe_layers(module)
-    shape = moe_shape(layers)
+    shape = moe_shape(module, layers)
     if shape.num_experts < comm.size:
         raise UserError(
             f"{shape.num_experts} experts a layer cannot be split over {comm.size} ranks: use at most {shape.num_experts}"
@@ -99,5 +99,5 @@ def adopt(module: PreTrainedModel, comm: Comm) -> MoEModel:
     use_banks(module)
     module.to(comm.device).eval()
     tap = RoutingTap(layers, shape.num_experts)
-    route_mask = RouteMask(layers, shape.num_experts, comm.device)
+    route_mask = RouteMask(layers, shape.top_k, comm.device)
     return MoEModel(module, shape, expert_layers, tap, route_mask, num_parameters)

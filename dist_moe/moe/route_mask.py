@@ -1,15 +1,22 @@
-"""Make experts unroutable: `route` mode with `fill: shrink`.
+"""Make experts unroutable: the `route` mode.
 
-Inside a router's forward, and only there, the logits that its own weight gives are set to the lowest finite value
-outside the allowed experts; softmax then gives them exactly 0, and everything after it (top-k, renormalisation where
-the family has one) is the model's own code. With an all-true mask the result is the unmasked one, bit for bit. With
-fewer allowed experts than k, top-k is filled up with experts of weight 0, which the experts function drops.
+While a MoE block routes, that is from the start of its forward to the call of its experts, two kinds of operations are
+changed, and everything else is the family's own code:
+
+- what the router's weight gives (logits): outside the allowed experts they become the lowest finite value, so that softmax
+  and sigmoid give exactly 0, and a renormalisation divides by what is left;
+- top-k over experts, or over the experts of a group: a correction bias could lift a forbidden expert, so forbidden ones are
+  taken last there. Values come from the unmasked input, which is already 0 for them.
+
+At the experts' call a weight that is still on a forbidden expert is set to 0 (sparse mixers give one when there is nothing
+else to choose). With an all-true mask the result is the unmasked one, bit for bit. A pair of weight 0 costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +24,24 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dist_moe.moe.discover import MoELayer
+
+Fill = Literal["shrink", "best", "bias"]
+MATMULS = (F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+TOPKS = (torch.topk, torch.Tensor.topk)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePlan:
+    """What routing may use for one batch.
+
+    `allowed_LE` bool [L, E]; a layer whose row is all true is left as it is. `fill` says what happens in a layer with
+    fewer allowed experts than k: `shrink` routes to those only; `best` adds the best others by the router's logits, each
+    token its own; `bias` forbids nothing, and adds `bias` to the allowed experts' logits.
+    """
+
+    allowed_LE: torch.Tensor
+    fill: Fill = "shrink"
+    bias: float = 0.0
 
 
 def routable(mask_LE: torch.Tensor) -> torch.Tensor:
@@ -30,55 +55,131 @@ def surviving_slots(mask_LE: torch.Tensor, top_k: int) -> float:
     return float(num_allowed_L.clamp(max=top_k).sum()) / (len(mask_LE) * top_k)
 
 
-class _MaskedLogits(TorchFunctionMode):
-    """While entered, masks the output of `F.linear` by the router's own weight."""
-
-    def __init__(self, router: nn.Module, allowed_E: torch.Tensor) -> None:
-        super().__init__()
-        self.router, self.allowed_E, self.num_applied = router, allowed_E, 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is F.linear and args[1] is self.router.weight:
-            self.num_applied += 1
-            return out.masked_fill(~self.allowed_E, torch.finfo(out.dtype).min)
-        return out
-
-
 class RouteMask:
-    """Hooks on all routers of a model; `set` puts a mask in force until the next one.
+    """Hooks on all MoE blocks of a model; `set` puts a plan in force until the next one.
 
     `applied_LE` is what the routers have really applied since then, which is what a monitor should look at.
     """
 
-    def __init__(self, layers: tuple[MoELayer, ...], num_experts: int, device: torch.device) -> None:
-        self.allowed_LE: torch.Tensor | None = None
-        self.applied_LE = torch.ones(len(layers), num_experts, dtype=torch.bool, device=device)
-        self._entered: dict[int, _MaskedLogits] = {}
+    def __init__(self, layers: tuple[MoELayer, ...], top_k: int, device: torch.device) -> None:
+        self.top_k = top_k
+        self.plan: RoutePlan | None = None
+        self.applied_LE = torch.ones(len(layers), layers[0].num_experts, dtype=torch.bool, device=device)
+        self._masked_T: torch.Tensor | None = None
+        self._scopes: dict[int, _RoutingScope] = {}
         for layer in layers:
-            layer.router.register_forward_pre_hook(self._enter(layer.index))
-            layer.router.register_forward_hook(self._leave(layer.index), always_call=True)
+            layer.block.register_forward_pre_hook(self._enter(layer))
+            layer.experts.register_forward_pre_hook(self._leave(layer), with_kwargs=True)
+            layer.block.register_forward_hook(self._abandon(layer), always_call=True)
 
-    def set(self, allowed_LE: torch.Tensor | None) -> None:
-        """Allow only these experts, bool [L, E]; None: no mask."""
-        self.allowed_LE = None if allowed_LE is None else allowed_LE.to(self.applied_LE.device)
+    def set(self, plan: RoutePlan | None) -> None:
+        """Put a plan in force; None: no mask."""
+        device = self.applied_LE.device
+        self.plan = None if plan is None else replace(plan, allowed_LE=plan.allowed_LE.to(device))
         self.applied_LE.fill_(True)
+        self._masked_T = None
 
-    def _enter(self, index: int) -> Any:
-        def hook(router: nn.Module, args: tuple[Any, ...]) -> None:
-            if self.allowed_LE is not None:
-                self._entered[index] = _MaskedLogits(router, self.allowed_LE[index])
-                self._entered[index].__enter__()
+    def set_tokens(self, masked_T: torch.Tensor | None) -> None:
+        """The tokens of the coming forward pass that the plan is for, bool [T]; None: all."""
+        self._masked_T = masked_T
+
+    def _enter(self, layer: MoELayer) -> Any:
+        def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
+            if self.plan is not None:
+                scope = _RoutingScope(layer, self.plan, self.top_k, self._masked_T)
+                self._scopes[layer.index] = scope
+                scope.__enter__()
+
+        return hook
+
+    def _leave(self, layer: MoELayer) -> Any:
+        def hook(experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            scope = self._scopes.pop(layer.index, None)
+            if scope is None:
+                return None
+            scope.__exit__(None, None, None)
+            self.applied_LE[layer.index] = scope.allowed_E | (scope.num_applied == 0)
+            named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+            named["top_k_weights"] = scope.enforce(named["top_k_index"], named["top_k_weights"])
+            return (), named
 
         return hook
 
-    def _leave(self, index: int) -> Any:
-        def hook(router: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            mode = self._entered.pop(index, None)
-            if mode is not None:
-                mode.__exit__(None, None, None)
-                self.applied_LE[index] = mode.allowed_E | (mode.num_applied == 0)
+    def _abandon(self, layer: MoELayer) -> Any:
+        def hook(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            scope = self._scopes.pop(layer.index, None)
+            if scope is not None:  # the block failed before it called its experts
+                scope.__exit__(None, None, None)
 
         return hook
+
+
+class _RoutingScope(TorchFunctionMode):
+    """While entered, applies one layer's plan to the router's logits and to top-k over experts.
+
+    Shapes: W = E routed experts and the null or always-on ones that the router scores beside them; G groups.
+    """
+
+    def __init__(self, layer: MoELayer, plan: RoutePlan, top_k: int, masked_T: torch.Tensor | None) -> None:
+        super().__init__()
+        self.router_shape, self.num_experts, self.plan = layer.router_shape, layer.num_experts, plan
+        self.allowed_E = plan.allowed_LE[layer.index]
+        self.masked_T = masked_T
+        self.num_missing = top_k - int(self.allowed_E.sum()) if plan.fill == "best" else 0
+        self.num_applied = 0
+        others = self.allowed_E.new_ones(self.router_shape[0] - self.num_experts)
+        self.allowed = torch.cat([self.allowed_E, others])[None]
+        """bool [1, W], or [T, W] once it differs between tokens."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in MATMULS and tuple(args[1].shape) in (self.router_shape, self.router_shape[::-1]):
+            self.num_applied += 1
+            return self._mask_logits(func(*args, **kwargs))
+        if func in TOPKS and self.plan.fill != "bias":
+            return self._top_k(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def enforce(self, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
+        """Set what weight is left on forbidden experts to 0; indices past E are null experts."""
+        if self.plan.fill == "bias":
+            return weights_Tk
+        allowed = self.allowed[:, : self.num_experts].expand(len(index_Tk), -1)
+        kept = allowed.gather(1, index_Tk.clamp(max=self.num_experts - 1)) | (index_Tk >= self.num_experts)
+        return weights_Tk.masked_fill(~kept, 0)
+
+    def _mask_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits [..., W]."""
+        flat_TW = logits.reshape(-1, logits.shape[-1])
+        if self.plan.fill == "bias":
+            lifted = self._for_masked_tokens(self.allowed & ~self.allowed_E.all(), otherwise=False)
+            return (flat_TW + self.plan.bias * lifted.to(flat_TW.dtype)).view_as(logits)
+        if self.num_missing > 0:
+            lowest = torch.finfo(logits.dtype).min
+            best = flat_TW.detach().masked_fill(self.allowed, lowest).topk(self.num_missing).indices
+            self.allowed = self.allowed.repeat(len(flat_TW), 1).scatter(1, best, True)
+        self.allowed = self._for_masked_tokens(self.allowed, otherwise=True)
+        return self._forbid(flat_TW).view_as(logits)
+
+    def _top_k(self, func: Callable[..., Any], scores: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        width = scores.shape[-1]
+        if width in (self.num_experts, self.router_shape[0]):
+            _, index = func(self._forbid(scores.reshape(-1, width)).view_as(scores), *args, **kwargs)
+            return torch.return_types.topk((scores.gather(-1, index), index))
+        if scores.dim() > 1 and scores.shape[-2] * width == self.num_experts:
+            # scores [T, G, E / G]: the sum of each group's best ranks the groups, more allowed experts first
+            return func(self._forbid(scores.reshape(-1, self.num_experts)).view_as(scores), *args, **kwargs)
+        return func(scores, *args, **kwargs)
+
+    def _forbid(self, scores: torch.Tensor) -> torch.Tensor:
+        """scores [T, W or E], with the lowest value on forbidden experts; a quarter of it, so that sums stay finite."""
+        lowest = torch.finfo(scores.dtype).min / 4
+        return scores.masked_fill(~self.allowed[:, : scores.shape[1]], lowest)
+
+    def _for_masked_tokens(self, chosen: torch.Tensor, otherwise: bool) -> torch.Tensor:
+        """`chosen` [1 or T, W] for the tokens that the plan is for, `otherwise` for the others."""
+        if self.masked_T is None:
+            return chosen
+        return torch.where(self.masked_T[:, None], chosen, otherwise)

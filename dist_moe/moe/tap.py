@@ -47,9 +47,13 @@ class RoutingTap:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._row_T is None or self._counts_RLE is None:
                 return
-            top_k_index = args[1] if len(args) > 1 else kwargs["top_k_index"]
+            named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+            index_Tk, weights_Tk = named["top_k_index"], named["top_k_weights"]
             num_rows = self._counts_RLE.shape[0]
-            key = self._row_T[:, None] * self.num_experts + top_k_index
+            # null experts (past E, or of weight 0) go where uncounted tokens go: the row past the end
+            routed = (index_Tk < self.num_experts) & (weights_Tk != 0)
+            row_Tk = torch.where(routed, self._row_T[:, None], num_rows)
+            key = row_Tk * self.num_experts + index_Tk.clamp(max=self.num_experts - 1)
             counts = torch.bincount(key.reshape(-1), minlength=(num_rows + 1) * self.num_experts)
             self._counts_RLE[:, index] += counts.view(num_rows + 1, self.num_experts)[:num_rows]
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 
 from dist_moe.moe.model import MoEModel
+from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.parallel.comm import Comm
 from dist_moe.risk.masks import mask_hash
 from dist_moe.training.optimizer import SelectiveAdamW
@@ -30,10 +31,10 @@ class MaskMonitor:
         for layer in self.model.layers:
             layer.dispatched_E.zero_()
 
-    def check(self, expected_hash: str, allowed_LE: torch.Tensor | None) -> str:
+    def check(self, expected_hash: str, plan: RoutePlan | None) -> str:
         """Assert that what is in force is the mask with `expected_hash`; return the hash of what was seen.
 
-        `allowed_LE` is what the routers must have applied, bool [L, E]; None: nothing.
+        `plan` is what the routers must have applied; None: nothing.
         """
         applied_LE = self.model.route_mask.applied_LE
         movable_LE = torch.zeros_like(applied_LE)
@@ -42,7 +43,7 @@ class MaskMonitor:
         dispatched_LE = torch.stack([layer.dispatched_E for layer in self.model.layers])
         seen = self.comm.sum_(torch.stack([movable_LE.long(), applied_LE.long(), dispatched_LE]))
         movable, applied, dispatched = seen.cpu()
-        expected = torch.ones_like(applied) if allowed_LE is None else allowed_LE.cpu().long()
+        expected = torch.ones_like(applied) if plan is None else plan.allowed_LE.cpu().long()
         assert movable.max() <= 1, "an expert would be updated on two ranks"
         assert torch.equal(applied, expected * self.comm.size), "a router did not apply the batch's mask"
         assert not dispatched[expected == 0].any(), "a token was sent to an expert outside the batch's mask"

@@ -10,7 +10,7 @@ import torch
 
 from dist_moe.data.tokens import TokenBatch
 from dist_moe.moe.model import MoEModel
-from dist_moe.moe.route_mask import routable
+from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.engine import Engine
 from dist_moe.training.loss import token_losses
@@ -47,10 +47,10 @@ class MaskedStep:
 
     def __call__(self, mask_LE: torch.Tensor, mask_hash: str, micro_batches: Sequence[TokenBatch]) -> StepResult:
         """mask_LE: bool [L, E] on the CPU; micro_batches: this rank's rows, the same number on all ranks."""
-        allowed_LE = routable(mask_LE) if self.mode == "route" else None
+        plan = RoutePlan(routable(mask_LE)) if self.mode == "route" else None
         trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
         self.model.train_from(trained[0] if trained else self.model.shape.num_layers)
-        self.model.route_mask.set(allowed_LE)
+        self.model.route_mask.set(plan)
         self.optimizer.begin(mask_LE)
         self.monitor.start()
         num_loss_tokens, num_tokens = _count_tokens(micro_batches, self.comm)
@@ -62,7 +62,7 @@ class MaskedStep:
                 self.engine.backward(losses.sum() / num_loss_tokens)
             last = i == len(micro_batches) - 1
             if last:
-                seen_hash = self.monitor.check(mask_hash, allowed_LE)
+                seen_hash = self.monitor.check(mask_hash, plan)
             self.engine.step(last=last)
         self.model.route_mask.set(None)
         self.model.set_live(None)
@@ -83,10 +83,10 @@ class MaskedStep:
 
 
 def batch_loss(
-    model: MoEModel, micro_batches: Sequence[TokenBatch], allowed_LE: torch.Tensor | None, comm: Comm
+    model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm
 ) -> float:
-    """Mean loss of a batch without training, under a routing mask or none. Called by all ranks together."""
-    model.route_mask.set(allowed_LE)
+    """Mean loss of a batch without training, under a route plan or none. Called by all ranks together."""
+    model.route_mask.set(plan)
     num_loss_tokens, _ = _count_tokens(micro_batches, comm)
     total = torch.zeros((), dtype=torch.float64, device=comm.device)
     with torch.no_grad():

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from dist_moe.moe.bank import WEIGHTS
 from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import FAMILIES, E, L, tiny_model, token_ids
 
+
+WEIGHTS = ("gate_up_proj", "down_proj")
 CPU = SoloComm(torch.device("cpu"))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist_moe.moe.model import adopt
-from dist_moe.moe.route_mask import routable, surviving_slots
+from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import CONFIGS, FAMILIES, E, K, L, random_masks, tiny_model, token_ids
 
@@ -14,7 +14,12 @@ CPU = SoloComm(torch.device("cpu"))
 def routed(model, ids, dtype=torch.float32):
     """What every experts module is given: [(hidden [T, H], index [T, k], weights [T, k])]."""
     seen = []
-    hooks = [layer.module.register_forward_pre_hook(lambda m, args: seen.append(args)) for layer in model.layers]
+    hooks = [
+        layer.module.register_forward_pre_hook(
+            lambda m, args, kw: seen.append((*args, *kw.values())), with_kwargs=True
+        )
+        for layer in model.layers
+    ]
     with torch.no_grad():
         out = model.module(input_ids=ids, use_cache=False).logits
     for hook in hooks:
@@ -26,7 +31,7 @@ def routed(model, ids, dtype=torch.float32):
 def test_all_true_mask_is_the_unmasked_model_bit_for_bit(family):
     model, ids = adopt(tiny_model(family), CPU), token_ids(1)
     plain, _ = routed(model, ids)
-    model.route_mask.set(torch.ones(L, E, dtype=torch.bool))
+    model.route_mask.set(RoutePlan(torch.ones(L, E, dtype=torch.bool)))
     masked, _ = routed(model, ids)
     assert torch.equal(plain, masked)
 
@@ -40,7 +45,7 @@ def test_weights_follow_the_familys_rule_over_the_allowed_experts(family, num_al
     for layer in range(L):
         mask[layer, torch.randperm(E, generator=torch.Generator().manual_seed(layer))[:num_allowed]] = True
     allowed = routable(mask)
-    model.route_mask.set(allowed)
+    model.route_mask.set(RoutePlan(allowed))
     logits, seen = routed(model, ids)
     assert torch.isfinite(logits).all()
     assert torch.equal(model.route_mask.applied_LE, allowed)
@@ -61,7 +66,7 @@ def test_weights_follow_the_familys_rule_over_the_allowed_experts(family, num_al
 def test_experts_outside_the_mask_receive_no_token():
     model, ids = adopt(tiny_model("olmoe"), CPU), token_ids(1)
     allowed = routable(random_masks(1)[0])
-    model.route_mask.set(allowed)
+    model.route_mask.set(RoutePlan(allowed))
     routed(model, ids)
     sent = torch.stack([layer.dispatched_E for layer in model.layers])
     assert not sent[~allowed].any()
@@ -71,7 +76,7 @@ def test_experts_outside_the_mask_receive_no_token():
 def test_mask_leaves_with_none():
     model, ids = adopt(tiny_model("mixtral"), CPU), token_ids(1)
     plain, _ = routed(model, ids)
-    model.route_mask.set(routable(random_masks(1)[0]))
+    model.route_mask.set(RoutePlan(routable(random_masks(1)[0])))
     masked, _ = routed(model, ids)
     model.route_mask.set(None)
     again, _ = routed(model, ids)
@@ -84,7 +89,7 @@ def test_mask_leaves_when_the_router_fails():
     model, ids = adopt(tiny_model("mixtral"), CPU), token_ids(1)
     router = model.module.get_submodule(model.shape.layer_names[0].replace(".experts", ".gate"))
     weight = router.weight
-    model.route_mask.set(routable(random_masks(1)[0]))
+    model.route_mask.set(RoutePlan(routable(random_masks(1)[0])))
     router.weight = torch.nn.Parameter(torch.zeros(1, 1), requires_grad=False)
     with pytest.raises(RuntimeError):
         model.module(input_ids=ids)
