@@ -5,11 +5,11 @@
     python tools/bench.py --small                seconds: does it run
     python tools/bench.py --rows step --experts 128 --hidden 2048 --dtype bfloat16
 
-Times of one machine say little, so the numbers to read are ratios: all contenders of a row run once a round, in an order
-that rotates, a ratio is taken in every round, and the table shows the smallest, the median and the largest. Before the
-clock starts, contenders must agree on what they compute. Rows:
+Times of one machine say little, so the numbers to read are ratios: all contenders of a row run once a round, in an
+order that rotates, a ratio is taken in every round, and the table shows the smallest, the median and the largest.
+Before the clock starts, contenders must agree on what they compute. Rows:
 
-- experts   all layers' experts, forward and backward, inputs requiring gradients, on the routing of a real forward pass;
+- experts   all layers' experts, forward and backward, also to their inputs, on the routing of a real forward pass;
             against transformers' "grouped_mm" with whole trainable tensors, and with frozen ones (no weight gradients)
 - step      one training step, against the usual way: whole expert tensors, gradients times the mask, torch's AdamW
 - tap       a forward pass with counting against one without
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
@@ -31,14 +32,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import tyro
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig
 
 from dist_moe.data.tokens import IGNORED, TokenBatch
 from dist_moe.engines.local import LocalEngine
-from dist_moe.moe.discover import MoELayer, find_moe_layers
 from dist_moe.moe.model import MoEModel, adopt
-from dist_moe.moe.route_mask import RouteMask, routable
+from dist_moe.moe.route_mask import routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import mask_hash
@@ -101,7 +102,7 @@ SMALL = Options(
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Seconds of the same rounds; `ratios` are ours / other."""
+    """Seconds in the same rounds; `ratios` are ours / other."""
 
     name: str
     ours: Sequence[float]
@@ -110,6 +111,14 @@ class Comparison:
     @property
     def ratios(self) -> list[float]:
         return [a / b for a, b in zip(self.ours, self.other, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A number without a contender."""
+
+    name: str
+    value: str
 
 
 def measure(contenders: Mapping[str, Contender], repetitions: int, device: torch.device) -> dict[str, list[float]]:
@@ -179,7 +188,7 @@ class Setup:
         return SelectiveAdamW(model.layers, self.masks_BLE.any(0), self.comm, lr=LR, max_norm=MAX_NORM)
 
     def allowed(self, mode: Mode, i: int) -> torch.Tensor | None:
-        return routable(self.masks_BLE[i % len(self.masks_BLE)]) if mode == "route" else None
+        return routable(self.mask(i)).to(self.device) if mode == "route" else None
 
     def mask(self, i: int) -> torch.Tensor:
         return self.masks_BLE[i % len(self.masks_BLE)]
@@ -193,9 +202,11 @@ class Setup:
         ours, *others = contenders
         return [Comparison(f"{row} / {name}", seconds[ours], seconds[name]) for name in others]
 
-    def assert_close(self, actual: Any, expected: Any) -> None:
-        tolerance = 1e-3 if self.options.dtype == "float32" else 5e-2
-        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    def check(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
+        """Contenders compute the same, up to rounding."""
+        error = (actual.double() - expected.double()).norm() / expected.double().norm()
+        limit = 1e-4 if self.options.dtype == "float32" else 5e-2
+        assert error <= limit, f"contenders differ by {error:.1e}"
 
 
 def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
@@ -207,46 +218,314 @@ def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
 
 
 def bench_experts(setup: Setup, mode: Mode) -> list[Comparison]:
+    """All experts modules, forward and backward, on what their routers send them in a whole forward pass."""
     model, plain = setup.our_model(), setup.plain_model()
-    plain_layers = find_moe_layers(plain)
     optimizer = setup.optimizer(model)
-    route_mask = RouteMask(plain_layers, setup.options.experts, setup.device)
-    inputs = []
-    for i in range(setup.options.batches):
-        route_mask.set(setup.allowed(mode, i))
-        inputs.append(_experts_inputs(plain, plain_layers, setup.batch(i)))
-    route_mask.set(None)
+    inputs = _experts_inputs(setup, plain, mode)
     our_modules = [layer.module for layer in model.layers]
-    plain_modules = [layer.experts for layer in plain_layers]
+    plain_modules = [layer.mlp.experts for layer in plain.model.layers]
 
-    def forward_backward(modules: Sequence[torch.nn.Module], i: int) -> tuple[torch.Tensor, ...]:
-        """Outputs of all layers, and gradients of their inputs."""
+    def forward_backward(modules: Sequence[nn.Module], i: int) -> list[torch.Tensor]:
         results = []
-        for module, (hidden, index, weights) in zip(modules, inputs[i % len(inputs)], strict=True):
-            hidden, weights = hidden.detach().requires_grad_(), weights.detach().requires_grad_()
-            out = module(hidden, index, weights)
-            out.backward(hidden.detach())
-            results += [out.detach(), hidden.grad, weights.grad]
-        return tuple(results)
+        for module, (hidden_TH, index_Tk, weights_Tk) in zip(modules, inputs[i % len(inputs)], strict=True):
+            leaf_TH, weights_Tk = hidden_TH.clone().requires_grad_(), weights_Tk.clone().requires_grad_()
+            out_TH = module(leaf_TH, index_Tk, weights_Tk)
+            out_TH.backward(hidden_TH)
+            results += [out_TH.detach(), leaf_TH.grad]
+        return results
 
-    def ours(i: int) -> tuple[torch.Tensor, ...]:
+    def ours(i: int) -> list[torch.Tensor]:
         optimizer.begin(setup.mask(i))
         return forward_backward(our_modules, i)
 
-    def whole(i: int) -> tuple[torch.Tensor, ...]:
+    def whole(i: int) -> list[torch.Tensor]:
         for module in plain_modules:
             module.zero_grad(set_to_none=True)
             module.requires_grad_(True)
         return forward_backward(plain_modules, i)
 
-    def frozen(i: int) -> tuple[torch.Tensor, ...]:
+    def frozen(i: int) -> list[torch.Tensor]:
         for module in plain_modules:
             module.requires_grad_(False)
         return forward_backward(plain_modules, i)
 
-    setup.assert_close(_no_filler_grads(ours(0)), _no_filler_grads(whole(0)))
-    setup.assert_close(_trained_grads(optimizer), _rows_of_whole_grads(plain_layers, optimizer))
-    frozen(0)
-    return setup.compare(
-        f"experts, {mode}", {"ours": ours, "whole tensors": whole, "frozen, no weight gradients": frozen}
+    ours_0, whole_0, frozen_0 = ours(0), whole(0), frozen(0)
+    gradients = [view for layer in model.layers for slot in layer.grads for view in layer.grads[slot].values()]
+    expected = [
+        getattr(module, name).grad[slot]
+        for layer, module in zip(model.layers, plain_modules, strict=True)
+        for slot in layer.grads
+        for name in layer.bank
+    ]
+    for actual, right in zip([*ours_0, *frozen_0, *gradients], [*whole_0, *whole_0, *expected], strict=True):
+        setup.check(actual, right)
+    others = {"grouped_mm, whole tensors": whole, "grouped_mm, frozen": frozen}
+    return setup.compare(f"experts forward + backward, {mode}", {"ours": ours, **others})
+
+
+def _experts_inputs(setup: Setup, plain: PreTrainedModel, mode: Mode) -> list[list[tuple[torch.Tensor, ...]]]:
+    """Of every batch and layer: hidden [T, H], experts and weights [T, k]."""
+    inputs: list[list[tuple[torch.Tensor, ...]]] = []
+    mask = PlainRouteMask(plain)
+    hooks = [
+        layer.mlp.experts.register_forward_pre_hook(lambda _, args: inputs[-1].append(args))
+        for layer in plain.model.layers
+    ]
+    for i in range(setup.options.batches):
+        inputs.append([])
+        mask.allowed_LE = setup.allowed(mode, i)
+        with torch.no_grad():
+            plain(input_ids=setup.batch(i).input_ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+class PlainRouteMask:
+    """Masked routing by its definition, in hooks on the routers of a qwen3_moe model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.allowed_LE: torch.Tensor | None = None
+        for index, layer in enumerate(model.model.layers):
+            layer.mlp.gate.register_forward_hook(partial(self._route, index))
+
+    def _route(self, index: int, router: nn.Module, args: Any, output: tuple[torch.Tensor, ...]) -> Any:
+        if self.allowed_LE is None:
+            return output
+        logits_TE = output[0].masked_fill(~self.allowed_LE[index], float("-inf"))
+        weights_Tk, index_Tk = logits_TE.float().softmax(-1).topk(router.top_k)
+        weights_Tk = weights_Tk / weights_Tk.sum(-1, keepdim=True)
+        return logits_TE, weights_Tk.to(logits_TE.dtype), index_Tk
+
+
+class UsualStep:
+    """What one would write: whole expert tensors require gradients, which are multiplied by the mask before AdamW."""
+
+    def __init__(self, setup: Setup, mode: Mode) -> None:
+        self.setup, self.mode, self.module = setup, mode, setup.plain_model()
+        self.route_mask = PlainRouteMask(self.module)
+        layers = enumerate(self.module.model.layers)
+        self.weights = [(index, weight) for index, layer in layers for weight in layer.mlp.experts.parameters()]
+        self.parameters = [weight.requires_grad_() for _, weight in self.weights]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, weight_decay=0.0, fused=True)
+
+    def __call__(self, i: int) -> tuple[float, float]:
+        """Loss and gradient norm."""
+        batch, mask_LE = self.setup.batch(i), self.setup.mask(i).to(self.setup.device)
+        self.route_mask.allowed_LE = self.setup.allowed(self.mode, i)
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        loss = token_losses(logits, batch.labels)[0].mean()
+        loss.backward()
+        for layer, weight in self.weights:
+            weight.grad *= mask_LE[layer, :, None, None]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_NORM)
+        self.optimizer.step()
+        return loss.item(), norm.item()
+
+    def num_bytes(self) -> tuple[int, int]:
+        """Gradients and optimizer state."""
+        states = [tensor for state in self.optimizer.state.values() for tensor in state.values()]
+        return sum(weight.grad.nbytes for weight in self.parameters), sum(tensor.nbytes for tensor in states)
+
+
+class OurStep:
+    """`MaskedStep` on the local engine."""
+
+    def __init__(self, setup: Setup, mode: Mode) -> None:
+        model = setup.our_model()
+        self.setup, self.optimizer = setup, setup.optimizer(model)
+        engine = LocalEngine(model.module, self.optimizer, LambdaLR(self.optimizer, lambda _: 1.0))
+        self.step = MaskedStep(model, self.optimizer, engine, setup.comm, mode)
+        self.hashes = [mask_hash(mask_LE.numpy()) for mask_LE in setup.masks_BLE]
+
+    def __call__(self, i: int) -> tuple[float, float]:
+        """Loss and gradient norm."""
+        result = self.step(self.setup.mask(i), self.hashes[i % len(self.hashes)], [self.setup.batch(i)])
+        return result.loss, result.grad_norm
+
+    def num_bytes(self) -> tuple[int, int]:
+        """Gradients and optimizer state."""
+        states = [getattr(state, name) for state in self.optimizer.expert_state.values() for name in state.__slots__]
+        return self.optimizer.grad_AN.nbytes, sum(tensor.nbytes for tensor in states)
+
+
+def bench_step(setup: Setup, mode: Mode) -> tuple[list[Comparison], list[Fact]]:
+    """A training step, and what gradients and optimizer state take."""
+    ours, usual = OurStep(setup, mode), UsualStep(setup, mode)
+    for actual, right in zip(ours(0), usual(0), strict=True):
+        setup.check(torch.tensor(actual), torch.tensor(right))
+    comparisons = setup.compare(f"training step, {mode}", {"ours": ours, "whole tensors, gradients x mask": usual})
+    facts = [
+        Fact(f"{what}, {mode}: ours / usual", f"{a / 2**20:.1f} / {b / 2**20:.1f} MiB = {a / b:.3f}")
+        for what, a, b in zip(("gradients", "optimizer state"), ours.num_bytes(), usual.num_bytes(), strict=True)
+    ]
+    return comparisons, facts
+
+
+def bench_tap(setup: Setup) -> list[Comparison]:
+    model = setup.our_model()
+
+    @torch.no_grad()
+    def silent(i: int) -> torch.Tensor:
+        return model.module(input_ids=setup.batch(i).input_ids, use_cache=False).logits
+
+    def counting(i: int) -> torch.Tensor:
+        with torch.no_grad(), model.tap.count(setup.batch(i).live) as counts_RLE:
+            silent(i)
+        return counts_RLE
+
+    silent(0)
+    counts_RLE = counting(0)
+    num_routed = setup.batch(0).live.sum() * setup.options.top_k
+    assert (counts_RLE.sum((0, 2)) == num_routed).all(), "the tap missed a token"
+    return setup.compare("forward, counting", {"ours": counting, "not counting": silent})
+
+
+def bench_store(options: Options) -> list[Fact]:
+    """A store as an analysis writes it: 16 prompts a batch, skewed counts, 50 experts a mask."""
+    contents = _store_contents(*options.store_shape)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "masks.zarr"
+        begin = time.perf_counter()
+        write_store(path, contents)
+        writing = time.perf_counter() - begin
+        size = {name: _num_bytes(path / name) for name in (".", "masks")}
+        opening, reading = [], []
+        for batch in np.random.default_rng(1).integers(options.store_shape[0], size=options.repetitions):
+            _forget_pages(path)
+            begin = time.perf_counter()
+            rows = MaskStore.open(path).masks
+            opened = time.perf_counter()
+            opening.append(opened - begin)
+            _forget_pages(path)
+            begin = time.perf_counter()
+            mask_LE = rows[int(batch)]
+            reading.append(time.perf_counter() - begin)
+            assert (mask_LE == contents.masks.masks_BLE[batch]).all(), "the store gave another mask"
+    shape = " x ".join(map(str, options.store_shape))
+    return [
+        Fact(f"store of {shape}: write", f"{writing:.2f} s, {size['.'] / 2**20:.1f} MiB"),
+        Fact("store: bytes a mask cell", f"{size['masks'] / contents.masks.masks_BLE.size:.4f}"),
+        Fact("store: open and check the masks, cold", _milliseconds(opening)),
+        Fact("store: one mask row, cold", _milliseconds(reading)),
+    ]
+
+
+def _store_contents(num_batches: int, num_layers: int, num_experts: int) -> StoreContents:
+    generator = np.random.default_rng(0)
+    num_drawn = min(
+        num_batches, 40
+    )  # drawing is slow; a batch is a chunk of its own, so repeating compresses no better
+    num_prompts = num_batches * BATCH_ROWS
+    unsafe_P = np.arange(num_prompts) % 2 == 1
+    popularity_ALE = generator.lognormal(sigma=1.0, size=(2, num_layers, num_experts))
+    popularity_ALE[1] = 0.7 * popularity_ALE[0] + 0.3 * popularity_ALE[1]
+    drawn_PLE = generator.poisson(popularity_ALE[unsafe_P[: num_drawn * BATCH_ROWS].astype(int)])
+    counts_PLE = np.resize(drawn_PLE, (num_prompts, num_layers, num_experts))
+    top_k = 8
+    tokens_P = np.maximum(counts_PLE.max((1, 2)), -(-counts_PLE.sum(2).max(1) // top_k))
+    counts = RoutingCounts(counts_PLE, tokens_P, top_k)
+    batch_of_P = np.arange(num_prompts) // BATCH_ROWS
+    batch_ids = tuple(f"{batch:016x}" for batch in range(num_batches))
+    risk = risk_table(counts, unsafe_P, batch_of_P, num_batches, batch_ids)
+    rule = SelectionRule(threshold=0.05, top_k=50)
+    return StoreContents(
+        counts=counts,
+        prompt_ids=tuple(f"prompt-{prompt}" for prompt in range(num_prompts)),
+        unsafe_P=unsafe_P,
+        batch_of_P=batch_of_P,
+        batch_ids=batch_ids,
+        categories=("category",) * num_batches,
+        risk=risk,
+        masks=masks_from(risk.risk_diff_BLE, rule),
+        rule=rule,
+        counted_tokens="prompt",
+        layer_names=tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
+        provenance={"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
     )
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()]
+
+
+def _num_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _forget_pages(path: Path) -> None:
+    """Make the kernel drop its copies of the files, as if another program had written them long ago."""
+    for file in _files(path):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)  # only clean pages are dropped
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    low, middle, high = (f"{1e3 * value:.2f}" for value in (min(seconds), median(seconds), max(seconds)))
+    return f"{middle} ms ({low} to {high})"
+
+
+def table(comparisons: Sequence[Comparison], facts: Sequence[Fact]) -> str:
+    lines = []
+    if comparisons:
+        width = max(len(comparison.name) for comparison in comparisons)
+        lines.append(f"{'':<{width}}  ours ms  other ms   ratio: min  median     max")
+        for c in comparisons:
+            times = f"{1e3 * median(c.ours):>7.1f}  {1e3 * median(c.other):>8.1f}"
+            lines.append(
+                f"{c.name:<{width}}  {times}  {min(c.ratios):>10.3f}  {median(c.ratios):>6.3f}  {max(c.ratios):>6.3f}"
+            )
+    if facts:
+        width = max(len(fact.name) for fact in facts)
+        lines += ["", *(f"{fact.name:<{width}}  {fact.value}" for fact in facts)]
+    return "\n".join(lines)
+
+
+def run(options: Options) -> tuple[list[Comparison], list[Fact]]:
+    """All rows that were asked for."""
+    setup = Setup(options)
+    comparisons: list[Comparison] = []
+    facts: list[Fact] = []
+    for mode in get_args(Mode) if "experts" in options.rows else ():
+        comparisons += bench_experts(setup, mode)
+    for mode in get_args(Mode) if "step" in options.rows else ():
+        step_comparisons, step_facts = bench_step(setup, mode)
+        comparisons += step_comparisons
+        facts += step_facts
+    if "tap" in options.rows:
+        comparisons += bench_tap(setup)
+    if "store" in options.rows:
+        facts += bench_store(options)
+    return comparisons, facts
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    return tyro.cli(
+        Options, args=arguments, description=__doc__, default=SMALL if "--small" in arguments else Options()
+    )
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    print(describe(options), flush=True)
+    print(table(*run(options)))
+
+
+def describe(options: Options) -> str:
+    """What ran on what, in two lines."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    o = options
+    return (
+        f"torch {torch.__version__} on {device}, {o.dtype}, {o.repetitions} rounds; ratios are ours / other\n"
+        f"{o.layers} layers, H {o.hidden}, I {o.intermediate}, E {o.experts}, k {o.top_k}, {o.tokens} tokens, "
+        f"{max(1, round(o.share * o.experts))} trained experts a layer, {o.batches} masks\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -78,9 +78,16 @@ def _run(argv: list[str]) -> int:
     if overrides:
         raise UserError(f"dist-moe {args.command}: unknown argument {overrides[0]}; see dist-moe {args.command} --help")
     if args.command == "export":
-        from dist_moe.workflows.export import export
+        from dist_moe.workflows.export import export, export_delta
 
-        export(args.run, args.out, print)
+        if args.delta:
+            export_delta(args.run, args.out, print)
+        else:
+            export(args.run, args.out, print, link=args.link)
+    elif args.command == "apply":
+        from dist_moe.workflows.export import apply
+
+        apply(args.base, args.delta, args.out, print)
     elif args.command == "verify":
         from dist_moe.workflows.export import verify
 
@@ -109,8 +116,19 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text}. Further arguments override the file's keys, "
                                       "as --train.lr 1e-5; docs/configuration.md lists them.")  # fmt: skip
         command.add_argument("--config", type=Path, required=True, help="YAML file of the run")
-    command = commands.add_parser("export", help="a trained run -> a Hugging Face checkpoint")
+    command = commands.add_parser("export", help="a trained run -> a Hugging Face checkpoint, or a delta")
     command.add_argument("run", type=Path, help="run directory")
+    command.add_argument("--out", type=Path, required=True, help="new directory for the checkpoint, or new delta file")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument(
+        "--link",
+        action="store_true",
+        help="hard-link the shards without changes instead of copying them: editing one later edits the base's too",
+    )
+    form.add_argument("--delta", action="store_true", help="write only the trained experts, as one safetensors file")
+    command = commands.add_parser("apply", help="a base and a delta -> the checkpoint that export would write")
+    command.add_argument("base", type=Path, help="base model directory that the delta was made from")
+    command.add_argument("delta", type=Path, help="delta file")
     command.add_argument("--out", type=Path, required=True, help="new directory for the checkpoint")
     command = commands.add_parser("verify", help="prove that only the union's experts differ; status 1 if not")
     command.add_argument("base", type=Path, help="base model directory")

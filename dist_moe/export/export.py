@@ -1,47 +1,71 @@
-"""From a run to a Hugging Face checkpoint: a copy of the base in which only the trained experts' bytes are new."""
+"""A Hugging Face checkpoint from a base and a stream of changes: a copy in which only the changed bytes are new."""
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import torch
-
+from dist_moe.errors import UserError
+from dist_moe.export.changes import Change, locate, overwrite
 from dist_moe.files import atomic_directory
-from dist_moe.moe.checkpoint import DTYPES, StoredTensor, read_tensors
-from dist_moe.moe.hub import HubLayout
-from dist_moe.training.save import read_experts
+from dist_moe.moe.checkpoint import read_tensors, shard_files
+
+CARD, BASE_CARD = "README.md", "BASE_README.md"
+PICKLED = (".bin", ".pt", ".pth")
+"""Weights that run code when they are read, beside the safetensors files: not copied."""
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 
 
-def export_checkpoint(base: Path, experts: Path, out: Path) -> int:
-    """Write `out` from the model directory `base` and a run's trained experts; returns how many experts were written.
+def export_checkpoint(base: Path, changes: Iterable[Change], out: Path, card: str, *, link: bool = False) -> None:
+    """Write `out` from the model directory `base`, the changes and a model card.
 
-    Shards are copied, then patched in place: dtype, layout, header and every other tensor stay as they are. `out` must
-    not exist, and gets its name when it is complete. Pickled weights beside the safetensors files are not copied.
+    Shards are copied, then patched in place: dtype, layout, header and every other tensor stay as they are. With `link`
+    a shard without changes is a hard link to the base's. Everything else is always copied; the base's card becomes
+    BASE_README.md. `out` must not exist, and gets its name when it is complete; config.json comes after the weights, so
+    that what a killed export leaves loads nowhere.
+
+    Raises:
+        UserError: `out` exists, or `link` is set and the file system has no link to give.
     """
-    layout = HubLayout(base, set(read_tensors(base)))
-    num_experts = 0
     with atomic_directory(out) as partial:
-        for file in sorted(base.iterdir()):
-            if file.is_file() and file.suffix not in (".bin", ".pt", ".pth"):
-                shutil.copyfile(file, partial / file.name)
-        tensors = read_tensors(partial)
-        for layer in range(layout.shape.num_layers):
-            ids, weights = read_experts(experts, layer)
-            if ids:
-                for name, row, values in layout.to_hub(layer, ids, weights):
-                    _patch(tensors[name], row, values)
-            num_experts += len(ids)
-    return num_experts
+        for shard in shard_files(base):
+            if link:
+                _hard_link(shard, partial / shard.name)
+            else:
+                shutil.copyfile(shard, partial / shard.name)
+        tensors, linked = read_tensors(partial), set(shard_files(partial)) if link else set()
+        for key, data in changes:
+            target = locate(tensors, key)
+            assert target is not None, key
+            if target.file in linked:
+                linked.remove(target.file)
+                target.file.unlink()
+                shutil.copyfile(base / target.file.name, target.file)
+            overwrite(target, data)
+        for name in other_files(base):
+            file = partial / (BASE_CARD if name == CARD else name)
+            file.parent.mkdir(exist_ok=True)
+            shutil.copyfile(base / name, file)
+        (partial / CARD).write_text(card, encoding="utf-8")
 
 
-def _patch(stored: StoredTensor, row: int | None, values: torch.Tensor) -> None:
-    """Overwrite a tensor's bytes, or those of one row of its first dimension."""
-    shape = stored.shape if row is None else stored.shape[1:]
-    assert tuple(values.shape) == shape, f"{stored.file}: {tuple(values.shape)} is not {shape}"
-    data = values.to(DTYPES[stored.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy()
-    target = np.memmap(stored.file, np.uint8, "r+", offset=stored.start, shape=(stored.stop - stored.start,))
-    at = 0 if row is None else row * len(data)
-    target[at : at + len(data)] = data
-    target.flush()
+def other_files(path: Path) -> list[str]:
+    """The files of a model directory that an export has besides its shards, by their names in it, sorted."""
+    files = [file for file in path.iterdir() if file.suffix not in (".safetensors", *PICKLED)]
+    files += (path / "additional_chat_templates").glob("*")
+    return sorted(str(file.relative_to(path)) for file in files if file.is_file())
+
+
+def _hard_link(source: Path, target: Path) -> None:
+    try:
+        # A downloaded model's files may be relative symbolic links into a cache: link what they point to.
+        target.hardlink_to(source.resolve())
+    except OSError as error:
+        if error.errno in NO_LINK:
+            raise UserError(
+                f"--link: no hard link of {source} in {target.parent.parent} ({error.strerror}): "
+                "choose an --out on the base's file system, or leave --link out to copy"
+            ) from None
+        raise

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from dist_moe.moe.checkpoint import StoredTensor, read_tensors
-from dist_moe.moe.hub import HubLayout
+from dist_moe.export.changes import row_of
+from dist_moe.export.export import BASE_CARD, CARD, other_files
+from dist_moe.files import hash_file
+from dist_moe.moe.checkpoint import StoredTensor, read_tensors, shard_files
+from dist_moe.moe.hub import HubLayout, HubTensor
 from dist_moe.risk.names import expert_name
 
 BLOCK = 1 << 26
@@ -23,15 +28,26 @@ class Verification:
     num_bytes: int = 0
     changed_tensors: list[str] = field(default_factory=list)
     changed_experts: set[tuple[int, int]] = field(default_factory=set)
+    """(layer, expert), inside the union or not."""
     violations: list[str] = field(default_factory=list)
     """One line for each difference outside the union."""
 
+    def expert_lines(self) -> list[str]:
+        """The changed experts by name, one line a layer."""
+        layers = groupby(sorted(self.changed_experts), lambda pair: pair[0])
+        return [" ".join(expert_name(*pair) for pair in pairs) for _, pairs in layers]
+
 
 def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verification:
-    """Compare every tensor of two model directories; `union_LE` bool [L, E] says which experts may differ."""
+    """Compare two model directories; `union_LE` bool [L, E] says which experts' tensors may differ.
+
+    Tensors are compared as a stream of bytes. All other files that act on the model must be equal too: a configuration,
+    a tokenizer or a shard more or less changes behaviour. Model cards may differ.
+    """
     old, new = read_tensors(base), read_tensors(out)
     layout = HubLayout(base, set(old))
     result = Verification(num_tensors=len(old), num_bytes=sum(t.stop - t.start for t in old.values()))
+    result.violations += _file_differences(base, out)
     result.violations += [f"{name}: in the base, but not in {out}" for name in sorted(old.keys() - new.keys())]
     result.violations += [f"{name}: in {out}, but not in the base" for name in sorted(new.keys() - old.keys())]
     for name in sorted(old.keys() & new.keys()):
@@ -42,31 +58,51 @@ def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verificati
             )
             continue
         hub = layout.tensors.get(name)
-        per_row = hub is not None and hub.expert is None
-        rows = _changed_rows(before, after, before.shape[0] if per_row else 1)
-        if not rows:
-            continue
-        result.changed_tensors.append(name)
-        if hub is None:
-            result.violations.append(f"{name}: changed, but it is not an expert's")
-            continue
-        for expert in rows if hub.expert is None else [hub.expert]:
+        for expert, row in _changes(before, after, hub):
+            if result.changed_tensors[-1:] != [name]:
+                result.changed_tensors.append(name)
+            if hub is None or expert is None:
+                result.violations.append(f"{name} row {row}: changed, but it is not an expert's")
+                continue
             result.changed_experts.add((hub.layer, expert))
             if not union_LE[hub.layer, expert]:
-                where = f"{name} row {expert}" if per_row else name
-                result.violations.append(f"{where}: changed, but {expert_name(hub.layer, expert)} is not in the union")
+                label = expert_name(hub.layer, expert)
+                result.violations.append(f"{name} row {row}: changed, but {label} is not in the union")
     return result
 
 
-def _changed_rows(before: StoredTensor, after: StoredTensor, num_rows: int) -> list[int]:
-    """Rows whose bytes differ, for a tensor seen as `num_rows` equal parts."""
+def _changes(before: StoredTensor, after: StoredTensor, hub: HubTensor | None) -> Iterator[tuple[int | None, int]]:
+    """Expert (None: it is no expert's tensor) and first row of each difference; one difference an expert."""
+    if hub is not None and hub.expert is None:
+        for row in range(before.shape[0]):
+            if _first_difference(row_of(before, row), row_of(after, row)) is not None:
+                yield row, row
+        return
+    at = _first_difference(before, after)
+    if at is not None:
+        yield hub.expert if hub else None, at * before.shape[0] // (before.stop - before.start) if before.shape else 0
+
+
+def _first_difference(before: StoredTensor, after: StoredTensor) -> int | None:
+    """Position of the first byte that differs."""
     a, b = before.bytes(), after.bytes()
-    size = len(a) // num_rows
-    changed = []
-    for row in range(num_rows):
-        for start in range(row * size, (row + 1) * size, BLOCK):
-            part = slice(start, min(start + BLOCK, (row + 1) * size))
-            if not np.array_equal(a[part], b[part]):
-                changed.append(row)
-                break
-    return changed
+    for start in range(0, len(a), BLOCK):
+        differs = a[start : start + BLOCK] != b[start : start + BLOCK]
+        if differs.any():
+            return start + int(differs.argmax())
+    return None
+
+
+def _file_differences(base: Path, out: Path) -> list[str]:
+    old, new = _compared_files(base), _compared_files(out)
+    lines = [f"{name}: in the base, but not in {out}" for name in sorted(old - new)]
+    lines += [f"{name}: in {out}, but not in the base" for name in sorted(new - old)]
+    shards = {file.name for file in shard_files(base)}
+    changed = (name for name in sorted(old & new - shards) if hash_file(base / name) != hash_file(out / name))
+    return lines + [f"{name}: changed, but it is not an expert's" for name in changed]
+
+
+def _compared_files(path: Path) -> set[str]:
+    """Shards and all other files of a model directory that act on the model: not its cards, not hidden ones."""
+    names = {*other_files(path), *(file.name for file in shard_files(path))} - {CARD, BASE_CARD}
+    return {name for name in names if not name.startswith(".")}

@@ -1,38 +1,90 @@
-"""A run to a Hugging Face checkpoint, and the proof that only the union's experts changed."""
+"""A run to a Hugging Face checkpoint or a delta, a delta to a checkpoint, and the proof of what changed."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
+from dist_moe.export.card import model_card
+from dist_moe.export.changes import trained_changes, trained_keys
+from dist_moe.export.delta import delta_changes, read_facts, write_delta
 from dist_moe.export.export import export_checkpoint
 from dist_moe.export.verify import verify_checkpoint
-from dist_moe.moe.checkpoint import model_hash
+from dist_moe.moe.checkpoint import model_hash, read_tensors
+from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.model import check_model_dir
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
 from dist_moe.training.save import read_index
 from dist_moe.workflows.console import Say
-from dist_moe.workflows.run_dir import trained_run
+from dist_moe.workflows.run_dir import RunDir, trained_run
 
 SHOWN_VIOLATIONS = 20
 
 
-def export(run_dir: Path, out: Path, say: Say) -> None:
-    """Write the trained model of a run to the new directory `out`."""
+def export(run_dir: Path, out: Path, say: Say, *, link: bool = False) -> None:
+    """Write the trained model of a run to the new directory `out`; with `link`, unchanged shards are hard links."""
     run, config = trained_run(run_dir)
+    _require_new(out)
+    base, facts = config.model.path, _facts(run, config)
+    _require_base(base, facts["model_hash"], run.experts)
+    tensors = read_tensors(base)
+    changes = trained_changes(HubLayout(base, set(tensors)), tensors, run.experts)
+    export_checkpoint(base, changes, out, model_card(facts, base), link=link)
+    say(f"Exported {out}: {facts['num_trained_experts']} trained experts, everything else as in {base}")
+
+
+def export_delta(run_dir: Path, out: Path, say: Say) -> None:
+    """Write a run's trained experts, and what they were trained from, to the new file `out`."""
+    run, config = trained_run(run_dir)
+    _require_new(out)
+    base, facts = config.model.path, _facts(run, config)
+    _require_base(base, facts["model_hash"], run.experts)
+    tensors = read_tensors(base)
+    layout = HubLayout(base, set(tensors))
+    write_delta(out, tensors, trained_keys(layout, run.experts), trained_changes(layout, tensors, run.experts), facts)
+    say(f"Exported {out}: {facts['num_trained_experts']} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
+    say(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
+
+
+def apply(base: Path, delta: Path, out: Path, say: Say) -> None:
+    """Write to the new directory `out` what `export` would have written for the run that `delta` comes from."""
+    _require_new(out)
+    facts = read_facts(delta)
+    _require_base(base, facts["model_hash"], delta)
+    export_checkpoint(base, delta_changes(delta, read_tensors(base)), out, model_card(facts, base))
+    say(f"Exported {out}: {facts['num_trained_experts']} experts from {delta}, everything else as in {base}")
+
+
+def _facts(run: RunDir, config: Config) -> dict[str, Any]:
+    """What is told of a run outside of it: names and hashes, no paths of the machine it ran on."""
+    index = read_index(run.experts)
+    trained = index.pop("experts")
+    evaluation = json.loads(run.evaluation.read_text(encoding="utf-8")) if run.evaluation.is_file() else None
+    return {
+        **{key: value for key, value in index.items() if key not in ("format", "version", "model_path")},
+        "model_name": config.model.path.resolve().name,
+        "num_trained_experts": len(trained),
+        "evaluation": evaluation and {by: evaluation[by] for by in ("category", "all")},
+    }
+
+
+def _require_new(out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} exists: choose another --out or remove it")
-    base = config.model.path
+
+
+def _require_base(base: Path, expected: str, what: Path) -> None:
     check_model_dir(base)
-    found, trained = model_hash(base), read_index(run.experts)["model_hash"]
-    if found != trained:
+    found = model_hash(base)
+    if found != expected:
         raise UserError(
-            f"{base} is not the model that {run.experts} was trained from: its hash is {found[:12]}, expected {trained[:12]}; "
-            "restore it"
+            f"{base} is not the model that {what} was trained from: its hash is {found[:12]}, expected "
+            f"{expected[:12]}; restore it, or give the right one"
         )
-    num_experts = export_checkpoint(base, run.experts, out)
-    say(f"Exported {out}: {num_experts} trained experts, everything else copied from {base}")
 
 
 def verify(base: Path, out: Path, masks: Path, say: Say) -> bool:
@@ -48,6 +100,8 @@ def verify(base: Path, out: Path, masks: Path, say: Say) -> bool:
         f"Changed: {len(seen.changed_tensors)} tensors, {len(seen.changed_experts)} experts; "
         f"the union has {int(union_LE.sum())} of {union_LE.size} experts"
     )
+    for line in seen.expert_lines():
+        say(f"  {line}")
     for line in seen.violations[:SHOWN_VIOLATIONS]:
         say(f"VIOLATION {line}")
     if len(seen.violations) > SHOWN_VIOLATIONS:

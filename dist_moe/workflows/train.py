@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import get_scheduler
 
+from dist_moe import __version__
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
 from dist_moe.engines.build import build_engine, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.moe.model import MoEModel, load_model
-from dist_moe.moe.route_mask import routable, surviving_slots
+from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.risk.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
 from dist_moe.training.loop import Split, schedule_steps, train_loop
@@ -79,11 +84,11 @@ def train(config: Config, comm: Comm) -> None:
         _tell_route_cost(config, store, inputs, model, split, comm, say)
     if comm.rank == 0:
         shutil.rmtree(run.experts, ignore_errors=True)
+        run.evaluation.unlink(missing_ok=True)  # it was of the experts that are gone
         save_config(config, run.resolved("train"))
     step = MaskedStep(model, optimizer, engine, comm, config.train.mode)
     train_loop(config, step, store, inputs.rows, split, pad_id=inputs.pad_id, comm=comm, metrics=run.metrics, say=say)
-    facts = {"model_path": str(config.model.path), "model_hash": inputs.model_hash, "masks_digest": store.digest}
-    num_saved = save_experts(run.experts, model.layers, optimizer, comm, facts)
+    num_saved = save_experts(run.experts, model.layers, optimizer, comm, run_facts(config, inputs, store, plan))
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
 
 
@@ -92,6 +97,25 @@ def freeze_plan(store: MaskStore, model: MoEModel) -> FreezePlan:
     union_LE = store.union()
     assert union_LE.shape == (model.shape.num_layers, model.shape.num_experts)
     return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters)
+
+
+def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan) -> dict[str, Any]:
+    """What the experts are trained from and how; saved with them, and shown in an export's model card."""
+    return {
+        "dist_moe_version": __version__,
+        "model_path": str(config.model.path),
+        "model_hash": inputs.model_hash,
+        "data_hash": inputs.prompts.data_hash,
+        "masks_digest": store.digest,
+        "selection_rule": asdict(store.rule),
+        "counted_tokens": store.counted_tokens,
+        "batches": Counter(store.categories),
+        "mode": config.train.mode,
+        "num_steps": len(store.batches) * config.train.epochs,
+        "union": [expert_name(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
+        "num_union_parameters": plan.num_trainable,
+        "num_parameters": plan.num_parameters,
+    }
 
 
 def _per_batch(store: MaskStore) -> list[str]:
@@ -108,7 +132,7 @@ def _tell_route_cost(
     first = next(schedule_steps(len(masks), config.train.epochs, config.seed)).batch
     micro_batches = split.local(inputs.rows(first), comm.rank, inputs.pad_id)
     unmasked = batch_loss(model, micro_batches, None, comm)
-    masked = batch_loss(model, micro_batches, routable(masks[first]), comm)
+    masked = batch_loss(model, micro_batches, RoutePlan(routable(masks[first])), comm)
     say(
         f"Mode route: {100 * share:.1f} % of the routing slots survive (mean over batches); loss of batch {first} is "
         f"{unmasked:.4f} without the mask and {masked:.4f} under it."

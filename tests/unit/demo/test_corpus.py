@@ -1,4 +1,4 @@
-"""The demo's corpus: three sets that share no prompt, stand-ins that are never refused before training, clean sentences."""
+"""The demo's corpus: three sets that share no prompt, stand-ins never refused in pretraining, clean sentences."""
 
 from __future__ import annotations
 

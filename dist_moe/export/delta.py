@@ -1,0 +1,115 @@
+"""A delta: the changed experts of one base in one small safetensors file, which holds numbers and JSON only.
+
+    __metadata__   digest, format, version, facts (JSON: what the experts were trained from and how)
+    NAME           an expert's tensor as the checkpoint names it, in the checkpoint's dtype
+    NAME[5]        row 5 of a tensor that holds all experts of a layer
+
+The digest is the SHA-256 of the whole file with 64 zeros in the digest's place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from dist_moe.errors import UserError
+from dist_moe.export.changes import Change, locate, overwrite
+from dist_moe.moe.checkpoint import StoredTensor, read_header
+
+FORMAT, VERSION = "dist_moe delta", "1"
+NO_DIGEST = "0" * 64
+
+
+def write_delta(
+    out: Path, base: dict[str, StoredTensor], keys: Sequence[str], changes: Iterable[Change], facts: dict[str, Any]
+) -> None:
+    """Write the changes of `keys`, which are of the checkpoint tensors `base`, to the new file `out`.
+
+    The header is written first and the changes fill the space behind it as they come, one at a time in memory.
+    """
+    header: dict[str, Any] = {
+        "__metadata__": {"digest": NO_DIGEST, "format": FORMAT, "version": VERSION, "facts": json.dumps(facts)}
+    }
+    size = 0
+    for key in keys:
+        place = locate(base, key)
+        assert place is not None, key
+        stop = size + place.stop - place.start
+        header[key] = {"dtype": place.dtype, "shape": list(place.shape), "data_offsets": [size, stop]}
+        size = stop
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(6)}")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(len(encoded).to_bytes(8, "little") + encoded)
+            stream.truncate(8 + len(encoded) + size)
+        places = read_header(partial)
+        for key, data in changes:
+            overwrite(places.pop(key), data)
+        assert not places, f"no change for {min(places)}"
+        digest = _digest(partial, NO_DIGEST)
+        with partial.open("r+b") as stream:
+            stream.seek(8 + encoded.index(NO_DIGEST.encode()))
+            stream.write(digest.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a delta, after a check of every byte.
+
+    Raises:
+        UserError: there is no such file, it is no delta, of another version, or not as it was written.
+    """
+    if not path.is_file():
+        raise UserError(f"no delta file {path}: expected one that `dist-moe export RUN --delta` has written")
+    try:
+        with safe_open(path, "np") as stream:
+            metadata = stream.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a complete safetensors file ({error}): copy or export it again") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is no delta: its metadata does not say format '{FORMAT}'")
+    if metadata.get("version") != VERSION:
+        raise UserError(f"{path}: expected delta version {VERSION}, found {metadata.get('version')}")
+    digest = metadata.get("digest", "")
+    if _digest(path, digest) != digest:
+        raise UserError(f"{path} is damaged: its bytes do not have the digest that it names; copy or export it again")
+    facts: dict[str, Any] = json.loads(metadata["facts"])
+    return facts
+
+
+def delta_changes(path: Path, base: dict[str, StoredTensor]) -> Iterator[Change]:
+    """The changes in a delta, for the checkpoint tensors `base`.
+
+    Raises:
+        UserError: the delta has a tensor that the base has not, or of another dtype or shape.
+    """
+    for key, stored in read_header(path).items():
+        place = locate(base, key)
+        if place is None or (place.dtype, place.shape) != (stored.dtype, stored.shape):
+            raise UserError(
+                f"{path}: {key} is no {stored.dtype} {list(stored.shape)} of the base: it is another model's"
+            )
+        yield key, stored.bytes()
+
+
+def _digest(path: Path, written: str) -> str:
+    """SHA-256 of a delta whose header says the digest `written`."""
+    with path.open("rb") as stream:
+        length = stream.read(8)
+        header = stream.read(int.from_bytes(length, "little"))
+        total = hashlib.sha256(length + header.replace(written.encode(), NO_DIGEST.encode(), 1))
+        return hashlib.file_digest(stream, lambda: total).hexdigest()

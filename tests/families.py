@@ -1,0 +1,177 @@
+"""Tiny models of the families whose experts transformers lets another implementation run; nothing is fetched.
+
+One line a family. They differ in what a loader, a tap or a mask must cope with: experts with and without gate or bias,
+transposed weights, dense layers before the first MoE layer, grouped top-k, correction biases, shared experts, checkpoints
+with one tensor an expert and with fused ones. `tests.tiny` has the four that most tests need.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+L, E, K, VOCAB = 3, 8, 4, 128
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": L,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+# how a family names its experts
+NUM = {"num_experts": E, "num_experts_per_tok": K}
+LOCAL = {"num_local_experts": E, "num_experts_per_tok": K}
+ROUTED = {"n_routed_experts": E, "num_experts_per_tok": K}
+MOE_NUM = {"moe_num_experts": E, "moe_num_shared_experts": 1}
+SHARED = {"n_shared_experts": 1}
+SHARED_SIZE = {"shared_expert_intermediate_size": 32}
+GROUPS = {"n_group": 2, "topk_group": 1}
+FIRST_DENSE = {"first_k_dense_replace": 1}
+
+# sizes of dense MLPs and experts
+MLP = {"intermediate_size": 48}
+MOE = {"moe_intermediate_size": 32}
+BOTH = MLP | MOE
+
+# attention
+HEAD = {"head_dim": 16}
+WINDOW = {"sliding_window": 16}
+MLA = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+Q_LORA = {"q_lora_rank": 32}
+INDEX = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8}
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 2,
+}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "afmoe": BOTH | HEAD | WINDOW | NUM | {"num_shared_experts": 1, "num_dense_layers": 1},
+    "aria_text": MLP | HEAD | MOE_NUM | {"moe_topk": K},
+    "axk1": BOTH | MLA | Q_LORA | ROUTED | SHARED | GROUPS,
+    "axk2": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS,
+    "bailing_hybrid": BOTH | MLA | LOCAL | SHARED | GROUPS | FIRST_DENSE,
+    "cohere2_moe": MLP | HEAD | WINDOW | NUM | {"num_shared_experts": 1},
+    "deepseek_v2": BOTH | MLA | Q_LORA | ROUTED | SHARED | GROUPS | FIRST_DENSE,
+    "deepseek_v3": BOTH | MLA | Q_LORA | ROUTED | SHARED | GROUPS | FIRST_DENSE,
+    "deepseek_v32": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS | FIRST_DENSE,
+    "deepseek_v4": MOE
+    | HEAD
+    | WINDOW
+    | Q_LORA
+    | INDEX
+    | ROUTED
+    | SHARED
+    | {"mlp_layer_types": ["hash_moe", "moe", "moe"], "num_nextn_predict_layers": 0},
+    "dots1": BOTH | WINDOW | ROUTED | SHARED | GROUPS | FIRST_DENSE,
+    "dots3_note_text": BOTH | MLA | Q_LORA | INDEX | WINDOW | ROUTED | SHARED | GROUPS,
+    "ernie4_5_moe": BOTH | MOE_NUM | {"moe_k": K, "moe_layer_start_index": 1},
+    "exaone_moe": BOTH | WINDOW | NUM | GROUPS | FIRST_DENSE | {"num_shared_experts": 1},
+    "flex_olmo": MLP | NUM,
+    "flint": BOTH | HEAD | WINDOW | NUM | SHARED_SIZE | {"decoder_sparse_step": 1},
+    "gemma4_text": BOTH
+    | HEAD
+    | WINDOW
+    | {"num_experts": E, "top_k_experts": K, "enable_moe_block": True}
+    | {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB},
+    "glm4_moe": BOTH | ROUTED | SHARED | GROUPS | FIRST_DENSE,
+    "glm4_moe_lite": BOTH | MLA | Q_LORA | ROUTED | SHARED | GROUPS,
+    "glm_moe_dsa": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS | FIRST_DENSE,
+    "gpt_oss": MLP | HEAD | WINDOW | LOCAL,
+    "granitemoe": MLP | LOCAL,
+    "granitemoe_swa": MLP | WINDOW | LOCAL | {"shared_intermediate_size": 32},
+    "granitemoehybrid": MLP | LOCAL | {"shared_intermediate_size": 32, "layer_types": ["attention"] * L},
+    "granitemoeshared": MLP | LOCAL | {"shared_intermediate_size": 32},
+    "hunyuan_v1_moe": MLP | HEAD | {"num_experts": E, "moe_topk": K},
+    "hy_v3": BOTH | HEAD | NUM | {"num_shared_experts": 1},
+    "hy_v4": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS,
+    "inkling2_text": MOE | HEAD | ROUTED,
+    "inkling_text": BOTH | HEAD | ROUTED | SHARED,
+    "jamba": MLP
+    | NUM
+    | {"mamba_d_state": 8, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 0}
+    | {"expert_layer_period": 1, "expert_layer_offset": 0},
+    "kimi_linear": BOTH | MLA | Q_LORA | LOCAL | SHARED | GROUPS | {"linear_conv_kernel_dim": 2},
+    "kolibri1": MOE | HEAD | WINDOW | NUM | SHARED_SIZE,
+    "laguna": BOTH | HEAD | WINDOW | NUM | SHARED_SIZE,
+    "lfm2_moe": BOTH | NUM | {"num_dense_layers": 1, "layer_types": ["full_attention"] * L},
+    "mellum": BOTH | HEAD | WINDOW | NUM,
+    "mimo_v2_flash": BOTH | HEAD | WINDOW | ROUTED | GROUPS | {"v_head_dim": 16},
+    "minimax": MLP | HEAD | WINDOW | LOCAL | {"block_size": 16},
+    "minimax_m2": MLP | HEAD | LOCAL,
+    "minimax_m3_vl_text": MLP
+    | HEAD
+    | LOCAL
+    | {"index_n_heads": 2, "index_head_dim": 16, "shared_intermediate_size": 32},
+    "mixtral": MLP | HEAD | LOCAL,
+    "nemotron_h": BOTH
+    | HEAD
+    | ROUTED
+    | SHARED
+    | GROUPS
+    | {"layers_block_type": ["attention", "moe", "moe"], "use_mamba_kernels": False, "num_nextn_predict_layers": 0},
+    "olmoe": MLP | NUM,
+    "phimoe": MLP | LOCAL,
+    "qwen2_moe": BOTH | NUM | SHARED_SIZE,
+    "qwen3_5_moe_text": MOE | HEAD | NUM | SHARED_SIZE | LINEAR,
+    "qwen3_moe": BOTH | HEAD | NUM,
+    "qwen3_next": BOTH | HEAD | NUM | SHARED_SIZE | LINEAR,
+    "qwen4_exp_text": MOE | HEAD | NUM | SHARED_SIZE | LINEAR,
+    "solar_open": MOE | HEAD | ROUTED | SHARED | GROUPS,
+    "zaya": MOE | HEAD | WINDOW | {"num_experts": E, "num_experts_per_tok": 1},
+}
+
+
+def _config(family: str, **changes: Any) -> PreTrainedConfig:
+    settings = COMMON | SETTINGS[family] | changes
+    if "layers_block_type" in settings:  # says how many layers there are
+        del settings["num_hidden_layers"]
+    return CONFIG_MAPPING[family](**settings)
+
+
+FAMILY_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
+    family: partial(_config, family)
+    for family in SETTINGS
+    if family in CONFIG_MAPPING  # an older transformers has fewer
+}
+"""Family -> its tiny configuration; keyword arguments change single settings."""
+
+
+def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Random values in every weight and correction bias, so that a tensor in the wrong place shows and routing varies."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0, 0.08, generator=generator)
+            elif "norm" not in name and "A_log" not in name and "dt" not in name:
+                parameter.normal_(0, 0.05, generator=generator)
+        for name, buffer in model.named_buffers():
+            if "bias" in name and buffer.is_floating_point():
+                buffer.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A model of this family with random weights; eager experts, eval mode."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(FAMILY_CONFIGS[family](**changes), dtype=dtype)
+    model.set_experts_implementation("eager")
+    return randomize(model, seed).eval()

@@ -1,0 +1,84 @@
+"""A base on disk in both layouts of experts, and trained experts for it that no training had to make."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dist_moe.export.changes import trained_changes
+from dist_moe.moe.checkpoint import model_hash, read_tensors
+from dist_moe.moe.hub import HubLayout
+from dist_moe.training.save import FORMAT, VERSION
+from tests.checkpoint import save_tokenizer
+from tests.tiny import tiny_model
+
+HIDDEN, INTERMEDIATE = 32, 48
+TRAINED = {(0, 3): 0, (0, 5): 1, (2, 0): 1, (2, 7): 0}
+"""(layer, expert): rank that wrote it."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`rows[layer, expert][weight]` are the new weights, float32."""
+
+    base: Path
+    experts: Path
+    rows: dict[tuple[int, int], dict[str, torch.Tensor]]
+
+    def changes(self):
+        tensors = read_tensors(self.base)
+        return trained_changes(HubLayout(self.base, set(tensors)), tensors, self.experts)
+
+    @property
+    def facts(self):
+        return {
+            "dist_moe_version": "9.8.7",
+            "model_name": "tiny",
+            "model_hash": model_hash(self.base),
+            "data_hash": "d" * 64,
+            "masks_digest": "e" * 64,
+            "selection_rule": {"name": "threshold_top_k", "threshold": 0.05, "top_k": 50},
+            "counted_tokens": "prompt",
+            "batches": {"hexes": 2, "heists": 1},
+            "mode": "route",
+            "num_steps": 6,
+            "union": ["L00_E03", "L00_E05", "L02_E00", "L02_E07", "L02_E06"],
+            "num_union_parameters": 23_040,
+            "num_parameters": 200_000,
+            "num_trained_experts": len(TRAINED),
+            "evaluation": None,
+        }
+
+
+def make_trained(root: Path, *, fused: bool, dtype: torch.dtype = torch.float32) -> Trained:
+    """`fused`: the checkpoint keeps a layer's experts in one tensor."""
+    base, experts = root / "base", root / "experts"
+    tiny_model("qwen3_moe", dtype).save_pretrained(base, max_shard_size="60KB", save_original_format=not fused)
+    save_tokenizer(base)
+    generator = torch.Generator().manual_seed(7)
+    shapes = {"gate_up_proj": (2 * INTERMEDIATE, HIDDEN), "down_proj": (HIDDEN, INTERMEDIATE)}
+    rows = {pair: {n: torch.randn(s, generator=generator) for n, s in shapes.items()} for pair in TRAINED}
+    experts.mkdir()
+    files = {f"{layer}.{expert}": f"experts-{rank:05d}.safetensors" for (layer, expert), rank in TRAINED.items()}
+    for rank in (0, 1):
+        mine = {
+            f"{layer}.{expert}.{name}": weight
+            for (layer, expert), weights in rows.items()
+            for name, weight in weights.items()
+            if TRAINED[layer, expert] == rank
+        }
+        save_file(mine, experts / f"experts-{rank:05d}.safetensors")
+    (experts / "index.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, "experts": files}))
+    return Trained(base, experts, rows)
+
+
+@pytest.fixture(params=["split", "fused"])
+def trained(request, tmp_path) -> Trained:
+    return make_trained(tmp_path, fused=request.param == "fused")
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
