@@ -1,8 +1,8 @@
 """Tiny models of the families whose experts transformers lets another implementation run; nothing is fetched.
 
 One line a family. They differ in what a loader, a tap or a mask must cope with: experts with and without gate or bias,
-transposed weights, dense layers before the first MoE layer, grouped top-k, correction biases, shared experts, checkpoints
-with one tensor an expert and with fused ones. `tests.tiny` has the four that most tests need.
+transposed weights, dense layers before the first MoE layer, grouped top-k, correction biases, shared experts, and
+checkpoints with one tensor an expert or with fused ones. `tests.tiny` has the four that most tests need.
 """
 
 from collections.abc import Callable
@@ -155,7 +155,7 @@ FAMILY_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Random values in every weight and correction bias, so that a tensor in the wrong place shows and routing varies."""
+    """Random values in every weight and correction bias: a tensor in the wrong place shows, and routing varies."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,7 +1,7 @@
 """Count the routing of one batch over all ranks.
 
-The unit of work is a micro-batch of fixed rows, cut before anything is handed to ranks: whatever their number, each forward
-pass sees the same tensor, and so the integers that are summed are the same.
+The unit of work is a micro-batch of fixed rows, cut before anything is handed to ranks: whatever their number, each
+forward pass sees the same tensor, and so the integers that are summed are the same.
 """
 
 from __future__ import annotations

@@ -113,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         ("analyze", "prompts -> masks: count routing per batch and choose each batch's unsafe experts"),
         ("train", "masks -> repaired experts: train only each batch's experts, in one process"),
     ):
-        command = commands.add_parser(name, help=text, description=f"{text}. Further arguments override the file's keys, "
-                                      "as --train.lr 1e-5; docs/configuration.md lists them.")  # fmt: skip
+        further = "Further arguments override the file's keys, as --train.lr 1e-5; docs/configuration.md lists them."
+        command = commands.add_parser(name, help=text, description=f"{text}. {further}")
         command.add_argument("--config", type=Path, required=True, help="YAML file of the run")
     command = commands.add_parser("export", help="a trained run -> a Hugging Face checkpoint, or a delta")
     command.add_argument("run", type=Path, help="run directory")
@@ -136,9 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--masks", type=Path, required=True, help="mask store of the run")
     command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
     command.add_argument("run", type=Path, help="run directory")
-    command.add_argument(
-        "--data", type=Path, nargs="*", default=[], help="score these prompt files instead of the run's"
-    )
+    command.add_argument("--data", type=Path, nargs="*", default=[], help="prompt files to score instead of the run's")
     command = commands.add_parser("demo", help="the whole path on a small model made on the spot")
     command.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="directory of the demo (default: %(default)s)"

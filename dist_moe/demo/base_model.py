@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.demo.corpus import Corpus, Row
 
@@ -57,6 +58,7 @@ def make_base_model(
         report(f"base model: {num_parameters / 1e6:.1f}M parameters, {len(corpus.pretraining)} rows to train on")
         _train(model, tokenizer, corpus.pretraining, steps, np.random.default_rng(seed), report)
     model.config.output_router_logits = False
+    disable_progress_bar()
     model.save_pretrained(out, max_shard_size=MAX_SHARD_SIZE)
     tokenizer.save_pretrained(out)
 

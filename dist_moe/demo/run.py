@@ -35,11 +35,13 @@ class Size:
     num_pretraining: int
     batches_per_category: int
     base_steps: int
+    hidden_size: int
+    num_layers: int
     epochs: int
 
 
-FULL = Size(num_pretraining=6000, batches_per_category=2, base_steps=600, epochs=4)
-FAST = Size(num_pretraining=2000, batches_per_category=1, base_steps=150, epochs=4)
+FULL = Size(num_pretraining=6000, batches_per_category=2, base_steps=600, hidden_size=128, num_layers=4, epochs=4)
+FAST = Size(num_pretraining=3000, batches_per_category=1, base_steps=300, hidden_size=96, num_layers=3, epochs=6)
 
 
 def run_demo(out: Path, *, fast: bool, say: Callable[[str], None]) -> None:
@@ -60,7 +62,15 @@ def run_demo(out: Path, *, fast: bool, say: Callable[[str], None]) -> None:
     prompts, held_out, base, config = out / "prompts.jsonl", out / "held-out.jsonl", out / "base", out / "run.yaml"
     write_rows(corpus.prompts, prompts)
     write_rows(corpus.held_out, held_out)
-    make_base_model(base, corpus, seed=0, steps=size.base_steps, report=say)
+    make_base_model(
+        base,
+        corpus,
+        seed=0,
+        steps=size.base_steps,
+        hidden_size=size.hidden_size,
+        num_layers=size.num_layers,
+        report=say,
+    )
     save_config(_config(out, base, prompts, size), config)
 
     run, model = out / "run", out / "model"
@@ -123,7 +133,7 @@ def _config(out: Path, base: Path, prompts: Path, size: Size) -> Config:
         run_dir=out / "run",
         model=ModelConfig(path=base),
         data=DataConfig(paths=(prompts,), max_length=128),
-        train=TrainConfig(lr=1e-3, epochs=size.epochs),
+        train=TrainConfig(lr=3e-3, epochs=size.epochs),
         evaluation=EvaluationConfig(max_new_tokens=16),
         overwrite=True,  # a demo may be run again
     )

@@ -14,7 +14,6 @@ from dist_moe.moe.model import MoEModel
 from dist_moe.parallel.launch import launched
 from dist_moe.training.engine import Engine
 
-
 EngineName = Literal["local", "deepspeed"]
 
 

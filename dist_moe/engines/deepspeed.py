@@ -4,11 +4,11 @@ ZeRO stage 0. The engine finds no trainable parameter in the model, because expe
 gets our optimizer, which it returns unwrapped. So it neither reduces, rescales, casts nor partitions expert weights.
 Facts to know:
 
-- `gradient_clipping` must be 0 (its own clipping fails without a trainable parameter, and would average local norms); the
-  optimizer clips by the global norm of all ranks.
+- `gradient_clipping` must be 0 (its own clipping fails without a trainable parameter, and would average local norms);
+  the optimizer clips by the global norm of all ranks.
 - `backward(scale_wrt_gas=False)`: our loss is already a share of the global mean.
-- On CPU, DeepSpeed would compile a shared-memory helper at start (about a minute, a compiler, and a lock file that a killed
-  build leaves behind). gloo does without; the helper is reported as not available before the process group starts.
+- On CPU, DeepSpeed would compile a shared-memory helper at start (about a minute, a compiler, and a lock file that a
+  killed build leaves behind). gloo does without; the helper is reported as not available beforehand.
 """
 
 from __future__ import annotations

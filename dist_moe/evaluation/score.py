@@ -84,7 +84,7 @@ def _answers(
     for i, row in enumerate(rows):
         input_ids[i, width - len(row.prompt_ids) :] = torch.tensor(row.prompt_ids)
         attention_mask[i, width - len(row.prompt_ids) :] = 1
-    out = model.module.generate(
+    out = model.module.generate(  # type: ignore[operator]  # mypy sees nn.Module's __getattr__
         input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=generation
     )
     return [decode(ids) for ids in out[:, width:].tolist()]

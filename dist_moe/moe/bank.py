@@ -16,7 +16,6 @@ from dist_moe.moe.discover import EXPERT_WEIGHTS, MoELayer
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
 
-
 ATTRIBUTE = "dist_moe_layer"
 """Where an experts module keeps its `ExpertLayer`: a plain object, which no engine looks at."""
 
@@ -95,10 +94,9 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
     """
     taken = []
     for layer in layers:
-        local = placement.local(layer.index, comm.rank)
         bank = {}
         for name in expert_weights(layer.experts):
-            bank[name] = layer.experts.get_parameter(name).detach()[local].to(comm.device)
+            bank[name] = layer.experts.get_parameter(name).detach().to(comm.device)
             del layer.experts._parameters[name]
         num_slots = placement.num_slots
         key_E = placement.owner_LE[layer.index] * num_slots + placement.slot_LE[layer.index]
@@ -107,7 +105,7 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
                 index=layer.index,
                 module=layer.experts,
                 comm=comm,
-                local=local,
+                local=placement.local(layer.index, comm.rank),
                 key_E=key_E.to(comm.device),
                 num_slots=num_slots,
                 bank=bank,

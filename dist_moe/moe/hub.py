@@ -1,8 +1,8 @@
 """Which tensors of a checkpoint on disk hold which expert.
 
-In memory, transformers fuses a layer's experts into `gate_up_proj[E, 2I, H]` and `down_proj[E, H, I]`; most checkpoints
-keep one tensor an expert and matrix. The way back is transformers' own weight conversion; this file only asks it for the
-names and lays rows over experts.
+In memory, transformers fuses a layer's experts into `gate_up_proj[E, 2I, H]` and `down_proj[E, H, I]`; most
+checkpoints keep one tensor an expert and matrix. The way back is transformers' own weight conversion; this file only asks it for
+the names and lays rows over experts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class HubLayout:
         self.tensors: dict[str, HubTensor] = {}
         self._rows: dict[int, Rows] = {}
         for layer in self._layers:
-            weights = {name: layer.experts.get_parameter(name) for name in expert_weights(layer.experts)}
+            weights = {name: layer.experts.get_parameter(name).data for name in expert_weights(layer.experts)}
             experts = list(range(self.shape.num_experts))
             for rows in (self._in_memory_rows, self._converted_rows):
                 found = {
@@ -80,7 +80,7 @@ class HubLayout:
     def _converted_rows(
         self, layer: MoELayer, experts: list[int], weights: dict[str, torch.Tensor]
     ) -> Iterator[tuple[str, int | None, torch.Tensor]]:
-        """As transformers' conversion writes it: a tensor an expert, numbered from 0, or all in one under another name."""
+        """As transformers' conversion writes it: a tensor an expert, numbered from 0, or all in one, renamed."""
         state = {f"{layer.name}.{name}": weight for name, weight in weights.items()}
         for name, tensor in revert_weight_conversion(self._model, state).items():
             if EXPERT_NUMBER.search(name):

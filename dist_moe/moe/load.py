@@ -66,9 +66,7 @@ def keep_experts(layers: tuple[MoELayer, ...], owned: Sequence[Sequence[int]]) -
             setattr(layer.experts, name, nn.Parameter(rows))
 
 
-def fill(
-    model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned: Sequence[Sequence[int]]
-) -> None:
+def fill(model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned: Sequence[Sequence[int]]) -> None:
     """Give a model of `empty_model` its values, but only the experts `owned[l]`, ascending, of MoE layer l.
 
     The experts' weights end as [len(owned[l]), ...]; all values are bit-equal to those of `from_pretrained`. Raises

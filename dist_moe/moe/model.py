@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
@@ -14,8 +14,9 @@ from dist_moe.config.schema import ModelConfig
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import ExpertLayer, take_experts
 from dist_moe.moe.checkpoint import read_tensors
-from dist_moe.moe.discover import MoEShape, find_moe_layers, moe_shape
+from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
+from dist_moe.moe.load import empty_model, fill, keep_experts
 from dist_moe.moe.route_mask import RouteMask
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.parallel.comm import Comm
@@ -74,30 +75,43 @@ def check_model_dir(path: Path) -> None:
 
 
 def load_model(config: ModelConfig, comm: Comm) -> MoEModel:
-    """Read the base model and keep this rank's experts, an even split over the ranks of `comm`."""
+    """Read the base model's dense part and this rank's experts, an even split over the ranks of `comm`."""
     check_model_dir(config.path)
     disable_progress_bar()  # one bar a rank would be noise
-    dtype = AutoConfig.from_pretrained(config.path).dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    module = AutoModelForCausalLM.from_pretrained(
-        config.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
-    return adopt(module, comm)
+    module = empty_model(config.path, None if config.dtype == "auto" else getattr(torch, config.dtype))
+    layers = find_moe_layers(module)
+    num_parameters = module.num_parameters()
+    placement = _even_placement(module, layers, comm)
+    owned = [placement.local(layer.index, comm.rank) for layer in layers]
+    fill(module, layers, config.path, owned)
+    return _assemble(module, layers, placement, comm, num_parameters)
 
 
 def adopt(module: PreTrainedModel, comm: Comm) -> MoEModel:
-    """Take over a transformers model that is in memory: freeze it and move its experts to banks."""
+    """Take over a transformers model that is in memory, and keep this rank's experts of it."""
     layers = find_moe_layers(module)
+    num_parameters = module.num_parameters()
+    placement = _even_placement(module, layers, comm)
+    keep_experts(layers, [placement.local(layer.index, comm.rank) for layer in layers])
+    return _assemble(module, layers, placement, comm, num_parameters)
+
+
+def _even_placement(module: PreTrainedModel, layers: tuple[MoELayer, ...], comm: Comm) -> Placement:
     shape = moe_shape(module, layers)
     if shape.num_experts < comm.size:
-        raise UserError(
-            f"{shape.num_experts} experts a layer cannot be split over {comm.size} ranks: use at most {shape.num_experts}"
-        )
-    num_parameters = module.num_parameters()
+        raise UserError(f"{shape.num_experts} experts a layer do not go over {comm.size} ranks: start fewer ranks")
+    return Placement.contiguous(shape.num_layers, shape.num_experts, comm.size)
+
+
+def _assemble(
+    module: PreTrainedModel, layers: tuple[MoELayer, ...], placement: Placement, comm: Comm, num_parameters: int
+) -> MoEModel:
+    """Freeze the model, move its experts, which are this rank's only, to banks, and attach tap and mask."""
+    shape = moe_shape(module, layers)
     module.requires_grad_(False)
-    placement = Placement.contiguous(shape.num_layers, shape.num_experts, comm.size)
     expert_layers = take_experts(layers, placement, comm)
     use_banks(module)
-    module.to(comm.device).eval()
+    torch.nn.Module.to(module, comm.device).eval()
     tap = RoutingTap(layers, shape.num_experts)
     route_mask = RouteMask(layers, shape.top_k, comm.device)
     return MoEModel(module, shape, expert_layers, tap, route_mask, num_parameters)

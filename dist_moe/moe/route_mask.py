@@ -3,13 +3,13 @@
 While a MoE block routes, that is from the start of its forward to the call of its experts, two kinds of operations are
 changed, and everything else is the family's own code:
 
-- what the router's weight gives (logits): outside the allowed experts they become the lowest finite value, so that softmax
-  and sigmoid give exactly 0, and a renormalisation divides by what is left;
-- top-k over experts, or over the experts of a group: a correction bias could lift a forbidden expert, so forbidden ones are
-  taken last there. Values come from the unmasked input, which is already 0 for them.
+- what the router's weight gives (logits): outside the allowed experts they become a very low finite value, so that
+  softmax and sigmoid give exactly 0, and a renormalisation divides by what is left;
+- top-k over experts, or over the experts of a group: a correction bias could lift a forbidden expert, so forbidden ones
+  are taken last there. Values come from the unmasked input, which is already 0 for them.
 
-At the experts' call a weight that is still on a forbidden expert is set to 0 (sparse mixers give one when there is nothing
-else to choose). With an all-true mask the result is the unmasked one, bit for bit. A pair of weight 0 costs nothing.
+At the experts' call a weight that is still on a forbidden expert is set to 0 (sparse mixers give one when there is
+nothing else to choose), and costs nothing. With an all-true mask the result is the unmasked one, bit for bit.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class RoutePlan:
     """What routing may use for one batch.
 
     `allowed_LE` bool [L, E]; a layer whose row is all true is left as it is. `fill` says what happens in a layer with
-    fewer allowed experts than k: `shrink` routes to those only; `best` adds the best others by the router's logits, each
-    token its own; `bias` forbids nothing, and adds `bias` to the allowed experts' logits.
+    fewer allowed experts than k: `shrink` routes to those only; `best` adds the best others by the router's logits, for
+    each token its own; `bias` forbids nothing, and adds `bias` to the allowed experts' logits.
     """
 
     allowed_LE: torch.Tensor

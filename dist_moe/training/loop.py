@@ -96,6 +96,7 @@ def train_loop(
             stream.write(json.dumps(line) + "\n")
             stream.flush()
             say(
-                f"step {plan.step:>{width}}/{num_steps}  batch {plan.batch} ({info.category})  experts {result.num_active}  "
-                f"loss {result.loss:.4f}  norm {result.grad_norm:.4f}  tokens/s {result.num_tokens / seconds:,.0f}"
+                f"step {plan.step:>{width}}/{num_steps}  batch {plan.batch} ({info.category})  "
+                f"experts {result.num_active}  loss {result.loss:.4f}  norm {result.grad_norm:.4f}  "
+                f"tokens/s {result.num_tokens / seconds:,.0f}"
             )

@@ -85,7 +85,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self.last_norm = float(torch.linalg.vector_norm(self.comm.sum_(norms_LE)))
         if not math.isfinite(self.last_norm):
             raise UserError(
-                f"gradient norm is {self.last_norm}: no weight was changed in this step; lower train.lr or train in float32"
+                f"gradient norm is {self.last_norm}: this step changed no weight; lower train.lr or train in float32"
             )
         if self.max_norm > 0:
             self.grad_AN *= min(1.0, self.max_norm / (self.last_norm + 1e-6))

@@ -82,9 +82,7 @@ class MaskedStep:
         return token_losses(logits, batch.labels)[0]
 
 
-def batch_loss(
-    model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm
-) -> float:
+def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm) -> float:
     """Mean loss of a batch without training, under a route plan or none. Called by all ranks together."""
     model.route_mask.set(plan)
     num_loss_tokens, _ = _count_tokens(micro_batches, comm)

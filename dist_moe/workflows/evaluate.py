@@ -49,7 +49,7 @@ def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.Dat
         scores = score_rows(
             model,
             [inputs.encoded.rows[row] for _, row in rows],
-            decode=lambda ids: inputs.tokenizer.decode(ids, skip_special_tokens=True),
+            decode=lambda ids: str(inputs.tokenizer.decode(ids, skip_special_tokens=True)),
             refusals=[config.data.refusal.lower(), *(p.lower() for p in config.evaluation.refusal_phrases)],
             max_new_tokens=config.evaluation.max_new_tokens,
             micro_batch_size=config.evaluation.micro_batch_size,

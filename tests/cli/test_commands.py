@@ -104,9 +104,9 @@ def test_verify_finds_a_lost_and_a_foreign_tensor(trained, tmp_path, capsys):
 
     out = tmp_path / "out"
     assert main(["export", str(trained.run_dir), "--out", str(out)]) == 0
-    file = sorted(out.glob("*.safetensors"))[0]
+    file = min(out.glob("*.safetensors"))
     tensors = load_file(file)
-    lost = sorted(tensors)[0]
+    lost = min(tensors)
     tensors["foreign"] = tensors.pop(lost)
     save_file(tensors, file)
     capsys.readouterr()
@@ -156,7 +156,8 @@ def test_importing_the_package_and_help_load_nothing_heavy():
         "import sys, dist_moe, dist_moe.cli.main\n"
         "try: dist_moe.cli.main.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'zarr', 'deepspeed', 'numpy'}))"
+        "heavy = {'torch', 'transformers', 'zarr', 'deepspeed', 'numpy'}\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -7,7 +7,6 @@ from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import FAMILIES, E, L, tiny_model, token_ids
 
-
 WEIGHTS = ("gate_up_proj", "down_proj")
 CPU = SoloComm(torch.device("cpu"))
 

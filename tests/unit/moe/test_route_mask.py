@@ -15,9 +15,7 @@ def routed(model, ids, dtype=torch.float32):
     """What every experts module is given: [(hidden [T, H], index [T, k], weights [T, k])]."""
     seen = []
     hooks = [
-        layer.module.register_forward_pre_hook(
-            lambda m, args, kw: seen.append((*args, *kw.values())), with_kwargs=True
-        )
+        layer.module.register_forward_pre_hook(lambda m, args, kw: seen.append((*args, *kw.values())), with_kwargs=True)
         for layer in model.layers
     ]
     with torch.no_grad():
