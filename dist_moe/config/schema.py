@@ -73,8 +73,11 @@ class TrainConfig:
     """Mask store; default: masks.zarr in the run directory."""
     mode: Literal["route", "update"] = "route"
     """route: experts outside the batch's mask are not routable. update: routing untouched, only they are updated."""
-    fill: Literal["shrink"] = "shrink"
-    """What `route` does in a layer with fewer allowed experts than k: `shrink` routes to the allowed ones only."""
+    fill: Literal["shrink", "best", "bias"] = "shrink"
+    """What `route` does in a layer with fewer allowed experts than k. shrink: route to the allowed ones only. best: add
+    the best others by the router's logits, frozen. bias: forbid nothing, but add route_bias to the allowed ones' logits."""
+    route_bias: Positive = 3.0
+    """How far `fill: bias` lifts the logits of the batch's experts."""
     epochs: Count = 1
     """Passes over all batches."""
     lr: Positive = 1e-5

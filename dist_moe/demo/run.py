@@ -40,8 +40,8 @@ class Size:
     epochs: int
 
 
-FULL = Size(num_pretraining=6000, batches_per_category=2, base_steps=600, hidden_size=128, num_layers=4, epochs=4)
-FAST = Size(num_pretraining=3000, batches_per_category=1, base_steps=300, hidden_size=96, num_layers=3, epochs=6)
+FULL = Size(num_pretraining=6000, batches_per_category=2, base_steps=600, hidden_size=128, num_layers=4, epochs=8)
+FAST = Size(num_pretraining=3000, batches_per_category=1, base_steps=300, hidden_size=96, num_layers=3, epochs=8)
 
 
 def run_demo(out: Path, *, fast: bool, say: Callable[[str], None]) -> None:
@@ -86,6 +86,20 @@ def run_demo(out: Path, *, fast: bool, say: Callable[[str], None]) -> None:
         stages.command("python", "tools/inspect_masks.py", run / "masks.zarr", view)
     stages.title("Before and after, on prompts that neither analysis nor training has seen, without a mask")
     stages.command("dist-moe", "evaluate", run, "--data", held_out)
+    if not fast:
+        update = out / "run-update"
+        stages.title("The same experts in mode update, which leaves the routing as it is: the price of mode route")
+        stages.launch(
+            "launch/train.py",
+            config,
+            "--run-dir",
+            update,
+            "--train.masks",
+            run / "masks.zarr",
+            "--train.mode",
+            "update",
+        )
+        stages.command("dist-moe", "evaluate", update, "--data", held_out)
     stages.title(f"Done in {time.monotonic() - started:.0f} s. Where everything lies:")
     for path, what in (
         (config, "the configuration: train again with the commands above, changed as you like"),
@@ -109,10 +123,10 @@ class Stages:
         self.number += 1
         self.say(f"\n== {self.number}. {text}")
 
-    def launch(self, script: str, config: Path) -> None:
+    def launch(self, script: str, config: Path, *overrides: object) -> None:
         """On two ranks; on one where there is a single GPU."""
         num_ranks = 1 if torch.cuda.device_count() == 1 else 2
-        self.command("deepspeed", "--quiet", "--num_gpus", num_ranks, script, "--config", config)
+        self.command("deepspeed", "--quiet", "--num_gpus", num_ranks, script, "--config", config, *overrides)
 
     def command(self, program: str, *arguments: object) -> None:
         words = [str(a) for a in arguments]

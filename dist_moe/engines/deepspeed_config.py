@@ -29,7 +29,5 @@ def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
             raise UserError(f"{path}: '{key}' is set by dist_moe from the train section: remove it")
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage != 0:
-        raise UserError(
-            f"{path}: zero_optimization.stage is {stage}: expected 0, as dist_moe shards the experts"
-        )
+        raise UserError(f"{path}: zero_optimization.stage is {stage}: expected 0, as dist_moe shards the experts")
     return config

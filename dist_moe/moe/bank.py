@@ -88,7 +88,7 @@ def expert_weights(experts: nn.Module) -> list[str]:
 
 
 def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm) -> tuple[ExpertLayer, ...]:
-    """Move the experts' weights out of their modules into banks that hold this rank's experts only.
+    """Move the experts' weights, already cut to this rank's experts, out of their modules into banks.
 
     Afterwards the modules have no expert parameter; forward works through the "dist_moe" experts implementation.
     """

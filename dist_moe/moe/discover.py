@@ -34,6 +34,8 @@ TOP_K_NAMES = (
     "moe_k",
     "top_k",
 )
+HASH_TABLE = "tid2eid"
+"""The buffer of a router that maps token numbers to experts (deepseek_v4)."""
 EXTRA_ROUTER_ROWS = 16
 """A router may score this many null or always-on experts beside the E routed ones."""
 
@@ -92,6 +94,16 @@ def moe_shape(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> MoEShape:
     if len(sizes) > 1:
         raise UserError(f"model type '{model.config.model_type}': layers differ in their number of experts: {sizes}")
     return MoEShape(len(layers), sizes[0], _top_k(model.config), tuple(layer.name for layer in layers))
+
+
+def require_routers(model: PreTrainedModel) -> None:
+    """Refuse a model in which some layers look experts up by token number: no mask could change their routing."""
+    hashed = [name for name, _ in model.named_buffers() if name.endswith(HASH_TABLE)]
+    if hashed:
+        raise UserError(
+            f"{hashed[0]}: model type '{model.config.model_type}' has hash-routed layers, which train.mode route "
+            "cannot mask: set train.mode to update"
+        )
 
 
 def _router_shape(block: nn.Module, num_experts: int, name: str) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Which tensors of a checkpoint on disk hold which expert.
 
 In memory, transformers fuses a layer's experts into `gate_up_proj[E, 2I, H]` and `down_proj[E, H, I]`; most
-checkpoints keep one tensor an expert and matrix. The way back is transformers' own weight conversion; this file only asks it for
-the names and lays rows over experts.
+checkpoints keep one tensor an expert and matrix. The way back is transformers' own weight conversion; this file only
+asks it for the names and lays rows over experts.
 """
 
 from __future__ import annotations

@@ -173,11 +173,12 @@ def _convert(
         return f"{stored[source].file}: tensor {source}" if source else f"{path}: tensor {target}"
 
     dtype = model.config.dtype
+    assert isinstance(dtype, torch.dtype)
     load_config = LoadStateDictConfig(
         pretrained_model_name_or_path=str(path),
         dtype=dtype,
         dtype_plan=model._get_dtype_plan(dtype),
-        weight_mapping=get_model_conversion_mapping(model),
+        weight_mapping=get_model_conversion_mapping(model),  # type: ignore[arg-type]  # narrower than what it takes
     )
     info, _ = convert_and_load_state_dict_in_model(model, tensors, load_config)
     for target, found, expected in sorted(info.mismatched_keys):

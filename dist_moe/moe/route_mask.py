@@ -65,7 +65,6 @@ class RouteMask:
         self.top_k = top_k
         self.plan: RoutePlan | None = None
         self.applied_LE = torch.ones(len(layers), layers[0].num_experts, dtype=torch.bool, device=device)
-        self._masked_T: torch.Tensor | None = None
         self._scopes: dict[int, _RoutingScope] = {}
         for layer in layers:
             layer.block.register_forward_pre_hook(self._enter(layer))
@@ -77,16 +76,11 @@ class RouteMask:
         device = self.applied_LE.device
         self.plan = None if plan is None else replace(plan, allowed_LE=plan.allowed_LE.to(device))
         self.applied_LE.fill_(True)
-        self._masked_T = None
-
-    def set_tokens(self, masked_T: torch.Tensor | None) -> None:
-        """The tokens of the coming forward pass that the plan is for, bool [T]; None: all."""
-        self._masked_T = masked_T
 
     def _enter(self, layer: MoELayer) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
             if self.plan is not None:
-                scope = _RoutingScope(layer, self.plan, self.top_k, self._masked_T)
+                scope = _RoutingScope(layer, self.plan, self.top_k)
                 self._scopes[layer.index] = scope
                 scope.__enter__()
 
@@ -120,16 +114,15 @@ class _RoutingScope(TorchFunctionMode):
     Shapes: W = E routed experts and the null or always-on ones that the router scores beside them; G groups.
     """
 
-    def __init__(self, layer: MoELayer, plan: RoutePlan, top_k: int, masked_T: torch.Tensor | None) -> None:
+    def __init__(self, layer: MoELayer, plan: RoutePlan, top_k: int) -> None:
         super().__init__()
         self.router_shape, self.num_experts, self.plan = layer.router_shape, layer.num_experts, plan
         self.allowed_E = plan.allowed_LE[layer.index]
-        self.masked_T = masked_T
         self.num_missing = top_k - int(self.allowed_E.sum()) if plan.fill == "best" else 0
         self.num_applied = 0
         others = self.allowed_E.new_ones(self.router_shape[0] - self.num_experts)
         self.allowed = torch.cat([self.allowed_E, others])[None]
-        """bool [1, W], or [T, W] once it differs between tokens."""
+        """bool [1, W], or [T, W] where `best` adds others for each token."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -154,13 +147,12 @@ class _RoutingScope(TorchFunctionMode):
         """logits [..., W]."""
         flat_TW = logits.reshape(-1, logits.shape[-1])
         if self.plan.fill == "bias":
-            lifted = self._for_masked_tokens(self.allowed & ~self.allowed_E.all(), otherwise=False)
+            lifted = self.allowed & ~self.allowed_E.all()
             return (flat_TW + self.plan.bias * lifted.to(flat_TW.dtype)).view_as(logits)
         if self.num_missing > 0:
             lowest = torch.finfo(logits.dtype).min
             best = flat_TW.detach().masked_fill(self.allowed, lowest).topk(self.num_missing).indices
             self.allowed = self.allowed.repeat(len(flat_TW), 1).scatter(1, best, True)
-        self.allowed = self._for_masked_tokens(self.allowed, otherwise=True)
         return self._forbid(flat_TW).view_as(logits)
 
     def _top_k(self, func: Callable[..., Any], scores: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -177,9 +169,3 @@ class _RoutingScope(TorchFunctionMode):
         """scores [T, W or E], with the lowest value on forbidden experts; a quarter of it, so that sums stay finite."""
         lowest = torch.finfo(scores.dtype).min / 4
         return scores.masked_fill(~self.allowed[:, : scores.shape[1]], lowest)
-
-    def _for_masked_tokens(self, chosen: torch.Tensor, otherwise: bool) -> torch.Tensor:
-        """`chosen` [1 or T, W] for the tokens that the plan is for, `otherwise` for the others."""
-        if self.masked_T is None:
-            return chosen
-        return torch.where(self.masked_T[:, None], chosen, otherwise)

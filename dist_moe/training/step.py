@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from dist_moe.data.tokens import TokenBatch
 from dist_moe.moe.model import MoEModel
-from dist_moe.moe.route_mask import RoutePlan, routable
+from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.engine import Engine
 from dist_moe.training.loss import token_losses
@@ -40,14 +39,15 @@ class MaskedStep:
         optimizer: SelectiveAdamW,
         engine: Engine,
         comm: Comm,
-        mode: Literal["route", "update"],
+        plan_of: Callable[[torch.Tensor], RoutePlan | None],
     ) -> None:
-        self.model, self.optimizer, self.engine, self.comm, self.mode = model, optimizer, engine, comm, mode
+        """`plan_of` gives a mask's route plan (mode route), or None (mode update: routing is left as it is)."""
+        self.model, self.optimizer, self.engine, self.comm, self.plan_of = model, optimizer, engine, comm, plan_of
         self.monitor = MaskMonitor(model, optimizer, comm)
 
     def __call__(self, mask_LE: torch.Tensor, mask_hash: str, micro_batches: Sequence[TokenBatch]) -> StepResult:
         """mask_LE: bool [L, E] on the CPU; micro_batches: this rank's rows, the same number on all ranks."""
-        plan = RoutePlan(routable(mask_LE)) if self.mode == "route" else None
+        plan = self.plan_of(mask_LE)
         trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
         self.model.train_from(trained[0] if trained else self.model.shape.num_layers)
         self.model.route_mask.set(plan)

@@ -13,9 +13,10 @@ from transformers import get_scheduler
 
 from dist_moe import __version__
 from dist_moe.config.load import save_config
-from dist_moe.config.schema import Config
+from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.engines.build import build_engine, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
+from dist_moe.moe.discover import require_routers
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
 from dist_moe.parallel.comm import Comm
@@ -51,6 +52,8 @@ def train(config: Config, comm: Comm) -> None:
             batch_ids=[batch.id for batch in inputs.plan.batches],
         )
         model = load_model(config.model, comm)
+        if config.train.mode == "route":
+            require_routers(model.module)
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
     plan = freeze_plan(store, model)
@@ -86,7 +89,7 @@ def train(config: Config, comm: Comm) -> None:
         shutil.rmtree(run.experts, ignore_errors=True)
         run.evaluation.unlink(missing_ok=True)  # it was of the experts that are gone
         save_config(config, run.resolved("train"))
-    step = MaskedStep(model, optimizer, engine, comm, config.train.mode)
+    step = MaskedStep(model, optimizer, engine, comm, lambda mask: route_plan(config.train, mask))
     train_loop(config, step, store, inputs.rows, split, pad_id=inputs.pad_id, comm=comm, metrics=run.metrics, say=say)
     num_saved = save_experts(run.experts, model.layers, optimizer, comm, run_facts(config, inputs, store, plan))
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
@@ -118,6 +121,13 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
     }
 
 
+def route_plan(train: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None:
+    """What routing may use under a batch's mask; None in mode update."""
+    if train.mode == "update":
+        return None
+    return RoutePlan(routable(mask_LE), train.fill, train.route_bias)
+
+
 def _per_batch(store: MaskStore) -> list[str]:
     numbers = np.array([batch.num_unsafe_experts for batch in store.batches])
     return [f"Unsafe experts per batch: Min {numbers.min()}, Max {numbers.max()}, Mean {numbers.mean():.1f}"]
@@ -132,7 +142,7 @@ def _tell_route_cost(
     first = next(schedule_steps(len(masks), config.train.epochs, config.seed)).batch
     micro_batches = split.local(inputs.rows(first), comm.rank, inputs.pad_id)
     unmasked = batch_loss(model, micro_batches, None, comm)
-    masked = batch_loss(model, micro_batches, RoutePlan(routable(masks[first])), comm)
+    masked = batch_loss(model, micro_batches, route_plan(config.train, masks[first]), comm)
     say(
         f"Mode route: {100 * share:.1f} % of the routing slots survive (mean over batches); loss of batch {first} is "
         f"{unmasked:.4f} without the mask and {masked:.4f} under it."

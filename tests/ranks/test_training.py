@@ -9,6 +9,7 @@ from dist_moe.data.tokens import Encoded
 from dist_moe.engines.deepspeed import DeepSpeedEngine
 from dist_moe.engines.local import LocalEngine
 from dist_moe.moe.model import adopt
+from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.risk.masks import mask_hash
 from dist_moe.training.loop import Split
@@ -109,7 +110,9 @@ def train_case(comm, case):
             micro_batch_size=split.micro_batch_size,
             num_micro_batches=split.num_micro_batches,
         )
-    step = MaskedStep(model, optimizer, engine, comm, case.mode)
+    step = MaskedStep(
+        model, optimizer, engine, comm, lambda mask: RoutePlan(routable(mask)) if case.mode == "route" else None
+    )
     results, leaks, moved = [], [], 0
     for i, mask in enumerate(masks):
         before = snapshot(model.layers, optimizer)
