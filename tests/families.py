@@ -81,7 +81,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | SHARED
     | {"mlp_layer_types": ["hash_moe", "moe", "moe"], "num_nextn_predict_layers": 0},
     "dots1": BOTH | WINDOW | ROUTED | SHARED | GROUPS | FIRST_DENSE,
-    "dots3_note_text": BOTH | MLA | Q_LORA | INDEX | WINDOW | ROUTED | SHARED | GROUPS,
+    "dots3_note_text": BOTH
+    | MLA
+    | Q_LORA
+    | INDEX
+    | WINDOW
+    | ROUTED
+    | SHARED
+    | GROUPS
+    | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 32, "swa_kv_lora_rank": 32},
     "ernie4_5_moe": BOTH | MOE_NUM | {"moe_k": K, "moe_layer_start_index": 1},
     "exaone_moe": BOTH | WINDOW | NUM | GROUPS | FIRST_DENSE | {"num_shared_experts": 1},
     "flex_olmo": MLP | NUM,

@@ -75,7 +75,7 @@ class TrainConfig:
     """route: experts outside the batch's mask are not routable. update: routing untouched, only they are updated."""
     fill: Literal["shrink", "best", "bias"] = "shrink"
     """What `route` does in a layer with fewer allowed experts than k. shrink: route to the allowed ones only. best: add
-    the best others by the router's logits, frozen. bias: forbid nothing, but add route_bias to the allowed ones' logits."""
+    the best others by the router's logits, frozen. bias: forbid nothing, add route_bias to the allowed ones' logits."""
     route_bias: Positive = 3.0
     """How far `fill: bias` lifts the logits of the batch's experts."""
     epochs: Count = 1

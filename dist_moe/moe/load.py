@@ -143,7 +143,7 @@ def _check_experts(
             usual = mode(stored[name].shape for name in names)
             for name in names:
                 where, shape, number = f"{stored[name].file}: tensor {name}", stored[name].shape, _number(name)
-                if number is None and shape[0] != layer.num_experts:
+                if number is None and shape[:1] != (layer.num_experts,):
                     raise UserError(f"{where} has shape {shape}, but {count}: {ADVICE}")
                 if number is not None and number >= layer.num_experts:
                     raise UserError(f"{where} is one too many: {count}: {ADVICE}")
