@@ -30,6 +30,13 @@ def local_device() -> torch.device:
     return device
 
 
+def _share_cores() -> None:
+    """Split this node's cores between its ranks, where nobody has said how: more threads than cores cost a factor."""
+    num_local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun's and deepspeed's name
+    if num_local and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(num_local)))
+
+
 @contextmanager
 def process_group() -> Iterator[Comm]:
     """The launcher's processes as one `Comm`, or one process without a launcher.
@@ -40,6 +47,7 @@ def process_group() -> Iterator[Comm]:
     if not launched():
         yield SoloComm(device)
         return
+    _share_cores()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     assert dist.group.WORLD is not None
     comm = GroupComm(dist.group.WORLD, device)

@@ -86,6 +86,7 @@ def train(config: Config, comm: Comm) -> None:
     if config.train.mode == "route":
         _tell_route_cost(config, store, inputs, model, split, comm, say)
     if comm.rank == 0:
+        run.path.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(run.experts, ignore_errors=True)
         run.evaluation.unlink(missing_ok=True)  # it was of the experts that are gone
         save_config(config, run.resolved("train"))

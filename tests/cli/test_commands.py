@@ -163,6 +163,14 @@ def test_importing_the_package_and_help_load_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_training_in_a_new_directory_from_masks_elsewhere(trained, tmp_path):
+    run_dir = tmp_path / "deep" / "run"
+    arguments = ["--run-dir", str(run_dir), "--train.masks", str(trained.masks), "--train.mode", "update"]
+    assert main(["train", "--config", str(trained.config), *arguments]) == 0
+    assert len(metrics(run_dir)) == 4
+    assert main(["export", str(run_dir), "--out", str(tmp_path / "out")]) == 0
+
+
 def test_overwrite_replaces_an_earlier_run(trained, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(trained.run_dir, run_dir)

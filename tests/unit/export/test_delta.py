@@ -1,4 +1,4 @@
-"""A delta gives the bytes of the direct export, can be read by anybody, and is refused when it is not as it was written."""
+"""A delta gives the bytes of the direct export, anybody can read it, and it is refused when it is not as written."""
 
 import json
 

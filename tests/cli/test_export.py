@@ -1,0 +1,143 @@
+"""`dist-moe export`, `apply` and `verify` as a person types them."""
+
+import json
+import shutil
+
+import pytest
+from safetensors import safe_open
+
+from dist_moe.cli.main import main
+from dist_moe.moe.checkpoint import model_hash
+from dist_moe.risk.names import expert_name
+from dist_moe.store.read import MaskStore
+from tests.checkpoint import save_checkpoint
+from tests.cli.test_bad_input import refused
+
+
+def run(*argv: object) -> int:
+    return main([str(a) for a in argv])
+
+
+def contents(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """A directory with `direct`, the run's export, and `delta`, its delta."""
+    root = tmp_path_factory.mktemp("exported")
+    assert run("export", trained.run_dir, "--out", root / "direct") == 0
+    assert run("export", trained.run_dir, "--delta", "--out", root / "delta") == 0
+    return root
+
+
+def test_apply_gives_the_direct_export_card_included(trained, exported, tmp_path):
+    assert run("apply", trained.model, exported / "delta", "--out", tmp_path / "applied") == 0
+    assert contents(tmp_path / "applied") == contents(exported / "direct")
+
+
+def test_export_with_links_gives_the_same_files(trained, exported, tmp_path):
+    before = contents(trained.model)
+    assert run("export", trained.run_dir, "--link", "--out", tmp_path / "linked") == 0
+    assert contents(tmp_path / "linked") == contents(exported / "direct")
+    assert contents(trained.model) == before
+
+
+def test_a_delta_tells_what_it_was_made_from(trained, exported):
+    store = MaskStore.open(trained.masks)
+    with safe_open(exported / "delta", "np") as stream:
+        facts = json.loads(stream.metadata()["facts"])
+        names = list(stream.keys())
+    assert facts["model_hash"] == model_hash(trained.model)
+    assert facts["masks_digest"] == store.digest
+    union = [expert_name(layer, expert) for layer, expert in zip(*store.union().nonzero(), strict=True)]
+    assert facts["union"] == union
+    assert str(trained.root) not in json.dumps(facts)
+    assert len(names) == 3 * facts["num_trained_experts"]
+    assert (exported / "delta").stat().st_size < sum(f.stat().st_size for f in trained.model.glob("*.safetensors"))
+
+
+def test_the_card_tells_the_runs_facts(trained, exported):
+    store = MaskStore.open(trained.masks)
+    card = (exported / "direct" / "README.md").read_text()
+    for words in (
+        f"| Base model | model, hash `{model_hash(trained.model)}` |",
+        f"| Data | hash `{store.provenance['data_hash']}` |",
+        "| Batches | 2: hacking 1, weapons 1 |",
+        "| Mode | route |",
+        "| Steps | 4 |",
+        f"| Masks | digest `{store.digest}` |",
+        f"| Experts open to training | {store.union().sum()}, ",
+    ):
+        assert words in card
+    assert "Before and after" not in card
+
+
+def test_the_card_shows_the_evaluation_until_the_experts_are_others(trained, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained.run_dir, run_dir)
+    assert run("evaluate", run_dir) == 0
+    assert run("export", run_dir, "--out", tmp_path / "evaluated") == 0
+    scores = json.loads((run_dir / "evaluation.json").read_text())["category"]["weapons"]["answer loss (safe)"]
+    card = (tmp_path / "evaluated" / "README.md").read_text()
+    (line,) = [line for line in card.splitlines() if line.startswith("| weapons | ")]
+    assert f" {scores['before']:.3f} → {scores['after']:.3f} |" in line
+    assert run("train", "--config", trained.config, "--run-dir", run_dir, "--overwrite", "--train.epochs", "1") == 0
+    assert run("export", run_dir, "--out", tmp_path / "other") == 0
+    assert "Before and after" not in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_verify_lists_the_changed_experts_by_layer(trained, exported, capsys):
+    capsys.readouterr()
+    assert run("verify", trained.model, exported / "direct", "--masks", trained.masks) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  L")]
+    index = json.loads((trained.run_dir / "experts" / "index.json").read_text())
+    trained_experts = sorted(tuple(map(int, key.split("."))) for key in index["experts"])
+    assert [name for line in lines for name in line] == [expert_name(*pair) for pair in trained_experts]
+    assert len(lines) == len({layer for layer, _ in trained_experts})
+
+
+def test_verify_ends_with_status_1_on_a_changed_configuration(trained, exported, tmp_path, capsys):
+    shutil.copytree(exported / "direct", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "num_experts_per_tok": 1}))
+    assert run("verify", trained.model, tmp_path / "out", "--masks", trained.masks) == 1
+    assert "VIOLATION config.json: changed" in capsys.readouterr().out
+
+
+def test_apply_to_another_base_names_both_hashes(trained, exported, tmp_path, capsys):
+    other = save_checkpoint(tmp_path / "other", seed=1)
+    line = refused(capsys, tmp_path, "apply", other, exported / "delta", "--out", tmp_path / "out")
+    assert model_hash(other)[:12] in line
+    assert model_hash(trained.model)[:12] in line
+
+
+@pytest.mark.parametrize("command", ["export", "apply"])
+def test_an_out_that_exists(trained, exported, tmp_path, capsys, command):
+    (tmp_path / "out").write_text("mine")
+    argv = {
+        "export": ("export", trained.run_dir, "--delta", "--out", tmp_path / "out"),
+        "apply": ("apply", trained.model, exported / "delta", "--out", tmp_path / "out"),
+    }
+    assert "out exists" in refused(capsys, tmp_path, *argv[command])
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_damaged_delta(trained, exported, tmp_path, capsys):
+    data = bytearray((exported / "delta").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "delta").write_bytes(data)
+    line = refused(capsys, tmp_path, "apply", trained.model, tmp_path / "delta", "--out", tmp_path / "out")
+    assert "delta is damaged" in line
+
+
+def test_a_delta_of_another_kind(trained, tmp_path, capsys):
+    shard = min(trained.model.glob("*.safetensors"))
+    line = refused(capsys, tmp_path, "apply", trained.model, shard, "--out", tmp_path / "out")
+    assert f"{shard} is no delta" in line
+
+
+def test_a_delta_has_no_links(trained, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("export", trained.run_dir, "--delta", "--link", "--out", tmp_path / "out")
+    assert "not allowed with" in capsys.readouterr().err
