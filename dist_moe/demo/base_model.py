@@ -42,13 +42,14 @@ def make_base_model(
     steps: int,
     hidden_size: int = 128,
     num_layers: int = 4,
-    num_threads: int = 2,
+    num_threads: int = 1,
     report: Callable[[str], None] = print,
 ) -> None:
     """Train on `corpus.pretraining` for `steps` steps of 16 rows; write model and tokenizer to `out`.
 
     600 steps give a model that answers well. One of hidden size 96 and 3 layers answers on topic after 300 steps, for a
-    third of the time. `report` gets one line of progress at a time.
+    third of the time. `report` gets one line of progress at a time. One thread is the default: on a busy machine of
+    two cores a second one made a step about ten times slower.
     """
     tokenizer = train_tokenizer(corpus.pretraining)
     with _reproducible(seed, num_threads):

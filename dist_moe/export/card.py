@@ -71,7 +71,7 @@ def model_card(facts: dict[str, Any], base: Path) -> str:
 
 def _front_matter(card: str) -> str:
     """The YAML block at the start of a card, without what is true of the base only; empty if there is none."""
-    found = FRONT_MATTER.match(card.replace("\r\n", "\n"))
+    found = FRONT_MATTER.match(card)
     kept = NOT_INHERITED.sub("", found[1]) if found else ""
     return f"---\n{kept}---\n\n" if kept else ""
 
