@@ -29,7 +29,7 @@ def workplace(tmp_path: Path) -> Path:
     """A directory with a model, prompts and run.yaml, all named by relative paths."""
     corpus = build_corpus(0, num_pretraining=60, batches_per_category=1)
     write_rows(corpus.prompts, tmp_path / "prompts.jsonl")
-    tokenizer = train_tokenizer(corpus.pretraining, 400)
+    tokenizer = train_tokenizer(corpus.pretraining)
     config = CONFIGS["qwen3_moe"]()
     config.vocab_size = len(tokenizer)
     transformers.set_seed(0)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dist_moe.export import verify
 from dist_moe.export.export import export_checkpoint
 from dist_moe.export.verify import verify_checkpoint
 from dist_moe.moe.checkpoint import read_tensors
@@ -42,8 +43,10 @@ def test_the_base_itself_has_no_change(trained):
     assert (seen.violations, seen.changed_tensors, seen.expert_lines()) == ([], [], [])
 
 
+@pytest.mark.parametrize("block", [verify.BLOCK, 100])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (5, 31), (127, 31)])
-def test_a_flipped_bit_outside_the_experts(trained, out, row, column):
+def test_a_flipped_bit_outside_the_experts(trained, out, monkeypatch, row, column, block):
+    monkeypatch.setattr(verify, "BLOCK", block)
     flip(out, "lm_head.weight", row, column)
     seen = verify_checkpoint(trained.base, out, UNION)
     assert seen.violations == [f"lm_head.weight row {row}: changed, but it is not an expert's"]
