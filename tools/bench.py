@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig
 from dist_moe.data.tokens import IGNORED, TokenBatch
 from dist_moe.engines.local import LocalEngine
 from dist_moe.moe.model import MoEModel, adopt
-from dist_moe.moe.route_mask import routable
+from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import mask_hash
@@ -336,7 +336,13 @@ class OurStep:
         model = setup.our_model()
         self.setup, self.optimizer = setup, setup.optimizer(model)
         engine = LocalEngine(model.module, self.optimizer, LambdaLR(self.optimizer, lambda _: 1.0))
-        self.step = MaskedStep(model, self.optimizer, engine, setup.comm, mode)
+        self.step = MaskedStep(
+            model,
+            self.optimizer,
+            engine,
+            setup.comm,
+            lambda mask: RoutePlan(routable(mask)) if mode == "route" else None,
+        )
         self.hashes = [mask_hash(mask_LE.numpy()) for mask_LE in setup.masks_BLE]
 
     def __call__(self, i: int) -> tuple[float, float]:
