@@ -1,4 +1,4 @@
-"""The one exception that is shown to a user as a single line, without a traceback."""
+"""The one exception that is shown to a user as a single line, without a traceback, and our one warning."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The command line prints it as `dist-moe: error: ...` and ends with status 2. Anything else keeps its traceback:
     that is a bug.
     """
+
+
+class UntestedVersionWarning(UserWarning):
+    """A library's version is outside the range that all tests passed with."""

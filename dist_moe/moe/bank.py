@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dist_moe.moe.discover import EXPERT_WEIGHTS, MoELayer
+from dist_moe.moe.internals import apply_gate
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
 
@@ -73,8 +74,7 @@ class ExpertLayer:
 
     def activation(self, pre: torch.Tensor) -> torch.Tensor:
         """What the family does between the two linear maps, row by row."""
-        name = "_apply_gate" if "gate_up_proj" in self.bank else "act_fn"
-        return getattr(self.module, name)(pre)
+        return apply_gate(self.module, pre)
 
     def row(self, expert: int) -> dict[str, torch.Tensor]:
         """Views of one local expert's weights in the bank."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,14 @@ import torch
 from dist_moe.errors import UserError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
+"""Where a tensor of one expert has the expert's number in its name."""
+
+
+def expert_number(name: str) -> int | None:
+    """The expert in a checkpoint tensor's name; None: the tensor is not one expert's."""
+    found = EXPERT_NUMBER.search(name)
+    return int(found.group()) if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Find the MoE layers of a transformers model.
 
-transformers 5 marks every experts module that can be handed to another implementation with the attributes that its
-`use_experts_implementation` decorator sets; those attributes are the interface that this room builds on. What routes
+An experts module is known by transformers' experts interface (see internals.py), which this room builds on. What routes
 differs between families, so a router is known only by its weight: a matrix of E rows (a few more where a family has
 null or always-on experts) beside the experts module.
 """
@@ -14,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dist_moe.errors import UserError
+from dist_moe.moe.internals import is_experts
 
-INTERFACE = ("_is_expert_parallel", "is_transposed", "has_gate", "has_bias", "_apply_gate")
 EXPERT_WEIGHTS = (
     "gate_up_proj",
     "up_proj",
@@ -63,11 +62,6 @@ class MoEShape:
     num_experts: int
     top_k: int
     layer_names: tuple[str, ...]
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Whether a module was made by transformers' experts interface."""
-    return all(hasattr(module, name) for name in INTERFACE)
 
 
 def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:

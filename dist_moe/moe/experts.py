@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dist_moe.moe.bank import ATTRIBUTE, ExpertLayer
+from dist_moe.moe.internals import use_experts
 
 IMPLEMENTATION = "dist_moe"
 
@@ -179,5 +179,4 @@ def experts_forward(
 
 def use_banks(model: PreTrainedModel) -> None:
     """Send all experts modules of a model through `experts_forward`."""
-    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)
-    model.set_experts_implementation(IMPLEMENTATION)
+    use_experts(model, IMPLEMENTATION, experts_forward)

@@ -7,26 +7,18 @@ asks it for the names and lays rows over experts.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
-
-EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
-
-
-Rows = Callable[
-    [MoELayer, list[int], dict[str, torch.Tensor]],
-    Iterator[tuple[str, int | None, torch.Tensor]],
-]
+from dist_moe.moe.checkpoint import EXPERT_NUMBER, expert_number
+from dist_moe.moe.discover import MoEShape, find_moe_layers, moe_shape
+from dist_moe.moe.internals import WeightConversion
+from dist_moe.moe.load import empty_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,56 +33,29 @@ class HubLayout:
     """The expert tensors of one checkpoint; built from its config and its tensors' names, without reading weights."""
 
     def __init__(self, path: Path, names: set[str]) -> None:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        with torch.device("meta"):
-            self._model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-        self._layers = find_moe_layers(self._model)
-        self.shape: MoEShape = moe_shape(self._model, self._layers)
-        self.tensors: dict[str, HubTensor] = {}
-        self._rows: dict[int, Rows] = {}
-        for layer in self._layers:
-            weights = {name: layer.experts.get_parameter(name).data for name in expert_weights(layer.experts)}
-            experts = list(range(self.shape.num_experts))
-            for rows in (self._in_memory_rows, self._converted_rows):
-                found = {
-                    name: HubTensor(layer.index, None if row is not None else int(_number(name)))
-                    for name, row, _ in rows(layer, experts, weights)
-                }
-                if found.keys() <= names:
-                    self._rows[layer.index] = rows
-                    self.tensors |= found
-                    break
-            else:
-                raise UserError(f"{path}: tensor {min(found.keys() - names)} is not in the checkpoint")
+        model = empty_model(path)
+        self._layers = find_moe_layers(model)
+        self.shape: MoEShape = moe_shape(model, self._layers)
+        self._conversion = WeightConversion(model, names)
+        target_of = self._conversion.target_of
+        layer_of = {f"{x.name}.{weight}": x.index for x in self._layers for weight in expert_weights(x.experts)}
+        for target in layer_of.keys() - target_of.values():
+            raise UserError(f"{path}: tensor {target} is not in the checkpoint, whole or by expert")
+        self.tensors = {
+            name: HubTensor(layer_of[target], expert_number(name))
+            for name, target in target_of.items()
+            if target in layer_of
+        }
 
     def to_hub(
         self, layer: int, experts: list[int], weights: dict[str, torch.Tensor]
     ) -> Iterator[tuple[str, int | None, torch.Tensor]]:
         """Trained weights, each [n, ...] for n experts of a layer -> (tensor's name, row or None, its new values)."""
-        yield from self._rows[layer](self._layers[layer], experts, weights)
-
-    def _in_memory_rows(
-        self, layer: MoELayer, experts: list[int], weights: dict[str, torch.Tensor]
-    ) -> Iterator[tuple[str, int | None, torch.Tensor]]:
-        """A checkpoint that was saved as it lies in memory: all experts of a layer in one tensor."""
-        for name, stacked in weights.items():
-            for expert, row in zip(experts, stacked, strict=True):
-                yield f"{layer.name}.{name}", expert, row
-
-    def _converted_rows(
-        self, layer: MoELayer, experts: list[int], weights: dict[str, torch.Tensor]
-    ) -> Iterator[tuple[str, int | None, torch.Tensor]]:
-        """As transformers' conversion writes it: a tensor an expert, numbered from 0, or all in one, renamed."""
-        state = {f"{layer.name}.{name}": weight for name, weight in weights.items()}
-        for name, tensor in revert_weight_conversion(self._model, state).items():
-            if EXPERT_NUMBER.search(name):
-                yield EXPERT_NUMBER.sub(str(experts[int(_number(name))]), name), None, tensor
+        state = {f"{self._layers[layer].name}.{name}": weight for name, weight in weights.items()}
+        for name, tensor in self._conversion.to_checkpoint(state).items():
+            position = expert_number(name)
+            if position is not None:  # of the n experts
+                yield EXPERT_NUMBER.sub(str(experts[position]), name), None, tensor
             else:
                 for expert, row in zip(experts, tensor, strict=True):
                     yield name, expert, row
-
-
-def _number(name: str) -> str:
-    found = EXPERT_NUMBER.search(name)
-    assert found, f"no expert number in {name}"
-    return found.group()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
@@ -16,6 +15,7 @@ from dist_moe.moe.bank import ExpertLayer, take_experts
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
+from dist_moe.moe.internals import checkpoint_activations
 from dist_moe.moe.load import empty_model, fill, keep_experts
 from dist_moe.moe.route_mask import RouteMask
 from dist_moe.moe.tap import RoutingTap
@@ -42,16 +42,8 @@ class MoEModel:
             layer.live_T = live_T
 
     def checkpoint_activations(self) -> None:
-        """Recompute each decoder layer's activations in the backward pass instead of keeping them.
-
-        transformers turns this on only for layers in train mode; only the layers' own flag is set, so dropout and
-        router noise stay off. Its input-gradient hook is removed: the anchors say where autograd starts.
-        """
-        self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.module.disable_input_require_grads()
-        for layer in self.module.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.training = True
+        """Recompute activations in the backward pass; where autograd starts is still what `train_from` says."""
+        checkpoint_activations(self.module)
 
     def train_from(self, first_layer: int) -> None:
         """Start autograd at this MoE layer: nothing below it keeps activations. The same on all ranks."""

@@ -1,0 +1,142 @@
+"""All that this package takes from inside transformers, beyond its public API.
+
+Names here can change with any release. `TESTED` is the range of versions that all tests passed with; another version is
+warned of once, and `dist-moe families` tells what works with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import LoadStateDictConfig
+
+from dist_moe.errors import UntestedVersionWarning, UserError
+
+TESTED = ("5.17", "5.23")
+"""First and last minor version of transformers that all tests passed with."""
+INTERFACE = ("_is_expert_parallel", "is_transposed", "has_gate", "has_bias", "_apply_gate")
+"""What transformers' experts interface (`use_experts_implementation`) sets on a module."""
+
+Conversion = WeightRenaming | WeightConverter
+
+
+@cache
+def warn_if_untested() -> None:
+    """One warning a process where transformers is outside `TESTED`."""
+    first, last, found = (tuple(map(int, v.split(".")[:2])) for v in (*TESTED, transformers.__version__))
+    if not first <= found <= last:
+        warnings.warn(
+            f"transformers {transformers.__version__}: tested with {TESTED[0]} to {TESTED[1]}; "
+            "`dist-moe families` tells what works with this one",
+            UntestedVersionWarning,
+            stacklevel=2,
+        )
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module was made by transformers' experts interface."""
+    return all(hasattr(module, name) for name in INTERFACE)
+
+
+def apply_gate(experts: nn.Module, pre: torch.Tensor) -> torch.Tensor:
+    """What an experts module does between its two linear maps, row by row: [n, 2I] -> [n, I], or [n, I] -> [n, I]."""
+    name = "_apply_gate" if experts.has_gate else "act_fn"
+    result: torch.Tensor = getattr(experts, name)(pre)
+    return result
+
+
+def use_experts(model: PreTrainedModel, name: str, function: Callable[..., torch.Tensor]) -> None:
+    """Send all experts modules of a model through `function(module, hidden, top_k_index, top_k_weights)`."""
+    ALL_EXPERTS_FUNCTIONS.register(name, function)
+    model.set_experts_implementation(name)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each decoder layer's activations in the backward pass instead of keeping them.
+
+    transformers does so only for layers in train mode; only the layers' own flag is set, so dropout and router noise
+    stay off. The hook with which it makes inputs require gradients is removed.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
+
+
+class WeightConversion:
+    """How the tensors of one checkpoint become a model's weights, and back: transformers' own rules.
+
+    `target_of`: checkpoint tensor -> the weight of the model that it becomes (the first of several, where it is split).
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Iterable[str], own: Sequence[Conversion] = ()) -> None:
+        """`names` are the checkpoint's tensors; `own` are conversions that come before transformers'."""
+        self.model = model
+        self._rules = [*own, *get_model_conversion_mapping(model)]
+        renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in self._rules if isinstance(rule, WeightConverter)]
+        prefix, weights = model.base_model_prefix, model.state_dict()
+        self.target_of: dict[str, str] = {}
+        for name in sorted(names, key=dot_natural_key):
+            target, _ = rename_source_key(name, renamings, converters, prefix, weights)
+            if target not in weights and name in weights:
+                target, _ = rename_source_key(name, [], [], prefix, weights)
+            self.target_of[name] = target
+        # as from_pretrained leaves it: the way back takes only the rules that this checkpoint needs
+        model._weight_conversions = [rule for rule in self._rules if rule.was_used()]  # type: ignore[assignment]
+
+    def to_checkpoint(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights by the model's names -> tensors by the checkpoint's; of experts any number, counted from 0."""
+        tensors: dict[str, torch.Tensor] = revert_weight_conversion(self.model, weights)
+        return tensors
+
+    def load(self, path: Path, tensors: dict[str, Any], where: Callable[[str], str], advice: str) -> None:
+        """Give the model its values, as `from_pretrained` does once it has opened the files, with every misfit refused.
+
+        `tensors` are lazy slices by the checkpoint's names, `where` says which file and tensor gives a weight.
+        """
+        dtype = self.model.config.dtype
+        assert isinstance(dtype, torch.dtype)
+        config = LoadStateDictConfig(
+            pretrained_model_name_or_path=str(path),
+            dtype=dtype,
+            dtype_plan=self.model._get_dtype_plan(dtype),
+            weight_mapping=self._rules,  # type: ignore[arg-type]  # narrower than what it takes
+        )
+        info, _ = convert_and_load_state_dict_in_model(self.model, tensors, config)
+        for target, found, expected in sorted(info.mismatched_keys):
+            raise UserError(f"{where(target)} gives {target} of {tuple(found)}, expected {tuple(expected)}: {advice}")
+        for target, error in sorted(info.conversion_errors.items()):
+            raise UserError(f"{where(target)} cannot become {target}: {error.splitlines()[0]}: {advice}")
+        for target in sorted(self._missing(info)):
+            raise UserError(f"{where(target)} is missing: {advice}")
+        self.model._finalize_model_loading(self.model, config, info)
+
+    def _missing(self, info: Any) -> set[str]:
+        """Weights without a value, but for those that the family does without or that are tied to one with a value."""
+        info = copy.copy(info)
+        self.model._adjust_missing_and_unexpected_keys(info)
+        tied: dict[str, str] = self.model.all_tied_weights_keys
+        given = {source for target, source in tied.items() if target not in info.missing_keys}
+        return set(info.missing_keys - tied.keys() - given)
