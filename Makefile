@@ -5,7 +5,7 @@
 #   make test  [ARGS=tests/unit]       all tests, or those named
 #   make lint                          style, types, room order, shell scripts, documentation
 #   make bench [ARGS=...]              speed
-#   make docs                          rewrite docs/configuration.md from the configuration's source
+#   make docs                          rewrite docs/configuration.md, and the table of model types in docs/families.md (minutes)
 
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
@@ -51,7 +51,7 @@ bench: setup
 	$(BIN)/python tools/bench.py $(ARGS)
 
 docs: setup
-	$(BIN)/python tools/make_docs.py
+	$(BIN)/python tools/make_docs.py --families
 
 # tests/slurm starts a real Slurm. Without root the tests themselves say what to install.
 slurm-packages:

@@ -1,10 +1,12 @@
-"""Write docs/configuration.md from the configuration's source, and check every link between the Markdown files.
+"""Write the pages that say what the code says, and check every link between the Markdown files.
 
-The table is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring under each
-field), so that it needs none of the project's dependencies.
+docs/configuration.md is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring
+under each field), so that it needs none of the project's dependencies. The table in docs/families.md is what
+`dist-moe families` finds with the installed transformers, in some minutes; the tests say when it is stale.
 
-    python tools/make_docs.py            rewrite docs/configuration.md, check the links
-    python tools/make_docs.py --check    the same without writing; status 1 when the file is stale or a link is dead
+    python tools/make_docs.py               rewrite docs/configuration.md, check the links
+    python tools/make_docs.py --families    rewrite the table in docs/families.md too
+    python tools/make_docs.py --check       write nothing; status 1 when the configuration is stale or a link is dead
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = Path("dist_moe/config/schema.py")
 PAGE = Path("docs/configuration.md")
+FAMILIES = Path("docs/families.md")
+FAMILIES_TABLE = re.compile(r"^\| model type \|.*\n(?:\|.*\n)*", re.MULTILINE)
 
 HEADER = f"""# Configuration
 
@@ -151,10 +156,24 @@ def update(root: Path, *, check: bool) -> list[str]:
     return problems + [f"dead link: {link}" for file in markdown_files(root) for link in dead_links(file)]
 
 
+def update_families(root: Path, table: str) -> None:
+    """Put a Markdown table in the place of the one that the families page has."""
+    page = root / FAMILIES
+    text, num_tables = FAMILIES_TABLE.subn(lambda _: table, page.read_text(encoding="utf-8"))
+    if num_tables != 1:
+        sys.exit(f"make_docs: {FAMILIES}: {num_tables} tables of model types; expected one")
+    page.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is stale")
-    problems = update(ROOT, check=parser.parse_args().check)
+    parser.add_argument("--families", action="store_true", help="try every model type, and rewrite their table")
+    args = parser.parse_args()
+    if args.families:
+        command = [sys.executable, "-m", "dist_moe.cli.main", "families"]
+        update_families(ROOT, subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    problems = update(ROOT, check=args.check)
     if problems:
         sys.exit("\n".join(f"make_docs: {problem}" for problem in problems))
 

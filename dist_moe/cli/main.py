@@ -96,6 +96,14 @@ def _run(argv: list[str]) -> int:
         from dist_moe.workflows.evaluate import evaluate
 
         evaluate(args.run, tuple(args.data), print)
+    elif args.command == "inspect-model":
+        from dist_moe.workflows.inspect_model import inspect_model
+
+        inspect_model(args.model, print, as_json=args.json)
+    elif args.command == "families":
+        from dist_moe.workflows.families import families
+
+        families(args.types, print, as_json=args.json)
     else:
         from dist_moe.demo.run import run_demo
 
@@ -137,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
     command.add_argument("run", type=Path, help="run directory")
     command.add_argument("--data", type=Path, nargs="*", default=[], help="prompt files to score instead of the run's")
+    command = commands.add_parser("inspect-model", help="what a model is to dist-moe: layers, experts, routing, sizes")
+    command.add_argument("model", type=Path, help="model directory")
+    command.add_argument("--json", action="store_true", help="one JSON object")
+    command = commands.add_parser("families", help="which model types work with the installed transformers, by trying")
+    command.add_argument("types", nargs="*", metavar="TYPE", help="model types; default: all")
+    command.add_argument("--json", action="store_true", help="a JSON array, one object a model type")
     command = commands.add_parser("demo", help="the whole path on a small model made on the spot")
     command.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="directory of the demo (default: %(default)s)"

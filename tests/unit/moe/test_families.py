@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from dist_moe.errors import UserError
+from dist_moe.families.sizes import FAMILY_CONFIGS, E, K, build
 from dist_moe.moe.discover import require_routers
 from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
-from tests.families import FAMILY_CONFIGS, E, K, build
 
 CPU = SoloComm(torch.device("cpu"))
 FAMILIES = sorted(FAMILY_CONFIGS)

@@ -6,10 +6,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dist_moe.errors import UserError
+from dist_moe.families.sizes import FAMILY_CONFIGS, E, build
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.load import empty_model, fill
-from tests.families import FAMILY_CONFIGS, E, build
 
 OWNED = ([1, 4, 6], [0, 7], [])
 """Uneven, not contiguous, different in each layer, one without any."""

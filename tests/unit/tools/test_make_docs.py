@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.make_docs import PAGE, dead_links, markdown_files, read_sections, render, update
+from tools.make_docs import FAMILIES, PAGE, dead_links, markdown_files, read_sections, render, update, update_families
 from tools.make_docs import SCHEMA as SCHEMA_PATH
 
 SCHEMA = '''
@@ -73,3 +73,14 @@ def test_stale_page_is_found_until_it_is_rewritten(tmp_path: Path) -> None:
     assert update(tmp_path, check=True) == [f"{PAGE} is not what {SCHEMA_PATH} says: run `make docs`"]
     assert update(tmp_path, check=False) == []
     assert update(tmp_path, check=True) == []
+
+
+def test_families_table_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / FAMILIES
+    page.parent.mkdir()
+    page.write_text("# A\n\n| x |\n|---|\n\n| model type | a |\n| --- | --- |\n| old | yes |\n\nMore.\n")
+    update_families(tmp_path, "| model type | a |\n| --- | --- |\n| new\\1 | no |\n")
+    assert page.read_text() == "# A\n\n| x |\n|---|\n\n| model type | a |\n| --- | --- |\n| new\\1 | no |\n\nMore.\n"
+    page.write_text("# A\n")
+    with pytest.raises(SystemExit, match="0 tables of model types"):
+        update_families(tmp_path, "")

@@ -1,9 +1,11 @@
-"""Tiny models of the families whose experts transformers lets another implementation run; nothing is fetched.
+"""Tiny configurations, one line a model type, and models with random weights built from them; nothing is fetched.
 
-One line a family. They differ in what a loader, a tap or a mask must cope with: experts with and without gate or bias,
-transposed weights, dense layers before the first MoE layer, grouped top-k, correction biases, shared experts, and
-checkpoints with one tensor an expert or with fused ones. `tests.tiny` has the four that most tests need.
+They differ in what a loader, a tap or a mask must cope with: experts with and without gate or bias, transposed weights,
+dense layers before the first MoE layer, grouped top-k, correction biases, shared experts, and checkpoints with one
+tensor an expert or with fused ones.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -116,7 +118,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | NUM
     | {"mamba_d_state": 8, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 0}
     | {"expert_layer_period": 1, "expert_layer_offset": 0},
-    "kimi_linear": BOTH | MLA | Q_LORA | LOCAL | SHARED | GROUPS | {"linear_conv_kernel_dim": 2},
+    "kimi_linear": BOTH
+    | MLA
+    | Q_LORA
+    | LOCAL
+    | SHARED
+    | GROUPS
+    | {"linear_conv_kernel_dim": 2, "linear_head_dim": 16, "linear_num_heads": 2},
     "kolibri1": MOE | HEAD | WINDOW | NUM | SHARED_SIZE,
     "laguna": BOTH | HEAD | WINDOW | NUM | SHARED_SIZE,
     "lfm2_moe": BOTH | NUM | {"num_dense_layers": 1, "layer_types": ["full_attention"] * L},

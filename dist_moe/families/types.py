@@ -1,0 +1,26 @@
+"""Every MoE causal language model type of the installed transformers, told by its configuration class alone."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+NUM_EXPERTS = re.compile(r"(moe_)?num_(local_)?experts|n_routed_experts")
+"""The names that a configuration gives to its number of experts."""
+
+
+def moe_model_types() -> list[str]:
+    """Model types that `AutoModelForCausalLM` takes and whose configuration, or a part of it, names experts; sorted."""
+    return sorted(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if _names_experts(CONFIG_MAPPING[name]))
+
+
+def _names_experts(config: type[PreTrainedConfig]) -> bool:
+    names = {*inspect.signature(config.__init__).parameters, *config.attribute_map}
+    names.update(name for base in config.__mro__ for name in getattr(base, "__annotations__", {}))
+    parts = [part for part in config.sub_configs.values() if isinstance(part, type)]
+    return any(map(NUM_EXPERTS.fullmatch, names)) or any(
+        _names_experts(part) for part in parts if issubclass(part, PreTrainedConfig)
+    )

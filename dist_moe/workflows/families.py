@@ -1,0 +1,34 @@
+"""Which model types work with the installed transformers: what `dist-moe families` runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+import transformers
+
+from dist_moe.errors import UserError
+from dist_moe.families.sweep import sweep, table
+from dist_moe.families.types import moe_model_types
+from dist_moe.workflows.console import Say
+
+
+def families(model_types: Sequence[str], say: Say, *, as_json: bool) -> None:
+    """Try every capability on these model types, or on all, and say the table, as Markdown or JSON."""
+    known = moe_model_types()
+    for name in model_types:
+        if name not in known:
+            raise UserError(
+                f"'{name}' is no MoE causal language model type of transformers {transformers.__version__}: "
+                f"expected one of {', '.join(known)}"
+            )
+    torch.set_num_threads(1)  # the models are so small that more would wait for each other
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    rows = sweep(model_types or known)
+    if as_json:
+        say(json.dumps([row.record() for row in rows], indent=1))
+        return
+    for line in table(rows):
+        say(line)

@@ -1,0 +1,22 @@
+"""What a checkpoint is to this package: what `dist-moe inspect-model` runs. No weight is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from dist_moe.moe.describe import describe, table
+from dist_moe.moe.model import check_model_dir
+from dist_moe.workflows.console import Say
+
+
+def inspect_model(path: Path, say: Say, *, as_json: bool) -> None:
+    """Say one line a fact, or all as a JSON object."""
+    check_model_dir(path)
+    summary = describe(path)
+    if as_json:
+        say(json.dumps(asdict(summary), indent=2))
+        return
+    for line in table(summary):
+        say(line)
