@@ -128,7 +128,8 @@ class WeightConversion:
         for target, found, expected in sorted(info.mismatched_keys):
             raise UserError(f"{where(target)} gives {target} of {tuple(found)}, expected {tuple(expected)}: {advice}")
         for target, error in sorted(info.conversion_errors.items()):
-            raise UserError(f"{where(target)} cannot become {target}: {error.splitlines()[0]}: {advice}")
+            reason = error.split("\nError")[0].splitlines()[-1]  # a traceback, the exception's text, where it happened
+            raise UserError(f"{where(target)} cannot become {target}: {reason}: {advice}")
         for target in sorted(self._missing(info)):
             raise UserError(f"{where(target)} is missing: {advice}")
         self.model._finalize_model_loading(self.model, config, info)
