@@ -15,8 +15,8 @@ MAX_NORM = 0.05
 
 
 class Reference:
-    def __init__(self, family: str, mode: str) -> None:
-        self.model, self.mode = tiny_model(family), mode
+    def __init__(self, family: str, mode: str, scope: str = "all") -> None:
+        self.model, self.mode, self.scope = tiny_model(family), mode, scope
         self.model.requires_grad_(False)
         self.experts = [m for name, m in self.model.named_modules() if name.endswith(".experts")]
         self.routers = [m for name, m in self.model.named_modules() if name.endswith("mlp.gate")]
@@ -31,14 +31,17 @@ class Reference:
     def _route(self, layer, out):
         if self.allowed is None:
             return out
-        logits = out[0].masked_fill(~self.allowed[layer], float("-inf"))
+        forbidden_TE = ~self.allowed[layer] & self.masked_T[:, None]
+        logits = out[0].masked_fill(forbidden_TE, float("-inf"))
         weights, index = torch.softmax(logits.float(), -1).topk(K)
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
         return logits, weights, index
 
-    def step(self, mask, input_ids, labels):
-        """One batch: loss and global norm, and new weights for the mask's experts."""
+    def step(self, mask, input_ids, labels, unsafe):
+        """One batch, `unsafe` bool [R]: loss and global norm, and new weights for the mask's experts."""
+        rows = unsafe if self.scope == "unsafe" else torch.ones_like(unsafe)
+        self.masked_T = rows.repeat_interleave(input_ids.shape[1])
         self.allowed = None
         if self.mode == "route":
             self.allowed = mask.clone()

@@ -214,7 +214,8 @@ def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
     is_completion = torch.zeros_like(ids_RS, dtype=torch.bool)
     is_completion[:, ids_RS.shape[1] // 2 :] = True
     labels = ids_RS.masked_fill(~is_completion, IGNORED)
-    return TokenBatch(ids_RS, torch.ones_like(ids_RS), labels, is_completion, torch.ones_like(is_completion))
+    everywhere = torch.ones_like(is_completion)
+    return TokenBatch(ids_RS, torch.ones_like(ids_RS), labels, is_completion, everywhere, is_unsafe=everywhere)
 
 
 def bench_experts(setup: Setup, mode: Mode) -> list[Comparison]:

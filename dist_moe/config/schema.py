@@ -76,6 +76,8 @@ class TrainConfig:
     fill: Literal["shrink", "best", "bias"] = "shrink"
     """What `route` does in a layer with fewer allowed experts than k. shrink: route to the allowed ones only. best: add
     the best others by the router's logits, frozen. bias: forbid nothing, add route_bias to the allowed ones' logits."""
+    scope: Literal["all", "unsafe"] = "all"
+    """Which rows of a batch `route` masks: all, or the unsafe ones only; safe rows then route as without a mask."""
     route_bias: Positive = 3.0
     """How far `fill: bias` lifts the logits of the batch's experts."""
     epochs: Count = 1

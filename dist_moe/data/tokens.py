@@ -29,10 +29,11 @@ CountedTokens = Literal["prompt", "completion", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row; `response_ids` is empty where the row has no response."""
+    """One row; `response_ids` is empty where the row has no response. `unsafe` is the row's label."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    unsafe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class TokenBatch:
     """bool, at the response's tokens"""
     live: Tensor
     """bool, at the rows' own tokens: neither padding nor the dummy"""
+    is_unsafe: Tensor
+    """bool, at all positions of unsafe rows"""
 
     def counted(self, which: CountedTokens) -> Tensor:
         """[R, S] bool: the tokens whose routing counts. Never padding, never the dummy."""
@@ -98,7 +101,7 @@ def encode(
                 f"{prompt.source}: the chat template renders this prompt to no token; see data.chat_template"
             )
         num_kept = max(1, min(len(before), max_length - len(after)))
-        row = Encoded(tuple(before[-num_kept:]), tuple(after[: max_length - num_kept]))
+        row = Encoded(tuple(before[-num_kept:]), tuple(after[: max_length - num_kept]), prompt.unsafe)
         num_prompts_cut += len(row.prompt_ids) < len(before)
         num_responses_cut += len(row.response_ids) < len(after)
         rows.append(row)
@@ -110,7 +113,7 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
     if not rows:
         one = torch.ones(1, 1, dtype=torch.int64)
         no = torch.zeros(1, 1, dtype=torch.bool)
-        return TokenBatch(pad_id * one, one, IGNORED * one, is_completion=no, live=no)
+        return TokenBatch(pad_id * one, one, IGNORED * one, is_completion=no, live=no, is_unsafe=no)
     shape = (len(rows), max(len(row.prompt_ids) + len(row.response_ids) for row in rows))
     input_ids = torch.full(shape, pad_id)
     is_completion = torch.zeros(shape, dtype=torch.bool)
@@ -121,7 +124,8 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
         is_completion[i, start:end] = True
         live[i, :end] = True
     labels = input_ids.masked_fill(~is_completion, IGNORED)
-    return TokenBatch(input_ids, live.to(torch.int64), labels, is_completion, live)
+    is_unsafe = torch.tensor([row.unsafe for row in rows])[:, None].expand(shape)
+    return TokenBatch(input_ids, live.to(torch.int64), labels, is_completion, live, is_unsafe)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

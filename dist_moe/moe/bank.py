@@ -62,6 +62,8 @@ class ExpertLayer:
     """How many (token, expert) pairs this rank has sent to each expert since `reset`: what was really used."""
     live_T: torch.Tensor | None = None
     """Tokens that count, bool [T]; the others (padding) are not sent to any expert. None: all."""
+    masked_T: torch.Tensor | None = None
+    """The tokens that `dispatched_E` counts, those under a routing mask, bool [T]. None: all."""
     anchor: torch.Tensor | None = None
     """A scalar that requires gradients in every layer from the batch's first trained one on, on all ranks alike."""
     grads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)

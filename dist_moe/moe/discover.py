@@ -50,6 +50,8 @@ class MoELayer:
     """The module whose forward routes and then calls the experts."""
     experts: nn.Module
     num_experts: int
+    router: nn.Module
+    """The module in the block that holds the router's weight and applies it in its forward."""
     router_shape: tuple[int, ...]
     """Of the router's weight: E rows, or a few more."""
 
@@ -78,7 +80,7 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
     for index, name in enumerate(names):
         block, experts = modules[name.rpartition(".")[0]], modules[name]
         num_experts = experts.get_parameter("down_proj").shape[0]
-        layers.append(MoELayer(index, name, block, experts, num_experts, _router_shape(block, num_experts, name)))
+        layers.append(MoELayer(index, name, block, experts, num_experts, *_router(block, num_experts, name)))
     return tuple(layers)
 
 
@@ -100,19 +102,21 @@ def require_routers(model: PreTrainedModel) -> None:
         )
 
 
-def _router_shape(block: nn.Module, num_experts: int, name: str) -> tuple[int, ...]:
-    """The narrowest matrix beside the experts that has a row for each of them and a router's name."""
-    shapes = {
-        tuple(parameter.shape)
+def _router(block: nn.Module, num_experts: int, name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """The narrowest matrix beside the experts that has a row for each of them and a router's name: owner and shape."""
+    found = [
+        (tuple(parameter.shape), key)
         for key, parameter in block.named_parameters()
         if parameter.dim() == 2
         and "expert" not in key
+        and "gate_proj" not in key  # a dense MLP's
         and ("gate" in key or "router" in key)
         and num_experts <= parameter.shape[0] <= num_experts + EXTRA_ROUTER_ROWS
-    }
-    if not shapes:
+    ]
+    if not found:
         raise UserError(f"{name}: no router found: expected a weight of {num_experts} rows beside the experts")
-    return min(shapes)
+    shape, key = min(found)
+    return block.get_submodule(key.rpartition(".")[0]), shape
 
 
 def _top_k(config: PreTrainedConfig) -> int:

@@ -83,7 +83,8 @@ class _Dispatch:
         num_tokens, k = index_Tk.shape
         pair = torch.nonzero(keep_Tk.reshape(-1)).squeeze(-1)
         expert = index_Tk.reshape(-1)[pair]
-        layer.dispatched_E += torch.bincount(expert, minlength=layer.dispatched_E.numel())
+        watched = expert if layer.masked_T is None else expert[layer.masked_T[pair // k]]
+        layer.dispatched_E += torch.bincount(watched, minlength=layer.dispatched_E.numel())
         key, order = torch.sort(layer.key_E[expert], stable=True)
         self.pair_n = pair[order]
         self.token_n = self.pair_n // k

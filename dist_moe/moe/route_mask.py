@@ -5,8 +5,9 @@ changed, and everything else is the family's own code:
 
 - what the router's weight gives (logits): outside the allowed experts they become a very low finite value, so that
   softmax and sigmoid give exactly 0, and a renormalisation divides by what is left;
-- top-k over experts, or over the experts of a group: a correction bias could lift a forbidden expert, so forbidden ones
-  are taken last there. Values come from the unmasked input, which is already 0 for them.
+- top-k over experts, or over the experts of each group: a correction bias could lift a forbidden expert, so forbidden
+  ones are taken last there. Values come from the unmasked input, which is already 0 for them; a group's are those of
+  its allowed experts alone, so that the family ranks groups as if it had only these.
 
 At the experts' call a weight that is still on a forbidden expert is set to 0 (sparse mixers give one when there is
 nothing else to choose), and costs nothing. With an all-true mask the result is the unmasked one, bit for bit.
@@ -26,8 +27,11 @@ from torch.overrides import TorchFunctionMode
 from dist_moe.moe.discover import MoELayer
 
 Fill = Literal["shrink", "best", "bias"]
-MATMULS = (F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+Scope = Literal["all", "unsafe"]
+MATMULS = (F.linear, torch.mm, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 TOPKS = (torch.topk, torch.Tensor.topk)
+SOFT_CAPS = (torch.tanh, torch.Tensor.tanh)
+"""A soft cap on the logits (laguna) would lift what is forbidden to a value that a renormalisation can see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +40,14 @@ class RoutePlan:
 
     `allowed_LE` bool [L, E]; a layer whose row is all true is left as it is. `fill` says what happens in a layer with
     fewer allowed experts than k: `shrink` routes to those only; `best` adds the best others by the router's logits, for
-    each token its own; `bias` forbids nothing, and adds `bias` to the allowed experts' logits.
+    each token its own; `bias` forbids nothing, and adds `bias` to the allowed experts' logits. `scope` says for which
+    rows: all, or the unsafe ones only, and then a safe row's tokens route as without a mask.
     """
 
     allowed_LE: torch.Tensor
     fill: Fill = "shrink"
     bias: float = 0.0
+    scope: Scope = "all"
 
 
 def routable(mask_LE: torch.Tensor) -> torch.Tensor:
@@ -58,81 +64,103 @@ def surviving_slots(mask_LE: torch.Tensor, top_k: int) -> float:
 class RouteMask:
     """Hooks on all MoE blocks of a model; `set` puts a plan in force until the next one.
 
-    `applied_LE` is what the routers have really applied since then, which is what a monitor should look at.
+    `masked_T` bool [T] says to which tokens of the coming forward pass the plan applies, recomputation in its backward
+    included; None: to all. `applied_LE` is what the routers have really applied since `set`, which is what a monitor
+    should look at.
     """
 
     def __init__(self, layers: tuple[MoELayer, ...], top_k: int, device: torch.device) -> None:
         self.top_k = top_k
         self.plan: RoutePlan | None = None
+        self.masked_T: torch.Tensor | None = None
         self.applied_LE = torch.ones(len(layers), layers[0].num_experts, dtype=torch.bool, device=device)
-        self._scopes: dict[int, _RoutingScope] = {}
+        self._routing: dict[int, _Routing] = {}
         for layer in layers:
             layer.block.register_forward_pre_hook(self._enter(layer))
+            layer.router.register_forward_pre_hook(self._at_router(layer, True))
+            layer.router.register_forward_hook(self._at_router(layer, False))
             layer.experts.register_forward_pre_hook(self._leave(layer), with_kwargs=True)
             layer.block.register_forward_hook(self._abandon(layer), always_call=True)
 
     def set(self, plan: RoutePlan | None) -> None:
-        """Put a plan in force; None: no mask."""
+        """Put a plan in force, for all tokens; None: no mask."""
         device = self.applied_LE.device
         self.plan = None if plan is None else replace(plan, allowed_LE=plan.allowed_LE.to(device))
+        self.masked_T = None
         self.applied_LE.fill_(True)
 
     def _enter(self, layer: MoELayer) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
             if self.plan is not None:
-                scope = _RoutingScope(layer, self.plan, self.top_k)
-                self._scopes[layer.index] = scope
-                scope.__enter__()
+                routing = _Routing(layer, self.plan, self.masked_T, self.top_k)
+                self._routing[layer.index] = routing
+                routing.__enter__()
+
+        return hook
+
+    def _at_router(self, layer: MoELayer, inside: bool) -> Any:
+        def hook(*_: Any) -> None:
+            if layer.index in self._routing:
+                self._routing[layer.index].in_router = inside
 
         return hook
 
     def _leave(self, layer: MoELayer) -> Any:
         def hook(experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            scope = self._scopes.pop(layer.index, None)
-            if scope is None:
+            routing = self._routing.pop(layer.index, None)
+            if routing is None:
                 return None
-            scope.__exit__(None, None, None)
-            self.applied_LE[layer.index] = scope.allowed_E | (scope.num_applied == 0)
+            routing.__exit__(None, None, None)
+            self.applied_LE[layer.index] = routing.allowed_E | (routing.num_applied == 0)
             named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
-            named["top_k_weights"] = scope.enforce(named["top_k_index"], named["top_k_weights"])
+            named["top_k_weights"] = routing.enforce(named["top_k_index"], named["top_k_weights"])
             return (), named
 
         return hook
 
     def _abandon(self, layer: MoELayer) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            scope = self._scopes.pop(layer.index, None)
-            if scope is not None:  # the block failed before it called its experts
-                scope.__exit__(None, None, None)
+            routing = self._routing.pop(layer.index, None)
+            if routing is not None:  # the block failed before it called its experts
+                routing.__exit__(None, None, None)
 
         return hook
 
 
-class _RoutingScope(TorchFunctionMode):
+class _Routing(TorchFunctionMode):
     """While entered, applies one layer's plan to the router's logits and to top-k over experts.
 
-    Shapes: W = E routed experts and the null or always-on ones that the router scores beside them; G groups.
+    Shapes: W = E routed experts and the null or always-on ones that the router scores beside them; G groups of M.
     """
 
-    def __init__(self, layer: MoELayer, plan: RoutePlan, top_k: int) -> None:
+    def __init__(self, layer: MoELayer, plan: RoutePlan, masked_T: torch.Tensor | None, top_k: int) -> None:
         super().__init__()
         self.router_shape, self.num_experts, self.plan = layer.router_shape, layer.num_experts, plan
+        self.in_router = False
+        """A shared expert's weight can have the router's shape, so only its own module's products are logits."""
+        self.num_applied = 0
         self.allowed_E = plan.allowed_LE[layer.index]
         self.num_missing = top_k - int(self.allowed_E.sum()) if plan.fill == "best" else 0
-        self.num_applied = 0
-        others = self.allowed_E.new_ones(self.router_shape[0] - self.num_experts)
-        self.allowed = torch.cat([self.allowed_E, others])[None]
-        """bool [1, W], or [T, W] where `best` adds others for each token."""
+        num_others = self.router_shape[0] - self.num_experts
+        self.allowed = F.pad(self.allowed_E, (0, num_others), value=True)[None]
+        """bool [1, W], or [T, W] where tokens differ: `scope: unsafe`, and `best`, which adds others for each token."""
+        self.lifted = F.pad(self.allowed_E & ~self.allowed_E.all(), (0, num_others))[None]
+        if masked_T is not None:
+            self.allowed = self.allowed | ~masked_T[:, None]
+            self.lifted = self.lifted & masked_T[:, None]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in MATMULS and tuple(args[1].shape) in (self.router_shape, self.router_shape[::-1]):
+        if self.in_router and func in MATMULS and tuple(args[1].shape) in (self.router_shape, self.router_shape[::-1]):
             self.num_applied += 1
             return self._mask_logits(func(*args, **kwargs))
-        if func in TOPKS and self.plan.fill != "bias":
-            return self._top_k(func, *args, **kwargs)
+        if self.plan.fill != "bias":
+            if self.in_router and func in SOFT_CAPS:
+                return self._forbid(func(*args, **kwargs))
+            if func in TOPKS:
+                return self._top_k(func, *args, **kwargs)
         return func(*args, **kwargs)
 
     def enforce(self, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
@@ -147,25 +175,35 @@ class _RoutingScope(TorchFunctionMode):
         """logits [..., W]."""
         flat_TW = logits.reshape(-1, logits.shape[-1])
         if self.plan.fill == "bias":
-            lifted = self.allowed & ~self.allowed_E.all()
-            return (flat_TW + self.plan.bias * lifted.to(flat_TW.dtype)).view_as(logits)
+            return (flat_TW + self.plan.bias * self.lifted.to(flat_TW.dtype)).view_as(logits)
         if self.num_missing > 0:
             lowest = torch.finfo(logits.dtype).min
             best = flat_TW.detach().masked_fill(self.allowed, lowest).topk(self.num_missing).indices
-            self.allowed = self.allowed.repeat(len(flat_TW), 1).scatter(1, best, True)
-        return self._forbid(flat_TW).view_as(logits)
+            self.allowed = self.allowed.expand(len(flat_TW), -1).scatter(1, best, True)
+        return self._forbid(logits)
 
     def _top_k(self, func: Callable[..., Any], scores: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         width = scores.shape[-1]
         if width in (self.num_experts, self.router_shape[0]):
-            _, index = func(self._forbid(scores.reshape(-1, width)).view_as(scores), *args, **kwargs)
+            _, index = func(self._forbid(scores), *args, **kwargs)
             return torch.return_types.topk((scores.gather(-1, index), index))
-        if scores.dim() > 1 and scores.shape[-2] * width == self.num_experts:
-            # scores [T, G, E / G]: the sum of each group's best ranks the groups, more allowed experts first
-            return func(self._forbid(scores.reshape(-1, self.num_experts)).view_as(scores), *args, **kwargs)
+        if scores.dim() == 3 and scores.shape[1] * width == self.num_experts:
+            return self._top_k_of_groups(func, scores, *args, **kwargs)
         return func(scores, *args, **kwargs)
 
+    def _top_k_of_groups(self, func: Callable[..., Any], scores_TGM: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The values rank the groups by their sum: forbidden experts add 0, and a group of only such is last."""
+        allowed_TGM = self.allowed[:, : self.num_experts].reshape(-1, *scores_TGM.shape[1:]).expand_as(scores_TGM)
+        values, index = func(scores_TGM.masked_fill(~allowed_TGM, _lowest(scores_TGM)), *args, **kwargs)
+        lacking = allowed_TGM.any(-1, keepdim=True) & ~allowed_TGM.gather(-1, index)
+        return torch.return_types.topk((values.masked_fill(lacking, 0), index))
+
     def _forbid(self, scores: torch.Tensor) -> torch.Tensor:
-        """scores [T, W or E], with the lowest value on forbidden experts; a quarter of it, so that sums stay finite."""
-        lowest = torch.finfo(scores.dtype).min / 4
-        return scores.masked_fill(~self.allowed[:, : scores.shape[1]], lowest)
+        """scores [..., W or E], with the lowest value on forbidden experts."""
+        flat_TW = scores.reshape(-1, scores.shape[-1])
+        return flat_TW.masked_fill(~self.allowed[:, : flat_TW.shape[1]], _lowest(scores)).view_as(scores)
+
+
+def _lowest(scores: torch.Tensor) -> float:
+    """A quarter of the lowest value, so that sums stay finite."""
+    return torch.finfo(scores.dtype).min / 4

@@ -4,7 +4,8 @@ Three facts are summed over ranks in one collective and compared with the batch'
 
 - the experts whose rows would move (each on exactly one rank) are the mask;
 - the routers of every rank have applied the mask (`route`), or none (`update`);
-- no token was sent to an expert that the mask forbids (`fill: shrink`; the others forbid none outright).
+- no token was sent to an expert that the mask forbids (`fill: shrink`; the others forbid none outright). With `scope:
+  unsafe` only the tokens of unsafe rows are counted, and some must have been.
 
 A violation is a bug of this package, so it is an `AssertionError`, raised before any weight has changed.
 """
@@ -48,6 +49,8 @@ class MaskMonitor:
         assert torch.equal(applied, expected * self.comm.size), "a router did not apply the batch's mask"
         if plan is not None and plan.fill == "shrink":
             assert not dispatched[expected == 0].any(), "a token was sent to an expert outside the batch's mask"
+        if plan is not None and plan.scope == "unsafe":
+            assert dispatched.any(), "no token of an unsafe row was seen: the batch's rows have lost their labels"
         seen_hash = mask_hash(movable.bool().numpy())
         assert seen_hash == expected_hash, f"mask in force {seen_hash}, but the batch's is {expected_hash}"
         return seen_hash

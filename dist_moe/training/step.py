@@ -56,7 +56,7 @@ class MaskedStep:
         num_loss_tokens, num_tokens = _count_tokens(micro_batches, self.comm)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.comm.device)
         for i, batch in enumerate(micro_batches):
-            losses = self._losses(batch.to(self.comm.device))
+            losses = self._losses(batch.to(self.comm.device), plan)
             loss_sum += losses.detach().double().sum()
             if losses.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
                 self.engine.backward(losses.sum() / num_loss_tokens)
@@ -64,8 +64,7 @@ class MaskedStep:
             if last:
                 seen_hash = self.monitor.check(mask_hash, plan)
             self.engine.step(last=last)
-        self.model.route_mask.set(None)
-        self.model.set_live(None)
+        _release(self.model)
         return StepResult(
             loss=float(self.comm.sum_(loss_sum)) / num_loss_tokens,
             grad_norm=self.optimizer.last_norm,
@@ -76,8 +75,8 @@ class MaskedStep:
             mask_hash=seen_hash,
         )
 
-    def _losses(self, batch: TokenBatch) -> torch.Tensor:
-        self.model.set_live(batch.live)
+    def _losses(self, batch: TokenBatch, plan: RoutePlan | None) -> torch.Tensor:
+        _set_tokens(self.model, batch, plan)
         logits = self.engine.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         return token_losses(logits, batch.labels)[0]
 
@@ -90,14 +89,25 @@ def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: Route
     with torch.no_grad():
         for batch in micro_batches:
             batch = batch.to(comm.device)
-            model.set_live(batch.live)
+            _set_tokens(model, batch, plan)
             logits = model.module(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             ).logits
             total += token_losses(logits, batch.labels)[0].double().sum()
+    _release(model)
+    return float(comm.sum_(total)) / num_loss_tokens
+
+
+def _set_tokens(model: MoEModel, batch: TokenBatch, plan: RoutePlan | None) -> None:
+    """Before a micro-batch's forward pass; stays until its backward pass, which may recompute the forward, is done."""
+    model.set_live(batch.live)
+    model.set_masked(batch.is_unsafe if plan is not None and plan.scope == "unsafe" else None)
+
+
+def _release(model: MoEModel) -> None:
     model.route_mask.set(None)
     model.set_live(None)
-    return float(comm.sum_(total)) / num_loss_tokens
+    model.set_masked(None)
 
 
 def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> tuple[int, int]:

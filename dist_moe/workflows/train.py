@@ -126,7 +126,7 @@ def route_plan(train: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None:
     """What routing may use under a batch's mask; None in mode update."""
     if train.mode == "update":
         return None
-    return RoutePlan(routable(mask_LE), train.fill, train.route_bias)
+    return RoutePlan(routable(mask_LE), train.fill, train.route_bias, train.scope)
 
 
 def _per_batch(store: MaskStore) -> list[str]:
@@ -144,8 +144,9 @@ def _tell_route_cost(
     micro_batches = split.local(inputs.rows(first), comm.rank, inputs.pad_id)
     unmasked = batch_loss(model, micro_batches, None, comm)
     masked = batch_loss(model, micro_batches, route_plan(config.train, masks[first]), comm)
+    rows = " of unsafe rows" if config.train.scope == "unsafe" else ""
     say(
-        f"Mode route: {100 * share:.1f} % of the routing slots survive (mean over batches); loss of batch {first} is "
-        f"{unmasked:.4f} without the mask and {masked:.4f} under it."
+        f"Mode route: {100 * share:.1f} % of the routing slots{rows} survive (mean over batches); loss of batch "
+        f"{first} is {unmasked:.4f} without the mask and {masked:.4f} under it."
     )
     say("  Inference has no mask. `--train.mode update` trains the same experts and leaves the routing as it is.")

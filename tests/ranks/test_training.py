@@ -30,6 +30,7 @@ class Case:
     micro_batch_size: int | None = None
     checkpointing: bool = False
     rows: int = 8
+    scope: str = "all"
 
 
 CASES = [
@@ -40,6 +41,7 @@ CASES = [
     Case(masks="adversarial", checkpointing=True),
     Case(masks="adversarial", mode="update"),
     Case(masks="adversarial", rows=1),
+    Case(family="olmoe", scope="unsafe", micro_batch_size=2, checkpointing=True),
 ]
 
 
@@ -65,18 +67,18 @@ def batch_rows(step: int, num_rows: int) -> list[Encoded]:
     rows = []
     for i in range(num_rows):
         ids = torch.randint(3, VOCAB, (9 + 2 * i,), generator=generator).tolist()
-        rows.append(Encoded(tuple(ids[:4]), tuple(ids[4:])))
+        rows.append(Encoded(tuple(ids[:4]), tuple(ids[4:]), unsafe=i % 3 == 1))
     return rows
 
 
-def padded(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     width = max(len(r.prompt_ids) + len(r.response_ids) for r in rows)
     ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
     for i, row in enumerate(rows):
         whole = torch.tensor(row.prompt_ids + row.response_ids)
         ids[i, : len(whole)] = whole
         labels[i, len(row.prompt_ids) : len(whole)] = whole[len(row.prompt_ids) :]
-    return ids, labels
+    return ids, labels, torch.tensor([row.unsafe for row in rows])
 
 
 def snapshot(layers, optimizer):
@@ -110,9 +112,11 @@ def train_case(comm, case):
             micro_batch_size=split.micro_batch_size,
             num_micro_batches=split.num_micro_batches,
         )
-    step = MaskedStep(
-        model, optimizer, engine, comm, lambda mask: RoutePlan(routable(mask)) if case.mode == "route" else None
-    )
+
+    def plan_of(mask):
+        return RoutePlan(routable(mask), scope=case.scope) if case.mode == "route" else None
+
+    step = MaskedStep(model, optimizer, engine, comm, plan_of)
     results, leaks, moved = [], [], 0
     for i, mask in enumerate(masks):
         before = snapshot(model.layers, optimizer)
@@ -155,7 +159,7 @@ def ranks(request):
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
 def test_equals_plain_transformers_and_torch_adamw(ranks, number):
     case, answers = CASES[number], ranks[number]
-    reference = Reference(case.family, case.mode)
+    reference = Reference(case.family, case.mode, case.scope)
     for i, mask in enumerate(masks_of(case)):
         loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
         for answer in answers:
