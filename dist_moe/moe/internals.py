@@ -34,7 +34,7 @@ from dist_moe.errors import UntestedVersionWarning, UserError
 
 TESTED = ("5.17", "5.23")
 """First and last minor version of transformers that all tests passed with."""
-INTERFACE = ("_is_expert_parallel", "is_transposed", "has_gate", "has_bias", "_apply_gate")
+INTERFACE = ("is_transposed", "is_concatenated", "has_gate", "has_bias", "_apply_gate")
 """What transformers' experts interface (`use_experts_implementation`) sets on a module."""
 
 Conversion = WeightRenaming | WeightConverter

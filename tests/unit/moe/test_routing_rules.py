@@ -11,7 +11,7 @@ import torch
 from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import Fill, RoutePlan, Scope
 from dist_moe.parallel.comm import SoloComm
-from tests.families import FAMILY_CONFIGS, E, build
+from dist_moe.families.sizes import FAMILY_CONFIGS, E, build
 from tests.unit.moe.routing_rules import (
     scores_then_top_k,
     sigmoid,
