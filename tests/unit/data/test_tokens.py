@@ -135,6 +135,13 @@ def test_a_padding_id_that_is_also_a_token_hides_nothing() -> None:
     assert batch.labels.tolist() == [[-100, -100, 2], [-100, -100, -100]]
 
 
+def test_rows_keep_their_label(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert [row.unsafe for row in encode([prompt("no")], tokenizer, 1024, None).rows] == [True]
+    batch = collate([Encoded((5, 6), ()), Encoded((9,), (), unsafe=True)], pad_id=0)
+    assert batch.is_unsafe.tolist() == [[False, False], [True, True]]
+    assert collate([], pad_id=0).is_unsafe.tolist() == [[False]]
+
+
 def test_no_rows_give_one_dummy_token_that_is_never_counted() -> None:
     batch = collate([], pad_id=3)
     assert (batch.input_ids.tolist(), batch.attention_mask.tolist(), batch.labels.tolist()) == ([[3]], [[1]], [[-100]])

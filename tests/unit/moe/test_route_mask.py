@@ -6,6 +6,7 @@ import torch
 from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
 from dist_moe.parallel.comm import SoloComm
+from tests.families import build
 from tests.tiny import CONFIGS, FAMILIES, E, K, L, random_masks, tiny_model, token_ids
 
 CPU = SoloComm(torch.device("cpu"))
@@ -95,6 +96,22 @@ def test_mask_leaves_when_the_router_fails():
     router.weight = weight
     model.route_mask.set(None)
     model.module(input_ids=ids)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4])
+def test_few_tokens_route_as_among_many(num_tokens):
+    """Four tokens' scores of two groups are as many as the experts."""
+    model = adopt(build("deepseek_v3", n_group=2, topk_group=1), CPU)
+    allowed = torch.zeros(model.shape.num_layers, E, dtype=torch.bool)
+    allowed[:, [0, 2, 5]] = True
+    model.route_mask.set(RoutePlan(allowed))
+    ids = token_ids(1, rows=1, length=12)
+    (_, many), (_, few) = routed(model, ids), routed(model, ids[:, :num_tokens])
+    for (_, index, weights), (_, index_few, weights_few) in zip(many, few, strict=True):
+        dense = torch.zeros(12, E).scatter_add(1, index, weights)
+        torch.testing.assert_close(
+            torch.zeros(num_tokens, E).scatter_add(1, index_few, weights_few), dense[:num_tokens]
+        )
 
 
 def test_surviving_slots_by_hand():
