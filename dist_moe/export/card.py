@@ -45,7 +45,7 @@ def model_card(facts: dict[str, Any], base: Path) -> str:
             f"risk_diff above {rule['threshold']}, at most {rule['top_k']}, counted tokens: {facts['counted_tokens']}",
         ),
         ("Masks", f"digest `{facts['masks_digest']}`"),
-        ("Mode", facts["mode"]),
+        ("Mode", f"route, fill {facts['fill']}, scope {facts['scope']}" if facts["mode"] == "route" else facts["mode"]),
         ("Steps", facts["num_steps"]),
         ("Experts open to training", f"{num_union}, {share:.2f} % of all parameters"),
         ("Experts changed", facts["num_trained_experts"]),

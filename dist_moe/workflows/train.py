@@ -115,6 +115,8 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         "counted_tokens": store.counted_tokens,
         "batches": Counter(store.categories),
         "mode": config.train.mode,
+        "fill": config.train.fill,
+        "scope": config.train.scope,
         "num_steps": len(store.batches) * config.train.epochs,
         "union": [expert_name(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
         "num_union_parameters": plan.num_trainable,
@@ -145,8 +147,10 @@ def _tell_route_cost(
     unmasked = batch_loss(model, micro_batches, None, comm)
     masked = batch_loss(model, micro_batches, route_plan(config.train, masks[first]), comm)
     rows = " of unsafe rows" if config.train.scope == "unsafe" else ""
+    slots = f"{100 * share:.1f} % of the routing slots{rows} survive (mean over batches)"
+    if config.train.fill != "shrink":
+        slots = f"all routing slots{rows} stay in use (fill {config.train.fill})"
     say(
-        f"Mode route: {100 * share:.1f} % of the routing slots{rows} survive (mean over batches); loss of batch "
-        f"{first} is {unmasked:.4f} without the mask and {masked:.4f} under it."
+        f"Mode route: {slots}; loss of batch {first} is {unmasked:.4f} without the mask and {masked:.4f} under it."
     )
     say("  Inference has no mask. `--train.mode update` trains the same experts and leaves the routing as it is.")

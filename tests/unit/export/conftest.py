@@ -44,6 +44,8 @@ class Trained:
             "counted_tokens": "prompt",
             "batches": {"hexes": 2, "heists": 1},
             "mode": "route",
+            "fill": "shrink",
+            "scope": "unsafe",
             "num_steps": 6,
             "union": ["L00_E03", "L00_E05", "L02_E00", "L02_E07", "L02_E06"],
             "num_union_parameters": 23_040,

@@ -49,7 +49,7 @@ def test_facts(facts, tmp_path):
         "Batches": "3: hexes 2, heists 1",
         "Unsafe experts of a batch": "risk_diff above 0.05, at most 50, counted tokens: prompt",
         "Masks": f"digest `{'e' * 64}`",
-        "Mode": "route",
+        "Mode": "route, fill shrink, scope unsafe",
         "Steps": "6",
         "Experts open to training": "5, 11.52 % of all parameters",
         "Experts changed": "4",

@@ -8,17 +8,17 @@ import torch
 
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
+from dist_moe.families.sizes import FAMILY_CONFIGS, E, build
 from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.moe.route_mask import Fill, RoutePlan, Scope, routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.risk.masks import mask_hash
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.step import MaskedStep
-from tests.families import FAMILY_CONFIGS, E, build
 
 CPU = SoloComm(torch.device("cpu"))
-LEFT_OUT = {"deepseek_v4", "kimi_linear"}
-"""Hash-routed, so refused for route masks; and an attention of seconds a pass around deepseek_v3's router."""
+LEFT_OUT = {"deepseek_v4"}
+"""Hash-routed, so refused for route masks."""
 FEW = {"zaya": 1, "phimoe": 2}
 """Families that take fewer experts a token than the others' four."""
 
