@@ -39,7 +39,7 @@ class _Linear:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         out = grouped_mm(rows, self.weight_in_out, self.ends)
-        return out if self.bias is None else out + self._bias_rows()
+        return out if self.bias is None else out + self._per_row(self.bias)
 
     def input_grad(self, dout: torch.Tensor) -> torch.Tensor:
         return grouped_mm(dout, self.weight_in_out.transpose(1, 2), self.ends)
@@ -48,7 +48,7 @@ class _Linear:
         """dout . output of each row, [m, 1], from `din`, the gradient of `rows`: no output has to be kept."""
         dots = torch.linalg.vecdot(din, rows)
         if self.bias is not None:
-            dots = dots + torch.linalg.vecdot(dout, self._bias_rows())
+            dots = dots + torch.linalg.vecdot(dout, self._per_row(self.bias))
         return dots[:, None]
 
     def add_weight_grads(self, slot: int, rows: torch.Tensor, dout: torch.Tensor) -> None:
@@ -63,9 +63,10 @@ class _Linear:
         if self.bias is not None:
             grads[f"{self.name}_bias"] += dout.sum(0, dtype=grad.dtype)
 
-    def _bias_rows(self) -> torch.Tensor:
+    def _per_row(self, bias: torch.Tensor) -> torch.Tensor:
+        """[slots, b] -> [m, b]."""
         counts = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
-        return self.bias.repeat_interleave(counts, dim=0)
+        return bias.repeat_interleave(counts, dim=0)
 
 
 class _Dispatch:
