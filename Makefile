@@ -48,7 +48,7 @@ lint: setup
 	$(BIN)/python tools/make_docs.py --check
 
 bench: setup
-	$(BIN)/python tools/bench.py $(ARGS)
+	$(BIN)/python -m tools.bench $(ARGS)
 
 docs: setup
 	$(BIN)/python tools/make_docs.py --families

@@ -21,7 +21,7 @@ class RoutingTap:
 
     def __init__(self, layers: tuple[MoELayer, ...], num_experts: int) -> None:
         self.num_experts = num_experts
-        self._row_T: torch.Tensor | None = None
+        self._first_key_T: torch.Tensor | None = None
         self._counts_RLE: torch.Tensor | None = None
         for layer in layers:
             layer.experts.register_forward_pre_hook(self._hook(layer.index), with_kwargs=True)
@@ -36,25 +36,26 @@ class RoutingTap:
         assert not torch.is_grad_enabled(), "counting needs torch.no_grad()"
         num_rows = counted_RS.shape[0]
         rows = torch.arange(num_rows, device=counted_RS.device)[:, None].expand_as(counted_RS)
-        self._row_T = torch.where(counted_RS, rows, num_rows).reshape(-1)  # uncounted tokens: one row past the end
+        rows = torch.where(counted_RS, rows, num_rows)  # uncounted tokens: one row past the end
+        self._first_key_T = rows.reshape(-1) * self.num_experts
         self._counts_RLE = torch.zeros(
             num_rows, self.num_layers, self.num_experts, dtype=torch.int64, device=counted_RS.device
         )
         yield self._counts_RLE
-        self._row_T = self._counts_RLE = None
+        self._first_key_T = self._counts_RLE = None
 
     def _hook(self, index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._row_T is None or self._counts_RLE is None:
+            if self._first_key_T is None or self._counts_RLE is None:
                 return
             named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
             index_Tk, weights_Tk = named["top_k_index"], named["top_k_weights"]
             num_rows = self._counts_RLE.shape[0]
+            past_end = num_rows * self.num_experts
             # null experts (past E, or of weight 0) go where uncounted tokens go: the row past the end
             routed = (index_Tk < self.num_experts) & (weights_Tk != 0)
-            row_Tk = torch.where(routed, self._row_T[:, None], num_rows)
-            key = row_Tk * self.num_experts + index_Tk.clamp(max=self.num_experts - 1)
-            counts = torch.bincount(key.reshape(-1), minlength=(num_rows + 1) * self.num_experts)
-            self._counts_RLE[:, index] += counts.view(num_rows + 1, self.num_experts)[:num_rows]
+            key = torch.where(routed, self._first_key_T[:, None] + index_Tk, past_end)
+            counts = torch.bincount(key.reshape(-1), minlength=past_end + self.num_experts)
+            self._counts_RLE[:, index] += counts[:past_end].view(num_rows, self.num_experts)
 
         return hook

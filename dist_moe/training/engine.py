@@ -13,7 +13,7 @@ class Engine(Protocol):
     name: str
 
     def forward(self, **inputs: Any) -> torch.Tensor:
-        """Logits [R, S, V] of one micro-batch."""
+        """Logits of one micro-batch, as the module gives them."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add one micro-batch's gradients. `loss` is a part of the global mean: the engine must not rescale it."""

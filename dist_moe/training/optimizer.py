@@ -59,14 +59,17 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 if union_LE[layer.index, expert]:
                     self.expert_state[layer.index, expert] = _new_state(layer, expert)
         self.active: list[tuple[int, int]] = []
+        # kept from step to step: on a CPU fresh memory of this size costs more than zeroing it
+        self._grad_buffer = torch.empty(0, layers[0].layout.size, device=comm.device)
         self.last_norm = 0.0
         self.num_stepped = 0
 
     def begin(self, mask_LE: torch.Tensor) -> None:
         """Make exactly these experts trainable, bool [L, E], the same on all ranks. Before the first forward pass."""
         self.active = [key for key in self.expert_state if mask_LE[key]]
-        size = self.layers[0].layout.size
-        self.grad_AN = torch.zeros(len(self.active), size, device=self.comm.device)
+        if len(self._grad_buffer) < len(self.active):
+            self._grad_buffer = self._grad_buffer.new_empty(len(self.active), self._grad_buffer.shape[1])
+        self.grad_AN = self._grad_buffer[: len(self.active)].zero_()
         for layer in self.layers:
             layer.grads = {}
         for (index, expert), grad in zip(self.active, self.grad_AN, strict=True):
@@ -87,8 +90,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
             raise UserError(
                 f"gradient norm is {self.last_norm}: this step changed no weight; lower train.lr or train in float32"
             )
-        if self.max_norm > 0:
-            self.grad_AN *= min(1.0, self.max_norm / (self.last_norm + 1e-6))
+        if 0 < self.max_norm < self.last_norm + 1e-6:
+            self.grad_AN *= self.max_norm / (self.last_norm + 1e-6)
         self.num_stepped = int((norms_LE > 0).sum())
         stepping = [i for i, key in enumerate(self.active) if norms_LE[key] > 0]
         if stepping:

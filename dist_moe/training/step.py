@@ -12,7 +12,7 @@ from dist_moe.moe.model import MoEModel
 from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.engine import Engine
-from dist_moe.training.loss import token_losses
+from dist_moe.training.loss import LabelledLoss, token_losses
 from dist_moe.training.monitor import MaskMonitor
 from dist_moe.training.optimizer import SelectiveAdamW
 
@@ -43,6 +43,7 @@ class MaskedStep:
     ) -> None:
         """`plan_of` gives a mask's route plan (mode route), or None (mode update: routing is left as it is)."""
         self.model, self.optimizer, self.engine, self.comm, self.plan_of = model, optimizer, engine, comm, plan_of
+        self.loss = LabelledLoss(model.module)
         self.monitor = MaskMonitor(model, optimizer, comm)
 
     def __call__(self, mask_LE: torch.Tensor, mask_hash: str, micro_batches: Sequence[TokenBatch]) -> StepResult:
@@ -77,8 +78,11 @@ class MaskedStep:
 
     def _losses(self, batch: TokenBatch, plan: RoutePlan | None) -> torch.Tensor:
         _set_tokens(self.model, batch, plan)
-        logits = self.engine.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        return token_losses(logits, batch.labels)[0]
+        with self.loss.at(batch.labels):
+            logits = self.engine.forward(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            )
+        return self.loss.losses(logits, batch.labels)
 
 
 def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm) -> float:

@@ -150,7 +150,5 @@ def _tell_route_cost(
     slots = f"{100 * share:.1f} % of the routing slots{rows} survive (mean over batches)"
     if config.train.fill != "shrink":
         slots = f"all routing slots{rows} stay in use (fill {config.train.fill})"
-    say(
-        f"Mode route: {slots}; loss of batch {first} is {unmasked:.4f} without the mask and {masked:.4f} under it."
-    )
+    say(f"Mode route: {slots}; loss of batch {first} is {unmasked:.4f} without the mask and {masked:.4f} under it.")
     say("  Inference has no mask. `--train.mode update` trains the same experts and leaves the routing as it is.")

@@ -10,8 +10,12 @@ from itertools import count
 import pytest
 import torch
 
-from tools import bench
-from tools.bench import SMALL, Comparison, Fact, Options, Setup, measure, parse, table
+from tools.bench import floor, setup, timing
+from tools.bench.__main__ import parse
+from tools.bench.experts import bench_experts
+from tools.bench.setup import SMALL, Options, Setup
+from tools.bench.step import CONTENDERS, bench_step, peak_memory
+from tools.bench.timing import Comparison, Fact, measure, table
 
 CPU = torch.device("cpu")
 
@@ -27,7 +31,7 @@ def test_every_contender_runs_once_a_round_and_each_starts_one() -> None:
 def test_seconds_are_those_of_the_contender(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that ticks once a look: each contender takes one tick, and `slow` looks five times itself."""
     ticks = count()
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
     contenders = {"slow": lambda i: [next(ticks) for _ in range(5)], "quick": lambda i: None}
     assert measure(contenders, 2, CPU) == {"slow": [6, 6], "quick": [1, 1]}
 
@@ -54,10 +58,17 @@ def test_small_replaces_what_is_not_given(arguments: list[str], expected: Option
     assert parse(arguments) == expected
 
 
-@pytest.mark.parametrize("contest", [bench.bench_experts, bench.bench_step])
+@pytest.mark.parametrize(("goal", "verdict"), [(0.5, "PASS (goal 0.50)"), (0.49, "SHORT (goal 0.49)"), (None, "")])
+def test_the_median_is_judged(goal: float | None, verdict: str) -> None:
+    row = Comparison("row", [1.0, 2.0, 3.0], [2.0, 8.0, 2.0], goal)
+    assert row.verdict == verdict
+    assert table([row], []).splitlines()[1].endswith(verdict or "1.500")
+
+
+@pytest.mark.parametrize("contest", [bench_experts, bench_step])
 def test_contenders_that_compute_something_else_are_refused(contest, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = Setup(SMALL)
-    plain_model = setup.plain_model
+    small = Setup(SMALL)
+    plain_model = small.plain_model
     seeds = count()
 
     def another_model() -> torch.nn.Module:
@@ -66,34 +77,67 @@ def test_contenders_that_compute_something_else_are_refused(contest, monkeypatch
             model.model.layers[1].mlp.experts.down_proj[:, 0] += next(seeds)
         return model
 
-    monkeypatch.setattr(setup, "plain_model", another_model)
+    monkeypatch.setattr(small, "plain_model", another_model)
     with pytest.raises(AssertionError, match="contenders differ"):
-        contest(setup, "update")
+        contest(small, "update")
 
 
 def test_usual_step_applies_the_routing_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole step in mode route agrees with masked routing by definition, and with nothing else."""
-    monkeypatch.setattr(bench.PlainRouteMask, "_route", lambda self, index, router, args, output: output)
+    monkeypatch.setattr(setup.PlainRouteMask, "_route", lambda self, index, router, args, output: output)
     with pytest.raises(AssertionError, match="contenders differ"):
-        bench.bench_step(Setup(SMALL), "route")
+        bench_step(Setup(SMALL), "route")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.parametrize("change", ["eps", "step", "route"])
+def test_a_floor_that_steps_otherwise_is_refused(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Setup(replace(SMALL, repetitions=1))
+    if change == "eps":
+        monkeypatch.setattr(floor, "EPS", 1e-3)
+    if change == "step":
+        monkeypatch.setattr(floor.FloorStep, "_adamw", lambda self, active, scale: None)
+    if change == "route":
+        monkeypatch.setattr(floor.FloorStep, "_route", _unmasked)
+    with pytest.raises(AssertionError, match="contenders differ"):
+        bench_step(small, "route")
+
+
+def _unmasked(self: floor.FloorStep, logits_TE: torch.Tensor, mask_E: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    weights_Tk, index_Tk = logits_TE.softmax(-1).topk(SMALL.top_k)
+    return weights_Tk / weights_Tk.sum(-1, keepdim=True), index_Tk
+
+
+def test_peak_memory_is_that_of_the_contender_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole-tensor state of a wide model weighs 100 MiB and more; this process's own memory weighs nothing."""
+    wide = replace(SMALL, hidden=512, intermediate=256, tokens=32, threads=1)
+    ballast = torch.ones(300 * 2**20 // 4)
+    ours, usual = (peak_memory(name, "update", wide) for name in (next(iter(CONTENDERS)), list(CONTENDERS)[-1]))
+    weights = wide.layers * wide.experts * 3 * wide.hidden * wide.intermediate * 4
+    assert 4 * weights < usual < 4 * weights + ballast.nbytes
+    assert ours < usual
+
+
+@pytest.mark.timeout(300)
 def test_small_run_prints_every_row() -> None:
     """Sizes are known: gradients of 3 of 16 experts; 12 bytes of state in place of 8, for the union only."""
-    arguments = [sys.executable, bench.__file__, "--small", "--threads", "1", "--repetitions", "2"]
+    arguments = [sys.executable, "-m", "tools.bench", "--small", "--threads", "1", "--repetitions", "2"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    lines = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+    mebibyte = 2**20
+    weights = SMALL.layers * SMALL.experts * 3 * SMALL.hidden * SMALL.intermediate
+    union = int(Setup(SMALL).masks_BLE.any(0).sum()) / (SMALL.layers * SMALL.experts)
     for mode in ("update", "route"):
         assert f"experts forward + backward, {mode} / grouped_mm, whole tensors" in done.stdout
         assert f"experts forward + backward, {mode} / grouped_mm, frozen" in done.stdout
-        assert f"training step, {mode} / whole tensors, gradients x mask" in done.stdout
-    assert "forward, counting / not counting" in done.stdout
-    facts = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
-    union = int(Setup(SMALL).masks_BLE.any(0).sum())
-    for mode in ("update", "route"):
-        assert facts[f"gradients, {mode}: ours / usual"].endswith(f" = {3 / 16:.3f}")
-        state = facts[f"optimizer state, {mode}: ours / usual"]
-        assert float(state.split("= ")[1]) == pytest.approx(union * 12 / (SMALL.layers * SMALL.experts * 8), abs=2e-3)
-    assert 0 < float(facts["store: bytes a mask cell"].split()[-1]) < 2
-    assert " ms (" in facts["store: one mask row, cold"]
+        assert lines[f"step, {mode} / floor"].endswith("(goal 1.10)")
+        assert lines[f"step, {mode} / peer, compact union"].endswith("(goal 1.00)")
+        assert f"step, {mode} / whole tensors, gradients x mask" in done.stdout
+        state = {name: float(lines[f"MiB, {mode}: {name}"].split()[-1]) for name in CONTENDERS}
+        expected = [12 * union, 8 * union, 8 * union, 8]
+        for found, share in zip(state.values(), expected, strict=True):
+            assert found == pytest.approx(share * weights / mebibyte, abs=0.06)
+        assert f"gradients {4 * weights * 3 / 16 / mebibyte:.1f}," in lines[f"MiB, {mode}: ours"]
+    assert lines["forward, counting / not counting"].endswith("(goal 1.02)")
+    assert 0 < float(lines["store: bytes a mask cell"].split()[-1]) < 2
+    assert " ms (" in lines["store: one mask row, cold"]

@@ -1,0 +1,26 @@
+"""The one place that knows how rows are multiplied by their own expert's matrix."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def loop_mm(rows: torch.Tensor, weight: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+    """What `F.grouped_mm` computes, one expert after the other, for a torch that does not have it."""
+    out = rows.new_empty(rows.shape[0], weight.shape[-1])
+    start = 0
+    for matrix, end in zip(weight.unbind(0), offs.tolist(), strict=True):
+        torch.mm(rows[start:end], matrix, out=out[start:end])
+        start = end
+    return out
+
+
+GROUPED_MM = getattr(F, "grouped_mm", loop_mm)
+
+
+def grouped_mm(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """rows [m, a], sorted by slot, slot s ending at ends[s] (int32) @ weight [slots, a, b] -> [m, b]; no autograd."""
+    if rows.shape[0] == 0:
+        return rows.new_zeros(0, weight.shape[-1])
+    return GROUPED_MM(rows, weight, offs=ends)

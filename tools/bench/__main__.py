@@ -1,0 +1,82 @@
+"""Speed and size against what one would use otherwise, side by side in one run.
+
+    python -m tools.bench                        minutes; on CUDA where there is one
+    python -m tools.bench --small                seconds: does it run
+    python -m tools.bench --rows step --experts 128 --hidden 2048 --dtype bfloat16
+
+Times of one machine say little, so the numbers to read are ratios: all contenders of a row run once a round, in an
+order that rotates, a ratio is taken in every round, and the table shows the smallest, the median and the largest.
+A median over its goal is SHORT, else PASS; the exit status is 0 either way. Before the clock starts, contenders must
+agree on what they compute. Rows:
+
+- experts   all layers' experts, forward and backward, also to their inputs, on the routing of a real forward pass;
+            against transformers' "grouped_mm" with whole trainable tensors, and with frozen ones (no weight gradients)
+- step      one training step, against a hand-written floor (goal: ours / floor <= 1.10), a compact union of trained
+            experts with torch's AdamW (<= 1.00), and the usual way: whole expert tensors, gradients times the mask,
+            torch's AdamW; with the peak memory of each, measured in a process of its own
+- tap       a forward pass with counting against one without (<= 1.02)
+- store     a mask store: writing, bytes a mask cell, reading one batch's mask with no page of it in memory
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+import tyro
+
+from tools.bench.experts import bench_experts
+from tools.bench.setup import SMALL, Mode, Options, Setup
+from tools.bench.step import bench_step
+from tools.bench.store import bench_store
+from tools.bench.tap import bench_tap
+from tools.bench.timing import Comparison, Fact, table
+
+
+def measure_all(options: Options) -> tuple[list[Comparison], list[Fact]]:
+    """All rows that were asked for."""
+    setup = Setup(options)
+    comparisons: list[Comparison] = []
+    facts: list[Fact] = []
+    for mode in get_args(Mode) if "experts" in options.rows else ():
+        comparisons += bench_experts(setup, mode)
+    for mode in get_args(Mode) if "step" in options.rows else ():
+        step_comparisons, step_facts = bench_step(setup, mode)
+        comparisons += step_comparisons
+        facts += step_facts
+    if "tap" in options.rows:
+        comparisons += bench_tap(setup)
+    if "store" in options.rows:
+        facts += bench_store(options)
+    return comparisons, facts
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    return tyro.cli(
+        Options, args=arguments, description=__doc__, default=SMALL if "--small" in arguments else Options()
+    )
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    print(describe(options), flush=True)
+    print(table(*measure_all(options)))
+
+
+def describe(options: Options) -> str:
+    """What ran on what, in two lines."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    o = options
+    return (
+        f"torch {torch.__version__} on {device}, {o.dtype}, {o.repetitions} rounds; ratios are ours / other\n"
+        f"{o.layers} layers, H {o.hidden}, I {o.intermediate}, E {o.experts}, k {o.top_k}, {o.tokens} tokens, "
+        f"{max(1, round(o.share * o.experts))} trained experts a layer, {o.batches} masks\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

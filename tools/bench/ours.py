@@ -1,0 +1,44 @@
+"""Our step."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from dist_moe.engines.local import LocalEngine
+from dist_moe.moe.route_mask import RoutePlan, routable
+from dist_moe.risk.masks import mask_hash
+from dist_moe.training.step import MaskedStep
+from tools.bench.setup import Mode, Setup
+
+
+class OurStep:
+    """`MaskedStep` on the local engine."""
+
+    def __init__(self, setup: Setup, mode: Mode) -> None:
+        model = setup.our_model()
+        self.setup, self.optimizer = setup, setup.optimizer(model)
+        engine = LocalEngine(model.module, self.optimizer, LambdaLR(self.optimizer, lambda _: 1.0))
+        self.step = MaskedStep(
+            model,
+            self.optimizer,
+            engine,
+            setup.comm,
+            lambda mask: RoutePlan(routable(mask)) if mode == "route" else None,
+        )
+        self.hashes = [mask_hash(mask_LE.numpy()) for mask_LE in setup.masks_BLE]
+
+    def __call__(self, i: int) -> tuple[float, float]:
+        """Loss and gradient norm."""
+        result = self.step(self.setup.mask(i), self.hashes[i % len(self.hashes)], [self.setup.batch(i)])
+        return result.loss, result.grad_norm
+
+    def trained(self, i: int) -> torch.Tensor:
+        """The weights that batch i trains, flat, fp32."""
+        mask_LE = self.setup.mask(i)
+        return torch.cat([state.master for key, state in self.optimizer.expert_state.items() if mask_LE[key]])
+
+    def num_bytes(self) -> tuple[int, int]:
+        """Gradients and optimizer state."""
+        states = [getattr(state, name) for state in self.optimizer.expert_state.values() for name in state.__slots__]
+        return self.optimizer.grad_AN.nbytes, sum(tensor.nbytes for tensor in states)

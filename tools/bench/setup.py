@@ -1,0 +1,169 @@
+"""The model, batches and masks that all contenders of one run share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig
+
+from dist_moe.data.tokens import IGNORED, TokenBatch
+from dist_moe.moe.model import MoEModel, adopt
+from dist_moe.moe.route_mask import routable
+from dist_moe.parallel.comm import SoloComm
+from dist_moe.training.optimizer import SelectiveAdamW
+from tools.bench.timing import Comparison, Contender, measure
+
+Mode = Literal["update", "route"]
+Row = Literal["experts", "step", "tap", "store"]
+
+BATCH_ROWS = 16
+LR, BETAS, EPS, MAX_NORM = 1e-5, (0.9, 0.999), 1e-8, 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    small: bool = False
+    """Sizes that run in seconds, for all options that are not given."""
+    rows: tuple[Row, ...] = get_args(Row)
+    """What to measure."""
+    layers: int = 4
+    hidden: int = 512
+    intermediate: int = 256
+    """Inner size of one expert."""
+    experts: int = 64
+    top_k: int = 8
+    tokens: int = 1024
+    """Tokens a batch, in 16 rows."""
+    share: float = 0.1
+    """Share of each layer's experts that a batch trains."""
+    batches: int = 4
+    """Different batches, each with its own random mask; optimizer state exists for the union."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    repetitions: int = 11
+    """Rounds of each comparison, after one to warm up."""
+    threads: int | None = None
+    """CPU threads; default: torch's own choice."""
+    store_shape: tuple[int, int, int] = (2000, 48, 128)
+    """Batches, layers and experts of the mask store; the default needs 3.2 GiB of memory."""
+
+
+SMALL = Options(
+    layers=2,
+    hidden=64,
+    intermediate=32,
+    experts=16,
+    top_k=4,
+    tokens=128,
+    share=0.2,
+    batches=2,
+    repetitions=3,
+    store_shape=(40, 4, 16),
+)
+
+
+class Setup:
+    """The same model twice, as ours and as transformers', with the batches and masks of all rounds."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.comm = SoloComm(self.device)
+        generator = torch.Generator().manual_seed(0)
+        num_trained = max(1, round(options.share * options.experts))
+        scores_BLE = torch.rand(options.batches, options.layers, options.experts, generator=generator)
+        self.masks_BLE = scores_BLE >= scores_BLE.topk(num_trained).values[..., -1:]
+        length = options.tokens // BATCH_ROWS
+        ids_BRS = torch.randint(self.config.vocab_size, (options.batches, BATCH_ROWS, length), generator=generator)
+        self.batches = [_token_batch(ids_RS.to(self.device)) for ids_RS in ids_BRS]
+
+    @property
+    def config(self) -> Qwen3MoeConfig:
+        o = self.options
+        return Qwen3MoeConfig(
+            vocab_size=4096,
+            hidden_size=o.hidden,
+            num_hidden_layers=o.layers,
+            num_attention_heads=max(1, o.hidden // 64),
+            num_key_value_heads=max(1, o.hidden // 64),
+            head_dim=64,
+            moe_intermediate_size=o.intermediate,
+            num_experts=o.experts,
+            num_experts_per_tok=o.top_k,
+            norm_topk_prob=True,
+        )
+
+    def plain_model(self) -> PreTrainedModel:
+        """Frozen, with transformers' own grouped experts; the same weights at every call."""
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(self.config, dtype=getattr(torch, self.options.dtype))
+        model.set_experts_implementation("grouped_mm")
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def our_model(self) -> MoEModel:
+        model = adopt(self.plain_model(), self.comm)
+        model.train_from(0)
+        return model
+
+    def optimizer(self, model: MoEModel) -> SelectiveAdamW:
+        return SelectiveAdamW(model.layers, self.masks_BLE.any(0), self.comm, lr=LR, max_norm=MAX_NORM)
+
+    def allowed(self, mode: Mode, i: int) -> torch.Tensor | None:
+        return routable(self.mask(i)).to(self.device) if mode == "route" else None
+
+    def mask(self, i: int) -> torch.Tensor:
+        return self.masks_BLE[i % len(self.masks_BLE)]
+
+    def batch(self, i: int) -> TokenBatch:
+        return self.batches[i % len(self.batches)]
+
+    def compare(
+        self, row: str, contenders: Mapping[str, Contender], goals: Mapping[str, float] = MappingProxyType({})
+    ) -> list[Comparison]:
+        """The first contender against each of the others. It is the caller who warms up, by checking results."""
+        seconds = measure(contenders, self.options.repetitions, self.device)
+        ours, *others = contenders
+        return [Comparison(f"{row} / {name}", seconds[ours], seconds[name], goals.get(name)) for name in others]
+
+    def check(self, actual: torch.Tensor | float, expected: torch.Tensor | float, scale: float = 1.0) -> None:
+        """Contenders compute the same, up to rounding."""
+        actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
+        error = (actual - expected).norm() / expected.norm()
+        limit = scale * (1e-4 if self.options.dtype == "float32" else 5e-2)
+        assert error <= limit, f"contenders differ by {error:.1e}"
+
+
+def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
+    """No padding; loss on each row's second half."""
+    is_completion = torch.zeros_like(ids_RS, dtype=torch.bool)
+    is_completion[:, ids_RS.shape[1] // 2 :] = True
+    labels = ids_RS.masked_fill(~is_completion, IGNORED)
+    everywhere = torch.ones_like(is_completion)
+    return TokenBatch(ids_RS, torch.ones_like(ids_RS), labels, is_completion, everywhere, is_unsafe=everywhere)
+
+
+class PlainRouteMask:
+    """Masked routing by its definition, in hooks on the routers of a qwen3_moe model.
+
+    Where fewer than k experts are allowed, the others' pairs are left in with weight 0, or with `cut` left out.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, cut: bool = False) -> None:
+        self.allowed_LE: torch.Tensor | None = None
+        self.cut = cut
+        for index, layer in enumerate(model.model.layers):
+            layer.mlp.gate.register_forward_hook(partial(self._route, index))
+
+    def _route(self, index: int, router: nn.Module, args: Any, output: tuple[torch.Tensor, ...]) -> Any:
+        if self.allowed_LE is None:
+            return output
+        logits_TE = output[0].masked_fill(~self.allowed_LE[index], float("-inf"))
+        k = min(router.top_k, int(self.allowed_LE[index].sum())) if self.cut else router.top_k
+        weights_Tk, index_Tk = logits_TE.float().softmax(-1).topk(k)
+        weights_Tk = weights_Tk / weights_Tk.sum(-1, keepdim=True)
+        return logits_TE, weights_Tk.to(logits_TE.dtype), index_Tk

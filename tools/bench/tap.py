@@ -1,0 +1,27 @@
+"""A forward pass with counting against one without."""
+
+from __future__ import annotations
+
+import torch
+
+from tools.bench.setup import Setup
+from tools.bench.timing import Comparison
+
+
+def bench_tap(setup: Setup) -> list[Comparison]:
+    model = setup.our_model()
+
+    @torch.no_grad()
+    def silent(i: int) -> torch.Tensor:
+        return model.module(input_ids=setup.batch(i).input_ids, use_cache=False).logits
+
+    def counting(i: int) -> torch.Tensor:
+        with torch.no_grad(), model.tap.count(setup.batch(i).live) as counts_RLE:
+            silent(i)
+        return counts_RLE
+
+    silent(0)
+    counts_RLE = counting(0)
+    num_routed = setup.batch(0).live.sum() * setup.options.top_k
+    assert (counts_RLE.sum((0, 2)) == num_routed).all(), "the tap missed a token"
+    return setup.compare("forward, counting", {"ours": counting, "not counting": silent}, {"not counting": 1.02})
