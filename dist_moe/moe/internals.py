@@ -26,7 +26,7 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
 
@@ -37,6 +37,8 @@ TESTED = ("5.17", "5.23")
 INTERFACE = ("_is_expert_parallel", "is_transposed", "has_gate", "has_bias", "_apply_gate")
 """What transformers' experts interface (`use_experts_implementation`) sets on a module."""
 
+default_apply_gate = _default_apply_gate
+"""act(gate) * up of an experts module: what it does between its two linear maps unless its family says otherwise."""
 Conversion = WeightRenaming | WeightConverter
 
 

@@ -26,8 +26,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from dist_moe.errors import UserError
+from dist_moe.moe.adapters.adapt import adapt, own_conversions
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import DTYPES, EXPERT_NUMBER, StoredTensor, expert_number, read_tensors
+from dist_moe.moe.checkpoint import (
+    DTYPES,
+    EXPERT_NUMBER,
+    Row,
+    StoredTensor,
+    expert_number,
+    expert_row,
+    read_tensors,
+    rows_per_expert,
+)
 from dist_moe.moe.discover import MoELayer
 from dist_moe.moe.internals import WeightConversion, warn_if_untested
 
@@ -46,6 +56,7 @@ def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     if (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    adapt(model)
     return model.eval()
 
 
@@ -64,23 +75,25 @@ def fill(model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned
     `UserError` where the checkpoint lacks a tensor or has one of a wrong shape.
     """
     stored = read_tensors(path)
-    conversion = WeightConversion(model, stored)
+    conversion = WeightConversion(model, stored, own_conversions(model))
     target_of = conversion.target_of
     _check_experts(layers, path, stored, target_of)
     keep_experts(layers, owned)
-    owned_of = {layer.name: experts for layer, experts in zip(layers, owned, strict=True)}
+    owned_of = {layer.name: (layer, experts) for layer, experts in zip(layers, owned, strict=True)}
     with ExitStack() as stack:
         files = {file: stack.enter_context(safe_open(file, "pt")) for file in {t.file for t in stored.values()}}
         tensors: dict[str, Any] = {}
         for name, target in target_of.items():
             lazy = files[stored[name].file].get_slice(name)
-            experts, number = owned_of.get(target.rpartition(".")[0]), expert_number(name)
-            if experts is None:
+            layer, experts = owned_of.get(target.rpartition(".")[0], (None, ()))
+            number = expert_number(name)
+            if layer is None:
                 tensors[name] = lazy
             elif not experts:  # transformers wants a value for every weight, also for one without rows
                 tensors[target] = torch.empty_like(model.get_parameter(target), device="cpu")
             elif number is None:
-                tensors[name] = _Rows(lazy, experts)
+                rows = rows_per_expert(stored[name], model.get_parameter(target).dim(), layer.num_experts)
+                tensors[name] = _Rows(lazy, [expert_row(expert, rows) for expert in experts])
             elif number in experts:
                 tensors[name] = lazy
         conversion.load(path, tensors, partial(_where, path, stored, target_of), ADVICE)
@@ -89,7 +102,7 @@ def fill(model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned
 class _Rows:
     """Some rows of a fused tensor, read when transformers asks for all of it."""
 
-    def __init__(self, lazy: Any, rows: Sequence[int]) -> None:
+    def __init__(self, lazy: Any, rows: Sequence[Row]) -> None:
         self.lazy, self.rows = lazy, rows
 
     def __getitem__(self, everything: EllipsisType) -> torch.Tensor:
@@ -111,7 +124,8 @@ def _check_experts(
         sources[target].append(name)
     for layer in layers:
         count = f"config.json says that a layer has {layer.num_experts} experts"
-        for target in (f"{layer.name}.{weight}" for weight in expert_weights(layer.experts)):
+        for weight in expert_weights(layer.experts):
+            target, num_dims = f"{layer.name}.{weight}", layer.experts.get_parameter(weight).dim()
             names = sources[target]
             if not names:
                 raise UserError(f"{path}: tensor {target} is missing, whole or by expert: {ADVICE}")
@@ -122,9 +136,11 @@ def _check_experts(
             usual = mode(stored[name].shape for name in names)
             for name in names:
                 where, shape, number = f"{stored[name].file}: tensor {name}", stored[name].shape, expert_number(name)
-                if number is None and shape[:1] != (layer.num_experts,):
+                rows = rows_per_expert(stored[name], num_dims, layer.num_experts) or 1
+                lengths = [(rows * layer.num_experts,), (rows * (layer.num_experts + layer.num_null_experts),)]
+                if number is None and shape[:1] not in lengths:
                     raise UserError(f"{where} has shape {shape}, but {count}: {ADVICE}")
-                if number is not None and number >= layer.num_experts:
+                if number is not None and number >= layer.num_experts + layer.num_null_experts:
                     raise UserError(f"{where} is one too many: {count}: {ADVICE}")
                 if shape != usual:
                     raise UserError(f"{where} has shape {shape}, expected {usual} like the others: {ADVICE}")

@@ -45,7 +45,7 @@ def test_overwrite_changes_one_row_and_no_other_byte(tensors):
 
 def test_the_keys_are_known_before_the_weights(trained):
     tensors = read_tensors(trained.base)
-    keys = trained_keys(HubLayout(trained.base, set(tensors)), trained.experts)
+    keys = trained_keys(HubLayout(trained.base, tensors), trained.experts)
     assert keys == sorted(key for key, _ in trained.changes())
     assert len(keys) in (2 * len(TRAINED), 3 * len(TRAINED))
 
@@ -70,7 +70,7 @@ def test_one_expert_at_a_time_is_in_memory(trained):
             return self.layout.to_hub(layer, experts, weights)
 
     tensors = read_tensors(trained.base)
-    spy = Spy(HubLayout(trained.base, set(tensors)))
+    spy = Spy(HubLayout(trained.base, tensors))
     seen = []
     for key, _ in trained_changes(spy, tensors, trained.experts):
         # nothing is asked for ahead of the change that is handed out
