@@ -78,6 +78,8 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
         )
     layers = []
     for index, name in enumerate(names):
+        if getattr(modules[name], "has_post_expert_norm", False):
+            raise UserError(f"{name}: model type '{family}' is not supported: it normalises each expert's output")
         block, experts = modules[name.rpartition(".")[0]], modules[name]
         num_experts = experts.get_parameter("down_proj").shape[0]
         num_null = getattr(experts, "num_null_experts", 0)

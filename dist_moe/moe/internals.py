@@ -94,13 +94,13 @@ class WeightConversion:
 
     def __init__(self, model: PreTrainedModel, names: Iterable[str], own: Sequence[Conversion] = ()) -> None:
         """`names` are the checkpoint's tensors; `own` are conversions that come before transformers'."""
-        self.model = model
+        self.model, self._names = model, frozenset(names)
         self._rules = [*own, *get_model_conversion_mapping(model)]
         renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in self._rules if isinstance(rule, WeightConverter)]
         prefix, weights = model.base_model_prefix, model.state_dict()
         self.target_of: dict[str, str] = {}
-        for name in sorted(names, key=dot_natural_key):
+        for name in sorted(self._names, key=dot_natural_key):
             target, _ = rename_source_key(name, renamings, converters, prefix, weights)
             if target not in weights and name in weights:
                 target, _ = rename_source_key(name, [], [], prefix, weights)
@@ -111,7 +111,12 @@ class WeightConversion:
     def to_checkpoint(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights by the model's names -> tensors by the checkpoint's; of experts any number, counted from 0."""
         tensors: dict[str, torch.Tensor] = revert_weight_conversion(self.model, weights)
-        return tensors
+        return {self._stored_name(name): tensor for name, tensor in tensors.items()}
+
+    def _stored_name(self, name: str) -> str:
+        """The name with the checkpoint's own use of the base model's prefix, which only loading adds or removes."""
+        prefix = f"{self.model.base_model_prefix}."
+        return next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in self._names), name)
 
     def load(self, path: Path, tensors: dict[str, Any], where: Callable[[str], str], advice: str) -> None:
         """Give the model its values, as `from_pretrained` does once it has opened the files, with every misfit refused.

@@ -21,9 +21,17 @@ from types import EllipsisType
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from dist_moe.errors import UserError
 from dist_moe.moe.adapters.adapt import adapt, own_conversions
@@ -48,8 +56,7 @@ def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
     """The whole model of a checkpoint on the meta device: every shape, no value. No dtype: the checkpoint's."""
     warn_if_untested()
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"{path / 'config.json'}: quantization_config: quantized weights cannot be trained: use others")
+    _check_supported(config, path / "config.json")
     if dtype is None:
         dtype = config.dtype or next(DTYPES[t.dtype] for t in read_tensors(path).values() if t.dtype in DTYPES)
     with torch.device("meta"):
@@ -58,6 +65,27 @@ def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     adapt(model)
     return model.eval()
+
+
+def _check_supported(config: PreTrainedConfig, file: Path) -> None:
+    """Refuse by name what no model can be built of, or none that trains."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{file}: model type '{config.model_type}' is not supported: transformers {transformers.__version__} "
+            "has no causal language model for it: point model.path at an MoE checkpoint that AutoModelForCausalLM reads"
+        )
+    for part in (config, config.get_text_config()):
+        quantization = getattr(part, "quantization_config", None)
+        if quantization is None:
+            continue
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        packed = f"{file}: quantization_config: weights packed as {str(method).upper()} cannot be trained: "
+        if method == "mxfp4":
+            raise UserError(
+                f"{packed}unpack them once: from_pretrained(..., quantization_config=Mxfp4Config(dequantize=True)), "
+                "then save_pretrained"
+            )
+        raise UserError(f"{packed}use a checkpoint that is not quantized")
 
 
 def keep_experts(layers: tuple[MoELayer, ...], owned: Sequence[Sequence[int]]) -> None:
