@@ -79,6 +79,11 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     transformers does so only for layers in train mode; only the layers' own flag is set, so dropout and router noise
     stay off. The hook with which it makes inputs require gradients is removed.
     """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"train.activation_checkpointing: transformers has none for model type '{model.config.model_type}': "
+            "set it to false"
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
     for layer in model.modules():

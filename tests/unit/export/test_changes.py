@@ -19,14 +19,30 @@ def tensors(tmp_path):
     return read_header(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize(("row", "expected"), [(None, STACKED), (0, STACKED[0]), (3, STACKED[3])])
-def test_a_key_names_a_tensor_or_a_row(tensors, row, expected):
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [(None, STACKED), (0, STACKED[0]), (3, STACKED[3]), (slice(1, 3), STACKED[1:3]), (slice(3, 4), STACKED[3:])],
+)
+def test_a_key_names_a_tensor_or_rows(tensors, row, expected):
     found = locate(tensors, row_key("stacked", row))
     assert found.shape == tuple(expected.shape)
     assert found.bytes().tobytes() == expected.numpy().tobytes()
 
 
-@pytest.mark.parametrize("key", ["other", "other[0]", "stacked[4]", "scalar[0]", "stacked[-1]", "stacked[]"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "other",
+        "other[0]",
+        "stacked[4]",
+        "scalar[0]",
+        "stacked[-1]",
+        "stacked[]",
+        "stacked[2:5]",
+        "stacked[2:2]",
+        "stacked[1:]",
+    ],
+)
 def test_a_key_of_nothing(tensors, key):
     assert locate(tensors, key) is None
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -156,7 +157,7 @@ def test_longcat_flash_as_released_holds_only_the_routed_experts(tmp_path):
     reference = build("longcat_flash")
     reference.save_pretrained(tmp_path)
     drop_zero_experts(tmp_path, 4)
-    model, layers = loaded(tmp_path)
+    _, layers = loaded(tmp_path)
     assert len(layers) == 3
     for layer in layers:
         for name, expected in fused_experts(reference, layer.name).items():
@@ -198,6 +199,48 @@ def test_another_number_of_experts_than_a_flat_tensor_has(tmp_path):
     edit_config(tmp_path, ffn_config=ffn | {"moe_num_experts": E - 1})
     with pytest.raises(UserError, match=rf"config\.json says that a layer has {E - 1} experts"):
         loaded(tmp_path)
+
+
+def test_a_rank_reads_only_its_experts_of_a_flat_tensor(tmp_path, monkeypatch):
+    build("dbrx").save_pretrained(tmp_path)
+    read = []
+
+    class Spy:
+        def __init__(self, file, *args):
+            self.stream = safe_open(file, *args)
+
+        def __enter__(self):
+            self.stream.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.stream.__exit__(*error)
+
+        def get_slice(self, name):
+            lazy = self.stream.get_slice(name)
+            if "experts" not in name:
+                return lazy
+            return SpySlice(name, lazy)
+
+    class SpySlice:
+        def __init__(self, name, lazy):
+            self.name, self.lazy = name, lazy
+
+        def __getitem__(self, rows):
+            read.append((self.name.rpartition(".")[2], rows))
+            return self.lazy[rows]
+
+    monkeypatch.setattr("dist_moe.moe.load.safe_open", Spy)
+    model = empty_model(tmp_path)
+    fill(model, find_moe_layers(model), tmp_path, [[1, 4], [], [7]])
+    size = SETTINGS["dbrx"]["ffn_config"]["ffn_hidden_size"]
+    expected = [(name, slice(e * size, (e + 1) * size)) for name in ("w1", "v1", "w2") for e in (1, 4, 7)]
+    assert sorted(map(str, read)) == sorted(map(str, expected))
+
+
+def test_activation_checkpointing_where_the_family_has_none_is_refused_by_name():
+    with pytest.raises(UserError, match=r"train\.activation_checkpointing.*'jetmoe'"):
+        adopt(build("jetmoe"), CPU).checkpoint_activations()
 
 
 def test_doge_is_refused_by_name(tmp_path):
