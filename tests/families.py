@@ -132,7 +132,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | HEAD
     | Q_LORA
     | ROUTED
-    | {"num_hidden_layers": 2 * L, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 32, "zero_expert_num": 4},
+    | {
+        "num_hidden_layers": 2 * L,
+        "num_layers": L,
+        "ffn_hidden_size": 48,
+        "expert_ffn_hidden_size": 32,
+        "zero_expert_num": 4,
+    },
     "mellum": BOTH | HEAD | WINDOW | NUM,
     "mimo_v2_flash": BOTH | HEAD | WINDOW | ROUTED | GROUPS | {"v_head_dim": 16},
     "minimax": MLP | HEAD | WINDOW | LOCAL | {"block_size": 16},

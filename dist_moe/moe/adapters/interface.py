@@ -20,6 +20,7 @@ class AdaptedExperts(nn.Module):
 
     _is_expert_parallel = False
     is_transposed = False
+    is_concatenated = True
     has_gate = True
     has_bias = False
     num_null_experts = 0
