@@ -1,8 +1,8 @@
 """What differs between a base and its repaired model, as a stream of (key, new bytes), one expert at a time.
 
-A key names the bytes of a checkpoint: `NAME` is a whole tensor, `NAME[5]` row 5 of its first dimension, which is how an
-expert lies in a checkpoint that keeps a layer's experts in one tensor. A run's trained experts give this stream, and so
-does a delta file; what takes the stream (export.py) does not know which.
+A key names the bytes of a checkpoint: `NAME` is a whole tensor, `NAME[5]` row 5 of its first dimension, `NAME[80:96]`
+rows 80 to 95. Rows are how an expert lies in a checkpoint that keeps a layer's experts in one tensor. A run's trained
+experts give this stream, and so does a delta file; what takes the stream (export.py) does not know which.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from dist_moe.moe.checkpoint import DTYPES, StoredTensor
+from dist_moe.moe.checkpoint import DTYPES, Row, StoredTensor
 from dist_moe.moe.hub import HubLayout
 from dist_moe.training.save import read_index
 
 Change = tuple[str, np.ndarray]
 """A key and its new bytes, uint8."""
 
-ROW_KEY = re.compile(r"(.+)\[(\d+)\]")
+ROW_KEY = re.compile(r"(.+)\[(\d+)(?::(\d+))?\]")
 
 
-def row_key(name: str, row: int | None) -> str:
-    """The key of a tensor (None), or of one of its rows."""
-    return name if row is None else f"{name}[{row}]"
+def row_key(name: str, row: Row | None) -> str:
+    """The key of a tensor (None), or of some of its rows."""
+    if row is None:
+        return name
+    return f"{name}[{row.start}:{row.stop}]" if isinstance(row, slice) else f"{name}[{row}]"
 
 
 def locate(tensors: dict[str, StoredTensor], key: str) -> StoredTensor | None:
@@ -37,15 +39,20 @@ def locate(tensors: dict[str, StoredTensor], key: str) -> StoredTensor | None:
     match = ROW_KEY.fullmatch(key)
     if match is None:
         return tensors.get(key)
-    whole, row = tensors.get(match[1]), int(match[2])
-    return row_of(whole, row) if whole is not None and whole.shape and row < whole.shape[0] else None
+    whole, first, stop = tensors.get(match[1]), int(match[2]), match[3]
+    row = first if stop is None else slice(first, int(stop))
+    last = row if isinstance(row, int) else row.stop - 1
+    return row_of(whole, row) if whole is not None and whole.shape and first <= last < whole.shape[0] else None
 
 
-def row_of(whole: StoredTensor, row: int) -> StoredTensor:
-    """One row of a tensor's first dimension, as a tensor."""
+def row_of(whole: StoredTensor, row: Row) -> StoredTensor:
+    """Some rows of a tensor's first dimension, as a tensor; one row alone has one dimension less."""
     size = (whole.stop - whole.start) // whole.shape[0]
-    start = whole.start + row * size
-    return replace(whole, shape=whole.shape[1:], start=start, stop=start + size)
+    if isinstance(row, int):
+        start, stop, shape = row, row + 1, whole.shape[1:]
+    else:
+        start, stop, shape = row.start, row.stop, (row.stop - row.start, *whole.shape[1:])
+    return replace(whole, shape=shape, start=whole.start + start * size, stop=whole.start + stop * size)
 
 
 def overwrite(target: StoredTensor, data: np.ndarray) -> None:
@@ -59,13 +66,13 @@ def overwrite(target: StoredTensor, data: np.ndarray) -> None:
 def trained_keys(layout: HubLayout, experts: Path) -> list[str]:
     """The keys that `trained_changes` gives, sorted; no weight is read."""
     trained = {_numbers(key) for key in read_index(experts)["experts"]}
-    rows_of: dict[int, list[int]] = {}
+    experts_of: dict[int, list[int]] = {}
     for layer, expert in sorted(trained):
-        rows_of.setdefault(layer, []).append(expert)
+        experts_of.setdefault(layer, []).append(expert)
     keys = []
     for name, tensor in layout.tensors.items():
         if tensor.expert is None:
-            keys += [row_key(name, row) for row in rows_of.get(tensor.layer, ())]
+            keys += [row_key(name, tensor.row(expert)) for expert in experts_of.get(tensor.layer, ())]
         elif (tensor.layer, tensor.expert) in trained:
             keys.append(name)
     return sorted(keys)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
-from dist_moe.export.changes import trained_changes
+from dist_moe.export.changes import overwrite, row_of, trained_changes
 from dist_moe.export.export import export_checkpoint
 from dist_moe.export.verify import verify_checkpoint
 from dist_moe.families.specimen import COMM, Specimen, experts_inputs, require
@@ -152,7 +152,7 @@ def _exported(specimen: Specimen) -> tuple[Path, Path, MoEModel, np.ndarray]:
     model, optimizer = specimen.once(_trained)
     save_experts(experts, model.layers, optimizer, COMM, {})
     tensors = read_tensors(base)
-    export_checkpoint(base, trained_changes(HubLayout(base, set(tensors)), tensors, experts), out, card="")
+    export_checkpoint(base, trained_changes(HubLayout(base, tensors), tensors, experts), out, card="")
     union_LE = np.zeros((model.shape.num_layers, model.shape.num_experts), bool)
     union_LE[tuple(np.array(list(optimizer.expert_state)).T)] = True
     return base, out, model, union_LE
@@ -197,21 +197,17 @@ def verify(specimen: Specimen) -> None:
     require(not seen.violations, f"an export is not verified: {seen.violations[:1]}")
     stepped = {(int(layer), int(expert)) for layer, expert in np.argwhere(union_LE)}
     require(bool(seen.changed_experts) and seen.changed_experts <= stepped, "changed experts are not the trained ones")
-    layout = HubLayout(base, set(read_tensors(base)))
-    outside = next(e for e in range(model.shape.num_experts) if not union_LE[0, e])
+    layout = HubLayout(base, read_tensors(base))
+    outside = next(expert for expert in range(model.shape.num_experts) if not union_LE[0, expert])
     in_expert = next(n for n, t in layout.tensors.items() if t.layer == 0 and t.expert in (None, outside))
-    row = outside if layout.tensors[in_expert].expert is None else 0
-    dense = next(n for n in read_tensors(base) if n not in layout.tensors)
-    for name, at in ((in_expert, row), (dense, 0)):
+    dense = next(name for name in read_tensors(base) if name not in layout.tensors)
+    for name in (in_expert, dense):
         damaged = specimen.path / "damaged"
         shutil.copytree(out, damaged)
-        tensor = read_tensors(damaged)[name]
-        size = (tensor.stop - tensor.start) // (tensor.shape[0] if tensor.shape else 1)
-        with tensor.file.open("r+b") as stream:
-            stream.seek(tensor.start + at * size)
-            byte = stream.read(1)[0]
-            stream.seek(tensor.start + at * size)
-            stream.write(bytes([byte ^ 1]))
+        target = read_tensors(damaged)[name]
+        if name == in_expert and layout.tensors[name].expert is None:
+            target = row_of(target, layout.tensors[name].row(outside))
+        overwrite(target, np.append(target.bytes()[0] ^ 1, target.bytes()[1:]))
         lines = verify_checkpoint(base, damaged, union_LE).violations
         require(len(lines) == 1 and lines[0].startswith(name), f"one flipped bit in {name} gives {lines}")
         shutil.rmtree(damaged)

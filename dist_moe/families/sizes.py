@@ -70,7 +70,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "axk1": BOTH | MLA | Q_LORA | ROUTED | SHARED | GROUPS,
     "axk2": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS,
     "bailing_hybrid": BOTH | MLA | LOCAL | SHARED | GROUPS | FIRST_DENSE,
+    "beam": BOTH | HEAD | WINDOW | NUM | GROUPS | {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "cohere2_moe": MLP | HEAD | WINDOW | NUM | {"num_shared_experts": 1},
+    "dbrx": {
+        "d_model": 64,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": E, "moe_top_k": K},
+    },
     "deepseek_v2": BOTH | MLA | Q_LORA | ROUTED | SHARED | GROUPS | FIRST_DENSE,
     "deepseek_v3": BOTH | MLA | Q_LORA | ROUTED | SHARED | GROUPS | FIRST_DENSE,
     "deepseek_v32": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS | FIRST_DENSE,
@@ -118,6 +124,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | NUM
     | {"mamba_d_state": 8, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 0}
     | {"expert_layer_period": 1, "expert_layer_offset": 0},
+    "jetmoe": MLP | LOCAL | {"kv_channels": 16},
     "kimi_linear": BOTH
     | MLA
     | Q_LORA
@@ -128,6 +135,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kolibri1": MOE | HEAD | WINDOW | NUM | SHARED_SIZE,
     "laguna": BOTH | HEAD | WINDOW | NUM | SHARED_SIZE,
     "lfm2_moe": BOTH | NUM | {"num_dense_layers": 1, "layer_types": ["full_attention"] * L},
+    "llama4_text": MLP | HEAD | LOCAL | {"intermediate_size_mlp": 48, "moe_layers": [1, 2]},
+    "longcat_flash": MLA
+    | HEAD
+    | Q_LORA
+    | ROUTED
+    | {
+        "num_hidden_layers": 2 * L,
+        "num_layers": L,
+        "ffn_hidden_size": 48,
+        "expert_ffn_hidden_size": 32,
+        "zero_expert_num": 4,
+    },
     "mellum": BOTH | HEAD | WINDOW | NUM,
     "mimo_v2_flash": BOTH | HEAD | WINDOW | ROUTED | GROUPS | {"v_head_dim": 16},
     "minimax": MLP | HEAD | WINDOW | LOCAL | {"block_size": 16},

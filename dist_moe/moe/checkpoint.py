@@ -20,6 +20,8 @@ from dist_moe.errors import UserError
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
 """Where a tensor of one expert has the expert's number in its name."""
+Row = int | slice
+"""One row of a tensor's first dimension, or some in a row."""
 
 
 def expert_number(name: str) -> int | None:
@@ -43,6 +45,19 @@ class StoredTensor:
         if self.start == self.stop:
             return np.empty(0, np.uint8)
         return np.memmap(self.file, np.uint8, "r", offset=self.start, shape=(self.stop - self.start,))
+
+
+def rows_per_expert(tensor: StoredTensor, num_dims: int, num_experts: int) -> int | None:
+    """How many rows one expert has in a tensor of all E experts, which becomes a weight of `num_dims` dimensions.
+
+    None: the first dimension is the experts'; a tensor of one dimension less is flat, [E * rows, ...].
+    """
+    return tensor.shape[0] // num_experts if len(tensor.shape) == num_dims - 1 else None
+
+
+def expert_row(expert: int, rows: int | None) -> Row:
+    """Where an expert lies in a tensor of all experts; `rows` as `rows_per_expert` says."""
+    return expert if rows is None else slice(expert * rows, (expert + 1) * rows)
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

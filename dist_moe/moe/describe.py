@@ -71,7 +71,7 @@ def describe(path: Path) -> ModelSummary:
     bytes_per_expert = sum(weight[0].nbytes for weight in weights)
     expert_bytes = bytes_per_expert * shape.num_experts * shape.num_layers
     tensors = read_tensors(path)
-    layout = HubLayout(path, set(tensors))
+    layout = HubLayout(path, tensors)
     fused = any(tensor.expert is None for tensor in layout.tensors.values())
     refusal = _refusal(model)
     steps, groups = routing_steps(model, layers)

@@ -54,6 +54,8 @@ class MoELayer:
     """The module in the block that holds the router's weight and applies it in its forward."""
     router_shape: tuple[int, ...]
     """Of the router's weight: E rows, or a few more."""
+    num_null_experts: int
+    """Experts without weights past the E routed ones; a checkpoint may hold tensors of them, which nothing uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,13 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
         )
     layers = []
     for index, name in enumerate(names):
+        if getattr(modules[name], "has_post_expert_norm", False):
+            raise UserError(f"{name}: model type '{family}' is not supported: it normalises each expert's output")
         block, experts = modules[name.rpartition(".")[0]], modules[name]
         num_experts = experts.get_parameter("down_proj").shape[0]
-        layers.append(MoELayer(index, name, block, experts, num_experts, *_router(block, num_experts, name)))
+        num_null = getattr(experts, "num_null_experts", 0)
+        router, shape = _router(block, num_experts, num_experts + max(num_null, EXTRA_ROUTER_ROWS), name)
+        layers.append(MoELayer(index, name, block, experts, num_experts, router, shape, num_null))
     return tuple(layers)
 
 
@@ -102,7 +108,7 @@ def require_routers(model: PreTrainedModel) -> None:
         )
 
 
-def _router(block: nn.Module, num_experts: int, name: str) -> tuple[nn.Module, tuple[int, ...]]:
+def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """The narrowest matrix beside the experts that has a row for each of them and a router's name: owner and shape."""
     found = [
         (tuple(parameter.shape), key)
@@ -111,7 +117,7 @@ def _router(block: nn.Module, num_experts: int, name: str) -> tuple[nn.Module, t
         and "expert" not in key
         and "gate_proj" not in key  # a dense MLP's
         and ("gate" in key or "router" in key)
-        and num_experts <= parameter.shape[0] <= num_experts + EXTRA_ROUTER_ROWS
+        and num_experts <= parameter.shape[0] <= max_rows
     ]
     if not found:
         raise UserError(f"{name}: no router found: expected a weight of {num_experts} rows beside the experts")
@@ -121,8 +127,9 @@ def _router(block: nn.Module, num_experts: int, name: str) -> tuple[nn.Module, t
 
 def _top_k(config: PreTrainedConfig) -> int:
     text = config.get_text_config()
-    for name in TOP_K_NAMES:
-        value = getattr(text, name, None)
-        if isinstance(value, int):
-            return value
+    for part in (text, *(getattr(text, name) for name in text.sub_configs)):
+        for name in TOP_K_NAMES:
+            value = getattr(part, name, None)
+            if isinstance(value, int):
+                return value
     raise UserError(f"model type '{config.model_type}': its config names no number of experts per token")

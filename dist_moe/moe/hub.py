@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from dist_moe.errors import UserError
+from dist_moe.moe.adapters.adapt import own_conversions
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import EXPERT_NUMBER, expert_number
+from dist_moe.moe.checkpoint import EXPERT_NUMBER, Row, StoredTensor, expert_number, expert_row, rows_per_expert
 from dist_moe.moe.discover import MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.internals import WeightConversion
 from dist_moe.moe.load import empty_model
@@ -23,34 +24,43 @@ from dist_moe.moe.load import empty_model
 
 @dataclass(frozen=True, slots=True)
 class HubTensor:
-    """A checkpoint tensor that holds expert weights: one expert's, or (expert None) all, row e being expert e's."""
+    """A checkpoint tensor that holds expert weights: one expert's, or (expert None) all experts'."""
 
     layer: int
     expert: int | None
+    rows: int | None = None
+    """Of a flat tensor of all experts: how many rows are one expert's. None: row e is expert e's."""
+
+    def row(self, expert: int) -> Row:
+        """Where an expert lies in a tensor of all experts."""
+        return expert_row(expert, self.rows)
 
 
 class HubLayout:
-    """The expert tensors of one checkpoint; built from its config and its tensors' names, without reading weights."""
+    """The expert tensors of one checkpoint; built from its config and its tensors' headers, without reading weights."""
 
-    def __init__(self, path: Path, names: set[str]) -> None:
+    def __init__(self, path: Path, tensors: dict[str, StoredTensor]) -> None:
         model = empty_model(path)
         self._layers = find_moe_layers(model)
         self.shape: MoEShape = moe_shape(model, self._layers)
-        self._conversion = WeightConversion(model, names)
+        self._conversion = WeightConversion(model, tensors, own_conversions(model))
         target_of = self._conversion.target_of
         layer_of = {f"{x.name}.{weight}": x.index for x in self._layers for weight in expert_weights(x.experts)}
         for target in layer_of.keys() - target_of.values():
             raise UserError(f"{path}: tensor {target} is not in the checkpoint, whole or by expert")
-        self.tensors = {
-            name: HubTensor(layer_of[target], expert_number(name))
-            for name, target in target_of.items()
-            if target in layer_of
-        }
+        self.tensors: dict[str, HubTensor] = {}
+        for name, target in target_of.items():
+            expert = expert_number(name)
+            if target not in layer_of or (expert is not None and expert >= self.shape.num_experts):
+                continue  # a dense weight, or what a checkpoint holds for a null expert
+            num_dims = model.get_parameter(target).dim()
+            rows = rows_per_expert(tensors[name], num_dims, self.shape.num_experts) if expert is None else None
+            self.tensors[name] = HubTensor(layer_of[target], expert, rows)
 
     def to_hub(
         self, layer: int, experts: list[int], weights: dict[str, torch.Tensor]
-    ) -> Iterator[tuple[str, int | None, torch.Tensor]]:
-        """Trained weights, each [n, ...] for n experts of a layer -> (tensor's name, row or None, its new values)."""
+    ) -> Iterator[tuple[str, Row | None, torch.Tensor]]:
+        """Trained weights, each [n, ...] for n experts of a layer -> (tensor's name, rows or None, its new values)."""
         state = {f"{self._layers[layer].name}.{name}": weight for name, weight in weights.items()}
         for name, tensor in self._conversion.to_checkpoint(state).items():
             position = expert_number(name)
@@ -58,4 +68,4 @@ class HubLayout:
                 yield EXPERT_NUMBER.sub(str(experts[position]), name), None, tensor
             else:
                 for expert, row in zip(experts, tensor, strict=True):
-                    yield name, expert, row
+                    yield name, self.tensors[name].row(expert), row

@@ -19,6 +19,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     convert_and_load_state_dict_in_model,
@@ -26,7 +28,7 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
 
@@ -37,6 +39,9 @@ TESTED = ("5.17", "5.23")
 INTERFACE = ("is_transposed", "is_concatenated", "has_gate", "has_bias", "_apply_gate")
 """What transformers' experts interface (`use_experts_implementation`) sets on a module."""
 
+__all__ = ["Concatenate", "Transpose", "WeightConverter", "WeightRenaming"]  # what adapters are written with
+default_apply_gate = _default_apply_gate
+"""act(gate) * up of an experts module: what it does between its two linear maps unless its family says otherwise."""
 Conversion = WeightRenaming | WeightConverter
 
 
@@ -77,6 +82,11 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     transformers does so only for layers in train mode; only the layers' own flag is set, so dropout and router noise
     stay off. The hook with which it makes inputs require gradients is removed.
     """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"train.activation_checkpointing: transformers has none for model type '{model.config.model_type}': "
+            "set it to false"
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
     for layer in model.modules():
@@ -92,13 +102,13 @@ class WeightConversion:
 
     def __init__(self, model: PreTrainedModel, names: Iterable[str], own: Sequence[Conversion] = ()) -> None:
         """`names` are the checkpoint's tensors; `own` are conversions that come before transformers'."""
-        self.model = model
+        self.model, self._names = model, frozenset(names)
         self._rules = [*own, *get_model_conversion_mapping(model)]
         renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in self._rules if isinstance(rule, WeightConverter)]
         prefix, weights = model.base_model_prefix, model.state_dict()
         self.target_of: dict[str, str] = {}
-        for name in sorted(names, key=dot_natural_key):
+        for name in sorted(self._names, key=dot_natural_key):
             target, _ = rename_source_key(name, renamings, converters, prefix, weights)
             if target not in weights and name in weights:
                 target, _ = rename_source_key(name, [], [], prefix, weights)
@@ -109,7 +119,12 @@ class WeightConversion:
     def to_checkpoint(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights by the model's names -> tensors by the checkpoint's; of experts any number, counted from 0."""
         tensors: dict[str, torch.Tensor] = revert_weight_conversion(self.model, weights)
-        return tensors
+        return {self._stored_name(name): tensor for name, tensor in tensors.items()}
+
+    def _stored_name(self, name: str) -> str:
+        """The name with the checkpoint's own use of the base model's prefix, which only loading adds or removes."""
+        prefix = f"{self.model.base_model_prefix}."
+        return next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in self._names), name)
 
     def load(self, path: Path, tensors: dict[str, Any], where: Callable[[str], str], advice: str) -> None:
         """Give the model its values, as `from_pretrained` does once it has opened the files, with every misfit refused.

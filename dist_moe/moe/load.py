@@ -21,13 +21,31 @@ from types import EllipsisType
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from dist_moe.errors import UserError
+from dist_moe.moe.adapters.adapt import adapt, own_conversions
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import DTYPES, EXPERT_NUMBER, StoredTensor, expert_number, read_tensors
+from dist_moe.moe.checkpoint import (
+    DTYPES,
+    EXPERT_NUMBER,
+    Row,
+    StoredTensor,
+    expert_number,
+    expert_row,
+    read_tensors,
+    rows_per_expert,
+)
 from dist_moe.moe.discover import MoELayer
 from dist_moe.moe.internals import WeightConversion, warn_if_untested
 
@@ -38,15 +56,36 @@ def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
     """The whole model of a checkpoint on the meta device: every shape, no value. No dtype: the checkpoint's."""
     warn_if_untested()
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"{path / 'config.json'}: quantization_config: quantized weights cannot be trained: use others")
+    _check_supported(config, path / "config.json")
     if dtype is None:
         dtype = config.dtype or next(DTYPES[t.dtype] for t in read_tensors(path).values() if t.dtype in DTYPES)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     if (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    adapt(model)
     return model.eval()
+
+
+def _check_supported(config: PreTrainedConfig, file: Path) -> None:
+    """Refuse by name what no model can be built of, or none that trains."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{file}: model type '{config.model_type}' is not supported: transformers {transformers.__version__} "
+            "has no causal language model for it: point model.path at an MoE checkpoint that AutoModelForCausalLM reads"
+        )
+    for part in (config, config.get_text_config()):
+        quantization = getattr(part, "quantization_config", None)
+        if quantization is None:
+            continue
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        packed = f"{file}: quantization_config: weights packed as {str(method).upper()} cannot be trained: "
+        if method == "mxfp4":
+            raise UserError(
+                f"{packed}unpack them once: from_pretrained(..., quantization_config=Mxfp4Config(dequantize=True)), "
+                "then save_pretrained"
+            )
+        raise UserError(f"{packed}use a checkpoint that is not quantized")
 
 
 def keep_experts(layers: tuple[MoELayer, ...], owned: Sequence[Sequence[int]]) -> None:
@@ -64,23 +103,25 @@ def fill(model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned
     `UserError` where the checkpoint lacks a tensor or has one of a wrong shape.
     """
     stored = read_tensors(path)
-    conversion = WeightConversion(model, stored)
+    conversion = WeightConversion(model, stored, own_conversions(model))
     target_of = conversion.target_of
     _check_experts(layers, path, stored, target_of)
     keep_experts(layers, owned)
-    owned_of = {layer.name: experts for layer, experts in zip(layers, owned, strict=True)}
+    owned_of = {layer.name: (layer, experts) for layer, experts in zip(layers, owned, strict=True)}
     with ExitStack() as stack:
         files = {file: stack.enter_context(safe_open(file, "pt")) for file in {t.file for t in stored.values()}}
         tensors: dict[str, Any] = {}
         for name, target in target_of.items():
             lazy = files[stored[name].file].get_slice(name)
-            experts, number = owned_of.get(target.rpartition(".")[0]), expert_number(name)
-            if experts is None:
+            layer, experts = owned_of.get(target.rpartition(".")[0], (None, ()))
+            number = expert_number(name)
+            if layer is None:
                 tensors[name] = lazy
             elif not experts:  # transformers wants a value for every weight, also for one without rows
                 tensors[target] = torch.empty_like(model.get_parameter(target), device="cpu")
             elif number is None:
-                tensors[name] = _Rows(lazy, experts)
+                rows = rows_per_expert(stored[name], model.get_parameter(target).dim(), layer.num_experts)
+                tensors[name] = _Rows(lazy, [expert_row(expert, rows) for expert in experts])
             elif number in experts:
                 tensors[name] = lazy
         conversion.load(path, tensors, partial(_where, path, stored, target_of), ADVICE)
@@ -89,7 +130,7 @@ def fill(model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned
 class _Rows:
     """Some rows of a fused tensor, read when transformers asks for all of it."""
 
-    def __init__(self, lazy: Any, rows: Sequence[int]) -> None:
+    def __init__(self, lazy: Any, rows: Sequence[Row]) -> None:
         self.lazy, self.rows = lazy, rows
 
     def __getitem__(self, everything: EllipsisType) -> torch.Tensor:
@@ -111,7 +152,8 @@ def _check_experts(
         sources[target].append(name)
     for layer in layers:
         count = f"config.json says that a layer has {layer.num_experts} experts"
-        for target in (f"{layer.name}.{weight}" for weight in expert_weights(layer.experts)):
+        for weight in expert_weights(layer.experts):
+            target, num_dims = f"{layer.name}.{weight}", layer.experts.get_parameter(weight).dim()
             names = sources[target]
             if not names:
                 raise UserError(f"{path}: tensor {target} is missing, whole or by expert: {ADVICE}")
@@ -122,9 +164,11 @@ def _check_experts(
             usual = mode(stored[name].shape for name in names)
             for name in names:
                 where, shape, number = f"{stored[name].file}: tensor {name}", stored[name].shape, expert_number(name)
-                if number is None and shape[:1] != (layer.num_experts,):
+                rows = rows_per_expert(stored[name], num_dims, layer.num_experts) or 1
+                lengths = [(rows * layer.num_experts,), (rows * (layer.num_experts + layer.num_null_experts),)]
+                if number is None and shape[:1] not in lengths:
                     raise UserError(f"{where} has shape {shape}, but {count}: {ADVICE}")
-                if number is not None and number >= layer.num_experts:
+                if number is not None and number >= layer.num_experts + layer.num_null_experts:
                     raise UserError(f"{where} is one too many: {count}: {ADVICE}")
                 if shape != usual:
                     raise UserError(f"{where} has shape {shape}, expected {usual} like the others: {ADVICE}")

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
 from dist_moe.errors import UserError
+from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import ExpertLayer, take_experts
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
@@ -88,6 +89,7 @@ def load_model(config: ModelConfig, comm: Comm) -> MoEModel:
 
 def adopt(module: PreTrainedModel, comm: Comm) -> MoEModel:
     """Take over a transformers model that is in memory, and keep this rank's experts of it."""
+    adapt(module)
     layers = find_moe_layers(module)
     num_parameters = module.num_parameters()
     placement = _even_placement(module, layers, comm)

@@ -32,7 +32,7 @@ def export(run_dir: Path, out: Path, say: Say, *, link: bool = False) -> None:
     base, facts = config.model.path, _facts(run, config)
     _require_base(base, facts["model_hash"], run.experts)
     tensors = read_tensors(base)
-    changes = trained_changes(HubLayout(base, set(tensors)), tensors, run.experts)
+    changes = trained_changes(HubLayout(base, tensors), tensors, run.experts)
     export_checkpoint(base, changes, out, model_card(facts, base), link=link)
     say(f"Exported {out}: {facts['num_trained_experts']} trained experts, everything else as in {base}")
 
@@ -44,7 +44,7 @@ def export_delta(run_dir: Path, out: Path, say: Say) -> None:
     base, facts = config.model.path, _facts(run, config)
     _require_base(base, facts["model_hash"], run.experts)
     tensors = read_tensors(base)
-    layout = HubLayout(base, set(tensors))
+    layout = HubLayout(base, tensors)
     write_delta(out, tensors, trained_keys(layout, run.experts), trained_changes(layout, tensors, run.experts), facts)
     say(f"Exported {out}: {facts['num_trained_experts']} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
     say(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")

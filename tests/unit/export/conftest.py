@@ -30,7 +30,7 @@ class Trained:
 
     def changes(self):
         tensors = read_tensors(self.base)
-        return trained_changes(HubLayout(self.base, set(tensors)), tensors, self.experts)
+        return trained_changes(HubLayout(self.base, tensors), tensors, self.experts)
 
     @property
     def facts(self):

@@ -19,14 +19,30 @@ def tensors(tmp_path):
     return read_header(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize(("row", "expected"), [(None, STACKED), (0, STACKED[0]), (3, STACKED[3])])
-def test_a_key_names_a_tensor_or_a_row(tensors, row, expected):
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [(None, STACKED), (0, STACKED[0]), (3, STACKED[3]), (slice(1, 3), STACKED[1:3]), (slice(3, 4), STACKED[3:])],
+)
+def test_a_key_names_a_tensor_or_rows(tensors, row, expected):
     found = locate(tensors, row_key("stacked", row))
     assert found.shape == tuple(expected.shape)
     assert found.bytes().tobytes() == expected.numpy().tobytes()
 
 
-@pytest.mark.parametrize("key", ["other", "other[0]", "stacked[4]", "scalar[0]", "stacked[-1]", "stacked[]"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "other",
+        "other[0]",
+        "stacked[4]",
+        "scalar[0]",
+        "stacked[-1]",
+        "stacked[]",
+        "stacked[2:5]",
+        "stacked[2:2]",
+        "stacked[1:]",
+    ],
+)
 def test_a_key_of_nothing(tensors, key):
     assert locate(tensors, key) is None
 
@@ -45,7 +61,7 @@ def test_overwrite_changes_one_row_and_no_other_byte(tensors):
 
 def test_the_keys_are_known_before_the_weights(trained):
     tensors = read_tensors(trained.base)
-    keys = trained_keys(HubLayout(trained.base, set(tensors)), trained.experts)
+    keys = trained_keys(HubLayout(trained.base, tensors), trained.experts)
     assert keys == sorted(key for key, _ in trained.changes())
     assert len(keys) in (2 * len(TRAINED), 3 * len(TRAINED))
 
@@ -70,7 +86,7 @@ def test_one_expert_at_a_time_is_in_memory(trained):
             return self.layout.to_hub(layer, experts, weights)
 
     tensors = read_tensors(trained.base)
-    spy = Spy(HubLayout(trained.base, set(tensors)))
+    spy = Spy(HubLayout(trained.base, tensors))
     seen = []
     for key, _ in trained_changes(spy, tensors, trained.experts):
         # nothing is asked for ahead of the change that is handed out

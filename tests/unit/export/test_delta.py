@@ -18,7 +18,7 @@ from tests.unit.export.conftest import contents, make_trained
 
 def save_delta(trained, out):
     tensors = read_tensors(trained.base)
-    keys = trained_keys(HubLayout(trained.base, set(tensors)), trained.experts)
+    keys = trained_keys(HubLayout(trained.base, tensors), trained.experts)
     write_delta(out, tensors, keys, trained.changes(), trained.facts)
     return out
 
@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_nothing(trained, tmp_path):
         raise OSError("no space left")
 
     tensors = read_tensors(trained.base)
-    keys = trained_keys(HubLayout(trained.base, set(tensors)), trained.experts)
+    keys = trained_keys(HubLayout(trained.base, tensors), trained.experts)
     with pytest.raises(OSError, match="no space"):
         write_delta(tmp_path / "place" / "delta", tensors, keys, fails(), trained.facts)
     assert not any((tmp_path / "place").iterdir())

@@ -10,6 +10,7 @@ from dist_moe.families.sizes import FAMILY_CONFIGS, E, build
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.load import empty_model, fill
+from tests.fused import fused_experts, unfused
 
 OWNED = ([1, 4, 6], [0, 7], [])
 """Uneven, not contiguous, different in each layer, one without any."""
@@ -28,16 +29,17 @@ def test_bit_equal_to_from_pretrained(family, tmp_path):
     build(family).save_pretrained(tmp_path, max_shard_size="100KB")
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     model, layers, owned = load(tmp_path, torch.float32)
-    held = {}
+    weights = expected.state_dict()
     for layer, experts in zip(layers, owned, strict=True):
-        for name in expert_weights(layer.experts):
-            held[f"{layer.name}.{name}"] = experts
-    assert held
-    for (name, found), (other, weight) in zip(model.state_dict().items(), expected.state_dict().items(), strict=True):
-        assert name == other
-        assert torch.equal(found, weight[held[name]] if name in held else weight), name
-    for (name, found), (_, buffer) in zip(model.named_buffers(), expected.named_buffers(), strict=True):
-        assert torch.equal(found, buffer), name
+        fused = fused_experts(expected, layer.name)
+        weights |= {f"{layer.name}.{name}": fused[name][experts] for name in expert_weights(layer.experts)}
+    assert expected.state_dict().keys() - model.state_dict().keys() == unfused(expected)
+    for name, found in model.state_dict().items():
+        assert torch.equal(found, weights[name]), name
+    buffers = dict(expected.named_buffers())
+    assert buffers.keys() == dict(model.named_buffers()).keys()
+    for name, found in model.named_buffers():
+        assert torch.equal(found, buffers[name]), name
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "granitemoe"])

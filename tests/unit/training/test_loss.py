@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from dist_moe.families.sizes import FAMILY_CONFIGS, build
 from dist_moe.moe.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.loss import LabelledLoss, token_losses
-from tests.families import FAMILY_CONFIGS, build
 from tests.tiny import tiny_model, token_ids
 
 CPU = SoloComm(torch.device("cpu"))

@@ -1,0 +1,48 @@
+"""What an adapter is: experts with the call, attributes and weights of transformers' experts interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from dist_moe.moe.experts import experts_forward
+from dist_moe.moe.internals import Conversion, default_apply_gate
+
+
+class AdaptedExperts(nn.Module):
+    """Gated experts without bias, which take the place of a family's own; they run once their weights are in a bank.
+
+    A family's subclass takes over the weights of the module that it replaces: `gate_up_proj` [E, 2I, H], gate first,
+    and `down_proj` [E, H, I]; with `is_transposed` [E, H, 2I] and [E, I, H].
+    """
+
+    _is_expert_parallel = False
+    is_transposed = False
+    is_concatenated = True
+    has_gate = True
+    has_bias = False
+    num_null_experts = 0
+    """Experts without weights that the router scores past the E routed ones."""
+    _apply_gate = default_apply_gate
+
+    def __init__(
+        self, gate_up_proj: torch.Tensor, down_proj: torch.Tensor, act_fn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(gate_up_proj.detach())
+        self.down_proj = nn.Parameter(down_proj.detach())
+        self.act_fn = act_fn
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """hidden [..., H], T tokens in all, experts and weights [T, k] -> [..., H]."""
+        hidden_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
+        return experts_forward(self, hidden_TH, top_k_index, top_k_weights).view_as(hidden_states)
+
+    @staticmethod
+    def conversions() -> list[Conversion]:
+        """How the family's tensors on disk become these weights, where transformers has no rule for it."""
+        return []
