@@ -173,9 +173,31 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "zaya": MOE | HEAD | WINDOW | {"num_experts": E, "num_experts_per_tok": 1},
 }
 
+# what a configuration holds beside a text model
+ONE_LAYER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+QWEN_VISION = ONE_LAYER | {"depth": 1, "num_heads": 2, "out_hidden_size": 64, "num_position_embeddings": 16}
+COMPOSITES: dict[str, dict[str, Any]] = {
+    "dots3_note": {
+        "vision_config": ONE_LAYER
+        | {"moe_intermediate_size": 32, "pyramid_num_routed": [4], "adapter_in_dim": 32, "adapter_out_dim": 64},
+        "audio_config": ONE_LAYER | {"adapter_input_size": 32, "adapter_out_dim": 64},
+    },
+    "gemma4": {"vision_config": ONE_LAYER | {"num_key_value_heads": 2, "head_dim": 16}, "audio_config": None},
+    "llama4": {
+        "vision_config": ONE_LAYER
+        | {"intermediate_size": 64, "image_size": 28, "patch_size": 14, "vision_output_dim": 32}
+        | {"projector_input_dim": 32, "projector_output_dim": 32}
+    },
+    "qwen3_5_moe": {"vision_config": QWEN_VISION},
+    "qwen4_exp": {"vision_config": QWEN_VISION},
+}
+"""Model types whose text model is `<type>_text`, and their other parts."""
+REFUSED: dict[str, dict[str, Any]] = {"doge": MLP | NUM | {"is_moe": True, "num_experts": 64}}
+"""Model types that are refused by name."""
+
 
 def _config(family: str, **changes: Any) -> PreTrainedConfig:
-    settings = COMMON | SETTINGS[family] | changes
+    settings = COMMON | (SETTINGS | REFUSED)[family] | changes
     if "layers_block_type" in settings:  # says how many layers there are
         del settings["num_hidden_layers"]
     return CONFIG_MAPPING[family](**settings)
@@ -187,6 +209,20 @@ FAMILY_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     if family in CONFIG_MAPPING  # an older transformers has fewer
 }
 """Family -> its tiny configuration; keyword arguments change single settings."""
+
+
+def _composite(model_type: str) -> PreTrainedConfig:
+    text = COMMON | SETTINGS[f"{model_type}_text"]
+    config: PreTrainedConfig = CONFIG_MAPPING[model_type](**COMPOSITES[model_type], text_config=text)
+    return config
+
+
+ALL_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = (
+    FAMILY_CONFIGS
+    | {name: partial(_composite, name) for name in COMPOSITES if name in CONFIG_MAPPING}
+    | {name: partial(_config, name) for name in REFUSED if name in CONFIG_MAPPING}
+)
+"""The same with the composite types and the refused ones."""
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -207,6 +243,6 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model of this family with random weights; eager experts, eval mode."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(FAMILY_CONFIGS[family](**changes), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(ALL_CONFIGS[family](**changes), dtype=dtype)
     model.set_experts_implementation("eager")
     return randomize(model, seed).eval()

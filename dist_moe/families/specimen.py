@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dist_moe.families.sizes import VOCAB, build
+from dist_moe.families.sizes import ALL_CONFIGS, VOCAB, build
 from dist_moe.moe.discover import require_routers
 from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.parallel.comm import SoloComm
@@ -63,8 +63,11 @@ class Specimen:
     @cached_property
     def saved(self) -> Path:
         """The plain model as a checkpoint in several shards."""
-        self.plain().save_pretrained(self.path / "base", max_shard_size="100KB")
-        return self.path / "base"
+        path = self.path / "base"
+        self.plain().save_pretrained(path, max_shard_size="100KB")
+        if self._built.config.model_type != self.model_type:  # the text model of a composite configuration
+            ALL_CONFIGS[self.model_type]().save_pretrained(path)
+        return path
 
     def reloaded(self, path: Path) -> PreTrainedModel:
         """A checkpoint as plain transformers loads it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dist_moe.families.checks import CHECKS
-from dist_moe.families.sizes import FAMILY_CONFIGS
+from dist_moe.families.sizes import ALL_CONFIGS
 from dist_moe.families.specimen import Specimen
 from dist_moe.families.types import moe_model_types
 
@@ -34,7 +34,7 @@ class Support:
 def sweep(model_types: Iterable[str] | None = None) -> Iterator[Support]:
     """Check these model types, or all that transformers has, one after another."""
     for model_type in moe_model_types() if model_types is None else model_types:
-        yield support(model_type) if model_type in FAMILY_CONFIGS else Support(model_type, note=NOT_TRIED)
+        yield support(model_type) if model_type in ALL_CONFIGS else Support(model_type, note=NOT_TRIED)
 
 
 def support(model_type: str) -> Support:

@@ -51,7 +51,7 @@ class MoELayer:
     experts: nn.Module
     num_experts: int
     router: nn.Module
-    """The module in the block that holds the router's weight and applies it in its forward."""
+    """The child of the block that holds the router's weight, and applies it in its forward."""
     router_shape: tuple[int, ...]
     """Of the router's weight: E rows, or a few more."""
     num_null_experts: int
@@ -122,7 +122,7 @@ def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tup
     if not found:
         raise UserError(f"{name}: no router found: expected a weight of {num_experts} rows beside the experts")
     shape, key = min(found)
-    return block.get_submodule(key.rpartition(".")[0]), shape
+    return block.get_submodule(key.partition(".")[0]), shape
 
 
 def _top_k(config: PreTrainedConfig) -> int:

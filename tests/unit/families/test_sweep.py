@@ -52,7 +52,7 @@ def test_no_type_with_experts_of_the_interface_is_left_out() -> None:
 
 
 def test_a_type_without_a_configuration_is_listed_as_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sweep.__globals__["FAMILY_CONFIGS"], "olmoe")
+    monkeypatch.delitem(sweep.__globals__["ALL_CONFIGS"], "olmoe")
     assert list(sweep(["olmoe"])) == [Support("olmoe", dict.fromkeys(CHECKS, False), NOT_TRIED)]
 
 

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from dist_moe.errors import UserError
 from dist_moe.export.verify import verify_checkpoint
-from dist_moe.families.sizes import COMMON, FAMILY_CONFIGS, SETTINGS, E, K, build, randomize
+from dist_moe.families.sizes import ALL_CONFIGS, COMPOSITES, FAMILY_CONFIGS, SETTINGS, E, build, randomize
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import find_moe_layers
@@ -25,22 +25,6 @@ from tests.round_trip import IDS, flip, logits, plain, round_trip
 
 CPU = SoloComm(torch.device("cpu"))
 ADAPTED = ("dbrx", "jetmoe", "llama4_text", "longcat_flash")
-ONE_LAYER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-QWEN_VISION = {"depth": 1, "num_heads": 2, "out_hidden_size": 64, "num_position_embeddings": 16}
-LLAMA4_VISION = {"image_size": 28, "patch_size": 14, "vision_output_dim": 32}
-PROJECTOR = {"projector_input_dim": 32, "projector_output_dim": 32}
-COMPOSITE = {
-    "dots3_note": {
-        "vision_config": {"moe_intermediate_size": 32, "pyramid_num_routed": [4]}
-        | {"adapter_in_dim": 32, "adapter_out_dim": 64},
-        "audio_config": ONE_LAYER | {"adapter_input_size": 32, "adapter_out_dim": 64},
-    },
-    "gemma4": {"vision_config": {"num_key_value_heads": 2, "head_dim": 16}, "audio_config": None},
-    "llama4": {"vision_config": LLAMA4_VISION | PROJECTOR | {"intermediate_size": 64}},
-    "qwen3_5_moe": {"vision_config": QWEN_VISION},
-    "qwen4_exp": {"vision_config": QWEN_VISION},
-}
-"""Model type -> its parts besides the text model."""
 CONDITIONAL = {
     "dots3_note": "Dots3NoteForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
@@ -48,12 +32,6 @@ CONDITIONAL = {
     "qwen4_exp": "Qwen4ExpForConditionalGeneration",
 }
 """The class of released checkpoints, where AutoModelForCausalLM gives another."""
-
-
-def composite(family):
-    parts = COMPOSITE[family]
-    text = COMMON | SETTINGS[f"{family}_text"]
-    return CONFIG_MAPPING[family](**parts | {"text_config": text, "vision_config": ONE_LAYER | parts["vision_config"]})
 
 
 def loaded(path):
@@ -70,11 +48,11 @@ def test_load_train_export_verify(family, tmp_path):
     round_trip(tmp_path / "base", tmp_path)
 
 
-@pytest.mark.parametrize("family", sorted(COMPOSITE))
+@pytest.mark.parametrize("family", sorted(COMPOSITES))
 def test_a_text_model_saved_with_a_composite_config(family, tmp_path):
     if family not in CONFIG_MAPPING:
         pytest.skip("an older transformers has fewer")
-    config = composite(family)
+    config = ALL_CONFIGS[family]()
     model = randomize(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     model.save_pretrained(tmp_path / "base", max_shard_size="100KB")
     config.save_pretrained(tmp_path / "base")
@@ -85,7 +63,9 @@ def test_a_text_model_saved_with_a_composite_config(family, tmp_path):
 def test_a_checkpoint_with_vision_tensors(family, tmp_path):
     if family not in CONFIG_MAPPING:
         pytest.skip("an older transformers has fewer")
-    model = randomize(getattr(transformers, CONDITIONAL[family])._from_config(composite(family), dtype=torch.float32))
+    model = randomize(
+        getattr(transformers, CONDITIONAL[family])._from_config(ALL_CONFIGS[family](), dtype=torch.float32)
+    )
     model.save_pretrained(tmp_path / "base", max_shard_size="100KB")
     names = read_tensors(tmp_path / "base").keys()
     assert [name for name in names if "visi" in name or "visual" in name]
@@ -244,8 +224,7 @@ def test_activation_checkpointing_where_the_family_has_none_is_refused_by_name()
 
 
 def test_doge_is_refused_by_name(tmp_path):
-    config = CONFIG_MAPPING["doge"](**COMMON, intermediate_size=48, num_experts=16, num_experts_per_tok=K, is_moe=True)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    build("doge").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"'doge' is not supported.*product keys"):
         empty_model(tmp_path)
 
