@@ -213,7 +213,7 @@ FAMILY_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
 
 def _composite(model_type: str) -> PreTrainedConfig:
     text = COMMON | SETTINGS[f"{model_type}_text"]
-    config: PreTrainedConfig = CONFIG_MAPPING[model_type](**COMPOSITES[model_type], text_config=text)
+    config: PreTrainedConfig = CONFIG_MAPPING[model_type](**COMPOSITES[model_type], text_config=text)  # type: ignore[call-arg]
     return config
 
 

@@ -110,7 +110,7 @@ def with_shared(x, allowed, k, num_experts, *, bias, scale):
     return Routed(scale * weights / (weights.sum() + sigmoid(x[num_experts:]).sum()), margin)
 
 
-def with_skip(x, allowed, k, num_experts, *, bias):
-    """Zaya: one expert by softmax plus balancing bias; the last logit is of an expert that does nothing."""
-    routed = scores_then_top_k(x, [*allowed, num_experts], k, softmax, bias=bias)
+def with_null(x, allowed, k, num_experts, *, bias, scale=1.0):
+    """Zaya, LongCat-Flash: softmax plus bias; the last logits are of experts without weights, always allowed."""
+    routed = scores_then_top_k(x, [*allowed, *range(num_experts, len(x))], k, softmax, bias=bias, scale=scale)
     return Routed(routed.weights_E[:num_experts], routed.margin)

@@ -20,7 +20,7 @@ from dist_moe.moe.load import empty_model, fill
 from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.parallel.comm import SoloComm
-from tests.fused import fused_experts
+from tests.fused import fused_experts, gradient
 from tests.round_trip import IDS, flip, logits, plain, round_trip
 
 CPU = SoloComm(torch.device("cpu"))
@@ -40,6 +40,24 @@ def loaded(path):
     layers = find_moe_layers(model)
     fill(model, layers, path, [range(E)] * len(layers))
     return model, layers
+
+
+@pytest.mark.parametrize("family", ADAPTED)
+def test_logits_and_gradients_equal_the_familys_own(family):
+    reference, model = build(family), adopt(build(family), CPU)
+    model.train_from(0)
+    for layer in model.layers:
+        layer.grads = {slot: layer.layout.views(torch.zeros(layer.layout.size)) for slot in range(E)}
+    expected, found = (module(input_ids=IDS, use_cache=False).logits for module in (reference, model.module))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    expected.square().mean().backward()
+    found.square().mean().backward()
+    for layer in model.layers:
+        right = fused_experts(reference, model.shape.layer_names[layer.index], gradient)
+        for name in layer.bank:
+            ours = torch.stack([layer.grads[slot][name] for slot in range(E)])
+            scale = right[name].abs().max()
+            torch.testing.assert_close(ours / scale, right[name] / scale, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", [f for f in (*ADAPTED, "beam") if f in FAMILY_CONFIGS])

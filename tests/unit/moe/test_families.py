@@ -1,4 +1,4 @@
-"""Every family of transformers' experts interface, by the one mechanism: experts, tap and mask.
+"""Every family by the one mechanism, beyond what the sweep of dist_moe/families checks.
 
 The reference is transformers' eager implementation. What a mask leaves is checked from what the experts were sent.
 """
@@ -12,13 +12,13 @@ from dist_moe.moe.discover import require_routers
 from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
-from tests.fused import fused_experts, gradient
 
 CPU = SoloComm(torch.device("cpu"))
 FAMILIES = sorted(FAMILY_CONFIGS)
 HASH_ROUTED = {"deepseek_v4": [0]}
 """Layers that look experts up by token number: no router can be masked there."""
-FAILS_IN_TRANSFORMERS = ("inkling2_text", torch.bfloat16)
+ADAPTED = {"dbrx", "jetmoe", "llama4_text", "longcat_flash"}
+FAILS_IN_BFLOAT16 = {"inkling2_text"}
 """The plain model's own router multiplies float32 by bfloat16."""
 IDS = torch.randint(3, 120, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -45,38 +45,37 @@ def masks(num_layers, num_allowed, seed=5):
     return mask
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_equal_eager(family):
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - ADAPTED))
+def test_experts_equal_eager_on_the_same_input(family):
+    """One layer alone, so that nothing above amplifies rounding: output and gradients to 2e-6 of their largest."""
     reference, model = build(family), trainable(family)
-    expected, found = logits(reference), logits(model.module)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    expected.square().mean().backward()
-    found.square().mean().backward()
+    given = []
     for layer in model.layers:
-        grads = fused_experts(reference, model.shape.layer_names[layer.index], gradient)
-        assert grads.keys() >= layer.bank.keys()
-        for name in layer.bank:
-            grad = grads[name]
-            ours = torch.stack([layer.grads[e][name] for e in range(E)])
-            scale = grad.abs().max().clamp(min=1e-6)
-            torch.testing.assert_close(ours / scale, grad / scale, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_all_true_mask_is_the_unmasked_model_bit_for_bit(family):
-    model = adopt(build(family), CPU)
+        reference.get_submodule(model.shape.layer_names[layer.index]).register_forward_pre_hook(
+            lambda m, a, kw: given.append((*a, *kw.values())), with_kwargs=True
+        )
     with torch.no_grad():
-        plain = logits(model.module)
-        model.route_mask.set(RoutePlan(torch.ones(model.shape.num_layers, E, dtype=torch.bool)))
-        assert torch.equal(logits(model.module), plain)
+        logits(reference)
+    for layer, (hidden, index, weights) in zip(model.layers, given[: len(model.layers)], strict=True):
+        theirs = reference.get_submodule(model.shape.layer_names[layer.index])
+        results = []
+        for module in (theirs, layer.module):
+            x, w = hidden.clone().requires_grad_(), weights.clone().requires_grad_()
+            out = module(x, index, w)
+            out.backward(torch.linspace(-1, 1, out.numel()).view_as(out))
+            results.append([out.detach(), x.grad, w.grad])
+        for name in layer.bank:
+            results[0].append(getattr(theirs, name).grad)
+            results[1].append(torch.stack([layer.grads[slot][name] for slot in range(E)]))
+        for expected, found in zip(*results, strict=True):
+            scale = expected.abs().max()
+            assert scale > 0
+            torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [(f, d) for f in FAMILIES for d in (torch.float32, torch.bfloat16) if (f, d) != FAILS_IN_TRANSFORMERS],
-)
-def test_only_allowed_experts_get_tokens_and_all_stays_finite(family, dtype):
-    model = trainable(family, dtype)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - FAILS_IN_BFLOAT16))
+def test_in_bfloat16_only_allowed_experts_get_tokens_and_all_stays_finite(family):
+    model = trainable(family, torch.bfloat16)
     routed = [i for i in range(model.shape.num_layers) if i not in HASH_ROUTED.get(family, [])]
     for num_allowed in (0, 1, 2, 6):
         allowed = routable(masks(model.shape.num_layers, num_allowed))
@@ -132,28 +131,3 @@ def test_hash_routed_layers_are_refused_for_route_masks():
     with pytest.raises(UserError, match="'deepseek_v4' has hash-routed layers"):
         require_routers(build("deepseek_v4"))
     require_routers(build("deepseek_v3"))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_counts_are_the_models_own_top_k(family):
-    model = adopt(build(family), CPU)
-    counted = torch.rand(IDS.shape, generator=torch.Generator().manual_seed(2)) < 0.5
-    expected = torch.zeros(2, model.shape.num_layers, E, dtype=torch.long)
-
-    def count(layer):
-        def hook(module, args, kwargs):
-            named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
-            rows = torch.arange(2).repeat_interleave(IDS.shape[1])
-            for token in torch.nonzero(counted.reshape(-1)).flatten().tolist():
-                for expert, weight in zip(named["top_k_index"][token], named["top_k_weights"][token], strict=True):
-                    if expert < E and weight != 0:
-                        expected[rows[token], layer.index, expert] += 1
-
-        return hook
-
-    for layer in model.layers:
-        layer.module.register_forward_pre_hook(count(layer), with_kwargs=True)
-    with torch.no_grad(), model.tap.count(counted) as counts:
-        logits(model.module)
-    assert torch.equal(counts, expected)
-    assert counts.any()
