@@ -122,7 +122,8 @@ def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tup
     if not found:
         raise UserError(f"{name}: no router found: expected a weight of {num_experts} rows beside the experts")
     shape, key = min(found)
-    return block.get_submodule(key.partition(".")[0]), shape
+    child, dot, _ = key.partition(".")
+    return block.get_submodule(child) if dot else block, shape
 
 
 def _top_k(config: PreTrainedConfig) -> int:
