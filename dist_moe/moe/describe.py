@@ -1,6 +1,6 @@
 """What a checkpoint is to this package, from its config and its shards' headers: no weight is read.
 
-How a family routes is not looked up by its name. Its own code runs once on the meta device, where nothing is computed,
+How a family routes is not looked up by its name. Its own block runs once on the meta device, where nothing is computed,
 and the functions that it calls between the router's weight and the experts are written down.
 """
 
@@ -22,6 +22,7 @@ from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import MoELayer, find_moe_layers, moe_shape, require_routers
 from dist_moe.moe.hub import HubLayout
+from dist_moe.moe.internals import is_decoder_layer
 from dist_moe.moe.load import empty_model
 from dist_moe.moe.route_mask import MATMULS
 
@@ -137,10 +138,14 @@ def routing_steps(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> tuple
     layers[-1].experts.register_forward_pre_hook(lambda *_: last.__exit__(None, None, None), with_kwargs=True)
     for layer in layers:
         layer.experts.forward = lambda hidden_states, *args, **kwargs: hidden_states  # its work is not of interest
-    ids = torch.ones(1, NUM_TOKENS, dtype=torch.int64, device="meta")
-    mask = torch.zeros(1, 1, NUM_TOKENS, NUM_TOKENS, device="meta")  # complete, so that nobody looks into it
     with torch.no_grad():
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
+        if is_decoder_layer(layers[-1].block):  # it takes more than hidden states: run what calls it
+            ids = torch.ones(1, NUM_TOKENS, dtype=torch.int64, device="meta")
+            mask = torch.zeros(1, 1, NUM_TOKENS, NUM_TOKENS, device="meta")  # complete, so that nobody looks into it
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+        else:
+            hidden_size = model.config.get_text_config().hidden_size
+            layers[-1].block(torch.empty(1, NUM_TOKENS, hidden_size, dtype=model.dtype, device="meta"))
     return last.steps, last.groups
 
 

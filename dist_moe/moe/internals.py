@@ -63,6 +63,11 @@ def is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, name) for name in INTERFACE)
 
 
+def is_decoder_layer(module: nn.Module) -> bool:
+    """Whether a module is a whole layer of the model, attention and all."""
+    return isinstance(module, GradientCheckpointingLayer)
+
+
 def apply_gate(experts: nn.Module, pre: torch.Tensor) -> torch.Tensor:
     """What an experts module does between its two linear maps, row by row: [n, 2I] -> [n, I], or [n, I] -> [n, I]."""
     name = "_apply_gate" if experts.has_gate else "act_fn"

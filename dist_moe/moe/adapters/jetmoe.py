@@ -1,4 +1,4 @@
-"""JetMoE: the block sorts pairs by expert itself, and its experts are two linear maps beside the router.
+"""JetMoE: the router sorts pairs by expert, and the experts are two linear maps beside it.
 
 Its mixture of attention (`self_attention.experts`) is no expert of ours: it stays as it is, part of the dense weights.
 """
@@ -23,23 +23,29 @@ class JetMoeExperts(AdaptedExperts):
         ]
 
 
+class JetMoeRouter(nn.Module):
+    """In place of `JetMoeTopKGating`, which also sorts: the softmax of the top k logits."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.layer, self.top_k = own.layer, own.top_k
+
+    def forward(self, hidden_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Experts and weights, [T, k] each."""
+        values_Tk, index_Tk = self.layer(hidden_TH).float().topk(self.top_k, dim=1)
+        return index_Tk, values_Tk.softmax(1).type_as(hidden_TH)
+
+
 class JetMoeBlock(nn.Module):
-    """In place of `JetMoeMoE`. Router and bias are the family's own."""
+    """In place of `JetMoeMoE`. The router's weight and the bias are the family's own."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.bias = block.bias
         self.experts = JetMoeExperts(block.input_linear.weight, block.output_linear.weight, block.activation)
-        self.router = block.router
+        self.router = JetMoeRouter(block.router)
 
     def forward(self, layer_input: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., H]."""
         hidden_TH = layer_input.reshape(-1, layer_input.shape[-1])
-        # n = T * k pairs, sorted by expert; order_n[i] is the place of pair i in [T, k]
-        order_n, _, weights_n, num_pairs, _ = self.router(hidden_TH)
-        expert_n = torch.arange(len(num_pairs), device=order_n.device).repeat_interleave(
-            torch.tensor(num_pairs, device=order_n.device)
-        )
-        place_Tk = order_n.argsort().view(len(hidden_TH), -1)
-        out_TH = self.experts(hidden_TH, expert_n[place_Tk], weights_n[place_Tk])
-        return out_TH.view_as(layer_input) + self.bias
+        return self.experts(hidden_TH, *self.router(hidden_TH)).view_as(layer_input) + self.bias

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dist_moe.families.sizes import FAMILY_CONFIGS, E, K, build
+from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.describe import describe, routing_steps, table
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.load import empty_model
@@ -48,6 +49,7 @@ def test_summary(family: str, tmp_path: Path) -> None:
 def test_every_familys_routing_is_seen(family: str) -> None:
     with torch.device("meta"):
         model = build(family)
+    adapt(model)
     steps, _ = routing_steps(model, find_moe_layers(model))
     assert any("top-" in step for step in steps) or family == "phimoe"
     assert any(step in ("softmax", "sigmoid", "softplus") for step in steps)
