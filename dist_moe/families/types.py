@@ -6,7 +6,8 @@ import inspect
 import re
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from dist_moe.moe.internals import causal_lm_types
 
 NUM_EXPERTS = re.compile(r"(moe_)?num_(local_)?experts|n_routed_experts")
 """The names that a configuration gives to its number of experts."""
@@ -14,7 +15,7 @@ NUM_EXPERTS = re.compile(r"(moe_)?num_(local_)?experts|n_routed_experts")
 
 def moe_model_types() -> list[str]:
     """Model types that `AutoModelForCausalLM` takes and whose configuration, or a part of it, names experts; sorted."""
-    return sorted(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if _names_experts(CONFIG_MAPPING[name]))
+    return [name for name in causal_lm_types() if _names_experts(CONFIG_MAPPING[name])]
 
 
 def _names_experts(config: type[PreTrainedConfig]) -> bool:

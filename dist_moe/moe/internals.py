@@ -31,6 +31,7 @@ from transformers.core_model_loading import (
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dist_moe.errors import UntestedVersionWarning, UserError
 
@@ -56,6 +57,11 @@ def warn_if_untested() -> None:
             UntestedVersionWarning,
             stacklevel=2,
         )
+
+
+def causal_lm_types() -> list[str]:
+    """The model types that `AutoModelForCausalLM` takes; no model's code is imported for that."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def is_experts(module: nn.Module) -> bool:
