@@ -105,6 +105,13 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    placement: Literal["balanced", "contiguous"] = "balanced"
+    """How training splits each layer's experts over ranks. balanced: the same number of trained experts on each rank,
+    and each batch's on as many ranks as possible. contiguous: equal runs in the order of the experts."""
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
     max_new_tokens: Count = 24
     """Length of the greedy answers in which a refusal is looked for."""
@@ -131,6 +138,7 @@ class Config:
     batches: BatchConfig = field(default_factory=BatchConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: Literal["auto", "local", "deepspeed"] = "auto"
     """auto: deepspeed when a launcher started the process, else local."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -33,6 +34,7 @@ class MoEModel:
     layers: tuple[ExpertLayer, ...]
     tap: RoutingTap
     route_mask: RouteMask
+    placement: Placement
     num_parameters: int
     """Of the whole model, all ranks' experts included."""
 
@@ -74,34 +76,40 @@ def check_model_dir(path: Path) -> None:
     read_tensors(path)
 
 
-def load_model(config: ModelConfig, comm: Comm) -> MoEModel:
-    """Read the base model's dense part and this rank's experts, an even split over the ranks of `comm`."""
+def load_model(config: ModelConfig, comm: Comm, masks_BLE: np.ndarray | None = None) -> MoEModel:
+    """Read the base model's dense part and this rank's experts.
+
+    Each layer's experts are split over the ranks of `comm`: with masks, bool [B, L, E], balanced for training under
+    them, else in equal runs.
+    """
     check_model_dir(config.path)
     disable_progress_bar()  # one bar a rank would be noise
     module = empty_model(config.path, None if config.dtype == "auto" else getattr(torch, config.dtype))
     layers = find_moe_layers(module)
     num_parameters = module.num_parameters()
-    placement = _even_placement(module, layers, comm)
+    placement = _place(moe_shape(module, layers), comm, masks_BLE)
     owned = [placement.local(layer.index, comm.rank) for layer in layers]
     fill(module, layers, config.path, owned)
     return _assemble(module, layers, placement, comm, num_parameters)
 
 
-def adopt(module: PreTrainedModel, comm: Comm) -> MoEModel:
-    """Take over a transformers model that is in memory, and keep this rank's experts of it."""
+def adopt(module: PreTrainedModel, comm: Comm, masks_BLE: np.ndarray | None = None) -> MoEModel:
+    """Take over a transformers model in memory, and keep this rank's experts of it, placed as by `load_model`."""
     adapt(module)
     layers = find_moe_layers(module)
     num_parameters = module.num_parameters()
-    placement = _even_placement(module, layers, comm)
+    placement = _place(moe_shape(module, layers), comm, masks_BLE)
     keep_experts(layers, [placement.local(layer.index, comm.rank) for layer in layers])
     return _assemble(module, layers, placement, comm, num_parameters)
 
 
-def _even_placement(module: PreTrainedModel, layers: tuple[MoELayer, ...], comm: Comm) -> Placement:
-    shape = moe_shape(module, layers)
+def _place(shape: MoEShape, comm: Comm, masks_BLE: np.ndarray | None) -> Placement:
     if shape.num_experts < comm.size:
         raise UserError(f"{shape.num_experts} experts a layer do not go over {comm.size} ranks: start fewer ranks")
-    return Placement.contiguous(shape.num_layers, shape.num_experts, comm.size)
+    if masks_BLE is None:
+        return Placement.contiguous(shape.num_layers, shape.num_experts, comm.size)
+    assert masks_BLE.shape[1:] == (shape.num_layers, shape.num_experts)
+    return Placement.balanced(masks_BLE, comm.size)
 
 
 def _assemble(
@@ -115,4 +123,4 @@ def _assemble(
     torch.nn.Module.to(module, comm.device).eval()
     tap = RoutingTap(layers, shape.num_experts)
     route_mask = RouteMask(layers, shape.top_k, comm.device)
-    return MoEModel(module, shape, expert_layers, tap, route_mask, num_parameters)
+    return MoEModel(module, shape, expert_layers, tap, route_mask, placement, num_parameters)

@@ -51,7 +51,8 @@ def train(config: Config, comm: Comm) -> None:
             data_hash=inputs.prompts.data_hash,
             batch_ids=[batch.id for batch in inputs.plan.batches],
         )
-        model = load_model(config.model, comm)
+        masks_BLE = store.masks[:] if config.parallel.placement == "balanced" else None
+        model = load_model(config.model, comm, masks_BLE)
         if config.train.mode == "route":
             require_routers(model.module)
     if config.train.activation_checkpointing:
@@ -82,7 +83,12 @@ def train(config: Config, comm: Comm) -> None:
         micro_batch_size=split.micro_batch_size,
         num_micro_batches=split.num_micro_batches,
     )
-    say(f"Engine: {engine.name}, {comm.size} rank(s), experts of each layer split over them; mode {config.train.mode}")
+    owned_R = model.placement.num_owned(torch.from_numpy(plan.union_LE))
+    say(f"Engine: {engine.name}, {comm.size} rank(s); mode {config.train.mode}")
+    say(
+        f"Placement: {config.parallel.placement}; a rank trains {min(owned_R)} to {max(owned_R)} of the union's "
+        f"experts, optimizer state at most {12e-6 * max(owned_R) * plan.num_expert_parameters:,.1f} MB"
+    )
     if config.train.mode == "route":
         _tell_route_cost(config, store, inputs, model, split, comm, say)
     if comm.rank == 0:

@@ -20,6 +20,7 @@ from tests.reference import ADAMW, MAX_NORM, Reference
 from tests.tiny import VOCAB, E, L, random_masks, tiny_model
 
 STEPS = 8
+STATE = ("master", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Case:
     micro_batch_size: int | None = None
     checkpointing: bool = False
     rows: int = 8
+    balanced: bool = False
     scope: str = "all"
 
 
@@ -41,6 +43,8 @@ CASES = [
     Case(masks="adversarial", checkpointing=True),
     Case(masks="adversarial", mode="update"),
     Case(masks="adversarial", rows=1),
+    Case(family="mixtral", balanced=True),
+    Case(masks="adversarial", mode="update", balanced=True, checkpointing=True),
     Case(family="olmoe", scope="unsafe", micro_batch_size=2, checkpointing=True),
 ]
 
@@ -94,10 +98,10 @@ def train_cases(comm, cases):
 
 
 def train_case(comm, case):
-    model = adopt(tiny_model(case.family), comm)
+    masks = masks_of(case)
+    model = adopt(tiny_model(case.family), comm, masks.numpy() if case.balanced else None)
     if case.checkpointing:
         model.checkpoint_activations()
-    masks = masks_of(case)
     optimizer = SelectiveAdamW(model.layers, masks.any(0), comm, **ADAMW, max_norm=MAX_NORM)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     split = Split.of(case.rows, comm.size, case.micro_batch_size)
@@ -136,6 +140,7 @@ def train_case(comm, case):
         "moved": moved,
         "weights": {key: weight.numpy() for key, weight in weights.items()},
         "state_owner": sorted(optimizer.expert_state),
+        "state_bytes": sum(getattr(s, name).nbytes for s in optimizer.expert_state.values() for name in STATE),
     }
 
 
@@ -186,3 +191,13 @@ def test_optimizer_state_is_on_the_one_rank_that_holds_the_expert(two_ranks):
     assert owned[0] | owned[1] == {tuple(pair) for pair in torch.nonzero(union).tolist()}
     assert not owned[0] & owned[1]
     assert all(expert < E // 2 for _, expert in owned[0])
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_state_is_12_bytes_a_parameter_of_the_experts_that_a_rank_owns(ranks, number):
+    sizes = []
+    for answer in ranks[number]:
+        num_parameters = sum(w.size for key, w in answer["weights"].items() if key[:2] in answer["state_owner"])
+        assert answer["state_bytes"] == 12 * num_parameters
+        sizes.append(len(answer["state_owner"]))
+    assert not CASES[number].balanced or max(sizes) - min(sizes) <= 1
