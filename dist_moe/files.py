@@ -40,10 +40,7 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for directory, _, names in os.walk(partial):
-            for name in names:
-                _sync(Path(directory, name))
-            _sync(Path(directory))
+        sync_tree(partial)
         if overwrite and final.exists():
             replaced = _sibling(final, "replaced")
             final.rename(replaced)
@@ -57,11 +54,24 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     _sync(final.parent)
 
 
+def sync_tree(path: Path) -> None:
+    """Have every file and directory under `path` on disk (fsync)."""
+    for directory, _, names in os.walk(path):
+        for name in names:
+            _sync(Path(directory, name))
+        _sync(Path(directory))
+
+
 def write_json_atomic(path: Path, value: object) -> None:
     """Write `value` as indented JSON; a reader sees the old file or the new one, never a part."""
+    write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file; a reader sees the old one or the new one, never a part."""
     partial = _sibling(path, "partial")
     try:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         _sync(partial)
         partial.replace(path)
     finally:

@@ -112,6 +112,16 @@ class ParallelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    every: NonNegativeInt = 0
+    """Steps from one checkpoint to the next; 0: only when the run is asked to stop."""
+    keep: Count = 2
+    """How many checkpoints remain."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: an unfinished run in run_dir goes on from its last good checkpoint. never: such a run is an error."""
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
     max_new_tokens: Count = 24
     """Length of the greedy answers in which a refusal is looked for."""
@@ -139,6 +149,7 @@ class Config:
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: Literal["auto", "local", "deepspeed"] = "auto"
     """auto: deepspeed when a launcher started the process, else local."""

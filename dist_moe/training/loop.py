@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ import torch
 from dist_moe.config.schema import Config
 from dist_moe.data.batches import epoch_order, micro_batches, shard_rows
 from dist_moe.data.tokens import Encoded, TokenBatch, collate
+from dist_moe.errors import UserError
+from dist_moe.files import write_text_atomic
 from dist_moe.parallel.comm import Comm
 from dist_moe.store.read import MaskStore
 from dist_moe.training.step import MaskedStep
@@ -70,13 +73,19 @@ def train_loop(
     comm: Comm,
     metrics: Path,
     say: Callable[[str], None],
-) -> None:
-    """Run all steps; rank 0 writes one JSON line a step to `metrics` and says a shorter one."""
+    start: int,
+    after_step: Callable[[int], bool],
+) -> int:
+    """Run the steps after the first `start`; rank 0 adds one JSON line a step to `metrics` and says a shorter one.
+
+    `after_step(step)` is called when a step is done and written down, and says whether to stop. Returns how many steps
+    are done, those before `start` included.
+    """
     num_batches = len(store.batches)
     num_steps = num_batches * config.train.epochs
     width = len(str(num_steps))
-    with open(metrics if comm.rank == 0 else os.devnull, "w", encoding="utf-8") as stream:
-        for plan in schedule_steps(num_batches, config.train.epochs, config.seed):
+    with open(metrics if comm.rank == 0 else os.devnull, "a", encoding="utf-8") as stream:
+        for plan in islice(schedule_steps(num_batches, config.train.epochs, config.seed), start, None):
             info = store.batches[plan.batch]
             started = time.perf_counter()
             mask_LE = torch.from_numpy(store.masks[plan.batch])
@@ -100,3 +109,21 @@ def train_loop(
                 f"experts {result.num_active}  loss {result.loss:.4f}  norm {result.grad_norm:.4f}  "
                 f"tokens/s {result.num_tokens / seconds:,.0f}"
             )
+            if after_step(plan.step):
+                return plan.step
+    return num_steps
+
+
+def keep_lines(metrics: Path, num_steps: int) -> None:
+    """Cut a run's metrics to its first steps: those after its checkpoint are done again."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:num_steps] if metrics.is_file() else []
+    if len(lines) < num_steps:
+        raise UserError(f"{metrics}: {len(lines)} steps, but the run's checkpoint is of step {num_steps}: restore it")
+    write_text_atomic(metrics, "".join(lines))
+
+
+def check_ledger(metrics: Path, store: MaskStore, epochs: int, seed: int) -> None:
+    """Prove from what was written down of each step that no batch was left out or done twice."""
+    done = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    planned = [(plan.step, store.batches[plan.batch].id) for plan in schedule_steps(len(store.batches), epochs, seed)]
+    assert [(line["step"], line["batch_id"]) for line in done] == planned, f"{metrics} is not the run's schedule"

@@ -97,10 +97,21 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if stepping:
             self._update([self.expert_state[self.active[i]] for i in stepping], [self.grad_AN[i] for i in stepping])
         for i in stepping:
-            index, expert = self.active[i]
-            new = self.layers[index].layout.views(self.expert_state[index, expert].master)
-            for name, row in self.layers[index].row(expert).items():
-                row.copy_(new[name])
+            self._write_back(self.active[i])
+
+    @torch.no_grad()
+    def restore(self, key: tuple[int, int], tensors: dict[str, torch.Tensor]) -> None:
+        """Give expert (layer, expert) a state that was saved: one tensor a field of `ExpertState`."""
+        for name, tensor in tensors.items():
+            getattr(self.expert_state[key], name).copy_(tensor)
+        self._write_back(key)
+
+    def _write_back(self, key: tuple[int, int]) -> None:
+        """The expert's weights in the bank become its master copy's, rounded to the bank's type."""
+        layer, expert = self.layers[key[0]], key[1]
+        new = layer.layout.views(self.expert_state[key].master)
+        for name, row in layer.row(expert).items():
+            row.copy_(new[name])
 
     def _update(self, states: list[ExpertState], grads: list[torch.Tensor]) -> None:
         group = self.param_groups[0]

@@ -10,7 +10,6 @@ written. The directory gets its name when it is complete.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import ExpertLayer
 from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.shared_files import shared_directory
 from dist_moe.training.optimizer import SelectiveAdamW
 
 FORMAT, VERSION = "dist_moe experts", 1
@@ -30,27 +30,21 @@ def save_experts(
     path: Path, layers: tuple[ExpertLayer, ...], optimizer: SelectiveAdamW, comm: Comm, facts: dict[str, Any]
 ) -> int:
     """Called by all ranks together; returns the number of experts written. `facts` go into the index as they are."""
-    partial = path.with_name(path.name + ".partial")
-    if comm.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    comm.barrier()
-    name = f"experts-{comm.rank:05d}.safetensors"
-    mine = [key for key, state in optimizer.expert_state.items() if state.step > 0]
-    tensors = {
-        f"{index}.{expert}.{weight}": row.cpu().contiguous().clone()
-        for index, expert in mine
-        for weight, row in layers[index].row(expert).items()
-    }
-    if tensors:
-        save_file(tensors, partial / name)
-    files = {f"{index}.{expert}": name for index, expert in mine}
-    merged = {key: file for part in comm.gather(files) for key, file in part.items()}
-    if comm.rank == 0:
-        index = {"format": FORMAT, "version": VERSION, **facts, "experts": merged}
-        (partial / "index.json").write_text(json.dumps(index, indent=1))
-        partial.rename(path)
-    comm.barrier()
+    with shared_directory(path, comm) as partial:
+        name = f"experts-{comm.rank:05d}.safetensors"
+        mine = [key for key, state in optimizer.expert_state.items() if state.step > 0]
+        tensors = {
+            f"{index}.{expert}.{weight}": row.cpu().contiguous().clone()
+            for index, expert in mine
+            for weight, row in layers[index].row(expert).items()
+        }
+        if tensors:
+            save_file(tensors, partial / name)
+        files = {f"{index}.{expert}": name for index, expert in mine}
+        merged = {key: file for part in comm.gather(files) for key, file in part.items()}
+        if comm.rank == 0:
+            index = {"format": FORMAT, "version": VERSION, **facts, "experts": merged}
+            (partial / "index.json").write_text(json.dumps(index, indent=1))
     return len(merged)
 
 

@@ -31,6 +31,16 @@ class RunDir:
         return self.path / "experts"
 
     @property
+    def checkpoints(self) -> Path:
+        """What an unfinished run goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def stop(self) -> Path:
+        """A file that a person or a script makes to have the run saved and ended."""
+        return self.path / "STOP"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,17 @@ from dist_moe.parallel.launch import together
 from dist_moe.risk.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
-from dist_moe.training.loop import Split, schedule_steps, train_loop
+from dist_moe.training.checkpoint import load_checkpoint, save_checkpoint
+from dist_moe.training.loop import Split, check_ledger, schedule_steps, train_loop
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.save import save_experts
 from dist_moe.training.step import MaskedStep, batch_loss
+from dist_moe.training.stop import StopRequest
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
-from dist_moe.workflows.run_dir import RunDir, require_absent
+from dist_moe.workflows.resume import clear_the_way, resume_facts, unfinished_run
+from dist_moe.workflows.run_dir import RunDir
 
 
 def train(config: Config, comm: Comm) -> None:
@@ -39,8 +42,6 @@ def train(config: Config, comm: Comm) -> None:
     say, run = console(comm), RunDir(config.run_dir)
     with together(comm):
         name = engine_name(config)
-        for earlier in (run.experts, run.metrics):
-            require_absent(earlier, config.overwrite)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         store = MaskStore.open(config.train.masks or run.masks)
         inputs = read_inputs(config, say)
@@ -51,10 +52,13 @@ def train(config: Config, comm: Comm) -> None:
             data_hash=inputs.prompts.data_hash,
             batch_ids=[batch.id for batch in inputs.plan.batches],
         )
+        facts = resume_facts(config, inputs, store)
+        found = unfinished_run(run, config, facts, say) if comm.rank == 0 else None
         masks_BLE = store.masks[:] if config.parallel.placement == "balanced" else None
         model = load_model(config.model, comm, masks_BLE)
         if config.train.mode == "route":
             require_routers(model.module)
+    found = comm.gather(found)[0]
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
     plan = freeze_plan(store, model)
@@ -89,15 +93,49 @@ def train(config: Config, comm: Comm) -> None:
         f"Placement: {config.parallel.placement}; a rank trains {min(owned_R)} to {max(owned_R)} of the union's "
         f"experts, optimizer state at most {12e-6 * max(owned_R) * plan.num_expert_parameters:,.1f} MB"
     )
-    if config.train.mode == "route":
+    if config.train.mode == "route" and found is None:
         _tell_route_cost(config, store, inputs, model, split, comm, say)
-    if comm.rank == 0:
-        run.path.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(run.experts, ignore_errors=True)
-        run.evaluation.unlink(missing_ok=True)  # it was of the experts that are gone
-        save_config(config, run.resolved("train"))
+    with together(comm):
+        if comm.rank == 0:
+            clear_the_way(run, found)
+            save_config(config, run.resolved("train"))
+    save = partial(
+        save_checkpoint, run.checkpoints, optimizer=optimizer, schedule=schedule, comm=comm, facts=facts,
+        keep=config.checkpoint.keep,
+    )  # fmt: skip
+    if found is not None:
+        load_checkpoint(found, optimizer, schedule)
+        say(f"Going on after step {found.step} of {num_steps}, from {found.path}")
+    elif config.checkpoint.every:
+        save(0)
     step = MaskedStep(model, optimizer, engine, comm, lambda mask: route_plan(config.train, mask))
-    train_loop(config, step, store, inputs.rows, split, pad_id=inputs.pad_id, comm=comm, metrics=run.metrics, say=say)
+    with StopRequest(run.stop, comm) as stop:
+
+        def after_step(done: int) -> bool:
+            stopping = stop.agreed() and done < num_steps
+            if stopping or (config.checkpoint.every and done % config.checkpoint.every == 0):
+                save(done)
+            return stopping
+
+        done = train_loop(
+            config,
+            step,
+            store,
+            inputs.rows,
+            split,
+            pad_id=inputs.pad_id,
+            comm=comm,
+            metrics=run.metrics,
+            say=say,
+            start=0 if found is None else found.step,
+            after_step=after_step,
+        )
+        stop.done()
+    if done < num_steps:
+        say(f"Stopped after step {done} of {num_steps}, as asked, and saved: the same command goes on")
+        return
+    if comm.rank == 0:
+        check_ledger(run.metrics, store, config.train.epochs, config.seed)
     num_saved = save_experts(run.experts, model.layers, optimizer, comm, run_facts(config, inputs, store, plan))
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
 

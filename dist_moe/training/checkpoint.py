@@ -1,0 +1,145 @@
+"""Checkpoints of a training run: after each, the run can be killed and goes on with the same bits.
+
+    checkpoints/step-00000040/index.json                   facts, step, schedule, and each file's experts and SHA-256
+    checkpoints/step-00000040/experts-<rank>.safetensors   <layer>.<expert>.<master | exp_avg | exp_avg_sq | step>
+
+Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. Experts that have
+never stepped are the base's and are not written. The directory gets its name when it is complete. Data order has no
+state (it follows from seed and step), and nothing in a step draws random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LRScheduler
+
+from dist_moe.errors import UserError
+from dist_moe.files import hash_file
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.shared_files import shared_directory
+from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
+
+FORMAT, VERSION = "dist_moe checkpoint", 1
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint whose every byte was checked."""
+
+    path: Path
+    index: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps that were done."""
+        return int(self.index["step"])
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    optimizer: SelectiveAdamW,
+    schedule: LRScheduler,
+    comm: Comm,
+    facts: dict[str, Any],
+    *,
+    keep: int,
+) -> Path:
+    """Called by all ranks together after a step; then only the last `keep` checkpoints remain."""
+    path = root / f"step-{step:08}"
+    with shared_directory(path, comm) as partial:
+        name = f"experts-{comm.rank:05d}.safetensors"
+        stepped = {key: state for key, state in optimizer.expert_state.items() if state.step > 0}
+        tensors = {
+            f"{layer}.{expert}.{field.name}": getattr(state, field.name).cpu()
+            for (layer, expert), state in stepped.items()
+            for field in fields(state)
+        }
+        save_file(tensors, partial / name)
+        mine = {"sha256": hash_file(partial / name), "experts": [f"{layer}.{expert}" for layer, expert in stepped]}
+        files = dict(comm.gather((name, mine)))
+        if comm.rank == 0:
+            index = {
+                "format": FORMAT,
+                "version": VERSION,
+                "step": step,
+                "num_ranks": comm.size,
+                "facts": facts,
+                "schedule": schedule.state_dict(),
+                "files": files,
+            }
+            (partial / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    if comm.rank == 0:
+        for old in _directories(root)[:-keep]:
+            shutil.rmtree(old)
+    return path
+
+
+def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+    """The last good checkpoint of a run, or None. A damaged one is said and passed over.
+
+    Raises:
+        UserError: the checkpoint is of a run with other facts: names the first that differs, and both values.
+    """
+    for path in reversed(_directories(root)):
+        try:
+            index = _checked_index(path)
+        except UserError as error:
+            say(f"{error}; the one before it is used")
+            continue
+        for key, here in facts.items():
+            stored = index["facts"].get(key)
+            if stored != here:
+                raise UserError(
+                    f"{path} is of another run: {key} is {stored} there, {here} here; restore it, choose another "
+                    "run_dir, or set overwrite to start anew"
+                )
+        return Checkpoint(path, index)
+    return None
+
+
+def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule: LRScheduler) -> None:
+    """Put this rank's experts, whatever rank wrote them, and the schedule where they were."""
+    for name, part in checkpoint.index["files"].items():
+        mine = [key for key in part["experts"] if _numbers(key) in optimizer.expert_state]
+        if not mine:
+            continue
+        with safe_open(checkpoint.path / name, "pt") as stream:
+            for key in mine:
+                tensors = {field.name: stream.get_tensor(f"{key}.{field.name}") for field in fields(ExpertState)}
+                optimizer.restore(_numbers(key), tensors)
+    schedule.load_state_dict(checkpoint.index["schedule"])
+    for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = lr
+
+
+def _directories(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(root.glob("step-*"))
+
+
+def _numbers(key: str) -> tuple[int, int]:
+    layer, expert = key.split(".")
+    return int(layer), int(expert)
+
+
+def _checked_index(path: Path) -> dict[str, Any]:
+    try:
+        index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: its {INDEX} is not readable: the checkpoint is damaged") from None
+    if (index.get("format"), index.get("version")) != (FORMAT, VERSION):
+        raise UserError(f"{path / INDEX}: expected format '{FORMAT}' version {VERSION}: it is no checkpoint of ours")
+    for name, part in index["files"].items():
+        if not (path / name).is_file() or hash_file(path / name) != part["sha256"]:
+            raise UserError(f"{path / name}: not as it was written: the checkpoint is damaged")
+    return index

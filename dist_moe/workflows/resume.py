@@ -1,0 +1,61 @@
+"""What an unfinished training run goes on from, and what must be the same for that."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+from dist_moe.config.schema import Config
+from dist_moe.store.read import MaskStore
+from dist_moe.training.checkpoint import Checkpoint, last_checkpoint
+from dist_moe.training.loop import keep_lines
+from dist_moe.workflows.console import Say
+from dist_moe.workflows.inputs import Inputs
+from dist_moe.workflows.run_dir import RunDir, require_absent
+
+FREE = ("masks", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
+"""Settings of the train section that change where and how a step is computed, not what."""
+
+
+def resume_facts(config: Config, inputs: Inputs, store: MaskStore) -> dict[str, Any]:
+    """What determines a run's steps: a checkpoint of a run with other facts is refused."""
+    batches = hashlib.sha256(" ".join(store.batch_ids).encode()).hexdigest()
+    settings = {f"train.{key}": value for key, value in asdict(config.train).items() if key not in FREE}
+    return {
+        "model_hash": inputs.model_hash,
+        "tokenizer_hash": inputs.tokenizer_hash,
+        "data_hash": inputs.prompts.data_hash,
+        "batches_hash": batches,
+        "masks_digest": store.digest,
+        "model.dtype": config.model.dtype,
+        "seed": config.seed,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
+    }
+
+
+def unfinished_run(run: RunDir, config: Config, facts: dict[str, Any], say: Say) -> Checkpoint | None:
+    """The checkpoint to go on from; None: the run starts. Results that would be lost by either are a `UserError`."""
+    if config.overwrite:
+        return None
+    require_absent(run.experts, overwrite=False)
+    if config.checkpoint.resume == "auto":
+        found = last_checkpoint(run.checkpoints, facts, say)
+        if found is not None:
+            return found
+    for earlier in (run.metrics, run.checkpoints):
+        require_absent(earlier, overwrite=False)
+    return None
+
+
+def clear_the_way(run: RunDir, found: Checkpoint | None) -> None:
+    """Remove what a starting run replaces, or the steps after the checkpoint of one that goes on."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    if found is None:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        run.metrics.unlink(missing_ok=True)
+    else:
+        keep_lines(run.metrics, found.step)
+    shutil.rmtree(run.experts, ignore_errors=True)
+    run.evaluation.unlink(missing_ok=True)  # it was of the experts that are gone

@@ -1,0 +1,122 @@
+"""A run that is stopped or killed goes on with the same bits; what does not belong to it is refused."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from dist_moe.cli.main import main
+
+KILL_RUNS = Path(__file__).with_name("kill_runs.py")
+TIMES = ("seconds", "tokens_per_second")
+
+
+def arguments(trained, run_dir, *more):
+    """A run of 120 steps from the masks of `trained`."""
+    settings = ("--train.epochs", "60", "--train.masks", str(trained.masks), "--run-dir", str(run_dir))
+    return ["train", "--config", str(trained.config), *settings, *more]
+
+
+def result(run_dir):
+    """Trained experts and metrics of a finished run, without times."""
+    experts = load_file(run_dir / "experts" / "experts-00000.safetensors")
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {key: w.numpy().tobytes() for key, w in experts.items()}, [
+        {key: value for key, value in line.items() if key not in TIMES} for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trained, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main(arguments(trained, run_dir)) == 0
+    assert not (run_dir / "checkpoints").exists()
+    experts, metrics = result(run_dir)
+    assert len(metrics) == 120
+    assert experts
+    return experts, metrics
+
+
+@pytest.mark.parametrize(("signal", "seed"), [("SIGKILL", 0), ("SIGTERM", 1)])
+@pytest.mark.timeout(280)
+def test_killed_at_twenty_random_moments(trained, undisturbed, tmp_path, signal, seed):
+    run_dir = tmp_path / "run"
+    training = arguments(trained, run_dir, "--checkpoint.every", "2")
+    command = [sys.executable, str(KILL_RUNS), str(seed), "20", signal, str(run_dir), *training]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert result(run_dir) == undisturbed
+    assert len(re.findall(r"ended with (-9|-15|0), by the signal", done.stdout)) == 20, done.stdout
+    assert done.stdout.count("Going on after step") > 5
+    assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "experts", "metrics.jsonl", "train.yaml"]
+    assert len(list((run_dir / "checkpoints").glob("step-*"))) == 2
+
+
+def test_stop_file(trained, undisturbed, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    for step in (1, 2, 3):
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "STOP").touch()
+        assert main(arguments(trained, run_dir)) == 0
+        assert f"Stopped after step {step} of 120" in capsys.readouterr().out
+        assert not (run_dir / "STOP").exists()
+        assert not (run_dir / "experts").exists()
+    assert main(arguments(trained, run_dir)) == 0
+    assert "Going on after step 3 of 120" in capsys.readouterr().out
+    assert result(run_dir) == undisturbed
+
+
+@pytest.fixture
+def stopped(trained, tmp_path):
+    """A run that was stopped twice, after steps 1 and 2."""
+    run_dir = tmp_path / "run"
+    for _ in range(2):
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "STOP").touch()
+        assert main(arguments(trained, run_dir)) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "lose", "no index"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(trained, undisturbed, stopped, capsys, harm):
+    last = stopped / "checkpoints" / "step-00000002"
+    file = last / ("index.json" if harm == "no index" else "experts-00000.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    if harm in ("lose", "no index"):
+        file.unlink()
+    else:
+        file.write_bytes(data if harm == "flip" else data[:-1])
+    capsys.readouterr()
+    assert main(arguments(trained, stopped)) == 0
+    out = capsys.readouterr().out
+    assert f"{last}" in out
+    assert "damaged; the one before it is used" in out
+    assert "Going on after step 1 of 120" in out
+    assert result(stopped) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--train.lr", "0.5"), "train.lr is 0.001 there, 0.5 here"),
+        (("--train.mode", "update"), "train.mode is route there, update here"),
+        (("--checkpoint.resume", "never"), "metrics.jsonl exists"),
+    ],
+)
+def test_a_run_of_other_settings_is_refused_and_left_as_it_is(trained, stopped, capsys, change, message):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    assert main([*arguments(trained, stopped), *change]) == 2
+    assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_starts_anew(trained, undisturbed, stopped, capsys):
+    assert main([*arguments(trained, stopped), "--overwrite"]) == 0
+    assert "Going on" not in capsys.readouterr().out
+    assert not (stopped / "checkpoints").exists()
+    assert result(stopped) == undisturbed
