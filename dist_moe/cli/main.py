@@ -96,6 +96,10 @@ def _run(argv: list[str]) -> int:
         from dist_moe.workflows.evaluate import evaluate
 
         evaluate(args.run, tuple(args.data), print)
+    elif args.command == "checkpoint":
+        from dist_moe.workflows.checkpoint import show
+
+        show(args.path, print)
     elif args.command == "inspect-model":
         from dist_moe.workflows.inspect_model import inspect_model
 
@@ -145,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
     command.add_argument("run", type=Path, help="run directory")
     command.add_argument("--data", type=Path, nargs="*", default=[], help="prompt files to score instead of the run's")
+    command = commands.add_parser("checkpoint", help="what is in a run's checkpoints, after a check of every byte")
+    command.add_argument("action", choices=["show"])
+    command.add_argument("path", type=Path, help="run directory, or one checkpoint in it")
     command = commands.add_parser("inspect-model", help="what a model is to dist-moe: layers, experts, routing, sizes")
     command.add_argument("model", type=Path, help="model directory")
     command.add_argument("--json", action="store_true", help="one JSON object")

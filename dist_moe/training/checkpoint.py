@@ -92,18 +92,18 @@ def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None
     """
     for path in reversed(_directories(root)):
         try:
-            index = _checked_index(path)
+            found = read_checkpoint(path)
         except UserError as error:
             say(f"{error}; the one before it is used")
             continue
         for key, here in facts.items():
-            stored = index["facts"].get(key)
+            stored = found.index["facts"].get(key)
             if stored != here:
                 raise UserError(
                     f"{path} is of another run: {key} is {stored} there, {here} here; restore it, choose another "
                     "run_dir, or set overwrite to start anew"
                 )
-        return Checkpoint(path, index)
+        return found
     return None
 
 
@@ -132,7 +132,8 @@ def _numbers(key: str) -> tuple[int, int]:
     return int(layer), int(expert)
 
 
-def _checked_index(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint after a check of every byte; a damaged or foreign one is a `UserError`."""
     try:
         index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -142,4 +143,4 @@ def _checked_index(path: Path) -> dict[str, Any]:
     for name, part in index["files"].items():
         if not (path / name).is_file() or hash_file(path / name) != part["sha256"]:
             raise UserError(f"{path / name}: not as it was written: the checkpoint is damaged")
-    return index
+    return Checkpoint(path, index)

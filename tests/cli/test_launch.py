@@ -50,20 +50,36 @@ def test_counts_of_two_ranks_are_those_of_one(trained, two_ranks):
     assert [b.mask_hash for b in one.batches] == [b.mask_hash for b in two.batches]
 
 
-def test_training_on_two_ranks_is_that_of_one(trained, two_ranks):
+def assert_same_training(run_dir, other_dir):
+    """Metrics and trained experts of two runs, to 1e-5."""
     one, two = (
         [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        for path in (trained.run_dir, two_ranks)
+        for path in (run_dir, other_dir)
     )
     assert [(a["batch_id"], a["mask_hash"]) for a in one] == [(b["batch_id"], b["mask_hash"]) for b in two]
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-5)
     for layer in range(3):
-        (ids, weights), (other_ids, others) = (read_experts(p / "experts", layer) for p in (trained.run_dir, two_ranks))
+        (ids, weights), (other_ids, others) = (read_experts(p / "experts", layer) for p in (run_dir, other_dir))
         assert ids == other_ids
         for name in weights:
             torch.testing.assert_close(weights[name], others[name], rtol=0, atol=1e-5)
+
+
+def test_training_on_two_ranks_is_that_of_one(trained, two_ranks):
+    assert_same_training(trained.run_dir, two_ranks)
+
+
+def test_a_job_that_was_stopped_on_two_ranks_goes_on_in_one_process(trained, tmp_path):
+    arguments = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks]
+    (tmp_path / "STOP").touch()
+    done = deepspeed("train", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Stopped after step 1 of 4" in done.stdout
+    assert len(list((tmp_path / "checkpoints" / "step-00000001").glob("*.safetensors"))) == 2
+    assert main(["train", *map(str, arguments)]) == 0
+    assert_same_training(trained.run_dir, tmp_path)
 
 
 def test_export_of_two_ranks_is_verified(trained, two_ranks, tmp_path):

@@ -120,3 +120,19 @@ def test_overwrite_starts_anew(trained, undisturbed, stopped, capsys):
     assert "Going on" not in capsys.readouterr().out
     assert not (stopped / "checkpoints").exists()
     assert result(stopped) == undisturbed
+
+
+def test_show(stopped, capsys):
+    capsys.readouterr()
+    assert main(["checkpoint", "show", str(stopped)]) == 0
+    out = capsys.readouterr().out
+    for step in (1, 2):
+        file = stopped / "checkpoints" / f"step-0000000{step}" / "experts-00000.safetensors"
+        num_experts = len(load_file(file)) // 4
+        assert f"{file.parent}: after step {step}, written by 1 rank(s), complete" in out
+        assert f"{num_experts} experts that have stepped, {file.stat().st_size:,} bytes" in out
+    assert "  train.lr: 0.001" in out
+    file.write_bytes(b"")
+    assert main(["checkpoint", "show", str(stopped)]) == 2
+    assert "the checkpoint is damaged" in capsys.readouterr().err
+    assert main(["checkpoint", "show", str(stopped / "checkpoints" / "none")]) == 2
