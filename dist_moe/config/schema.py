@@ -151,8 +151,8 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    engine: Literal["auto", "local", "deepspeed"] = "auto"
-    """auto: deepspeed when a launcher started the process, else local."""
+    engine: Literal["auto", "local", "deepspeed", "fsdp"] = "auto"
+    """auto: deepspeed when a launcher started the process, else local. fsdp: FSDP2 shards the frozen dense weights."""
     seed: NonNegativeInt = 0
     """Seed of batching, of the order of batches, and of everything else that is drawn."""
     overwrite: bool = False

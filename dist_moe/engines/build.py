@@ -11,10 +11,11 @@ from dist_moe.config.schema import Config
 from dist_moe.engines.local import LocalEngine
 from dist_moe.errors import UserError
 from dist_moe.moe.model import MoEModel
+from dist_moe.parallel.comm import Comm, GroupComm
 from dist_moe.parallel.launch import launched
 from dist_moe.training.engine import Engine
 
-EngineName = Literal["local", "deepspeed"]
+EngineName = Literal["local", "deepspeed", "fsdp"]
 
 
 def engine_name(config: Config) -> EngineName:
@@ -22,7 +23,15 @@ def engine_name(config: Config) -> EngineName:
     if config.engine == "auto":
         return "deepspeed" if launched() else "local"
     if config.engine == "local" and launched():
-        raise UserError("engine is 'local', but a launcher started several processes: set engine to deepspeed or auto")
+        raise UserError(
+            "engine is 'local', but a launcher started several processes: set engine to deepspeed, fsdp or auto"
+        )
+    if config.engine == "fsdp" and not launched():
+        raise UserError(
+            "engine is 'fsdp', which a launcher must start: `torchrun --nproc_per_node N launch/train.py --config ...`"
+        )
+    if config.engine == "fsdp" and config.train.deepspeed_config is not None:
+        raise UserError("train.deepspeed_config is set, but engine is 'fsdp', which reads no such file: remove it")
     if config.engine == "deepspeed" and not launched():
         raise UserError(
             "engine is 'deepspeed', which its launcher must start: run `deepspeed launch/train.py --config ...`"
@@ -35,6 +44,7 @@ def build_engine(
     model: MoEModel,
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
+    comm: Comm,
     *,
     deepspeed_settings: dict[str, Any],
     micro_batch_size: int,
@@ -43,6 +53,11 @@ def build_engine(
     """The engine around a model and its optimizer; collective where the engine is."""
     if name == "local":
         return LocalEngine(model.module, optimizer, schedule)
+    if name == "fsdp":
+        from dist_moe.engines.fsdp import FsdpEngine
+
+        assert isinstance(comm, GroupComm)
+        return FsdpEngine(model.module, optimizer, schedule, comm)
     from dist_moe.engines.deepspeed import DeepSpeedEngine  # importing deepspeed takes seconds
 
     return DeepSpeedEngine(

@@ -83,6 +83,7 @@ def train(config: Config, comm: Comm) -> None:
         model,
         optimizer,
         schedule,
+        comm,
         deepspeed_settings=deepspeed_settings,
         micro_batch_size=split.micro_batch_size,
         num_micro_batches=split.num_micro_batches,

@@ -18,13 +18,17 @@ from dist_moe.training.save import read_experts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 200
+PORT = str(29600 + os.getpid() % 300)
 
 
 def deepspeed(script: str, *argv: object) -> subprocess.CompletedProcess:
     program = Path(sys.executable).with_name("deepspeed")
-    port = str(29600 + os.getpid() % 300)
+    return launch([program, "--num_gpus", "2", "--master_port", PORT, f"launch/{script}.py", *argv])
+
+
+def launch(command: list[object]) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [program, "--num_gpus", "2", "--master_port", port, f"launch/{script}.py", *map(str, argv)],
+        list(map(str, command)),
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -69,6 +73,21 @@ def assert_same_training(run_dir, other_dir):
 
 def test_training_on_two_ranks_is_that_of_one(trained, two_ranks):
     assert_same_training(trained.run_dir, two_ranks)
+
+
+def test_torchrun_with_fsdp_is_one_process(trained, tmp_path):
+    program = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", "2", "--master_port", PORT]
+    arguments = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks, "--engine", "fsdp"]
+    done = launch([*program, "launch/train.py", *arguments])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Engine: fsdp, 2 rank(s)" in done.stdout
+    assert_same_training(trained.run_dir, tmp_path)
+
+
+def test_fsdp_without_a_launcher_is_one_line(trained, tmp_path, capsys):
+    arguments = ["--config", str(trained.config), "--run-dir", str(tmp_path), "--engine", "fsdp"]
+    assert main(["train", *arguments]) == 2
+    assert "engine is 'fsdp', which a launcher must start: `torchrun" in capsys.readouterr().err
 
 
 def test_a_job_that_was_stopped_on_two_ranks_goes_on_in_one_process(trained, tmp_path):

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from dist_moe.data.tokens import Encoded
 from dist_moe.engines.deepspeed import DeepSpeedEngine
+from dist_moe.engines.fsdp import FsdpEngine
 from dist_moe.engines.local import LocalEngine
 from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
@@ -19,6 +21,7 @@ from tests.ranks.harness import run_ranks
 from tests.reference import ADAMW, MAX_NORM, Reference
 from tests.tiny import VOCAB, E, L, random_masks, tiny_model
 
+CPU = SoloComm(torch.device("cpu"))
 STEPS = 8
 STATE = ("master", "exp_avg", "exp_avg_sq")
 
@@ -32,6 +35,7 @@ class Case:
     checkpointing: bool = False
     rows: int = 8
     balanced: bool = False
+    engine: str = "deepspeed"
     scope: str = "all"
 
 
@@ -45,6 +49,10 @@ CASES = [
     Case(masks="adversarial", rows=1),
     Case(family="mixtral", balanced=True),
     Case(masks="adversarial", mode="update", balanced=True, checkpointing=True),
+    Case(engine="fsdp"),
+    Case(engine="fsdp", masks="adversarial", mode="update", micro_batch_size=2),
+    Case(engine="fsdp", family="olmoe", masks="adversarial", checkpointing=True, balanced=True),
+    Case(engine="fsdp", family="mixtral", masks="adversarial", rows=1, mode="update"),
     Case(family="olmoe", scope="unsafe", micro_batch_size=2, checkpointing=True),
 ]
 
@@ -85,6 +93,10 @@ def padded(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return ids, labels, torch.tensor([row.unsafe for row in rows])
 
 
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
 def snapshot(layers, optimizer):
     bits = {(layer.index, e, n): w.clone() for layer in layers for e in layer.local for n, w in layer.row(e).items()}
     for key, state in optimizer.expert_state.items():
@@ -107,6 +119,8 @@ def train_case(comm, case):
     split = Split.of(case.rows, comm.size, case.micro_batch_size)
     if isinstance(comm, SoloComm):
         engine = LocalEngine(model.module, optimizer, schedule)
+    elif case.engine == "fsdp":
+        engine = FsdpEngine(model.module, optimizer, schedule, comm)
     else:
         engine = DeepSpeedEngine(
             model.module,
@@ -140,30 +154,39 @@ def train_case(comm, case):
         "moved": moved,
         "weights": {key: weight.numpy() for key, weight in weights.items()},
         "state_owner": sorted(optimizer.expert_state),
+        "dense_bytes": sum(_local(parameter).nbytes for parameter in model.module.parameters()),
         "state_bytes": sum(getattr(s, name).nbytes for s in optimizer.expert_state.values() for name in STATE),
     }
 
 
-@pytest.fixture(scope="module")
-def solo():
-    return train_cases(SoloComm(torch.device("cpu")), CASES)
+RUNS = [
+    *((num_ranks, number) for num_ranks in (1, 2) for number in range(len(CASES))),
+    *((4, number) for number, case in enumerate(CASES) if case.masks == "adversarial"),
+]
+each_run = pytest.mark.parametrize(("num_ranks", "number"), RUNS, ids=[f"{n}-{CASES[i]}" for n, i in RUNS])
 
 
 @pytest.fixture(scope="module")
-def two_ranks():
-    return run_ranks(2, train_cases, CASES)
+def ranks():
+    """What each rank answered in a run; runs of one engine and number of ranks share their processes."""
+    known = {}
+
+    def answers(num_ranks, number):
+        if (num_ranks, number) not in known:
+            together = [i for n, i in RUNS if n == num_ranks and CASES[i].engine == CASES[number].engine]
+            cases = [CASES[i] for i in together]
+            solo = num_ranks == 1
+            found = [train_cases(CPU, cases)] if solo else run_ranks(num_ranks, train_cases, cases)
+            for i, *case in zip(together, *found, strict=True):
+                known[num_ranks, i] = case
+        return known[num_ranks, number]
+
+    return answers
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def ranks(request):
-    """Per case, what each rank answered."""
-    answers = [request.getfixturevalue("solo")] if request.param == 1 else request.getfixturevalue("two_ranks")
-    return [list(case) for case in zip(*answers, strict=True)]
-
-
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
-def test_equals_plain_transformers_and_torch_adamw(ranks, number):
-    case, answers = CASES[number], ranks[number]
+@each_run
+def test_equals_plain_transformers_and_torch_adamw(ranks, num_ranks, number):
+    case, answers = CASES[number], ranks(num_ranks, number)
     reference = Reference(case.family, case.mode, case.scope)
     for i, mask in enumerate(masks_of(case)):
         loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
@@ -179,25 +202,35 @@ def test_equals_plain_transformers_and_torch_adamw(ranks, number):
             torch.testing.assert_close(torch.from_numpy(weight), expected[key], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
-def test_not_one_bit_moves_outside_the_mask(ranks, number):
-    assert all(not answer["leaks"] for answer in ranks[number])
-    assert sum(answer["moved"] for answer in ranks[number]) > 0
+@each_run
+def test_not_one_bit_moves_outside_the_mask(ranks, num_ranks, number):
+    answers = ranks(num_ranks, number)
+    assert all(not answer["leaks"] for answer in answers)
+    assert sum(answer["moved"] for answer in answers) > 0
 
 
-def test_optimizer_state_is_on_the_one_rank_that_holds_the_expert(two_ranks):
+def test_optimizer_state_is_on_the_one_rank_that_holds_the_expert(ranks):
     union = masks_of(CASES[0]).any(0)
-    owned = [set(answer[0]["state_owner"]) for answer in two_ranks]
+    owned = [set(answer["state_owner"]) for answer in ranks(2, 0)]
     assert owned[0] | owned[1] == {tuple(pair) for pair in torch.nonzero(union).tolist()}
     assert not owned[0] & owned[1]
     assert all(expert < E // 2 for _, expert in owned[0])
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
-def test_state_is_12_bytes_a_parameter_of_the_experts_that_a_rank_owns(ranks, number):
+@each_run
+def test_state_is_12_bytes_a_parameter_of_the_experts_that_a_rank_owns(ranks, num_ranks, number):
     sizes = []
-    for answer in ranks[number]:
+    for answer in ranks(num_ranks, number):
         num_parameters = sum(w.size for key, w in answer["weights"].items() if key[:2] in answer["state_owner"])
         assert answer["state_bytes"] == 12 * num_parameters
         sizes.append(len(answer["state_owner"]))
     assert not CASES[number].balanced or max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "number"), [run for run in RUNS if CASES[run[1]].engine == "fsdp" and run[0] > 1]
+)
+def test_fsdp_leaves_each_rank_its_share_of_the_dense_weights(ranks, num_ranks, number):
+    whole = ranks(1, number)[0]["dense_bytes"]
+    for answer in ranks(num_ranks, number):
+        assert answer["dense_bytes"] == pytest.approx(whole / num_ranks, rel=0.02)

@@ -1,0 +1,34 @@
+"""FSDP2 hosts the step: every frozen dense weight lies on one rank in pieces, and is whole only while its layer runs.
+
+The experts are no parameters of the module, so `fully_shard` finds the dense weights alone: nothing has to be named or
+left out, and as these are frozen there is no gradient to reduce. Collectives are the same on all ranks whatever a batch
+trains, because autograd starts at the same layer on all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel
+
+from dist_moe.engines.local import LocalEngine
+from dist_moe.moe.internals import is_decoder_layer
+from dist_moe.parallel.comm import GroupComm
+
+
+class FsdpEngine(LocalEngine):
+    """Plain torch around a module whose decoder layers, and what is left, are sharded over all ranks of `comm`."""
+
+    name = "fsdp"
+
+    def __init__(
+        self, module: PreTrainedModel, optimizer: torch.optim.Optimizer, schedule: LRScheduler, comm: GroupComm
+    ) -> None:
+        mesh = DeviceMesh.from_group(comm.group, comm.device.type)
+        for layer in module.modules():
+            if is_decoder_layer(layer):
+                fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        super().__init__(module, optimizer, schedule)
