@@ -1,6 +1,6 @@
 """All that this package takes from inside transformers, beyond its public API.
 
-Names here can change with any release. `TESTED` is the range of versions that all tests passed with; another version is
+Names here can change with any release. `TESTED` is the range of versions whose ends were tried; another version is
 warned of once, and `dist-moe families` tells what works with it.
 """
 
@@ -36,7 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from dist_moe.errors import UntestedVersionWarning, UserError
 
 TESTED = ("5.17", "5.23")
-"""First and last minor version of transformers that all tests passed with."""
+"""First and last minor version of transformers that `dist-moe families` found good; all tests run with the last."""
 INTERFACE = ("is_transposed", "is_concatenated", "has_gate", "has_bias", "_apply_gate")
 """What transformers' experts interface (`use_experts_implementation`) sets on a module."""
 
