@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from dist_moe import __version__
@@ -64,19 +65,9 @@ def train(config: Config, comm: Comm) -> None:
     plan = freeze_plan(store, model)
     for line in (*plan.describe(), *_per_batch(store)):
         say(line)
-    optimizer = SelectiveAdamW(
-        model.layers,
-        torch.from_numpy(plan.union_LE),
-        comm,
-        lr=config.train.lr,
-        betas=config.train.betas,
-        eps=config.train.eps,
-        weight_decay=config.train.weight_decay,
-        max_norm=config.train.max_norm,
-    )
     num_steps = len(store.batches) * config.train.epochs
-    curve = "constant_with_warmup" if config.train.schedule == "constant" else config.train.schedule
-    schedule = get_scheduler(curve, optimizer, config.train.warmup_steps, num_steps)
+    optimizer = _optimizer(config.train, model, plan, comm)
+    schedule = _schedule(config.train, optimizer, num_steps)
     split = Split.of(config.batches.batch_size, comm.size, config.train.micro_batch_size)
     engine = build_engine(
         name,
@@ -88,12 +79,8 @@ def train(config: Config, comm: Comm) -> None:
         micro_batch_size=split.micro_batch_size,
         num_micro_batches=split.num_micro_batches,
     )
-    owned_R = model.placement.num_owned(torch.from_numpy(plan.union_LE))
     say(f"Engine: {engine.name}, {comm.size} rank(s); mode {config.train.mode}")
-    say(
-        f"Placement: {config.parallel.placement}; a rank trains {min(owned_R)} to {max(owned_R)} of the union's "
-        f"experts, optimizer state at most {12e-6 * max(owned_R) * plan.num_expert_parameters:,.1f} MB"
-    )
+    say(_placement_line(config, model, plan))
     if config.train.mode == "route" and found is None:
         _tell_route_cost(config, store, inputs, model, split, comm, say)
     with together(comm):
@@ -139,6 +126,33 @@ def train(config: Config, comm: Comm) -> None:
         check_ledger(run.metrics, store, config.train.epochs, config.seed)
     num_saved = save_experts(run.experts, model.layers, optimizer, comm, run_facts(config, inputs, store, plan))
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
+
+
+def _optimizer(train: TrainConfig, model: MoEModel, plan: FreezePlan, comm: Comm) -> SelectiveAdamW:
+    return SelectiveAdamW(
+        model.layers,
+        torch.from_numpy(plan.union_LE),
+        comm,
+        lr=train.lr,
+        betas=train.betas,
+        eps=train.eps,
+        weight_decay=train.weight_decay,
+        max_norm=train.max_norm,
+    )
+
+
+def _schedule(train: TrainConfig, optimizer: SelectiveAdamW, num_steps: int) -> LRScheduler:
+    curve = "constant_with_warmup" if train.schedule == "constant" else train.schedule
+    return get_scheduler(curve, optimizer, train.warmup_steps, num_steps)
+
+
+def _placement_line(config: Config, model: MoEModel, plan: FreezePlan) -> str:
+    owned_R = model.placement.num_owned(torch.from_numpy(plan.union_LE))
+    megabytes = 12e-6 * max(owned_R) * plan.num_expert_parameters
+    return (
+        f"Placement: {config.parallel.placement}; a rank trains {min(owned_R)} to {max(owned_R)} of the union's "
+        f"experts, optimizer state at most {megabytes:,.1f} MB"
+    )
 
 
 def freeze_plan(store: MaskStore, model: MoEModel) -> FreezePlan:
