@@ -79,7 +79,7 @@ def save_checkpoint(
             }
             (partial / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     if comm.rank == 0:
-        for old in _directories(root)[:-keep]:
+        for old in checkpoint_directories(root)[:-keep]:
             shutil.rmtree(old)
     return path
 
@@ -90,7 +90,7 @@ def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None
     Raises:
         UserError: the checkpoint is of a run with other facts: names the first that differs, and both values.
     """
-    for path in reversed(_directories(root)):
+    for path in reversed(checkpoint_directories(root)):
         try:
             found = read_checkpoint(path)
         except UserError as error:
@@ -122,7 +122,7 @@ def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule:
         group["lr"] = lr
 
 
-def _directories(root: Path) -> list[Path]:
+def checkpoint_directories(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(root.glob("step-*"))
 

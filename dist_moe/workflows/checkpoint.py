@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from dist_moe.errors import UserError
-from dist_moe.training.checkpoint import read_checkpoint
+from dist_moe.training.checkpoint import INDEX, checkpoint_directories, read_checkpoint
 from dist_moe.workflows.console import Say
+from dist_moe.workflows.run_dir import RunDir
 
 
 def show(path: Path, say: Say) -> None:
     """Say of each checkpoint in a run directory, or of one, its step, owners, bytes, facts; every byte is checked."""
-    paths = [path] if (path / "index.json").is_file() else sorted((path / "checkpoints").glob("step-*"))
+    paths = [path] if (path / INDEX).is_file() else checkpoint_directories(RunDir(path).checkpoints)
     if not paths:
         raise UserError(f"{path}: no checkpoint: expected a run directory with checkpoints/, or one checkpoint")
     for each in paths:
