@@ -110,7 +110,7 @@ def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None
 def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule: LRScheduler) -> None:
     """Put this rank's experts, whatever rank wrote them, and the schedule where they were."""
     for name, part in checkpoint.index["files"].items():
-        mine = [key for key in part["experts"] if _numbers(key) in optimizer.expert_state]
+        mine = [key for key in part["experts"] if _numbers(key) in optimizer.replica_of]
         if not mine:
             continue
         with safe_open(checkpoint.path / name, "pt") as stream:

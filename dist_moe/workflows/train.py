@@ -22,6 +22,8 @@ from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.parallel.placement import Placement
 from dist_moe.risk.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
@@ -41,6 +43,7 @@ from dist_moe.workflows.run_dir import RunDir
 def train(config: Config, comm: Comm) -> None:
     """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names."""
     say, run = console(comm), RunDir(config.run_dir)
+    mesh = Mesh.of(comm, config.parallel.ep_size)
     with together(comm):
         name = engine_name(config)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
@@ -55,8 +58,7 @@ def train(config: Config, comm: Comm) -> None:
         )
         facts = resume_facts(config, inputs, store)
         found = unfinished_run(run, config, facts, say) if comm.rank == 0 else None
-        masks_BLE = store.masks[:] if config.parallel.placement == "balanced" else None
-        model = load_model(config.model, comm, masks_BLE)
+        model = load_model(config.model, mesh.ep, place_experts(config, store, mesh.ep.size))
         if config.train.mode == "route":
             require_routers(model.module)
     found = comm.gather(found)[0]
@@ -66,7 +68,7 @@ def train(config: Config, comm: Comm) -> None:
     for line in (*plan.describe(), *_per_batch(store)):
         say(line)
     num_steps = len(store.batches) * config.train.epochs
-    optimizer = _optimizer(config.train, model, plan, comm)
+    optimizer = _optimizer(config.train, model, plan, mesh)
     schedule = _schedule(config.train, optimizer, num_steps)
     split = Split.of(config.batches.batch_size, comm.size, config.train.micro_batch_size)
     engine = build_engine(
@@ -80,7 +82,7 @@ def train(config: Config, comm: Comm) -> None:
         num_micro_batches=split.num_micro_batches,
     )
     say(f"Engine: {engine.name}, {comm.size} rank(s); mode {config.train.mode}")
-    say(_placement_line(config, model, plan))
+    say(_placement_line(config, model, plan, mesh))
     if config.train.mode == "route" and found is None:
         _tell_route_cost(config, store, inputs, model, split, comm, say)
     with together(comm):
@@ -128,11 +130,11 @@ def train(config: Config, comm: Comm) -> None:
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
 
 
-def _optimizer(train: TrainConfig, model: MoEModel, plan: FreezePlan, comm: Comm) -> SelectiveAdamW:
+def _optimizer(train: TrainConfig, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> SelectiveAdamW:
     return SelectiveAdamW(
         model.layers,
         torch.from_numpy(plan.union_LE),
-        comm,
+        mesh,
         lr=train.lr,
         betas=train.betas,
         eps=train.eps,
@@ -146,12 +148,20 @@ def _schedule(train: TrainConfig, optimizer: SelectiveAdamW, num_steps: int) -> 
     return get_scheduler(curve, optimizer, train.warmup_steps, num_steps)
 
 
-def _placement_line(config: Config, model: MoEModel, plan: FreezePlan) -> str:
-    owned_R = model.placement.num_owned(torch.from_numpy(plan.union_LE))
+def place_experts(config: Config, store: MaskStore, ep_size: int) -> Placement:
+    """Where training puts each expert; a function of the masks, so the same on all ranks."""
+    if config.parallel.placement == "balanced":
+        return Placement.balanced(store.masks[:], ep_size)
+    _, num_layers, num_experts = store.masks.shape
+    return Placement.contiguous(num_layers, num_experts, ep_size)
+
+
+def _placement_line(config: Config, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> str:
+    owned_R = model.placement.num_owned(torch.from_numpy(plan.union_LE), mesh.replicas.size)
     megabytes = 12e-6 * max(owned_R) * plan.num_expert_parameters
     return (
-        f"Placement: {config.parallel.placement}; a rank trains {min(owned_R)} to {max(owned_R)} of the union's "
-        f"experts, optimizer state at most {megabytes:,.1f} MB"
+        f"Placement: {config.parallel.placement}, {mesh.replicas.size} replica(s) of {mesh.ep.size} rank(s); a rank "
+        f"trains {min(owned_R)} to {max(owned_R)} of the union's experts, optimizer state at most {megabytes:,.1f} MB"
     )
 
 
