@@ -43,6 +43,11 @@ def root_digest(root: dict[str, Any], array_digests: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def statistic_array(name: str) -> str:
+    """The array that holds a statistic; the prefix keeps a statistic's name from being that of another array."""
+    return f"statistic_{name}"
+
+
 def encode_texts(texts: Sequence[str]) -> np.ndarray:
     """Strings as the bytes of one JSON list, uint8 [num_bytes]: Zarr v3 has no settled data type for text."""
     return np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)

@@ -5,6 +5,7 @@ store each array is checked when it is first used, and `check` does all of them.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,16 @@ from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.select import SelectionRule, selection_order
 from dist_moe.risk.table import RiskTable, mean_of_batches, pooled_risk
-from dist_moe.store.layout import FORMAT, ROOT_METADATA, VERSION, array_digest, array_files, decode_texts, root_digest
+from dist_moe.store.layout import (
+    FORMAT,
+    ROOT_METADATA,
+    VERSION,
+    array_digest,
+    array_files,
+    decode_texts,
+    root_digest,
+    statistic_array,
+)
 
 CHECKED_AT_OPEN_BYTES = 256 * 2**20
 PROMPTS_AT_ONCE = 1024
@@ -71,6 +81,7 @@ class MaskStore:
         self.layer_names: tuple[str, ...] = tuple(attributes["layer_names"])
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.dist_moe_version: str = attributes["dist_moe_version"]
+        self._statistics: tuple[str, ...] = tuple(attributes.get("statistics", ()))
         self.digest: str = attributes["complete"]["digest"]
         self._array_digests: dict[str, str] = attributes["complete"]["arrays"]
         self._group = group
@@ -145,6 +156,11 @@ class MaskStore:
         """int32 [P, L, E]; the one array that may be too large to read at once."""
         return self._rows("prompt_counts")
 
+    @property
+    def statistics(self) -> Mapping[str, Rows]:
+        """What the analysis found beside rates and masks, by name: float32 or int32, [B, L, E] or [B] each."""
+        return {name: self._rows(statistic_array(name)) for name in self._statistics}
+
     @cached_property
     def prompts(self) -> pd.DataFrame:
         """One line for each of the P prompts: id, unsafe, batch, tokens (counted ones)."""
@@ -188,8 +204,15 @@ class MaskStore:
         return [divmod(int(position), mask_LE.shape[1]) for position in order[mask_LE.ravel()[order]]]
 
     def batch_table(self, batch: int) -> pd.DataFrame:
-        """All experts of one batch, riskiest first; columns as `dist_moe.risk.frames.risk_frame`."""
-        return risk_frame(self.a_safe_n[batch], self.a_unsafe_n[batch], self.risk_diff[batch])
+        """All experts of one batch, riskiest first.
+
+        Columns as `dist_moe.risk.frames.risk_frame`, and one for each statistic that has a value an expert.
+        """
+        frame = risk_frame(self.a_safe_n[batch], self.a_unsafe_n[batch], self.risk_diff[batch])
+        for name, rows in self.statistics.items():
+            if len(rows.shape) == 3:
+                frame[name] = rows[batch][frame["layer"], frame["expert"]]
+        return frame
 
     @cached_property
     def aggregated(self) -> pd.DataFrame:

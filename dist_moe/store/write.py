@@ -7,7 +7,7 @@ that 100,000 batches are some hundred files an array. The largest array, counts,
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import RiskTable
-from dist_moe.store.layout import FORMAT, ROOT_METADATA, VERSION, array_digest, encode_texts, root_digest
+from dist_moe.store.layout import (
+    FORMAT,
+    ROOT_METADATA,
+    VERSION,
+    array_digest,
+    encode_texts,
+    root_digest,
+    statistic_array,
+)
 
 CHUNKS_PER_SHARD = 256
 PROMPTS_PER_CHUNK = 16
@@ -51,6 +59,8 @@ class StoreContents:
     """The model's module name of each MoE layer, L of them."""
     provenance: Mapping[str, Any]
     """JSON values; at least model_hash, tokenizer_hash and data_hash, and whatever else made the batches."""
+    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further results by name (q-values, stability, ...), each float32 or int32, of shape [B, L, E] or [B]."""
 
     def __post_init__(self) -> None:
         num_prompts, num_layers, num_experts = self.counts.counts_PLE.shape
@@ -62,6 +72,10 @@ class StoreContents:
         assert self.masks.masks_BLE.shape == (len(self.batch_ids), num_layers, num_experts)
         assert self.risk.a_safe_n_BLE.shape == self.masks.masks_BLE.shape
         assert {"model_hash", "tokenizer_hash", "data_hash"} <= self.provenance.keys()
+        for name, values in self.statistics.items():
+            assert name.isidentifier(), f"{name!r} cannot be the name of an array"
+            assert values.dtype in (np.float32, np.int32), f"{name} is {values.dtype}"
+            assert values.shape in (self.masks.masks_BLE.shape, (len(self.batch_ids),)), f"{name} is {values.shape}"
 
 
 def write_store(path: Path, contents: StoreContents, *, overwrite: bool = False) -> None:
@@ -87,6 +101,7 @@ def _attributes(contents: StoreContents) -> dict[str, Any]:
         "counted_tokens": contents.counted_tokens,
         "experts_per_token": contents.counts.experts_per_token,
         "layer_names": list(contents.layer_names),
+        "statistics": sorted(contents.statistics),
         "provenance": dict(contents.provenance),
     }
 
@@ -108,7 +123,7 @@ def _arrays(contents: StoreContents) -> dict[str, np.ndarray]:
         "a_unsafe_n": risk.a_unsafe_n_BLE,
         "risk_diff": risk.risk_diff_BLE,
         "masks": masks.masks_BLE,
-    }
+    } | {statistic_array(name): contents.statistics[name] for name in sorted(contents.statistics)}
 
 
 def _write_array(group: zarr.Group, name: str, data: np.ndarray) -> None:
