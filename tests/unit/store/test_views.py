@@ -168,4 +168,4 @@ def test_aggregated(store):
 def test_check(store):
     view = views.check(store)
     assert view.facts == {"store": str(store.path), "digest": store.digest, "intact": True}
-    assert ["masks", "bool", "3x2x4"] in rows(view.tables["arrays"], "array", "dtype", "shape")
+    assert ["masks", "uint8", "3x2x1"] in rows(view.tables["arrays"], "array", "dtype", "shape")
