@@ -57,14 +57,20 @@ class BatchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AnalysisConfig:
-    tokens: Literal["prompt", "completion", "all"] = "prompt"
-    """Which tokens are counted; padding never is."""
+    tokens: Literal["prompt", "completion", "all", "generated"] = "prompt"
+    """Which tokens are counted; padding never is. generated: those of the model's own answer, counted while it decodes,
+    but for the answer's last, which no forward pass reads."""
+    max_new_tokens: Count = 64
+    """Length of the model's own answers, for tokens: generated."""
+    temperature: NonNegative = 0.0
+    """How they are sampled; 0 is greedy, else they are drawn from `seed`."""
     threshold: Annotated[float, Interval(ge=-1, lt=1)] = 0.05
     """An expert is unsafe for a batch when its risk_diff is above this."""
     top_k: Count = 50
     """At most this many unsafe experts a batch, over all layers."""
-    micro_batch_size: Count = 8
-    """Rows in one forward pass. Counts do not depend on the number of ranks."""
+    micro_batch_tokens: Count = 8192
+    """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
+    depend on the number of ranks."""
 
 
 @dataclass(kw_only=True, slots=True)
