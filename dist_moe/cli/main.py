@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_moe import __version__
-from dist_moe.errors import UserError
+from dist_moe.errors import LostRankError, UserError
 
 if TYPE_CHECKING:
     from dist_moe.parallel.comm import Comm
@@ -35,19 +35,22 @@ def launched_main(command: str) -> int:
 
     from dist_moe.parallel.launch import process_group
 
-    with process_group() as comm:
-        try:
-            _run_workflow(command, args.config, overrides, comm)
-        except UserError as error:
-            if comm.rank == 0:
-                _print_error(error)
-            return (
-                2  # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
-            )
+    try:
+        with process_group() as comm:
+            try:
+                _run_workflow(command, args.config, overrides, comm)
+            except UserError as error:
+                if comm.rank == 0:
+                    _print_error(error)
+                # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
+                return 2
+    except LostRankError as error:
+        _print_error(error)
+        return 1
     return 0
 
 
-def _print_error(error: UserError) -> None:
+def _print_error(error: Exception) -> None:
     print(f"dist-moe: error: {error}", file=sys.stderr, flush=True)
 
 

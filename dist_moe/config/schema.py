@@ -126,6 +126,8 @@ class CheckpointConfig:
     """Steps from one checkpoint to the next; 0: only when the run is asked to stop."""
     keep: Count = 2
     """How many checkpoints remain."""
+    asynchronous: bool = False
+    """Write a checkpoint beside the next steps: a copy of the optimizer state is held meanwhile, in main memory."""
     resume: Literal["auto", "never"] = "auto"
     """auto: an unfinished run in run_dir goes on from its last good checkpoint. never: such a run is an error."""
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from dist_moe.errors import UserError
-from dist_moe.files import hash_file
+from dist_moe.files import hash_file, writing
 from dist_moe.parallel.comm import Comm
-from dist_moe.parallel.shared_files import shared_directory
+from dist_moe.parallel.launch import together
+from dist_moe.parallel.shared_files import SharedDirectory, write_tensors
 from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
 
 FORMAT, VERSION = "dist_moe checkpoint", 1
@@ -44,6 +45,86 @@ class Checkpoint:
         return int(self.index["step"])
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One rank's file of a checkpoint, as the index has it."""
+
+    sha256: str
+    experts: list[str]
+
+
+class UnfinishedCheckpoint:
+    """A checkpoint between a step's end, when its values are taken, and its name, which it gets when all have written.
+
+    Called by all ranks together, as `publish` is. `write` is each rank's own, and may run in another thread while the
+    next steps change the experts, if `copy` is set.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        step: int,
+        optimizer: SelectiveAdamW,
+        schedule: LRScheduler,
+        comm: Comm,
+        facts: dict[str, Any],
+        *,
+        copy: bool,
+    ) -> None:
+        self._comm = comm
+        self._index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": step,
+            "num_ranks": comm.size,
+            "facts": facts,
+            "schedule": deepcopy(schedule.state_dict()),
+        }
+        stepped = {key: state for key, state in optimizer.expert_state.items() if state.step > 0}
+        self._experts = [f"{layer}.{expert}" for layer, expert in stepped]
+        self._tensors = {
+            f"{layer}.{expert}.{field.name}": getattr(state, field.name).to("cpu", copy=copy)
+            for (layer, expert), state in stepped.items()
+            for field in fields(state)
+        }
+        self._directory = SharedDirectory(root / f"step-{step:08}", comm)
+
+    def write(self) -> Part:
+        """This rank's file, on disk when it returns.
+
+        Raises:
+            UserError: the storage cannot be written.
+        """
+        path = self._directory.partial / self._file(self._comm.rank)
+        with writing(path):
+            write_tensors(path, self._tensors)
+            return Part(hash_file(path), self._experts)
+
+    def publish(self, part: Callable[[], Part], *, keep: int) -> Path:
+        """Wait for what all ranks' `write` returned, `part`; then only the last `keep` checkpoints remain.
+
+        Raises:
+            UserError: on all ranks, if one of them has failed to write.
+        """
+        path, partial = self._directory.final, self._directory.partial
+        with together(self._comm):
+            mine = part()
+        files = {self._file(rank): asdict(part) for rank, part in enumerate(self._comm.gather(mine))}
+        with together(self._comm), writing(path):
+            if self._comm.rank == 0:
+                (partial / INDEX).write_text(json.dumps({**self._index, "files": files}, indent=1), encoding="utf-8")
+        self._directory.publish()
+        with together(self._comm), writing(path.parent):
+            if self._comm.rank == 0:
+                for old in checkpoint_directories(path.parent)[:-keep]:
+                    shutil.rmtree(old)
+        return path
+
+    @staticmethod
+    def _file(rank: int) -> str:
+        return f"experts-{rank:05d}.safetensors"
+
+
 def save_checkpoint(
     root: Path,
     step: int,
@@ -55,33 +136,8 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Called by all ranks together after a step; then only the last `keep` checkpoints remain."""
-    path = root / f"step-{step:08}"
-    with shared_directory(path, comm) as partial:
-        name = f"experts-{comm.rank:05d}.safetensors"
-        stepped = {key: state for key, state in optimizer.expert_state.items() if state.step > 0}
-        tensors = {
-            f"{layer}.{expert}.{field.name}": getattr(state, field.name).cpu()
-            for (layer, expert), state in stepped.items()
-            for field in fields(state)
-        }
-        save_file(tensors, partial / name)
-        mine = {"sha256": hash_file(partial / name), "experts": [f"{layer}.{expert}" for layer, expert in stepped]}
-        files = dict(comm.gather((name, mine)))
-        if comm.rank == 0:
-            index = {
-                "format": FORMAT,
-                "version": VERSION,
-                "step": step,
-                "num_ranks": comm.size,
-                "facts": facts,
-                "schedule": schedule.state_dict(),
-                "files": files,
-            }
-            (partial / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-    if comm.rank == 0:
-        for old in checkpoint_directories(root)[:-keep]:
-            shutil.rmtree(old)
-    return path
+    unfinished = UnfinishedCheckpoint(root, step, optimizer, schedule, comm, facts, copy=False)
+    return unfinished.publish(unfinished.write, keep=keep)
 
 
 def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.engines.build import build_engine, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
+from dist_moe.files import append_line, writing
 from dist_moe.moe.discover import require_routers
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
@@ -27,21 +27,30 @@ from dist_moe.parallel.placement import Placement
 from dist_moe.risk.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
-from dist_moe.training.checkpoint import load_checkpoint, save_checkpoint
+from dist_moe.training.checkpoint import load_checkpoint
 from dist_moe.training.loop import Split, check_ledger, schedule_steps, train_loop
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.save import save_experts
+from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.step import MaskedStep, batch_loss
 from dist_moe.training.stop import StopRequest
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.resume import clear_the_way, resume_facts, unfinished_run
 from dist_moe.workflows.run_dir import RunDir
+from dist_moe.workflows.run_lock import run_lock
 
 
 def train(config: Config, comm: Comm) -> None:
     """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names."""
+    run = RunDir(config.run_dir)
+    stop = StopRequest(run.stop, run.requeue, comm)
+    with run_lock(run.path, comm, console(comm)):
+        _train(config, comm, stop)
+
+
+def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     say, run = console(comm), RunDir(config.run_dir)
     mesh = Mesh.of(comm, config.parallel.ep_size)
     with together(comm):
@@ -85,28 +94,40 @@ def train(config: Config, comm: Comm) -> None:
     say(_placement_line(config, model, plan, mesh))
     if config.train.mode == "route" and found is None:
         _tell_route_cost(config, store, inputs, model, split, comm, say)
-    with together(comm):
+    with together(comm), writing(run.path):
         if comm.rank == 0:
             clear_the_way(run, found)
             save_config(config, run.resolved("train"))
-    save = partial(
-        save_checkpoint, run.checkpoints, optimizer=optimizer, schedule=schedule, comm=comm, facts=facts,
+    saver = CheckpointSaver(
+        root=run.checkpoints,
+        optimizer=optimizer,
+        schedule=schedule,
+        comm=comm,
+        facts=facts,
         keep=config.checkpoint.keep,
-    )  # fmt: skip
+        asynchronous=config.checkpoint.asynchronous,
+    )
     if found is not None:
         load_checkpoint(found, optimizer, schedule)
         say(f"Going on after step {found.step} of {num_steps}, from {found.path}")
     elif config.checkpoint.every:
-        save(0)
+        saver.save(0)
     step = MaskedStep(model, optimizer, engine, comm, lambda mask: route_plan(config.train, mask))
-    with StopRequest(run.stop, comm) as stop:
 
-        def after_step(done: int) -> bool:
-            stopping = stop.agreed() and done < num_steps
-            if stopping or (config.checkpoint.every and done % config.checkpoint.every == 0):
-                save(done)
-            return stopping
+    def write(line: str) -> None:
+        with stop.failing_together(), writing(run.metrics):
+            append_line(run.metrics, line)
 
+    def after_step(done: int) -> bool:
+        asked, written = stop.agreed(saver.written)
+        stopping = asked and done < num_steps
+        if written:
+            saver.finish()
+        if stopping or (config.checkpoint.every and done % config.checkpoint.every == 0):
+            saver.save(done)
+        return stopping
+
+    with stop:
         done = train_loop(
             config,
             step,
@@ -115,12 +136,13 @@ def train(config: Config, comm: Comm) -> None:
             split,
             pad_id=inputs.pad_id,
             comm=comm,
-            metrics=run.metrics,
+            write=write,
             say=say,
             start=0 if found is None else found.step,
             after_step=after_step,
         )
-        stop.done()
+        saver.finish()
+        stop.done(stopped=done < num_steps)
     if done < num_steps:
         say(f"Stopped after step {done} of {num_steps}, as asked, and saved: the same command goes on")
         return
