@@ -102,14 +102,20 @@ def test_fsdp_without_a_launcher_is_one_line(trained, tmp_path, capsys):
     assert "engine is 'fsdp', which a launcher must start: `torchrun" in capsys.readouterr().err
 
 
-def test_a_job_that_was_stopped_on_two_ranks_goes_on_in_one_process(trained, tmp_path):
+def test_a_job_that_was_stopped_on_two_ranks_goes_on_in_one_process(trained, tmp_path, capsys):
     arguments = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks]
     (tmp_path / "STOP").touch()
     done = deepspeed("train", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Stopped after step 1 of 4" in done.stdout
     assert len(list((tmp_path / "checkpoints" / "step-00000001").glob("*.safetensors"))) == 2
+    capsys.readouterr()
+    assert main(["checkpoint", "show", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "engine deepspeed, 1 replica(s) of 2 rank(s), placement " in shown
+    assert all(f"  rank {rank} (replica 0, ep rank {rank}) owns " in shown for rank in (0, 1))
     assert main(["train", *map(str, arguments)]) == 0
+    assert "It was written by engine deepspeed, 1 replica(s) of 2 rank(s), placement " in capsys.readouterr().out
     assert_same_training(trained.run_dir, tmp_path)
 
 

@@ -72,5 +72,8 @@ def test_balanced_is_the_same_everywhere_and_for_no_masks():
     masks_BLE = random_masks(5, (4, 16), 0.3, seed=1)
     first, second = (Placement.balanced(masks_BLE, 4).owner_LE for _ in range(2))
     assert torch.equal(first, second)
+    hashes = {Placement.balanced(masks_BLE, n).hash() for n in (1, 2, 4)} | {Placement.contiguous(4, 16, 4).hash()}
+    assert len(hashes) == 4
+    assert Placement.balanced(masks_BLE, 4).hash() in hashes
     empty = Placement.balanced(np.zeros((3, 2, 8), bool), 4)
     assert torch.nn.functional.one_hot(empty.owner_LE, 4).sum(1).tolist() == [[2] * 4] * 2
