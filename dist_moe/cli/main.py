@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launched_main(command: str) -> int:
     """What launch/*.py run: one process of many. A `UserError` reaches all ranks, and the first one prints it."""
+    launcher = os.getppid()  # first of all, as it may die at any moment
     parser = argparse.ArgumentParser(f"launch/{command}.py", description=f"dist-moe {command} on many processes")
     parser.add_argument("--config", type=Path, required=True, help="YAML file; further arguments override its keys")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; not used")
@@ -38,7 +40,7 @@ def launched_main(command: str) -> int:
     try:
         with process_group() as comm:
             try:
-                _run_workflow(command, args.config, overrides, comm)
+                _run_workflow(command, args.config, overrides, comm, launcher)
             except UserError as error:
                 if comm.rank == 0:
                     _print_error(error)
@@ -54,7 +56,9 @@ def _print_error(error: Exception) -> None:
     print(f"dist-moe: error: {error}", file=sys.stderr, flush=True)
 
 
-def _run_workflow(command: str, config_path: Path, overrides: Sequence[str], comm: Comm) -> None:
+def _run_workflow(
+    command: str, config_path: Path, overrides: Sequence[str], comm: Comm, launcher: int | None = None
+) -> None:
     from dist_moe.config.load import load_config
     from dist_moe.parallel.launch import together
 
@@ -67,7 +71,7 @@ def _run_workflow(command: str, config_path: Path, overrides: Sequence[str], com
     else:
         from dist_moe.workflows.train import train
 
-        train(config, comm)
+        train(config, comm, launcher)
 
 
 def _run(argv: list[str]) -> int:

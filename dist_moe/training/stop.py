@@ -14,24 +14,21 @@ import torch
 
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import Comm
-from dist_moe.parallel.launch import launched
 
 
 class StopRequest:
     """While entered, SIGTERM to any rank, or one of two files, asks all ranks to stop after their step.
 
     `stop` is a person's file. `requeue` is a batch script's, which starts the job again when it finds the file still
-    there at the end. The death of a rank's launcher is a wish to stop too: nobody would see the job any more, or end
-    it. Made before set-up, so that a launcher that dies meanwhile is missed.
+    there at the end. The death of the process `launcher`, this one's parent, is a wish to stop too: nobody would see
+    the job any more, or end it. None: there is no launcher but a shell, which a run may outlive.
     """
 
-    def __init__(self, stop: Path, requeue: Path, comm: Comm) -> None:
-        self.stop, self.requeue, self.comm = stop, requeue, comm
+    def __init__(self, stop: Path, requeue: Path, comm: Comm, launcher: int | None) -> None:
+        self.stop, self.requeue, self.comm, self.launcher = stop, requeue, comm, launcher
         self._signalled = False
         self._previous: Any = None
         self._failure: str | None = None
-        # Without a launcher the parent is a shell, which a run may outlive (nohup).
-        self._parent = os.getppid() if launched() else None
 
     def __enter__(self) -> Self:
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
@@ -66,7 +63,7 @@ class StopRequest:
         return stop > 0, num_written == self.comm.size
 
     def _asked(self) -> bool:
-        orphaned = self._parent is not None and os.getppid() != self._parent
+        orphaned = self.launcher is not None and os.getppid() != self.launcher
         by_file = self.comm.rank == 0 and (self.stop.exists() or self.requeue.exists())
         return self._signalled or orphaned or by_file
 

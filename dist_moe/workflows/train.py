@@ -42,10 +42,13 @@ from dist_moe.workflows.run_dir import RunDir
 from dist_moe.workflows.run_lock import run_lock
 
 
-def train(config: Config, comm: Comm) -> None:
-    """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names."""
+def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
+    """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names.
+
+    `launcher` is the process that has started this one and watches it, if there is one: without it the run stops.
+    """
     run = RunDir(config.run_dir)
-    stop = StopRequest(run.stop, run.requeue, comm)
+    stop = StopRequest(run.stop, run.requeue, comm, launcher)
     with run_lock(run.path, comm, console(comm)):
         _train(config, comm, stop)
 
@@ -116,6 +119,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
             say(f"  It was written by {found.layout}; here {layout}: the same but for rounding, not bit for bit")
     elif config.checkpoint.every:
         saver.save(0)
+        saver.finish()  # a run with steps and without a checkpoint could not go on
     step = MaskedStep(model, optimizer, engine, comm, lambda mask: route_plan(config.train, mask))
 
     def write(line: str) -> None:

@@ -1,20 +1,14 @@
 """A run that is stopped or killed goes on with the same bits; what does not belong to it is refused."""
 
 import json
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from dist_moe.cli.main import main
 from dist_moe.risk.names import expert_name
 from dist_moe.store.read import MaskStore
 
-KILL_RUNS = Path(__file__).with_name("kill_runs.py")
 TIMES = ("seconds", "tokens_per_second")
 
 
@@ -33,15 +27,6 @@ def result(run_dir):
     ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in KILL_RUNS: sums of other numbers of threads may have other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(trained, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -51,22 +36,6 @@ def undisturbed(trained, tmp_path_factory):
     assert len(metrics) == 40
     assert experts
     return experts, metrics
-
-
-@pytest.mark.parametrize(("signal", "seed"), [("SIGKILL", 0), ("SIGTERM", 1)])
-@pytest.mark.timeout(600)  # KILL_RUNS ends itself and says why long before
-def test_killed_at_twenty_random_moments(trained, undisturbed, tmp_path, signal, seed):
-    run_dir = tmp_path / "run"
-    training = arguments(trained, run_dir, "--checkpoint.every", "2")
-    options = ["--seed", str(seed), "--kills", "20", "--signal", signal, "--run-dir", str(run_dir), "--"]
-    command = [sys.executable, str(KILL_RUNS), *options, *training]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert result(run_dir) == undisturbed
-    assert len(re.findall(r"ended with (-9|-15|0), by the signal", done.stdout)) == 20, done.stdout
-    assert done.stdout.count("Going on after step") > 5
-    assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "experts", "metrics.jsonl", "train.yaml"]
-    assert len(list((run_dir / "checkpoints").glob("step-*"))) == 2
 
 
 def test_stop_file(trained, undisturbed, tmp_path, capsys):
