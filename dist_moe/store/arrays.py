@@ -17,7 +17,7 @@ from dist_moe.store.zarr_arrays import ArraySpec, encode_file, plain, sharded
 
 def attributes(plan: StorePlan) -> dict[str, Any]:
     """Those of the store's root, but the completeness marker."""
-    return {
+    facts = {
         "format": FORMAT,
         "format_version": VERSION,
         "dist_moe_version": __version__,
@@ -29,6 +29,9 @@ def attributes(plan: StorePlan) -> dict[str, Any]:
         "statistics": sorted(plan.statistics),
         "provenance": dict(plan.provenance),
     }
+    if plan.part is not None:
+        facts["part"] = {"first_batch": plan.part[0], "num_batches": plan.part[1]}
+    return facts
 
 
 def plan_arrays(plan: StorePlan) -> dict[str, np.ndarray]:
