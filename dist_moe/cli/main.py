@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dist_moe import __version__
 from dist_moe.cli.store import add_store_commands, run_import, run_store
-from dist_moe.errors import UserError
+from dist_moe.errors import LostRankError, UserError
 
 if TYPE_CHECKING:
     from dist_moe.parallel.comm import Comm
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launched_main(command: str) -> int:
     """What launch/*.py run: one process of many. A `UserError` reaches all ranks, and the first one prints it."""
+    launcher = os.getppid()  # first of all, as it may die at any moment
     parser = argparse.ArgumentParser(f"launch/{command}.py", description=f"dist-moe {command} on many processes")
     parser.add_argument("--config", type=Path, required=True, help="YAML file; further arguments override its keys")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; not used")
@@ -36,23 +38,28 @@ def launched_main(command: str) -> int:
 
     from dist_moe.parallel.launch import process_group
 
-    with process_group() as comm:
-        try:
-            _run_workflow(command, args.config, overrides, comm)
-        except UserError as error:
-            if comm.rank == 0:
-                _print_error(error)
-            return (
-                2  # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
-            )
+    try:
+        with process_group() as comm:
+            try:
+                _run_workflow(command, args.config, overrides, comm, launcher)
+            except UserError as error:
+                if comm.rank == 0:
+                    _print_error(error)
+                # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
+                return 2
+    except LostRankError as error:
+        _print_error(error)
+        return 1
     return 0
 
 
-def _print_error(error: UserError) -> None:
+def _print_error(error: Exception) -> None:
     print(f"dist-moe: error: {error}", file=sys.stderr, flush=True)
 
 
-def _run_workflow(command: str, config_path: Path, overrides: Sequence[str], comm: Comm) -> None:
+def _run_workflow(
+    command: str, config_path: Path, overrides: Sequence[str], comm: Comm, launcher: int | None = None
+) -> None:
     from dist_moe.config.load import load_config
     from dist_moe.parallel.launch import together
 
@@ -65,7 +72,7 @@ def _run_workflow(command: str, config_path: Path, overrides: Sequence[str], com
     else:
         from dist_moe.workflows.train import train
 
-        train(config, comm)
+        train(config, comm, launcher)
 
 
 def _run(argv: list[str]) -> int:
