@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_moe import __version__
-from dist_moe.cli.store import add_store_commands, run_store
+from dist_moe.cli.store import add_store_commands, run_import, run_store
 from dist_moe.errors import LostRankError, UserError
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def _run(argv: list[str]) -> int:
         from dist_moe.workflows.checkpoint import show
 
         show(args.path, print)
+    elif args.command == "import":
+        return run_import(args)
     elif args.command == "store":
         return run_store(args)
     elif args.command == "inspect-model":

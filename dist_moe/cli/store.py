@@ -23,6 +23,19 @@ def add_store_commands(commands: Any) -> None:
     action.add_argument("first", metavar="STORE", help="directory or URL")
     action.add_argument("second", metavar="STORE", help="directory or URL")
     action.add_argument("--json", action="store_true", help="one JSON object")
+    command = commands.add_parser("import", help="what an older pickle is; to a table or mask store; runs nothing")
+    command.add_argument("file", type=Path, help="sft_dataset_*.pkl, batch_data_*.pkl, or an activation table")
+    command.add_argument("--out", type=Path, help="NAME.parquet or NAME.csv for a table, NAME.zarr for a mask store")
+    command.add_argument("--table", choices=["experts", "risk"], help="each batch's list, or risk_diff of all experts")
+    command.add_argument("--threshold", type=float, help="of a mask store: risk_diff above which an expert is unsafe")
+    command.add_argument("--top-k", type=int, help="of a mask store: at most this many experts a batch")
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Run `dist-moe import`, and return the exit status."""
+    from dist_moe.workflows.import_pickle import import_pickle
+
+    return import_pickle(args.file, args.out, print, table=args.table, threshold=args.threshold, top_k=args.top_k)
 
 
 def run_store(args: argparse.Namespace) -> int:

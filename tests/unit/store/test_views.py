@@ -5,6 +5,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.risk.masks import ExpertMasks
+from dist_moe.risk.select import SelectionRule
 from dist_moe.store import MaskStore, views, write_store
 from tests.unit.store.example import BATCH_IDS, PROVENANCE, example_contents, write_example
 
@@ -23,7 +24,7 @@ def test_summary(store):
     assert view.facts == {
         "store": str(store.path),
         "dist_moe_version": store.dist_moe_version,
-        "selection_rule": {"name": "threshold_top_k", "threshold": 0.05, "top_k": 50},
+        "selection_rule": dataclasses.asdict(SelectionRule(threshold=0.05, top_k=50)),
         "counted_tokens": "prompt",
         "prompts": 6,
         "batches": 3,
@@ -244,11 +245,13 @@ def test_diff_of_stores_with_other_masks_facts_and_batches(store, tmp_path):
 
 def test_diff_of_rules(store):
     view = views.diff_rule(store, {"threshold": "0.35"})
-    assert view.facts["second"] == {"name": "threshold_top_k", "threshold": 0.35, "top_k": 50}
+    assert view.facts["second"] == dataclasses.asdict(SelectionRule(threshold=0.35, top_k=50))
     batches, experts = view.tables.values()
     assert batches["jaccard"].tolist() == [1, 1, 0]
     assert rows(experts, "batch", "Layer_Expert", "in_first", "in_second") == [[2, "L01_E03", True, False]]
     assert experts["risk_diff"].tolist() == [pytest.approx(0.3)]
+    _, experts = views.diff_rule(store, {"top_k": "1"}).tables.values()
+    assert rows(experts, "batch", "Layer_Expert", "in_first", "in_second") == [[1, "L01_E03", True, False]]
 
 
 def test_recheck(store, tmp_path):
