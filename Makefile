@@ -5,6 +5,7 @@
 #   make test  [ARGS=tests/unit]       all tests, or those named
 #   make lint                          style, types, room order, shell scripts, documentation
 #   make bench [ARGS=...]              speed
+#   make soak  [ARGS="--kills 100"]    training jobs killed at random moments, compared with undisturbed ones bit for bit
 #   make docs                          rewrite docs/configuration.md, and the table of model types in docs/families.md (minutes)
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ STAMP := .venv/setup.stamp
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: setup demo test lint bench docs slurm-packages
+.PHONY: setup demo test lint bench soak docs slurm-packages
 
 setup: $(STAMP)
 
@@ -49,6 +50,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tools.bench $(ARGS)
+
+soak: setup
+	$(BIN)/python -m tools.soak $(ARGS)
 
 docs: setup
 	$(BIN)/python tools/make_docs.py --families

@@ -1,4 +1,4 @@
-"""The one exception that is shown to a user as a single line, without a traceback, and our one warning."""
+"""The exceptions that are shown to a user as a single line, without a traceback, and our one warning."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,10 @@ class UserError(ValueError):
     The command line prints it as `dist-moe: error: ...` and ends with status 2. Anything else keeps its traceback:
     that is a bug.
     """
+
+
+class LostRankError(RuntimeError):
+    """Another process of the job has died, so this one cannot go on. One line, and status 1."""
 
 
 class UntestedVersionWarning(UserWarning):

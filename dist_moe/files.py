@@ -51,15 +51,15 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def sync_tree(path: Path) -> None:
     """Have every file and directory under `path` on disk (fsync)."""
     for directory, _, names in os.walk(path):
         for name in names:
-            _sync(Path(directory, name))
-        _sync(Path(directory))
+            sync(Path(directory, name))
+        sync(Path(directory))
 
 
 def write_json_atomic(path: Path, value: object) -> None:
@@ -77,11 +77,39 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     partial = _sibling(path, "partial")
     try:
         partial.write_bytes(data)
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; it is in the file, and nothing of it in a buffer, when this returns or raises."""
+    with path.open("ab") as stream:
+        stream.write(f"{line}\n".encode())
+
+
+MENDABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+    | {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While a file or directory is written: a disk that is full or not to be written is a `UserError` that says so.
+
+    Other errors of the system are bugs of ours and pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        raise UserError(
+            f"cannot write {error.filename or path}: {error.strerror}; when that is mended, give the same command again"
+        ) from None
 
 
 def _sibling(final: Path, kind: str) -> Path:
@@ -102,7 +130,8 @@ def _exists(final: Path) -> UserError:
     return UserError(f"{final} exists: choose another path or remove it")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a directory's entries, on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

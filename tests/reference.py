@@ -9,9 +9,38 @@ import torch.nn.functional as F
 
 from tests.tiny import CONFIGS, E, K, L, tiny_model
 
-WEIGHTS = ("gate_up_proj", "down_proj")
+WEIGHTS = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
 MAX_NORM = 0.05
+
+
+def softmax(logits, allowed, config, router):
+    """Scores over the allowed experts; the family says whether the k chosen ones are made to sum to 1."""
+    weights, index = torch.softmax(logits.masked_fill(~allowed, float("-inf")).float(), -1).topk(K)
+    if config.model_type == "mixtral" or config.norm_topk_prob:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights, index
+
+
+def gpt_oss(logits, allowed, config, router):
+    """Softmax over the k chosen logits."""
+    chosen, index = logits.masked_fill(~allowed, float("-inf")).topk(K)
+    return torch.softmax(chosen, -1), index
+
+
+def deepseek_v3(logits, allowed, config, router):
+    """Choose by sigmoid score plus correction bias, inside the groups whose best two allowed experts are best together
+    (arXiv 2412.19437); weights are the scores without the bias, made to sum to the scaling factor."""
+    scores = torch.sigmoid(logits.float())
+    choice = (scores.detach() + router.e_score_correction_bias).masked_fill(~allowed, float("-inf"))
+    groups = choice.unflatten(-1, (config.n_group, -1))
+    best_two = groups.topk(2).values
+    group_scores = torch.where(best_two[..., :1].isinf(), best_two[..., :1], best_two.masked_fill(best_two.isinf(), 0))
+    chosen_groups = group_scores.sum(-1).topk(config.topk_group).indices
+    in_group = torch.zeros(groups.shape[:-1], dtype=torch.bool).scatter(-1, chosen_groups, True)[..., None]
+    best, index = groups.masked_fill(~in_group, float("-inf")).flatten(-2).topk(K)
+    weights = scores.gather(-1, index).masked_fill(best.isinf(), 0)
+    return weights / (weights.sum(-1, keepdim=True) + 1e-20) * config.routed_scaling_factor, index
 
 
 class Reference:
@@ -19,8 +48,10 @@ class Reference:
         self.model, self.mode, self.scope = tiny_model(family), mode, scope
         self.model.requires_grad_(False)
         self.experts = [m for name, m in self.model.named_modules() if name.endswith(".experts")]
-        self.routers = [m for name, m in self.model.named_modules() if name.endswith("mlp.gate")]
-        self.normalise = family == "mixtral" or CONFIGS[family]().norm_topk_prob
+        self.routers = [m for name, m in self.model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
+        self.names = [name for name in WEIGHTS if hasattr(self.experts[0], name)]
+        self.rule = {"deepseek_v3": deepseek_v3, "gpt_oss": gpt_oss}.get(family, softmax)
+        self.config = CONFIGS[family]()
         assert len(self.experts) == len(self.routers) == L
         for layer, router in enumerate(self.routers):
             router.register_forward_hook(lambda m, args, out, layer=layer: self._route(layer, out))
@@ -32,11 +63,8 @@ class Reference:
         if self.allowed is None:
             return out
         forbidden_TE = ~self.allowed[layer] & self.masked_T[:, None]
-        logits = out[0].masked_fill(forbidden_TE, float("-inf"))
-        weights, index = torch.softmax(logits.float(), -1).topk(K)
-        if self.normalise:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return logits, weights, index
+        weights, index = self.rule(out[0], ~forbidden_TE, self.config, self.routers[layer])
+        return out[0], weights, index
 
     def step(self, mask, input_ids, labels, unsafe):
         """One batch, `unsafe` bool [R]: loss and global norm, and new weights for the mask's experts."""
@@ -51,7 +79,7 @@ class Reference:
         loss.backward()
         active = []
         for layer, expert in torch.nonzero(mask).tolist():
-            for name in WEIGHTS:
+            for name in self.names:
                 weight = getattr(self.experts[layer], name)
                 if weight.grad is None or not weight.grad[expert].any():
                     continue
@@ -75,5 +103,5 @@ class Reference:
             (layer, expert, name): getattr(module, name).detach()[expert]
             for layer, module in enumerate(self.experts)
             for expert in range(E)
-            for name in WEIGHTS
+            for name in self.names
         }

@@ -35,6 +35,29 @@ CONFIGS = {
     "mixtral": lambda: transformers.MixtralConfig(**COMMON, intermediate_size=48, num_local_experts=E),
 }
 FAMILIES = tuple(CONFIGS)
+"""Families with softmax scores; see CONFIGS for two of other kinds."""
+CONFIGS |= {
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **COMMON | {"num_hidden_layers": L + 1, "num_key_value_heads": 4},
+        intermediate_size=64,
+        moe_intermediate_size=48,
+        n_routed_experts=E,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+        n_group=2,
+        topk_group=1,
+        norm_topk_prob=True,
+        routed_scaling_factor=1.5,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **COMMON, intermediate_size=48, num_local_experts=E, head_dim=8, sliding_window=8
+    ),
+}
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
@@ -45,6 +68,9 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -
         for parameter in model.parameters():
             if parameter.dim() >= 2:
                 parameter.normal_(0, 0.08)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.1)
     model.set_experts_implementation("eager")
     return model.eval()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_moe import __version__
-from dist_moe.errors import UserError
+from dist_moe.cli.store import add_store_commands, run_store
+from dist_moe.errors import LostRankError, UserError
 
 if TYPE_CHECKING:
     from dist_moe.parallel.comm import Comm
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launched_main(command: str) -> int:
     """What launch/*.py run: one process of many. A `UserError` reaches all ranks, and the first one prints it."""
+    launcher = os.getppid()  # first of all, as it may die at any moment
     parser = argparse.ArgumentParser(f"launch/{command}.py", description=f"dist-moe {command} on many processes")
     parser.add_argument("--config", type=Path, required=True, help="YAML file; further arguments override its keys")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; not used")
@@ -35,23 +38,28 @@ def launched_main(command: str) -> int:
 
     from dist_moe.parallel.launch import process_group
 
-    with process_group() as comm:
-        try:
-            _run_workflow(command, args.config, overrides, comm)
-        except UserError as error:
-            if comm.rank == 0:
-                _print_error(error)
-            return (
-                2  # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
-            )
+    try:
+        with process_group() as comm:
+            try:
+                _run_workflow(command, args.config, overrides, comm, launcher)
+            except UserError as error:
+                if comm.rank == 0:
+                    _print_error(error)
+                # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
+                return 2
+    except LostRankError as error:
+        _print_error(error)
+        return 1
     return 0
 
 
-def _print_error(error: UserError) -> None:
+def _print_error(error: Exception) -> None:
     print(f"dist-moe: error: {error}", file=sys.stderr, flush=True)
 
 
-def _run_workflow(command: str, config_path: Path, overrides: Sequence[str], comm: Comm) -> None:
+def _run_workflow(
+    command: str, config_path: Path, overrides: Sequence[str], comm: Comm, launcher: int | None = None
+) -> None:
     from dist_moe.config.load import load_config
     from dist_moe.parallel.launch import together
 
@@ -64,7 +72,7 @@ def _run_workflow(command: str, config_path: Path, overrides: Sequence[str], com
     else:
         from dist_moe.workflows.train import train
 
-        train(config, comm)
+        train(config, comm, launcher)
 
 
 def _run(argv: list[str]) -> int:
@@ -100,6 +108,8 @@ def _run(argv: list[str]) -> int:
         from dist_moe.workflows.checkpoint import show
 
         show(args.path, print)
+    elif args.command == "store":
+        return run_store(args)
     elif args.command == "inspect-model":
         from dist_moe.workflows.inspect_model import inspect_model
 
@@ -152,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("checkpoint", help="what is in a run's checkpoints, after a check of every byte")
     command.add_argument("action", choices=["show"])
     command.add_argument("path", type=Path, help="run directory, or one checkpoint in it")
+    add_store_commands(commands)
     command = commands.add_parser("inspect-model", help="what a model is to dist-moe: layers, experts, routing, sizes")
     command.add_argument("model", type=Path, help="model directory")
     command.add_argument("--json", action="store_true", help="one JSON object")

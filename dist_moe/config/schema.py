@@ -73,8 +73,13 @@ class StatisticsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AnalysisConfig:
-    tokens: Literal["prompt", "completion", "all"] = "prompt"
-    """Which tokens are counted; padding never is."""
+    tokens: Literal["prompt", "completion", "all", "generated"] = "prompt"
+    """Which tokens are counted; padding never is. generated: those of the model's own answer, counted while it decodes,
+    but for the answer's last, which no forward pass reads."""
+    max_new_tokens: Count = 64
+    """Length of the model's own answers, for tokens: generated."""
+    temperature: NonNegative = 0.0
+    """How they are sampled; 0 is greedy, else they are drawn from `seed`."""
     rule: Literal[
         "threshold_top_k",
         "significant",
@@ -102,8 +107,9 @@ class AnalysisConfig:
     """Experts a layer of the rule budget_per_layer."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 0.2
     """Share of a layer's routing that the experts of the rule esft_token have together."""
-    micro_batch_size: Count = 8
-    """Rows in one forward pass. Counts do not depend on the number of ranks."""
+    micro_batch_tokens: Count = 8192
+    """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
+    depend on the number of ranks."""
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
 
 
@@ -146,6 +152,9 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
+    ep_size: Count | None = None
+    """Ranks that share one replica's experts (expert parallelism); default: all. Must divide the number of ranks, need
+    not divide that of experts. With several replicas, too, an expert's optimizer state is on one rank of the job."""
     placement: Literal["balanced", "contiguous"] = "balanced"
     """How training splits each layer's experts over ranks. balanced: the same number of trained experts on each rank,
     and each batch's on as many ranks as possible. contiguous: equal runs in the order of the experts."""
@@ -157,6 +166,8 @@ class CheckpointConfig:
     """Steps from one checkpoint to the next; 0: only when the run is asked to stop."""
     keep: Count = 2
     """How many checkpoints remain."""
+    asynchronous: bool = False
+    """Write a checkpoint beside the next steps: a copy of the optimizer state is held meanwhile, in main memory."""
     resume: Literal["auto", "never"] = "auto"
     """auto: an unfinished run in run_dir goes on from its last good checkpoint. never: such a run is an error."""
 

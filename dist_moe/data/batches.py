@@ -118,6 +118,20 @@ def micro_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+def token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows, longest first, in parts of padded size (rows times longest) at most `budget`; a longer row goes alone.
+
+    Depends on the lengths alone, so parts are the same on any number of ranks. Returns indices into `lengths`.
+    """
+    parts: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= budget:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
 def _batch_id(prompts: Sequence[Prompt]) -> str:
     rows = sorted([prompt.id, prompt.content] for prompt in prompts)
     return sha256(json.dumps(rows).encode()).hexdigest()[:16]

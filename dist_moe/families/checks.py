@@ -28,6 +28,7 @@ from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.load import empty_model, fill
 from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
+from dist_moe.parallel.mesh import Mesh
 from dist_moe.risk.masks import mask_hash
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.save import save_experts
@@ -123,7 +124,7 @@ def _trained(specimen: Specimen) -> tuple[MoEModel, SelectiveAdamW]:
         mask_LE[:, -2:] = False
         mask_LE.scatter_(1, counts_RLE.sum(0).argmax(1, keepdim=True), True)  # one that gets tokens in any family
     union_LE = torch.stack(masks).any(0)
-    optimizer = SelectiveAdamW(model.layers, union_LE, COMM, lr=1e-2)
+    optimizer = SelectiveAdamW(model.layers, union_LE, Mesh.one_replica(COMM), lr=1e-2)
     engine = LocalEngine(model.module, optimizer, LambdaLR(optimizer, lambda _: 1.0))
     step = MaskedStep(model, optimizer, engine, COMM, lambda mask_LE: None)
     batch = collate([Encoded(tuple(ids[:4]), tuple(ids[4:])) for ids in specimen.ids_RS.tolist()], pad_id=0)

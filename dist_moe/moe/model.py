@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -76,40 +75,43 @@ def check_model_dir(path: Path) -> None:
     read_tensors(path)
 
 
-def load_model(config: ModelConfig, comm: Comm, masks_BLE: np.ndarray | None = None) -> MoEModel:
+def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = None) -> MoEModel:
     """Read the base model's dense part and this rank's experts.
 
-    Each layer's experts are split over the ranks of `comm`: with masks, bool [B, L, E], balanced for training under
-    them, else in equal runs.
+    Each layer's experts are split over the ranks of `comm` as `placement` says; without one, in equal runs.
     """
     check_model_dir(config.path)
     disable_progress_bar()  # one bar a rank would be noise
     module = empty_model(config.path, None if config.dtype == "auto" else getattr(torch, config.dtype))
     layers = find_moe_layers(module)
     num_parameters = module.num_parameters()
-    placement = _place(moe_shape(module, layers), comm, masks_BLE)
+    placement = _place(moe_shape(module, layers), comm, placement)
     owned = [placement.local(layer.index, comm.rank) for layer in layers]
     fill(module, layers, config.path, owned)
     return _assemble(module, layers, placement, comm, num_parameters)
 
 
-def adopt(module: PreTrainedModel, comm: Comm, masks_BLE: np.ndarray | None = None) -> MoEModel:
+def adopt(module: PreTrainedModel, comm: Comm, placement: Placement | None = None) -> MoEModel:
     """Take over a transformers model in memory, and keep this rank's experts of it, placed as by `load_model`."""
     adapt(module)
     layers = find_moe_layers(module)
     num_parameters = module.num_parameters()
-    placement = _place(moe_shape(module, layers), comm, masks_BLE)
+    placement = _place(moe_shape(module, layers), comm, placement)
     keep_experts(layers, [placement.local(layer.index, comm.rank) for layer in layers])
     return _assemble(module, layers, placement, comm, num_parameters)
 
 
-def _place(shape: MoEShape, comm: Comm, masks_BLE: np.ndarray | None) -> Placement:
+def _place(shape: MoEShape, comm: Comm, placement: Placement | None) -> Placement:
     if shape.num_experts < comm.size:
-        raise UserError(f"{shape.num_experts} experts a layer do not go over {comm.size} ranks: start fewer ranks")
-    if masks_BLE is None:
+        raise UserError(
+            f"{shape.num_experts} experts a layer do not go over {comm.size} ranks: start fewer ranks, or lower "
+            "parallel.ep_size"
+        )
+    if placement is None:
         return Placement.contiguous(shape.num_layers, shape.num_experts, comm.size)
-    assert masks_BLE.shape[1:] == (shape.num_layers, shape.num_experts)
-    return Placement.balanced(masks_BLE, comm.size)
+    assert placement.owner_LE.shape == (shape.num_layers, shape.num_experts)
+    assert placement.num_ranks == comm.size
+    return placement
 
 
 def _assemble(

@@ -30,6 +30,12 @@ class Comm(Protocol):
     def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
         """All-to-all of rows [sum(send), H] -> [sum(recv), H], in rank order."""
 
+    def reduce_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """[sum(counts), N], of which counts[r] rows in turn are for rank r -> this rank's rows, summed over ranks."""
+
+    def gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """This rank's counts[rank] rows [., N] -> all ranks' rows [sum(counts), N], in rank order."""
+
     def gather(self, value: T) -> list[T]:
         """A small Python value of every rank, in rank order, on every rank."""
 
@@ -52,6 +58,12 @@ class SoloComm:
         return counts
 
     def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
+        return rows
+
+    def reduce_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        return rows
+
+    def gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
         return rows
 
     def gather(self, value: T) -> list[T]:
@@ -81,6 +93,14 @@ class GroupComm:
         received = rows.new_empty((sum(recv), *rows.shape[1:]))
         dist.all_to_all_single(received, rows.contiguous(), recv, send, group=self.group)
         return received
+
+    def reduce_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        # an exchange and a local sum: the same order of summation on every backend, and no padding to the largest rank
+        parts = self.swap_rows(rows, counts, [counts[self.rank]] * self.size)
+        return parts.view(self.size, counts[self.rank], *rows.shape[1:]).sum(0)
+
+    def gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        return self.swap_rows(rows.repeat(self.size, 1), [len(rows)] * self.size, counts)
 
     def gather(self, value: T) -> list[T]:
         values: list[T] = [value] * self.size

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from dist_moe.errors import UserError
+from dist_moe.errors import LostRankError, UserError
 from dist_moe.parallel.comm import Comm, GroupComm, SoloComm
 
 TIMEOUT = datetime.timedelta(minutes=30)
+LOST_CONNECTION = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe")
+"""In what gloo raises, wherever in torch, when the process at the other end is gone."""
 
 
 def launched() -> bool:
@@ -42,6 +45,10 @@ def process_group() -> Iterator[Comm]:
     """The launcher's processes as one `Comm`, or one process without a launcher.
 
     A clean end waits for all ranks; an error does not, so that the launcher can end the others.
+
+    Raises:
+        LostRankError: another process has died, as the next exchange with it shows. With nccl it does not: there the
+            launcher ends the others, or `TIMEOUT` does.
     """
     device = local_device()
     if not launched():
@@ -51,8 +58,16 @@ def process_group() -> Iterator[Comm]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     assert dist.group.WORLD is not None
     comm = GroupComm(dist.group.WORLD, device)
-    yield comm
-    comm.barrier()
+    try:
+        yield comm
+        comm.barrier()
+    except RuntimeError as error:
+        if not LOST_CONNECTION.search(str(error)):
+            raise
+        raise LostRankError(
+            f"rank {comm.rank}: another rank has ended before its work was done, by a signal or an error of its own; "
+            "the same command goes on from the last checkpoint"
+        ) from None
     dist.destroy_process_group()
 
 

@@ -1,8 +1,9 @@
-"""Which rank holds which expert: a value."""
+"""Which rank holds which expert, and which replica keeps its optimizer state: values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -10,7 +11,10 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`owner_LE[l, e]` is the rank that holds expert e of layer l, `slot_LE[l, e]` its row in that rank's bank."""
+    """`owner_LE[l, e]` is the rank that holds expert e of layer l, `slot_LE[l, e]` its row in that rank's bank.
+
+    Ranks are those that share one replica's experts; all replicas have the same placement.
+    """
 
     owner_LE: torch.Tensor
     slot_LE: torch.Tensor
@@ -69,10 +73,27 @@ class Placement:
         """The experts of a layer that a rank holds, in the order of their slots."""
         return torch.nonzero(self.owner_LE[layer] == rank).flatten().tolist()
 
-    def num_owned(self, union_LE: torch.Tensor) -> list[int]:
-        """How many experts of a set, bool [L, E], each rank holds."""
-        owned: list[int] = torch.bincount(self.owner_LE[union_LE], minlength=self.num_ranks).tolist()
-        return owned
+    def hash(self) -> str:
+        """SHA-256 (64 hex digits) of who holds what."""
+        shape = "x".join(map(str, (*self.owner_LE.shape, self.num_ranks)))
+        return sha256(f"{shape}:".encode() + self.owner_LE.numpy().astype("<i8").tobytes()).hexdigest()
+
+    def num_owned(self, union_LE: torch.Tensor, num_replicas: int = 1) -> list[int]:
+        """How many experts' optimizer state each rank keeps if those of a set, bool [L, E], are trained.
+
+        In world order: replica by replica.
+        """
+        held: list[int] = torch.bincount(self.owner_LE[union_LE], minlength=self.num_ranks).tolist()
+        kept = [state_replicas(num, num_replicas) for num in held]
+        return [replicas.count(replica) for replica in range(num_replicas) for replicas in kept]
+
+
+def state_replicas(num_experts: int, num_replicas: int) -> list[int]:
+    """Which replica keeps the state of each of the trained experts that a rank holds, in (layer, expert) order.
+
+    In turn, so that replicas keep numbers that differ by one at most, and that a batch's experts are spread.
+    """
+    return [i % num_replicas for i in range(num_experts)]
 
 
 def _least(first_R: np.ndarray, then_R: np.ndarray, *, among: np.ndarray) -> int:

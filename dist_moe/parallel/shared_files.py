@@ -2,34 +2,82 @@
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from dist_moe.files import sync_tree
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from dist_moe.files import sync, sync_tree, writing
 from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.launch import together
+
+
+class SharedDirectory:
+    """A directory on storage that all ranks see; `publish` makes it `final`, in place of an earlier one.
+
+    A job that dies before leaves a hidden `.NAME.partial-*`. Every attempt has one of its own, so a rank that outlives
+    its job cannot write into the next one's.
+    """
+
+    def __init__(self, final: Path, comm: Comm) -> None:
+        """Called by all ranks together.
+
+        Raises:
+            UserError: on all ranks, when the storage cannot be written.
+        """
+        self.final, self.comm = final, comm
+        self.partial = final.with_name(f".{final.name}.partial-{comm.gather(secrets.token_hex(4))[0]}")
+        with together(comm), writing(final):
+            if comm.rank == 0:
+                remove_partial(final.parent, final.name)
+                self.partial.mkdir(parents=True)
+
+    def publish(self) -> None:
+        """Called by all ranks together, when every rank has its files on disk.
+
+        Raises:
+            UserError: as above.
+        """
+        with together(self.comm), writing(self.final):
+            if self.comm.rank == 0:
+                sync_tree(self.partial)
+                replaced = self.final.with_name(f".{self.final.name}.replaced")
+                if self.final.exists():
+                    self.final.rename(replaced)
+                self.partial.rename(self.final)
+                shutil.rmtree(replaced, ignore_errors=True)
+                sync(self.final.parent)
 
 
 @contextmanager
 def shared_directory(final: Path, comm: Comm) -> Iterator[Path]:
-    """A directory on storage that all ranks see; it becomes `final`, in place of an earlier one, when all have left.
+    """A `SharedDirectory` that is published when all ranks leave the block. Nothing inside may wait for other ranks."""
+    directory = SharedDirectory(final, comm)
+    with together(comm), writing(final):
+        yield directory.partial
+    directory.publish()
 
-    What was written is on disk before that. A job that dies inside leaves a hidden `.NAME.partial`, which the next
-    attempt removes.
-    """
-    partial = final.with_name(f".{final.name}.partial")
-    if comm.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    comm.barrier()
-    yield partial
-    comm.barrier()
-    if comm.rank == 0:
-        sync_tree(partial)
-        replaced = final.with_name(f".{final.name}.replaced")
-        if final.exists():
-            final.rename(replaced)
-        partial.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
-    comm.barrier()
+
+def remove_partial(parent: Path, name: str = "*") -> None:
+    """Remove what dead jobs have left of a directory `name` in `parent`, or of all."""
+    for left in parent.glob(f".{name}.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A safetensors file, on disk when this returns. A failure of the system is an `OSError`, as it is in Python."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    sync(path)

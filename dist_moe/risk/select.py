@@ -4,13 +4,22 @@ The order of these steps is the definition. Cutting to top_k before sorting woul
 whatever their risk.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.risk.masks import ExpertMasks
+
+OWN_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "significant": ("alpha", "correction"),
+    "stable": ("frequency",),
+    "budget_per_layer": ("per_layer",),
+    "esft_token": ("top_p",),
+}
+"""What rules read beside threshold and top_k."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +41,12 @@ class SelectionRule:
     """budget_per_layer: experts a layer."""
     top_p: float = 0.2
     """esft_token: the share of a layer's routing that the chosen experts must have."""
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What `SelectionRule(**stored)` makes again: name, threshold, top_k, and else only what the rule reads."""
+        names = ("name", "threshold", "top_k", *OWN_PARAMETERS.get(self.name, ()))
+        return {name: getattr(self, name) for name in names}
 
 
 def selection_order(risk_diff_LE: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ Everything that is found for a batch lies on one grid: a file of each array hold
 their results writes those files whole and no others. Equal input gives equal bytes, whoever writes.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ from dist_moe.store.zarr_arrays import ArraySpec, encode_file, plain, sharded
 
 def attributes(plan: StorePlan) -> dict[str, Any]:
     """Those of the store's root, but the completeness marker."""
-    return {
+    facts = {
         "format": FORMAT,
         "format_version": VERSION,
         "dist_moe_version": __version__,
-        "selection_rule": dataclasses.asdict(plan.rule),
+        "selection_rule": plan.rule.stored,
         "counted_tokens": plan.counted_tokens,
         "experts_per_token": plan.experts_per_token,
         "num_experts": plan.num_experts,
@@ -29,6 +28,9 @@ def attributes(plan: StorePlan) -> dict[str, Any]:
         "statistics": sorted(plan.statistics),
         "provenance": dict(plan.provenance),
     }
+    if plan.part is not None:
+        facts["part"] = {"first_batch": plan.part[0], "num_batches": plan.part[1]}
+    return facts
 
 
 def plan_arrays(plan: StorePlan) -> dict[str, np.ndarray]:

@@ -1,13 +1,13 @@
 """What a mask store holds: a plan, known before any model runs, and the results of its batches."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.counts import RoutingCounts, concatenate
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import RiskTable
@@ -38,6 +38,8 @@ class StorePlan:
     """JSON values; at least model_hash, tokenizer_hash and data_hash, and whatever else made the batches."""
     statistics: Mapping[str, tuple[str, int]]
     """Further results by name: NumPy type ("float32" or "int32"), and 3 for [B, L, E] or 1 for [B]."""
+    part: tuple[int, int] | None = None
+    """Of a store with a part of an analysis: its first batch in the whole plan, and how many batches that has."""
 
     def __post_init__(self) -> None:
         num_batches = len(self.batch_ids)
@@ -47,6 +49,8 @@ class StorePlan:
         assert (np.diff(self.batch_of_P) >= 0).all(), "prompts are not in the order of their batches"
         assert ((self.batch_of_P >= 0) & (self.batch_of_P < num_batches)).all()
         assert {"model_hash", "tokenizer_hash", "data_hash"} <= self.provenance.keys()
+        if self.part is not None:
+            assert 0 <= self.part[0] <= self.part[0] + num_batches <= self.part[1]
         for name, (dtype, ndim) in self.statistics.items():
             assert name.isidentifier(), f"{name!r} cannot be the name of an array"
             assert dtype in ("float32", "int32"), f"statistic {name} is {dtype}"
@@ -78,6 +82,19 @@ class BatchResults:
         return len(self.masks.masks_BLE)
 
 
+def concatenate_results(parts: Sequence[BatchResults]) -> BatchResults:
+    """The batches of all parts, in order."""
+    return BatchResults(
+        counts=concatenate([part.counts for part in parts]),
+        risk=RiskTable(
+            np.concatenate([part.risk.a_safe_n_BLE for part in parts]),
+            np.concatenate([part.risk.a_unsafe_n_BLE for part in parts]),
+        ),
+        masks=ExpertMasks(np.concatenate([part.masks.masks_BLE for part in parts])),
+        statistics={name: np.concatenate([part.statistics[name] for part in parts]) for name in parts[0].statistics},
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreContents:
     """All that one analysis found, and where it came from; see `StorePlan` and `BatchResults` for the fields."""
@@ -99,6 +116,7 @@ class StoreContents:
     provenance: Mapping[str, Any]
     statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Further results by name (q-values, stability, ...), each float32 or int32, of shape [B, L, E] or [B]."""
+    part: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         num_prompts, num_layers, num_experts = self.counts.counts_PLE.shape

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_moe.errors import UserError
-from dist_moe.store.layout import SUMS, hashed_sums, sha256, stored_sums
+from dist_moe.store.layout import SUMS, hashed_sums, parse_sums, sha256, stored_sums
 from dist_moe.store.rows import StoredRows
 from dist_moe.store.source import Source
 from dist_moe.store.zarr_arrays import METADATA, parse_array_metadata
 
 KEPT_BYTES = 64 * 2**20
+ADDED = "does not belong to the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class CheckedFiles:
         self._find_sums = hashed_sums if version == 1 else stored_sums
         self._sums: dict[str, dict[str, str]] = {}
         self._arrays: dict[str, StoredRows] = {}
+        self._restored: dict[str, bytes] = {}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def array(self, name: str) -> StoredRows:
@@ -60,6 +62,8 @@ class CheckedFiles:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
+        if key in self._restored:
+            return self._restored[key]
         expected = self.sums(array).get(file)
         data = self.source.read(key)
         if data is None or sha256(data) != expected:
@@ -82,6 +86,17 @@ class CheckedFiles:
             self._sums[array] = sums
         return self._sums[array]
 
+    def restore(self, array: str, file: str, data: bytes) -> bool:
+        """Use these bytes in place of a lost or damaged file; false if they are not what was written."""
+        if file == SUMS:
+            if sha256(data) != self.array_digests[array]:
+                return False
+            self._sums[array] = parse_sums(data)
+        elif self.sums(array).get(file) != sha256(data):
+            return False
+        self._restored[f"{array}/{file}"] = data
+        return True
+
     def damage(self, array: str) -> list[Damage]:
         """All that is wrong with an array: every file is read and compared, and none may be there besides."""
         try:
@@ -89,7 +104,7 @@ class CheckedFiles:
         except UserError:
             return [Damage(array, SUMS, "is not as it was written")]
         found = {key.removeprefix(f"{array}/") for key in self.source.files(array)} - {SUMS}
-        wrong = [Damage(array, file, "does not belong to the store") for file in sorted(found - sums.keys())]
+        wrong = [Damage(array, file, ADDED) for file in sorted(found - sums.keys())]
         for file in sorted(sums):
             data = self.source.read(f"{array}/{file}")
             if data is None:

@@ -97,7 +97,7 @@ class MaskStore:
     def masks(self) -> Rows:
         """bool [B, L, E]."""
         stored = self.files.array("masks")
-        return stored if self.version == 1 else MaskRows(stored, self.attributes["num_experts"])
+        return stored if self.version == 1 else MaskRows(stored, self.num_experts)
 
     @property
     def a_safe_n(self) -> Rows:
@@ -131,7 +131,7 @@ class MaskStore:
     @cached_property
     def starts_B1(self) -> np.ndarray:
         """int [B + 1]: where each batch's prompts begin, and where the last one's end."""
-        return np.searchsorted(self.files.array("prompt_batch")[:], np.arange(len(self.masks) + 1))
+        return np.searchsorted(self.files.array("prompt_batch")[:], np.arange(len(self.batch_ids) + 1))
 
     @cached_property
     def prompts(self) -> pd.DataFrame:
@@ -147,27 +147,27 @@ class MaskStore:
 
     @cached_property
     def batches(self) -> tuple[BatchInfo, ...]:
-        columns = zip(
-            decode_texts(self.files.array("batch_ids")[:]),
-            decode_texts(self.files.array("batch_categories")[:]),
-            self.files.array("batch_num_unsafe_experts")[:].tolist(),
-            self._mask_hashes(),
-            strict=True,
-        )
+        sizes = self.files.array("batch_num_unsafe_experts")[:].tolist()
+        columns = zip(self.batch_ids, self.categories, sizes, self._mask_hashes(), strict=True)
         return tuple(BatchInfo(index, *values) for index, values in enumerate(columns))
 
     def _mask_hashes(self) -> list[str]:
         stored = self.files.array("batch_mask_hashes")[:]
         return list(decode_texts(stored)) if self.version == 1 else [row.tobytes().hex() for row in stored]
 
-    @property
+    @cached_property
     def batch_ids(self) -> tuple[str, ...]:
-        return tuple(batch.id for batch in self.batches)
+        return decode_texts(self.files.array("batch_ids")[:])
 
-    @property
+    @cached_property
     def categories(self) -> tuple[str, ...]:
         """Category of each batch."""
-        return tuple(batch.category for batch in self.batches)
+        return decode_texts(self.files.array("batch_categories")[:])
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.attributes["num_experts"] if self.version > 1 else self.prompt_counts.shape[2]
 
     def union(self) -> np.ndarray:
         """bool [L, E]: experts in the mask of at least one batch."""

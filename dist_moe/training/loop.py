@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -71,12 +70,12 @@ def train_loop(
     *,
     pad_id: int,
     comm: Comm,
-    metrics: Path,
+    write: Callable[[str], None],
     say: Callable[[str], None],
     start: int,
     after_step: Callable[[int], bool],
 ) -> int:
-    """Run the steps after the first `start`; rank 0 adds one JSON line a step to `metrics` and says a shorter one.
+    """Run the steps after the first `start`; rank 0 gives `write` one JSON line a step, and says a shorter one.
 
     `after_step(step)` is called when a step is done and written down, and says whether to stop. Returns how many steps
     are done, those before `start` included.
@@ -84,33 +83,32 @@ def train_loop(
     num_batches = len(store.batches)
     num_steps = num_batches * config.train.epochs
     width = len(str(num_steps))
-    with open(metrics if comm.rank == 0 else os.devnull, "a", encoding="utf-8") as stream:
-        for plan in islice(schedule_steps(num_batches, config.train.epochs, config.seed), start, None):
-            info = store.batches[plan.batch]
-            started = time.perf_counter()
-            mask_LE = torch.from_numpy(store.masks[plan.batch])
-            lr = step.optimizer.param_groups[0]["lr"]
-            result = step(mask_LE, info.mask_hash, split.local(rows(plan.batch), comm.rank, pad_id))
-            seconds = time.perf_counter() - started
-            line = {
-                **asdict(plan),
-                "batch_id": info.id,
-                "category": info.category,
-                "mode": config.train.mode,
-                **asdict(result),
-                "lr": lr,
-                "seconds": round(seconds, 4),
-                "tokens_per_second": round(result.num_tokens / seconds, 1),
-            }
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-            say(
-                f"step {plan.step:>{width}}/{num_steps}  batch {plan.batch} ({info.category})  "
-                f"experts {result.num_active}  loss {result.loss:.4f}  norm {result.grad_norm:.4f}  "
-                f"tokens/s {result.num_tokens / seconds:,.0f}"
-            )
-            if after_step(plan.step):
-                return plan.step
+    for plan in islice(schedule_steps(num_batches, config.train.epochs, config.seed), start, None):
+        info = store.batches[plan.batch]
+        started = time.perf_counter()
+        mask_LE = torch.from_numpy(store.masks[plan.batch])
+        lr = step.optimizer.param_groups[0]["lr"]
+        result = step(mask_LE, info.mask_hash, split.local(rows(plan.batch), comm.rank, pad_id))
+        seconds = time.perf_counter() - started
+        line = {
+            **asdict(plan),
+            "batch_id": info.id,
+            "category": info.category,
+            "mode": config.train.mode,
+            **asdict(result),
+            "lr": lr,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(result.num_tokens / seconds, 1),
+        }
+        if comm.rank == 0:
+            write(json.dumps(line))
+        say(
+            f"step {plan.step:>{width}}/{num_steps}  batch {plan.batch} ({info.category})  "
+            f"experts {result.num_active}  loss {result.loss:.4f}  norm {result.grad_norm:.4f}  "
+            f"tokens/s {result.num_tokens / seconds:,.0f}"
+        )
+        if after_step(plan.step):
+            return plan.step
     return num_steps
 
 

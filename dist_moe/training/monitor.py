@@ -39,7 +39,7 @@ class MaskMonitor:
         """
         applied_LE = self.model.route_mask.applied_LE
         movable_LE = torch.zeros_like(applied_LE)
-        for key in self.optimizer.active:
+        for key in self.optimizer.owned_active:
             movable_LE[key] = True
         dispatched_LE = torch.stack([layer.dispatched_E for layer in self.model.layers])
         seen = self.comm.sum_(torch.stack([movable_LE.long(), applied_LE.long(), dispatched_LE]))

@@ -1,8 +1,12 @@
 """AdamW over a set of experts that changes at every step.
 
-State (fp32 master weights, two moments, a step count) exists for the union's experts only, on the rank that holds them,
-one flat row an expert. A step touches the rows of the batch's active experts; no other bit moves, which zeroed
-gradients could not give: Adam's momentum and weight decay move a parameter long after its last gradient.
+State (fp32 master weights, two moments, a step count) exists for the union's experts only, one flat row an expert, on
+one rank of the job: of the replicas that hold an expert one owns its state. A step touches the rows of the batch's
+active experts; no other bit moves, which zeroed gradients could not give: Adam's momentum and weight decay move a
+parameter long after its last gradient.
+
+Three collectives a step, whatever the mask: gradients to the owners among the replicas, a table of norms, new weights
+back to the replicas. With one replica only the table is left.
 
 The update itself is torch's own functional AdamW. It is a `torch.optim.Optimizer`, so engines and learning-rate
 schedulers accept it; its one registered parameter is a placeholder, because the weights are not `nn.Parameter`s.
@@ -18,7 +22,8 @@ from torch.optim.adamw import adamw
 
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import ExpertLayer
-from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.parallel.placement import state_replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self,
         layers: tuple[ExpertLayer, ...],
         union_LE: torch.Tensor,
-        comm: Comm,
+        mesh: Mesh,
         *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -50,23 +55,30 @@ class SelectiveAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         max_norm: float = 0.0,
     ) -> None:
-        placeholder = torch.zeros(1, device=comm.device)
+        device = mesh.world.device
+        placeholder = torch.zeros(1, device=device)
         super().__init__([placeholder], {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.layers, self.comm, self.max_norm = layers, comm, max_norm
-        self.expert_state: dict[tuple[int, int], ExpertState] = {}
-        for layer in layers:
-            for expert in layer.local:
-                if union_LE[layer.index, expert]:
-                    self.expert_state[layer.index, expert] = _new_state(layer, expert)
+        self.layers, self.mesh, self.max_norm = layers, mesh, max_norm
+        held = [(layer.index, expert) for layer in layers for expert in layer.local if union_LE[layer.index, expert]]
+        self.replica_of = dict(zip(held, state_replicas(len(held), mesh.replicas.size), strict=True))
+        self.expert_state = {
+            key: _new_state(layers[key[0]], key[1])
+            for key, replica in self.replica_of.items()
+            if replica == mesh.replicas.rank
+        }
         self.active: list[tuple[int, int]] = []
+        self.num_active_R = [0] * mesh.replicas.size
         # kept from step to step: on a CPU fresh memory of this size costs more than zeroing it
-        self._grad_buffer = torch.empty(0, layers[0].layout.size, device=comm.device)
+        self._grad_buffer = torch.empty(0, layers[0].layout.size, device=device)
         self.last_norm = 0.0
         self.num_stepped = 0
 
     def begin(self, mask_LE: torch.Tensor) -> None:
         """Make exactly these experts trainable, bool [L, E], the same on all ranks. Before the first forward pass."""
-        self.active = [key for key in self.expert_state if mask_LE[key]]
+        self.active = sorted((key for key in self.replica_of if mask_LE[key]), key=self.replica_of.__getitem__)
+        self.num_active_R = [0] * len(self.num_active_R)
+        for key in self.active:
+            self.num_active_R[self.replica_of[key]] += 1
         if len(self._grad_buffer) < len(self.active):
             self._grad_buffer = self._grad_buffer.new_empty(len(self.active), self._grad_buffer.shape[1])
         self.grad_AN = self._grad_buffer[: len(self.active)].zero_()
@@ -79,37 +91,68 @@ class SelectiveAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a step has no closure to re-evaluate
         """Clip by the global norm of all ranks' active experts, update them, and write the new weights to the banks."""
-        norms_LE = torch.zeros(
-            len(self.layers), len(self.layers[0].key_E), dtype=torch.float64, device=self.comm.device
-        )
-        for key, grad in zip(self.active, self.grad_AN, strict=True):
+        world, owned = self.mesh.world, self.owned_active
+        grads = self.mesh.replicas.reduce_rows(self.grad_AN, self.num_active_R)
+        norms_LE = torch.zeros(len(self.layers), len(self.layers[0].key_E), dtype=torch.float64, device=world.device)
+        for key, grad in zip(owned, grads, strict=True):
             norms_LE[key] = torch.linalg.vector_norm(grad, dtype=torch.float64)
         # a table, not a scalar: every entry has one owner, so the sum has the same bits for any number of ranks
-        self.last_norm = float(torch.linalg.vector_norm(self.comm.sum_(norms_LE)))
+        norms_LE = world.sum_(norms_LE).cpu()
+        self.last_norm = float(torch.linalg.vector_norm(norms_LE))
         if not math.isfinite(self.last_norm):
             raise UserError(
                 f"gradient norm is {self.last_norm}: this step changed no weight; lower train.lr or train in float32"
             )
         if 0 < self.max_norm < self.last_norm + 1e-6:
-            self.grad_AN *= self.max_norm / (self.last_norm + 1e-6)
+            grads *= self.max_norm / (self.last_norm + 1e-6)
         self.num_stepped = int((norms_LE > 0).sum())
-        stepping = [i for i, key in enumerate(self.active) if norms_LE[key] > 0]
+        stepping = [i for i, key in enumerate(owned) if norms_LE[key] > 0]
         if stepping:
-            self._update([self.expert_state[self.active[i]] for i in stepping], [self.grad_AN[i] for i in stepping])
+            self._update([self.expert_state[owned[i]] for i in stepping], [grads[i] for i in stepping])
         for i in stepping:
-            self._write_back(self.active[i])
+            self._write(owned[i], self.expert_state[owned[i]].master)
+        self._share_weights()
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of this rank's master weights and moments: 12 bytes a parameter of the experts that it owns."""
+        states = self.expert_state.values()
+        return sum(tensor.nbytes for state in states for tensor in (state.master, state.exp_avg, state.exp_avg_sq))
+
+    @property
+    def owned_active(self) -> list[tuple[int, int]]:
+        """The active experts whose state this rank owns: those that it steps."""
+        return [key for key in self.active if key in self.expert_state]
 
     @torch.no_grad()
     def restore(self, key: tuple[int, int], tensors: dict[str, torch.Tensor]) -> None:
-        """Give expert (layer, expert) a state that was saved: one tensor a field of `ExpertState`."""
-        for name, tensor in tensors.items():
-            getattr(self.expert_state[key], name).copy_(tensor)
-        self._write_back(key)
+        """Give expert (layer, expert) of this rank what was saved of it: one tensor a field of `ExpertState`.
 
-    def _write_back(self, key: tuple[int, int]) -> None:
-        """The expert's weights in the bank become its master copy's, rounded to the bank's type."""
+        A rank that holds the expert without owning its state takes the weights only.
+        """
+        if key in self.expert_state:
+            for name, tensor in tensors.items():
+                getattr(self.expert_state[key], name).copy_(tensor)
+        self._write(key, tensors["master"])
+
+    def _share_weights(self) -> None:
+        """What owners have stepped goes to the other replicas, in the bank's type, so that all have the same bits."""
+        if self.mesh.replicas.size == 1:
+            return
+        rows = [self._flat_weights(key) for key in self.owned_active]
+        bank = next(iter(self.layers[0].bank.values()))
+        mine = torch.stack(rows) if rows else bank.new_empty(0, self.layers[0].layout.size)
+        for key, flat in zip(self.active, self.mesh.replicas.gather_rows(mine, self.num_active_R), strict=True):
+            if key not in self.expert_state:
+                self._write(key, flat)
+
+    def _flat_weights(self, key: tuple[int, int]) -> torch.Tensor:
+        return torch.cat([row.reshape(-1) for row in self.layers[key[0]].row(key[1]).values()])
+
+    def _write(self, key: tuple[int, int], flat: torch.Tensor) -> None:
+        """The expert's weights in the bank become those of a flat vector, rounded to the bank's type."""
         layer, expert = self.layers[key[0]], key[1]
-        new = layer.layout.views(self.expert_state[key].master)
+        new = layer.layout.views(flat)
         for name, row in layer.row(expert).items():
             row.copy_(new[name])
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import ExpertLayer
 from dist_moe.parallel.comm import Comm
-from dist_moe.parallel.shared_files import shared_directory
+from dist_moe.parallel.shared_files import shared_directory, write_tensors
 from dist_moe.training.optimizer import SelectiveAdamW
 
 FORMAT, VERSION = "dist_moe experts", 1
@@ -30,18 +29,18 @@ def save_experts(
     path: Path, layers: tuple[ExpertLayer, ...], optimizer: SelectiveAdamW, comm: Comm, facts: dict[str, Any]
 ) -> int:
     """Called by all ranks together; returns the number of experts written. `facts` go into the index as they are."""
+    name = f"experts-{comm.rank:05d}.safetensors"
+    mine = [key for key, state in optimizer.expert_state.items() if state.step > 0]
+    files = {f"{index}.{expert}": name for index, expert in mine}
+    merged = {key: file for part in comm.gather(files) for key, file in part.items()}
     with shared_directory(path, comm) as partial:
-        name = f"experts-{comm.rank:05d}.safetensors"
-        mine = [key for key, state in optimizer.expert_state.items() if state.step > 0]
         tensors = {
             f"{index}.{expert}.{weight}": row.cpu().contiguous().clone()
             for index, expert in mine
             for weight, row in layers[index].row(expert).items()
         }
         if tensors:
-            save_file(tensors, partial / name)
-        files = {f"{index}.{expert}": name for index, expert in mine}
-        merged = {key: file for part in comm.gather(files) for key, file in part.items()}
+            write_tensors(partial / name, tensors)
         if comm.rank == 0:
             index = {"format": FORMAT, "version": VERSION, **facts, "experts": merged}
             (partial / "index.json").write_text(json.dumps(index, indent=1))

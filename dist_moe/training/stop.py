@@ -1,24 +1,34 @@
-"""A wish to stop, from a person, a scheduler or a launcher: the step in progress is finished, and the run is saved."""
+"""What ranks agree on when a step is done: a wish to stop, from a person, a scheduler or a launcher, or one's error."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 import torch
 
+from dist_moe.errors import UserError
 from dist_moe.parallel.comm import Comm
 
 
 class StopRequest:
-    """While entered, SIGTERM to any rank, or a file `path`, asks all ranks to stop after their step."""
+    """While entered, SIGTERM to any rank, or one of two files, asks all ranks to stop after their step.
 
-    def __init__(self, path: Path, comm: Comm) -> None:
-        self.path, self.comm = path, comm
+    `stop` is a person's file. `requeue` is a batch script's, which starts the job again when it finds the file still
+    there at the end. The death of the process `launcher`, this one's parent, is a wish to stop too: nobody would see
+    the job any more, or end it. None: there is no launcher but a shell, which a run may outlive.
+    """
+
+    def __init__(self, stop: Path, requeue: Path, comm: Comm, launcher: int | None) -> None:
+        self.stop, self.requeue, self.comm, self.launcher = stop, requeue, comm, launcher
         self._signalled = False
         self._previous: Any = None
+        self._failure: str | None = None
 
     def __enter__(self) -> Self:
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
@@ -30,12 +40,39 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
 
-    def agreed(self) -> bool:
-        """Whether any rank was asked: the same answer on all. Called by all ranks together."""
-        asked = self._signalled or (self.comm.rank == 0 and self.path.exists())
-        return bool(self.comm.sum_(torch.tensor(int(asked), device=self.comm.device)))
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """A `UserError` inside is kept, for `agreed` to raise on all ranks: inside, ranks need not be together."""
+        try:
+            yield
+        except UserError as error:
+            self._failure = str(error)
 
-    def done(self) -> None:
-        """The wish was granted: remove the file, so that the run can be started again."""
+    def agreed(self, written: bool = False) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether all have `written`: the same answers on all ranks.
+
+        Called by all ranks together, after each step: one small sum is all that it costs.
+
+        Raises:
+            UserError: on all ranks, if one has failed.
+        """
+        votes = torch.tensor([self._asked(), written, self._failure is not None], dtype=torch.int64)
+        stop, num_written, failed = self.comm.sum_(votes.to(self.comm.device)).tolist()
+        if failed:
+            raise UserError(next(message for message in self.comm.gather(self._failure) if message is not None))
+        return stop > 0, num_written == self.comm.size
+
+    def _asked(self) -> bool:
+        orphaned = self.launcher is not None and os.getppid() != self.launcher
+        by_file = self.comm.rank == 0 and (self.stop.exists() or self.requeue.exists())
+        return self._signalled or orphaned or by_file
+
+    def done(self, stopped: bool) -> None:
+        """The run ends, before its last step if `stopped`. A wish that was granted, or came too late, is forgotten.
+
+        Only `requeue` is left where it stopped the run, unless a person wished to stop it too.
+        """
         if self.comm.rank == 0:
-            self.path.unlink(missing_ok=True)
+            if self.stop.exists() or not stopped:
+                self.requeue.unlink(missing_ok=True)
+            self.stop.unlink(missing_ok=True)

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dist_moe.analysis.collect import count_batch
+from dist_moe.analysis.collect import count_rows
+from dist_moe.analysis.generate import Sampling
 from dist_moe.analysis.report import report
 from dist_moe.analysis.statistics import batch_evidence, batch_statistics, pooled_evidence, selection_rule
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
+from dist_moe.data.batches import micro_batches
+from dist_moe.data.tokens import CountedTokens
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.parallel.comm import Comm, SoloComm
 from dist_moe.parallel.launch import together
@@ -21,8 +24,11 @@ from dist_moe.risk.rules import select_masks
 from dist_moe.risk.table import pooled_risk, risk_table
 from dist_moe.store import MaskStore, StoreContents, write_store
 from dist_moe.workflows.console import Say, console
-from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.inputs import Inputs, read_inputs, stop_ids
 from dist_moe.workflows.run_dir import RunDir, require_absent
+
+ROWS_AT_ONCE = 512
+"""Rows among which those of like length are found for one forward pass."""
 
 
 def analyze(config: Config, comm: Comm) -> None:
@@ -43,19 +49,31 @@ def analyze(config: Config, comm: Comm) -> None:
 
 
 def _count(config: Config, inputs: Inputs, model: MoEModel, comm: Comm) -> RoutingCounts:
-    indices = range(len(inputs.plan.batches))
+    rows = [row for i in range(len(inputs.plan.batches)) for row in inputs.rows(i)]
     parts = [
-        count_batch(
+        count_rows(
             model,
-            inputs.rows(i),
-            tokens=config.analysis.tokens,
-            micro_batch_size=config.analysis.micro_batch_size,
+            part,
+            tokens=_tokens(config, inputs, model),
+            micro_batch_tokens=config.analysis.micro_batch_tokens,
             pad_id=inputs.pad_id,
             comm=comm,
         )
-        for i in tqdm(indices, desc="Routing", unit="batch", disable=comm.rank != 0)
+        for part in tqdm(micro_batches(rows, ROWS_AT_ONCE), desc="Routing", unit="part", disable=comm.rank != 0)
     ]
     return concatenate(parts)
+
+
+def _tokens(config: Config, inputs: Inputs, model: MoEModel) -> CountedTokens | Sampling:
+    analysis = config.analysis
+    if analysis.tokens != "generated":
+        return analysis.tokens
+    return Sampling(
+        max_new_tokens=analysis.max_new_tokens,
+        temperature=analysis.temperature,
+        seed=config.seed,
+        eos_ids=stop_ids(inputs, model),
+    )
 
 
 def _write(config: Config, inputs: Inputs, model: MoEModel, counts: RoutingCounts, say: Say) -> None:
@@ -107,6 +125,13 @@ def _provenance(config: Config, inputs: Inputs) -> dict[str, Any]:
         "model_path": str(config.model.path),
         "data_paths": [str(path) for path in config.data.paths],
         "seed": config.seed,
+        **_generation_facts(config),
         "batch_size": config.batches.batch_size,
         "safe_ratio": config.batches.safe_ratio,
     }
+
+
+def _generation_facts(config: Config) -> dict[str, int | float]:
+    if config.analysis.tokens != "generated":
+        return {}
+    return {"max_new_tokens": config.analysis.max_new_tokens, "temperature": config.analysis.temperature}

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dist_moe.config.schema import Config
+from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Checkpoint, last_checkpoint
 from dist_moe.training.loop import keep_lines
@@ -51,7 +52,7 @@ def unfinished_run(run: RunDir, config: Config, facts: dict[str, Any], say: Say)
 
 def clear_the_way(run: RunDir, found: Checkpoint | None) -> None:
     """Remove what a starting run replaces, or the steps after the checkpoint of one that goes on."""
-    run.path.mkdir(parents=True, exist_ok=True)
+    remove_partial(run.checkpoints)
     if found is None:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         run.metrics.unlink(missing_ok=True)

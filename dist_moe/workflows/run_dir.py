@@ -41,6 +41,11 @@ class RunDir:
         return self.path / "STOP"
 
     @property
+    def requeue(self) -> Path:
+        """A file that a batch script makes for the same; still there afterwards, it means that the job shall go on."""
+        return self.path / "REQUEUE"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,30 +15,46 @@ from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.engines.build import build_engine, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
+from dist_moe.files import append_line, writing
 from dist_moe.moe.discover import require_routers
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.parallel.placement import Placement
 from dist_moe.risk.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
-from dist_moe.training.checkpoint import load_checkpoint, save_checkpoint
+from dist_moe.training.checkpoint import Layout, load_checkpoint
 from dist_moe.training.loop import Split, check_ledger, schedule_steps, train_loop
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.save import save_experts
+from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.step import MaskedStep, batch_loss
 from dist_moe.training.stop import StopRequest
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.resume import clear_the_way, resume_facts, unfinished_run
 from dist_moe.workflows.run_dir import RunDir
+from dist_moe.workflows.run_lock import run_lock
 
 
-def train(config: Config, comm: Comm) -> None:
-    """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names."""
+def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
+    """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names.
+
+    `launcher` is the process that has started this one and watches it, if there is one: without it the run stops.
+    """
+    run = RunDir(config.run_dir)
+    stop = StopRequest(run.stop, run.requeue, comm, launcher)
+    with run_lock(run.path, comm, console(comm)):
+        _train(config, comm, stop)
+
+
+def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     say, run = console(comm), RunDir(config.run_dir)
+    mesh = Mesh.of(comm, config.parallel.ep_size)
     with together(comm):
         name = engine_name(config)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
@@ -55,8 +69,7 @@ def train(config: Config, comm: Comm) -> None:
         )
         facts = resume_facts(config, inputs, store)
         found = unfinished_run(run, config, facts, say) if comm.rank == 0 else None
-        masks_BLE = store.masks[:] if config.parallel.placement == "balanced" else None
-        model = load_model(config.model, comm, masks_BLE)
+        model = load_model(config.model, mesh.ep, place_experts(config, store, mesh.ep.size))
         if config.train.mode == "route":
             require_routers(model.module)
     found = comm.gather(found)[0]
@@ -66,7 +79,7 @@ def train(config: Config, comm: Comm) -> None:
     for line in (*plan.describe(), *_per_batch(store)):
         say(line)
     num_steps = len(store.batches) * config.train.epochs
-    optimizer = _optimizer(config.train, model, plan, comm)
+    optimizer = _optimizer(config.train, model, plan, mesh)
     schedule = _schedule(config.train, optimizer, num_steps)
     split = Split.of(config.batches.batch_size, comm.size, config.train.micro_batch_size)
     engine = build_engine(
@@ -80,31 +93,48 @@ def train(config: Config, comm: Comm) -> None:
         num_micro_batches=split.num_micro_batches,
     )
     say(f"Engine: {engine.name}, {comm.size} rank(s); mode {config.train.mode}")
-    say(_placement_line(config, model, plan))
+    say(_placement_line(config, model, plan, mesh))
     if config.train.mode == "route" and found is None:
         _tell_route_cost(config, store, inputs, model, split, comm, say)
-    with together(comm):
+    with together(comm), writing(run.path):
         if comm.rank == 0:
             clear_the_way(run, found)
             save_config(config, run.resolved("train"))
-    save = partial(
-        save_checkpoint, run.checkpoints, optimizer=optimizer, schedule=schedule, comm=comm, facts=facts,
+    layout = Layout(engine.name, comm.size, mesh.ep.size, model.placement.hash())
+    saver = CheckpointSaver(
+        root=run.checkpoints,
+        optimizer=optimizer,
+        schedule=schedule,
+        comm=comm,
+        facts=facts,
+        layout=layout,
         keep=config.checkpoint.keep,
-    )  # fmt: skip
+        asynchronous=config.checkpoint.asynchronous,
+    )
     if found is not None:
         load_checkpoint(found, optimizer, schedule)
         say(f"Going on after step {found.step} of {num_steps}, from {found.path}")
+        if found.layout != layout:
+            say(f"  It was written by {found.layout}; here {layout}: the same but for rounding, not bit for bit")
     elif config.checkpoint.every:
-        save(0)
+        saver.save(0)
+        saver.finish()  # a run with steps and without a checkpoint could not go on
     step = MaskedStep(model, optimizer, engine, comm, lambda mask: route_plan(config.train, mask))
-    with StopRequest(run.stop, comm) as stop:
 
-        def after_step(done: int) -> bool:
-            stopping = stop.agreed() and done < num_steps
-            if stopping or (config.checkpoint.every and done % config.checkpoint.every == 0):
-                save(done)
-            return stopping
+    def write(line: str) -> None:
+        with stop.failing_together(), writing(run.metrics):
+            append_line(run.metrics, line)
 
+    def after_step(done: int) -> bool:
+        asked, written = stop.agreed(saver.written)
+        stopping = asked and done < num_steps
+        if written:
+            saver.finish()
+        if stopping or (config.checkpoint.every and done % config.checkpoint.every == 0):
+            saver.save(done)
+        return stopping
+
+    with stop:
         done = train_loop(
             config,
             step,
@@ -113,12 +143,13 @@ def train(config: Config, comm: Comm) -> None:
             split,
             pad_id=inputs.pad_id,
             comm=comm,
-            metrics=run.metrics,
+            write=write,
             say=say,
             start=0 if found is None else found.step,
             after_step=after_step,
         )
-        stop.done()
+        saver.finish()
+        stop.done(stopped=done < num_steps)
     if done < num_steps:
         say(f"Stopped after step {done} of {num_steps}, as asked, and saved: the same command goes on")
         return
@@ -128,11 +159,11 @@ def train(config: Config, comm: Comm) -> None:
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
 
 
-def _optimizer(train: TrainConfig, model: MoEModel, plan: FreezePlan, comm: Comm) -> SelectiveAdamW:
+def _optimizer(train: TrainConfig, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> SelectiveAdamW:
     return SelectiveAdamW(
         model.layers,
         torch.from_numpy(plan.union_LE),
-        comm,
+        mesh,
         lr=train.lr,
         betas=train.betas,
         eps=train.eps,
@@ -146,12 +177,20 @@ def _schedule(train: TrainConfig, optimizer: SelectiveAdamW, num_steps: int) -> 
     return get_scheduler(curve, optimizer, train.warmup_steps, num_steps)
 
 
-def _placement_line(config: Config, model: MoEModel, plan: FreezePlan) -> str:
-    owned_R = model.placement.num_owned(torch.from_numpy(plan.union_LE))
+def place_experts(config: Config, store: MaskStore, ep_size: int) -> Placement:
+    """Where training puts each expert; a function of the masks, so the same on all ranks."""
+    if config.parallel.placement == "balanced":
+        return Placement.balanced(store.masks[:], ep_size)
+    _, num_layers, num_experts = store.masks.shape
+    return Placement.contiguous(num_layers, num_experts, ep_size)
+
+
+def _placement_line(config: Config, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> str:
+    owned_R = model.placement.num_owned(torch.from_numpy(plan.union_LE), mesh.replicas.size)
     megabytes = 12e-6 * max(owned_R) * plan.num_expert_parameters
     return (
-        f"Placement: {config.parallel.placement}; a rank trains {min(owned_R)} to {max(owned_R)} of the union's "
-        f"experts, optimizer state at most {megabytes:,.1f} MB"
+        f"Placement: {config.parallel.placement}, {mesh.replicas.size} replica(s) of {mesh.ep.size} rank(s); a rank "
+        f"trains {min(owned_R)} to {max(owned_R)} of the union's experts, optimizer state at most {megabytes:,.1f} MB"
     )
 
 
@@ -170,7 +209,7 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         "model_hash": inputs.model_hash,
         "data_hash": inputs.prompts.data_hash,
         "masks_digest": store.digest,
-        "selection_rule": asdict(store.rule),
+        "selection_rule": store.rule.stored,
         "counted_tokens": store.counted_tokens,
         "batches": Counter(store.categories),
         "mode": config.train.mode,

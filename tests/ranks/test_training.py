@@ -1,6 +1,6 @@
 """N ranks on DeepSpeed equal one plain process, and not one bit moves outside a batch's mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ from dist_moe.engines.local import LocalEngine
 from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.parallel.placement import Placement
 from dist_moe.risk.masks import mask_hash
 from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
@@ -34,9 +36,16 @@ class Case:
     micro_batch_size: int | None = None
     checkpointing: bool = False
     rows: int = 8
-    balanced: bool = False
+    placement: str = "contiguous"
+    ep_size: int | None = None
     engine: str = "deepspeed"
     scope: str = "all"
+    zero: int = 0
+
+    def __str__(self) -> str:
+        """What differs from the first case."""
+        given = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        return " ".join(f"{name} {value}" for name, value, default in given if value != default)
 
 
 CASES = [
@@ -47,13 +56,36 @@ CASES = [
     Case(masks="adversarial", checkpointing=True),
     Case(masks="adversarial", mode="update"),
     Case(masks="adversarial", rows=1),
-    Case(family="mixtral", balanced=True),
-    Case(masks="adversarial", mode="update", balanced=True, checkpointing=True),
+    Case(family="mixtral", placement="balanced"),
+    Case(masks="adversarial", mode="update", placement="balanced", checkpointing=True),
     Case(engine="fsdp"),
     Case(engine="fsdp", masks="adversarial", mode="update", micro_batch_size=2),
-    Case(engine="fsdp", family="olmoe", masks="adversarial", checkpointing=True, balanced=True),
+    Case(engine="fsdp", family="olmoe", masks="adversarial", checkpointing=True, placement="balanced"),
     Case(engine="fsdp", family="mixtral", masks="adversarial", rows=1, mode="update"),
     Case(family="olmoe", scope="unsafe", micro_batch_size=2, checkpointing=True),
+    Case(family="deepseek_v3", micro_batch_size=2, placement="balanced"),
+    Case(family="deepseek_v3", engine="fsdp", masks="adversarial", mode="update", checkpointing=True),
+    Case(family="gpt_oss", engine="fsdp", micro_batch_size=2),
+    Case(family="gpt_oss", masks="adversarial", mode="update", placement="balanced"),
+    Case(family="gpt_oss", masks="adversarial", placement="3 + 5", micro_batch_size=2, checkpointing=True),
+    Case(family="mixtral", placement="3 + 5", mode="update", engine="fsdp"),
+    # ZeRO-3 over the dense weights
+    Case(zero=3),
+    Case(zero=3, masks="adversarial", mode="update", checkpointing=True),
+    Case(zero=3, family="olmoe", masks="adversarial", micro_batch_size=2, checkpointing=True, placement="balanced"),
+    Case(zero=3, family="gpt_oss", masks="adversarial", mode="update", rows=1),
+    Case(zero=3, family="deepseek_v3", micro_batch_size=2),
+    # several replicas of the experts
+    Case(ep_size=1),
+    Case(ep_size=1, engine="fsdp", family="olmoe", masks="adversarial", mode="update", micro_batch_size=2),
+    Case(ep_size=2, masks="adversarial", placement="balanced"),
+    Case(ep_size=2, masks="adversarial", mode="update", rows=1, checkpointing=True),
+    Case(ep_size=2, family="olmoe", mode="update", placement="balanced", micro_batch_size=1),
+    Case(ep_size=2, family="mixtral", engine="fsdp", masks="adversarial", placement="balanced", checkpointing=True),
+    Case(ep_size=2, family="deepseek_v3", engine="fsdp", placement="balanced", micro_batch_size=1),
+    Case(ep_size=2, family="gpt_oss", placement="3 + 5", mode="update", micro_batch_size=1),
+    Case(ep_size=1, family="mixtral", masks="adversarial", mode="update"),
+    Case(ep_size=2, family="mixtral", zero=3, masks="adversarial", mode="update", checkpointing=True),
 ]
 
 
@@ -71,6 +103,15 @@ def masks_of(case: Case) -> torch.Tensor:
     masks[6, 0, 7] = masks[6, 2, 0] = True  # different ranks in different layers
     masks[7] = True
     return masks
+
+
+def placement_of(case: Case, ep_size: int) -> Placement:
+    if case.placement == "balanced":
+        return Placement.balanced(masks_of(case).numpy(), ep_size)
+    if case.placement == "3 + 5" and ep_size > 1:
+        owner_E = torch.tensor([1, 0, 1, 1, 0, 1, 0, 1])
+        return Placement.from_owners(owner_E.expand(L, E).contiguous(), ep_size)
+    return Placement.contiguous(L, E, ep_size)
 
 
 def batch_rows(step: int, num_rows: int) -> list[Encoded]:
@@ -94,6 +135,9 @@ def padded(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """What this rank keeps of a parameter, whoever has sharded it."""
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
@@ -104,6 +148,14 @@ def snapshot(layers, optimizer):
     return bits
 
 
+def replicas_differ(mesh, layers):
+    """How many weights have other bits on another replica."""
+    rows = [w.reshape(-1) for layer in layers for w in layer.bank.values()]
+    mine = torch.cat(rows)[None]
+    everyones = mesh.replicas.gather_rows(mine, [1] * mesh.replicas.size)
+    return int((everyones != mine).sum())
+
+
 def train_cases(comm, cases):
     """Run cases on this rank: per case the losses, norms, mask hashes, leaks outside the mask, and final weights."""
     return [train_case(comm, case) for case in cases]
@@ -111,10 +163,11 @@ def train_cases(comm, cases):
 
 def train_case(comm, case):
     masks = masks_of(case)
-    model = adopt(tiny_model(case.family), comm, masks.numpy() if case.balanced else None)
+    mesh = Mesh.of(comm, case.ep_size)
+    model = adopt(tiny_model(case.family), mesh.ep, placement_of(case, mesh.ep.size))
     if case.checkpointing:
         model.checkpoint_activations()
-    optimizer = SelectiveAdamW(model.layers, masks.any(0), comm, **ADAMW, max_norm=MAX_NORM)
+    optimizer = SelectiveAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     split = Split.of(case.rows, comm.size, case.micro_batch_size)
     if isinstance(comm, SoloComm):
@@ -126,7 +179,7 @@ def train_case(comm, case):
             model.module,
             optimizer,
             schedule,
-            user_config={},
+            user_config={"zero_optimization": {"stage": case.zero, "stage3_param_persistence_threshold": 0}},
             micro_batch_size=split.micro_batch_size,
             num_micro_batches=split.num_micro_batches,
         )
@@ -150,20 +203,26 @@ def train_case(comm, case):
         "norms": [r.grad_norm for r in results],
         "stepped": [r.num_stepped for r in results],
         "hashes": [r.mask_hash for r in results],
+        "replicas_differ": replicas_differ(mesh, model.layers),
         "leaks": leaks,
         "moved": moved,
         "weights": {key: weight.numpy() for key, weight in weights.items()},
         "state_owner": sorted(optimizer.expert_state),
         "dense_bytes": sum(_local(parameter).nbytes for parameter in model.module.parameters()),
+        "gathered_bytes": sum(p.nbytes for p in model.module.parameters() if hasattr(p, "ds_tensor")),
         "state_bytes": sum(getattr(s, name).nbytes for s in optimizer.expert_state.values() for name in STATE),
     }
 
 
-RUNS = [
-    *((num_ranks, number) for num_ranks in (1, 2) for number in range(len(CASES))),
-    *((4, number) for number, case in enumerate(CASES) if case.masks == "adversarial"),
-]
-each_run = pytest.mark.parametrize(("num_ranks", "number"), RUNS, ids=[f"{n}-{CASES[i]}" for n, i in RUNS])
+def ranks_of(case: Case) -> tuple[int, ...]:
+    """On how many ranks a case runs."""
+    if case.ep_size is not None:
+        return (2, 4) if case.ep_size == 1 else (4,)
+    return (1, 2, 4) if case.masks == "adversarial" and case.placement != "3 + 5" else (1, 2)
+
+
+RUNS = [(num_ranks, number) for number, case in enumerate(CASES) for num_ranks in ranks_of(case)]
+each_run = pytest.mark.parametrize(("num_ranks", "number"), RUNS, ids=[f"{n} ranks {CASES[i]}" for n, i in RUNS])
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +255,8 @@ def test_equals_plain_transformers_and_torch_adamw(ranks, num_ranks, number):
             assert answer["hashes"][i] == mask_hash(mask.numpy())
     expected = reference.weights()
     held = [key for answer in answers for key in answer["weights"]]
-    assert sorted(held) == sorted(expected)
+    num_replicas = num_ranks // (case.ep_size or num_ranks)
+    assert sorted(held) == sorted([*expected] * num_replicas)
     for answer in answers:
         for key, weight in answer["weights"].items():
             torch.testing.assert_close(torch.from_numpy(weight), expected[key], rtol=0, atol=1e-5)
@@ -207,6 +267,7 @@ def test_not_one_bit_moves_outside_the_mask(ranks, num_ranks, number):
     answers = ranks(num_ranks, number)
     assert all(not answer["leaks"] for answer in answers)
     assert sum(answer["moved"] for answer in answers) > 0
+    assert all(answer["replicas_differ"] == 0 for answer in answers)
 
 
 def test_optimizer_state_is_on_the_one_rank_that_holds_the_expert(ranks):
@@ -217,6 +278,12 @@ def test_optimizer_state_is_on_the_one_rank_that_holds_the_expert(ranks):
     assert all(expert < E // 2 for _, expert in owned[0])
 
 
+@pytest.mark.parametrize(("num_ranks", "number"), [run for run in RUNS if CASES[run[1]].ep_size is not None])
+def test_of_all_replicas_one_rank_owns_an_experts_state(ranks, num_ranks, number):
+    owned = [tuple(key) for answer in ranks(num_ranks, number) for key in answer["state_owner"]]
+    assert sorted(owned) == [tuple(pair) for pair in torch.nonzero(masks_of(CASES[number]).any(0)).tolist()]
+
+
 @each_run
 def test_state_is_12_bytes_a_parameter_of_the_experts_that_a_rank_owns(ranks, num_ranks, number):
     sizes = []
@@ -224,13 +291,16 @@ def test_state_is_12_bytes_a_parameter_of_the_experts_that_a_rank_owns(ranks, nu
         num_parameters = sum(w.size for key, w in answer["weights"].items() if key[:2] in answer["state_owner"])
         assert answer["state_bytes"] == 12 * num_parameters
         sizes.append(len(answer["state_owner"]))
-    assert not CASES[number].balanced or max(sizes) - min(sizes) <= 1
+    assert CASES[number].placement != "balanced" or max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "number"), [run for run in RUNS if CASES[run[1]].engine == "fsdp" and run[0] > 1]
+    ("num_ranks", "number"),
+    [(n, i) for n, i in RUNS if n > 1 and (CASES[i].engine == "fsdp" or CASES[i].zero == 3)],
 )
-def test_fsdp_leaves_each_rank_its_share_of_the_dense_weights(ranks, num_ranks, number):
-    whole = ranks(1, number)[0]["dense_bytes"]
+def test_each_rank_keeps_its_share_of_the_dense_weights(ranks, num_ranks, number):
+    module = adopt(tiny_model(CASES[number].family), CPU).module
+    whole = sum(parameter.nbytes for parameter in module.parameters())
     for answer in ranks(num_ranks, number):
         assert answer["dense_bytes"] == pytest.approx(whole / num_ranks, rel=0.02)
+        assert answer["gathered_bytes"] == 0

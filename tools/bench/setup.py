@@ -16,6 +16,7 @@ from dist_moe.data.tokens import IGNORED, TokenBatch
 from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.moe.route_mask import routable
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
 from tools.bench.timing import Comparison, Contender, measure
 
@@ -114,7 +115,9 @@ class Setup:
         return model
 
     def optimizer(self, model: MoEModel) -> SelectiveAdamW:
-        return SelectiveAdamW(model.layers, self.masks_BLE.any(0), self.comm, lr=LR, max_norm=MAX_NORM)
+        return SelectiveAdamW(
+            model.layers, self.masks_BLE.any(0), Mesh.one_replica(self.comm), lr=LR, max_norm=MAX_NORM
+        )
 
     def allowed(self, mode: Mode, i: int) -> torch.Tensor | None:
         return routable(self.mask(i)).to(self.device) if mode == "route" else None

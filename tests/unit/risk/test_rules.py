@@ -162,3 +162,12 @@ def test_prompts_without_a_counted_token_say_nothing():
     )
     more = evidence(counts, np.append(False, batch.unsafe_P), np.append(0, batch.strata_P), batch.settings, 0, 0)
     assert more.test.p_LE.tobytes() == batch.test.p_LE.tobytes()
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_a_rule_is_stored_with_what_it_reads(name):
+    own = {"significant": {"alpha": 0.2, "correction": "family"}, "stable": {"frequency": 0.7},
+           "budget_per_layer": {"per_layer": 9}, "esft_token": {"top_p": 0.3}}.get(name, {})  # fmt: skip
+    rule = replace(RULE, name=name, **own)
+    assert rule.stored == {"name": name, "threshold": 0.05, "top_k": 5} | own
+    assert SelectionRule(**rule.stored) == rule

@@ -93,7 +93,7 @@ def state(path: Path) -> str:
 
 
 def main(root: Path) -> None:
-    dist_moe.files._sync = lambda _: None  # a killed process loses nothing that the kernel has, and a disk is slow
+    dist_moe.files.sync = lambda _: None  # a killed process loses nothing that the kernel has, and a disk is slow
     write_store(root / "undisturbed.zarr", CONTENTS)
     expected = visible(root / "undisturbed.zarr")
     chance = random.Random(0)

@@ -26,7 +26,7 @@ def die(*_, **__):
 
 path, moment = Path(sys.argv[1]), sys.argv[2]
 if moment == "before the rename":
-    dist_moe.files._sync = die
+    dist_moe.files.sync = die
 else:
     put = write.StoreWriter._put
     write.StoreWriter._put = lambda self, key, data: die() if key.startswith(moment) else put(self, key, data)

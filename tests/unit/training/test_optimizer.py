@@ -6,10 +6,12 @@ import torch
 from dist_moe.errors import UserError
 from dist_moe.moe.model import adopt
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
 from tests.tiny import E, L, random_masks, tiny_model
 
 CPU = SoloComm(torch.device("cpu"))
+MESH = Mesh.one_replica(CPU)
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 STEPS = 8
 
@@ -42,7 +44,7 @@ def run_step(layers, optimizer, mask, step):
 def test_equals_one_torch_adamw_per_expert_that_steps_only_when_active(dtype):
     layers = adopt(tiny_model("qwen3_moe", dtype), CPU).layers
     masks = random_masks(STEPS)
-    optimizer = SelectiveAdamW(layers, masks.any(0), CPU, **SETTINGS)
+    optimizer = SelectiveAdamW(layers, masks.any(0), MESH, **SETTINGS)
     references = {key: torch.nn.Parameter(state.master.clone()) for key, state in optimizer.expert_state.items()}
     adamw = {key: torch.optim.AdamW([p], **SETTINGS, fused=True) for key, p in references.items()}
     for step, mask in enumerate(masks):
@@ -64,7 +66,7 @@ def test_equals_one_torch_adamw_per_expert_that_steps_only_when_active(dtype):
 def test_not_one_bit_moves_outside_the_mask():
     layers = adopt(tiny_model("olmoe"), CPU).layers
     masks = random_masks(STEPS)
-    optimizer = SelectiveAdamW(layers, masks.any(0), CPU, **SETTINGS, max_norm=0.5)
+    optimizer = SelectiveAdamW(layers, masks.any(0), MESH, **SETTINGS, max_norm=0.5)
     for step, mask in enumerate(masks):
         before = snapshot(layers, optimizer)
         run_step(layers, optimizer, mask, step)
@@ -92,7 +94,7 @@ class StockAdamW(SelectiveAdamW):
 def test_a_stock_adamw_in_its_place_fails_the_same_check():
     layers = adopt(tiny_model("olmoe"), CPU).layers
     masks = random_masks(STEPS)
-    optimizer = StockAdamW(layers, masks.any(0), CPU, **SETTINGS)
+    optimizer = StockAdamW(layers, masks.any(0), MESH, **SETTINGS)
     leaks = 0
     for step, mask in enumerate(masks):
         before = snapshot(layers, optimizer)
@@ -105,7 +107,7 @@ def test_a_stock_adamw_in_its_place_fails_the_same_check():
 def test_clips_by_the_global_norm_of_the_active_experts():
     layers = adopt(tiny_model("mixtral"), CPU).layers
     mask = random_masks(1)[0]
-    optimizer = SelectiveAdamW(layers, mask, CPU, **SETTINGS, max_norm=0.25)
+    optimizer = SelectiveAdamW(layers, mask, MESH, **SETTINGS, max_norm=0.25)
     parameters = [torch.nn.Parameter(torch.zeros(layers[0].layout.size)) for _ in optimizer.expert_state]
     for key, parameter in zip(optimizer.expert_state, parameters, strict=True):
         parameter.grad = fake_gradients(0, key, parameter.numel())
@@ -120,7 +122,7 @@ def test_an_active_expert_without_gradient_does_not_step():
     layers = adopt(tiny_model("mixtral"), CPU).layers
     mask = torch.zeros(L, E, dtype=torch.bool)
     mask[0, :2] = True
-    optimizer = SelectiveAdamW(layers, mask, CPU, **SETTINGS)
+    optimizer = SelectiveAdamW(layers, mask, MESH, **SETTINGS)
     run_step(layers, optimizer, mask, 0)
     before = snapshot(layers, optimizer)
     optimizer.begin(mask)
@@ -133,7 +135,7 @@ def test_an_active_expert_without_gradient_does_not_step():
 def test_state_is_twelve_bytes_a_parameter_of_the_union_only():
     layers = adopt(tiny_model("mixtral", torch.bfloat16), CPU).layers
     union = random_masks(2).any(0)
-    optimizer = SelectiveAdamW(layers, union, CPU, lr=1e-3)
+    optimizer = SelectiveAdamW(layers, union, MESH, lr=1e-3)
     assert {tuple(pair) for pair in torch.nonzero(union).tolist()} == set(optimizer.expert_state)
     tensors = [t for s in optimizer.expert_state.values() for t in (s.master, s.exp_avg, s.exp_avg_sq)]
     assert sum(t.nbytes for t in tensors) == 12 * layers[0].layout.size * int(union.sum())
@@ -142,7 +144,7 @@ def test_state_is_twelve_bytes_a_parameter_of_the_union_only():
 def test_a_gradient_that_is_not_finite_changes_nothing():
     layers = adopt(tiny_model("mixtral"), CPU).layers
     mask = random_masks(1)[0]
-    optimizer = SelectiveAdamW(layers, mask, CPU, **SETTINGS)
+    optimizer = SelectiveAdamW(layers, mask, MESH, **SETTINGS)
     before = snapshot(layers, optimizer)
     optimizer.begin(mask)
     optimizer.grad_AN[0, 0] = float("nan")

@@ -12,6 +12,7 @@ from dist_moe.families.sizes import FAMILY_CONFIGS, E, build
 from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.moe.route_mask import Fill, RoutePlan, Scope, routable
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.parallel.mesh import Mesh
 from dist_moe.risk.masks import mask_hash
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.step import MaskedStep
@@ -38,7 +39,7 @@ class Stepped:
         self.mask = torch.rand(shape, generator=torch.Generator().manual_seed(7)).argsort(1) < 2
         for layer in self.model.layers:
             layer.module.register_forward_pre_hook(self._count(layer), with_kwargs=True)
-        optimizer = SelectiveAdamW(self.model.layers, self.mask, CPU, lr=1e-2, weight_decay=0.1)
+        optimizer = SelectiveAdamW(self.model.layers, self.mask, Mesh.one_replica(CPU), lr=1e-2, weight_decay=0.1)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         engine = LocalEngine(self.model.module, optimizer, schedule)
         self.step = MaskedStep(self.model, optimizer, engine, CPU, lambda mask: self.plan)

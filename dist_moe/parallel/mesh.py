@@ -1,0 +1,63 @@
+"""The job's ranks as a table: replicas of the model by ranks that share its experts.
+
+    world rank = replica * ep_size + ep rank
+
+Neighbouring ranks share experts, so that with ep_size up to a node's number of ranks tokens stay inside the node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from dist_moe.errors import UserError
+from dist_moe.parallel.comm import Comm, GroupComm, SoloComm
+from dist_moe.parallel.launch import TIMEOUT
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """This rank's view of all three groups; a group of one rank is a `SoloComm`."""
+
+    world: Comm
+    """Every rank of the job."""
+    ep: Comm
+    """The ranks that together hold one replica's experts, with this one; `ep.rank` is its number in a `Placement`."""
+    replicas: Comm
+    """The ranks that hold the same experts as this one, one in each replica; `replicas.rank` is this one's replica."""
+
+    @classmethod
+    def one_replica(cls, comm: Comm) -> Mesh:
+        """One replica: all ranks of `comm` share the experts."""
+        return cls(comm, comm, SoloComm(comm.device))
+
+    @classmethod
+    def of(cls, comm: Comm, ep_size: int | None) -> Mesh:
+        """`ep_size` ranks share the experts of a replica; None: all. Called by all ranks together.
+
+        Raises:
+            UserError: the ranks do not divide into replicas of `ep_size`.
+        """
+        ep_size = ep_size or comm.size
+        if comm.size % ep_size:
+            raise UserError(
+                f"parallel.ep_size is {ep_size}, but {comm.size} rank(s) do not divide into replicas of {ep_size}: "
+                "choose a divisor, or start another number of ranks"
+            )
+        if ep_size == comm.size:
+            return cls.one_replica(comm)
+        assert isinstance(comm, GroupComm)
+        num_replicas = comm.size // ep_size
+        rows = [list(range(r * ep_size, (r + 1) * ep_size)) for r in range(num_replicas)]
+        columns = [list(range(e, comm.size, ep_size)) for e in range(ep_size)]
+        return cls(comm, _group_of(rows, comm), _group_of(columns, comm))
+
+
+def _group_of(groups: list[list[int]], world: GroupComm) -> Comm:
+    """This rank's group; every rank has to make all of them, in the same order."""
+    if len(groups[0]) == 1:
+        return SoloComm(world.device)
+    made = [dist.new_group(ranks, timeout=TIMEOUT) for ranks in groups]
+    mine = next(group for ranks, group in zip(groups, made, strict=True) if world.rank in ranks)
+    return GroupComm(mine, world.device)

@@ -1,0 +1,55 @@
+"""When a run's checkpoints are written: at once, or by a thread beside the next steps, one at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler
+
+from dist_moe.parallel.comm import Comm
+from dist_moe.training.checkpoint import Layout, Part, UnfinishedCheckpoint
+from dist_moe.training.optimizer import SelectiveAdamW
+
+
+@dataclass(kw_only=True)
+class CheckpointSaver:
+    """`save` and `finish` are called by all ranks together. The files are the same in both ways."""
+
+    root: Path
+    optimizer: SelectiveAdamW
+    schedule: LRScheduler
+    comm: Comm
+    facts: dict[str, Any]
+    layout: Layout
+    keep: int
+    asynchronous: bool
+    _in_flight: tuple[UnfinishedCheckpoint, Future[Part]] | None = field(default=None, init=False)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"), init=False)
+
+    def save(self, step: int) -> None:
+        """Save what is there after `step`: on disk when this returns, or begun."""
+        self.finish()
+        begun = UnfinishedCheckpoint(
+            self.root, step, self.optimizer, self.schedule, self.comm, self.facts, self.layout, copy=self.asynchronous
+        )
+        self._in_flight = begun, self._thread.submit(begun.write)
+        if not self.asynchronous:
+            self.finish()
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's part of a checkpoint that is being written is done, well or not."""
+        return self._in_flight is not None and self._in_flight[1].done()
+
+    def finish(self) -> None:
+        """Wait for a checkpoint that is being written, and give it its name.
+
+        Raises:
+            UserError: on all ranks, if one of them has failed to write.
+        """
+        if self._in_flight is not None:
+            (begun, part), self._in_flight = self._in_flight, None
+            begun.publish(part.result, keep=self.keep)
