@@ -1,6 +1,5 @@
 """How many experts batches and layers have, and what that leaves of the routing."""
 
-
 import numpy as np
 import pandas as pd
 
