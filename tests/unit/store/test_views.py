@@ -24,7 +24,7 @@ def test_summary(store):
     assert view.facts == {
         "store": str(store.path),
         "dist_moe_version": store.dist_moe_version,
-        "selection_rule": dataclasses.asdict(SelectionRule(threshold=0.05, top_k=50)),
+        "selection_rule": SelectionRule(threshold=0.05, top_k=50).stored,
         "counted_tokens": "prompt",
         "prompts": 6,
         "batches": 3,
@@ -245,7 +245,7 @@ def test_diff_of_stores_with_other_masks_facts_and_batches(store, tmp_path):
 
 def test_diff_of_rules(store):
     view = views.diff_rule(store, {"threshold": "0.35"})
-    assert view.facts["second"] == dataclasses.asdict(SelectionRule(threshold=0.35, top_k=50))
+    assert view.facts["second"] == {"name": "threshold_top_k", "threshold": 0.35, "top_k": 50}
     batches, experts = view.tables.values()
     assert batches["jaccard"].tolist() == [1, 1, 0]
     assert rows(experts, "batch", "Layer_Expert", "in_first", "in_second") == [[2, "L01_E03", True, False]]
