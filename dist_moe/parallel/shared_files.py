@@ -80,4 +80,5 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read it
     sync(path)

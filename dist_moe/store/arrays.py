@@ -4,7 +4,6 @@ Everything that is found for a batch lies on one grid: a file of each array hold
 their results writes those files whole and no others. Equal input gives equal bytes, whoever writes.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ def attributes(plan: StorePlan) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": VERSION,
         "dist_moe_version": __version__,
-        "selection_rule": dataclasses.asdict(plan.rule),
+        "selection_rule": plan.rule.facts,
         "counted_tokens": plan.counted_tokens,
         "experts_per_token": plan.experts_per_token,
         "num_experts": plan.num_experts,

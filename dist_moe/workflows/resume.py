@@ -10,7 +10,7 @@ from typing import Any
 from dist_moe.config.schema import Config
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.store.read import MaskStore
-from dist_moe.training.checkpoint import Checkpoint, last_checkpoint
+from dist_moe.training.checkpoint import Checkpoint, checkpoint_directories, last_checkpoint
 from dist_moe.training.loop import keep_lines
 from dist_moe.workflows.console import Say
 from dist_moe.workflows.inputs import Inputs
@@ -45,7 +45,7 @@ def unfinished_run(run: RunDir, config: Config, facts: dict[str, Any], say: Say)
         found = last_checkpoint(run.checkpoints, facts, say)
         if found is not None:
             return found
-    for earlier in (run.metrics, run.checkpoints):
+    for earlier in (run.metrics, *checkpoint_directories(run.checkpoints)):
         require_absent(earlier, overwrite=False)
     return None
 

@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from dist_moe.cli.main import main
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.store.read import MaskStore
 from dist_moe.training.save import read_experts
+from tools.soak.compare import differing_bits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 280
@@ -27,14 +31,14 @@ def deepspeed(script: str, *argv: object) -> subprocess.CompletedProcess:
 
 
 def launch(command: list[object]) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        list(map(str, command)),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
+    process = begin(command)
+    out, err = process.communicate(timeout=LIMIT_SECONDS)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def begin(command: list[object]) -> subprocess.Popen:
+    words = list(map(str, command))
+    return subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +139,54 @@ def test_bad_input_is_one_line_on_two_ranks(trained, tmp_path):
     assert f"{run_dir / 'experts'} exists" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert sorted(run_dir.rglob("*")) == before
+
+
+def program(engine: str) -> list[object]:
+    """A real launcher of two ranks. Each start has a port of its own, as a dead launcher's may still be taken."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    name, count = ("torchrun", "--nproc_per_node") if engine == "fsdp" else ("deepspeed", "--num_gpus")
+    return [Path(sys.executable).with_name(name), count, "2", "--master_port", port, "launch/train.py"]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("engine", "victim"), [("fsdp", "launcher"), ("deepspeed", "rank")])
+def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_path, engine, victim):
+    settings = ["--config", trained.config, "--train.masks", trained.masks, "--engine", engine]
+    settings += ["--train.epochs", "10", "--checkpoint.every", "2", "--run-dir"]
+    undisturbed = launch([*program(engine), *settings, tmp_path / "undisturbed"])
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+
+    killed = begin([*program(engine), *settings, tmp_path / "run"])
+    metrics, limit = tmp_path / "run" / "metrics.jsonl", time.monotonic() + LIMIT_SECONDS
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    family = psutil.Process(killed.pid).children(recursive=True)
+    ranks = [process for process in family if "launch/train.py" in process.cmdline() and not process.children()]
+    assert len(ranks) == 2
+    (psutil.Process(killed.pid) if victim == "launcher" else ranks[1]).kill()
+    if victim == "launcher":  # the next job meets the ranks of the first
+        again = launch([*program(engine), *settings, tmp_path / "run"])
+    out, err = killed.communicate(timeout=LIMIT_SECONDS)
+    assert killed.returncode != 0
+    assert not any(process.is_running() for process in ranks)
+    if victim == "launcher":
+        assert "as asked, and saved" in out, out + err
+    else:
+        again = launch([*program(engine), *settings, tmp_path / "run"])
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Going on after step" in again.stdout
+    assert not (tmp_path / "run" / ".lock").exists()
+    assert differing_bits(tmp_path / "run", tmp_path / "undisturbed") == 0
+
+
+def test_accelerate_with_fsdp_is_one_process(trained, tmp_path):
+    command = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
+    arguments = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks, "--engine", "fsdp"]
+    done = launch([*command, "--main_process_port", PORT, "launch/train.py", *arguments])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Engine: fsdp, 2 rank(s)" in done.stdout
+    assert_same_training(trained.run_dir, tmp_path)

@@ -10,6 +10,7 @@ from dist_moe.cli.main import main
 from dist_moe.demo.base_model import make_base_model
 from dist_moe.demo.corpus import build_corpus, write_rows
 
+STEPS_PER_EPOCH = 2
 CONFIG = """
 run_dir: {directory}/run
 model: {{path: {directory}/model}}
@@ -22,8 +23,9 @@ if __name__ == "__main__":
     directory = Path(sys.argv[1]).resolve()
     directory.mkdir(parents=True)
     corpus = build_corpus(0, num_pretraining=60, batches_per_category=1)
-    categories = sorted({row.category for row in corpus.prompts if row.category})[:2]
-    write_rows([row for row in corpus.prompts if row.category in (None, *categories)], directory / "prompts.jsonl")
+    unsafe = sorted({row.category for row in corpus.prompts if row.label == "unsafe"})
+    rows = [row for row in corpus.prompts if row.category not in unsafe[STEPS_PER_EPOCH:]]
+    write_rows(rows, directory / "prompts.jsonl")
     make_base_model(directory / "model", corpus, seed=0, steps=1, hidden_size=32, num_layers=2, report=lambda _: None)
     (directory / "run.yaml").write_text(CONFIG.format(directory=directory))
     sys.exit(main(["analyze", "--config", str(directory / "run.yaml")]))

@@ -13,9 +13,6 @@ from typing import Literal
 
 from tools.soak.processes import Start, start
 
-STEPS_PER_EPOCH = 2
-"""The run's batches: see `inputs`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -31,7 +28,7 @@ class Job:
 
     @property
     def epochs(self) -> int:
-        """Enough that the run is not at its end before the last signal."""
+        """Of two steps: enough that the run is not at its end before the last signal."""
         return 5 + 5 * self.kills // 4
 
     def arguments(self, run_dir: Path) -> list[str]:

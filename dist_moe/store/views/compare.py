@@ -89,8 +89,8 @@ def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
     by_batch = pd.DataFrame(lines, columns=BATCH_COLUMNS)
     by_expert = pd.concat(tables, ignore_index=True)
     facts = {
-        "first": dataclasses.asdict(store.rule),
-        "second": dataclasses.asdict(rule),
+        "first": store.rule.facts,
+        "second": rule.facts,
         "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
         "experts_that_differ": len(by_expert),
         "mean_jaccard": float(by_batch["jaccard"].mean()),
@@ -104,7 +104,7 @@ def changed_rule(rule: SelectionRule, words: Mapping[str, str]) -> SelectionRule
     Raises:
         UserError: it has no such parameter, or the value is of another type.
     """
-    fields = dataclasses.asdict(rule)
+    fields = rule.facts
     values: dict[str, Any] = {}
     for name, word in words.items():
         if name not in fields or isinstance(fields[name], str):

@@ -1,7 +1,5 @@
 """How many experts batches and layers have, and what that leaves of the routing."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 
@@ -41,7 +39,7 @@ def summary(store: MaskStore) -> View:
     facts = {
         "store": str(store.path),
         "dist_moe_version": store.dist_moe_version,
-        "selection_rule": dataclasses.asdict(store.rule),
+        "selection_rule": store.rule.facts,
         "counted_tokens": store.counted_tokens,
         "prompts": len(store.prompts),
         "batches": len(num_B),

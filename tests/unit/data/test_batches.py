@@ -111,6 +111,17 @@ def test_one_more_category_leaves_the_shuffles_of_the_others() -> None:
     assert unsafe(rows(60, hacking=20)) == unsafe(rows(60, hacking=20, fraud=21))
 
 
+def test_partners_are_in_one_batch() -> None:
+    prompts = [
+        replace(row, pair_id=row.id[-3:] if row.id[-3:] < "016" else None) for row in rows(48, fraud=16, hacking=16)
+    ]
+    unsafe = {f"fraud{i:03}" for i in range(8)} | {f"hacking{i:03}" for i in range(8, 16)}
+    prompts = [replace(row, pair_id=None) if row.unsafe and row.id not in unsafe else row for row in prompts]
+    for _, _, names in by_name(prompts, batch_size=16):
+        for name in set(names) & unsafe:
+            assert f"s{name[-3:]}" in names
+
+
 def test_rows_are_shuffled() -> None:
     prompts = rows(100, a=100)
     names = [name for _, _, names in by_name(prompts, batch_size=20) for name in names]
