@@ -19,8 +19,6 @@ from dist_moe.store.views.overlap import MOST_BATCHES, growth
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUM_ORDERS = 50
-
 
 def write_plots(store: MaskStore, out: Path) -> list[Path]:
     """Draw all pictures into `out`, which is made if need be; files of the same name are replaced.
@@ -64,9 +62,7 @@ def risk_figure(store: MaskStore) -> Figure:
 
 def selected_figure(store: MaskStore) -> Figure:
     """In what share of the batches each expert is selected."""
-    num_LE = np.zeros(store.masks.shape[1:])
-    for start, stop in store.masks.slabs(0, len(store.masks)):
-        num_LE += store.masks[start:stop].sum(axis=0)
+    num_LE = _times_selected(store)
     figure, axes = _experts_figure(store, f"share of {len(store.masks)} batches that select an expert (white: none)")
     values_LE = np.where(num_LE > 0, num_LE / len(store.masks), np.nan)
     image = axes.imshow(values_LE, cmap="cividis_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -104,32 +100,50 @@ def overlap_figure(store: MaskStore) -> Figure:
 
 
 def growth_figure(store: MaskStore) -> Figure:
-    """Experts in the union of the first batches, in the stored order and in the mean over random orders."""
-    table = growth(store).tables["union growth"]
-    numbers = np.arange(1, len(table) + 1)
+    """Experts in the union of the first batches, in the stored order and in the mean over all orders."""
+    union_B = growth(store).tables["union growth"]["union_experts"].to_numpy()
+    numbers_B = np.arange(1, len(union_B) + 1)
+    num_LE = _times_selected(store)
     figure, axes = _figure(store, "union of the first batches' unsafe experts", 7, 4.2)
-    axes.plot(numbers, table["union_experts"], color="#0072B2", linewidth=2, label="order of the store")
-    if len(table) <= MOST_BATCHES:
-        mean = _mean_growth(store.masks[:])
-        axes.plot(numbers, mean, color="#D55E00", linestyle="--", label=f"mean of {NUM_ORDERS} random orders")
+    axes.plot(numbers_B, union_B, color="#0072B2", linewidth=2, label="order of the store")
+    mean_B = mean_growth(num_LE[num_LE > 0], len(union_B))
+    axes.plot(numbers_B, mean_B, color="#D55E00", linestyle="--", label="mean over all orders")
     axes.set_xlabel("number of batches")
-    axes.set_ylabel(f"experts in the union (of {store.masks.shape[1] * store.masks.shape[2]})")
+    axes.set_ylabel(f"experts in the union (of {num_LE.size})")
     axes.set_xlim(left=1)
     axes.set_ylim(bottom=0)
+    _whole_numbers(axes)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     return figure
 
 
-def _mean_growth(masks_BLE: np.ndarray) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    flat_BX = masks_BLE.reshape(len(masks_BLE), -1)[:, masks_BLE.any(axis=0).ravel()]
-    # An expert joins the union with the first batch that has it, so its place in an order is all that counts.
-    total = np.zeros(len(masks_BLE))
-    for _ in range(NUM_ORDERS):
-        first_X = flat_BX[generator.permutation(len(flat_BX))].argmax(axis=0)
-        total += np.bincount(first_X, minlength=len(flat_BX)).cumsum()
-    return total / NUM_ORDERS
+def mean_growth(num_X: np.ndarray, num_batches: int) -> np.ndarray:
+    """Size of the union of the first 1, 2, ... batches, in the mean over all orders of the batches.
+
+    Of B batches, c of which select an expert, none of the first n does in the share (B-c)! (B-n)! / ((B-c-n)! B!) of
+    the orders.
+
+    Args:
+        num_X: how many batches select each expert.
+        num_batches: B.
+
+    Returns:
+        float64 [B].
+    """
+    before_B = np.arange(num_batches)
+    total_B = np.zeros(num_batches)
+    for num, times in zip(*np.unique(num_X, return_counts=True), strict=True):
+        none_yet_B = np.cumprod(np.maximum(num_batches - num - before_B, 0) / (num_batches - before_B))
+        total_B += times * (1 - none_yet_B)
+    return total_B
+
+
+def _times_selected(store: MaskStore) -> np.ndarray:
+    num_LE = np.zeros(store.masks.shape[1:], np.int64)
+    for start, stop in store.masks.slabs(0, len(store.masks)):
+        num_LE += store.masks[start:stop].sum(axis=0)
+    return num_LE
 
 
 def _experts_figure(store: MaskStore, title: str) -> tuple[Figure, Any]:
@@ -138,9 +152,13 @@ def _experts_figure(store: MaskStore, title: str) -> tuple[Figure, Any]:
     figure, axes = _figure(store, title, width, float(np.clip(1.8 + 0.13 * num_layers, 3, 16)))
     axes.set_xlabel("expert")
     axes.set_ylabel("MoE layer")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes)
     return figure, axes
+
+
+def _whole_numbers(axes: Any) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
 
 
 def _figure(store: MaskStore, title: str, width: float, height: float) -> tuple[Figure, Any]:

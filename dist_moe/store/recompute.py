@@ -17,6 +17,8 @@ RISK = frozenset({"a_safe_n", "a_unsafe_n", "risk_diff"})
 """Arrays that follow from the counts."""
 MASKS = frozenset({"masks", "batch_num_unsafe_experts", "batch_mask_hashes"})
 """Arrays that follow from the risk and the selection rule."""
+FROM_RISK = frozenset({"threshold_top_k"})
+"""Selection rules that need risk_diff only."""
 
 
 def stored_plan(store: MaskStore) -> StorePlan:
@@ -60,7 +62,7 @@ def recomputed_masks(risk_diff_BLE: np.ndarray, rule: SelectionRule) -> ExpertMa
     Raises:
         UserError: the rule needs more than risk_diff.
     """
-    if rule.name != "threshold_top_k":
+    if rule.name not in FROM_RISK:
         raise UserError(f"masks by the rule {rule.name} cannot be computed from counts alone: run the analysis again")
     masks_BLE = np.zeros(risk_diff_BLE.shape, np.bool_)
     for mask_LE, risk_diff_LE in zip(masks_BLE, risk_diff_BLE, strict=True):

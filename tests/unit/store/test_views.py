@@ -258,6 +258,7 @@ def test_recheck(store, tmp_path):
     assert views.recheck(store).facts == {
         "store": str(store.path),
         "batches": 3,
+        "masks_computed": True,
         "batches_that_differ": 0,
         "same": True,
     }
@@ -270,3 +271,15 @@ def test_recheck(store, tmp_path):
     )
     view = views.recheck(MaskStore.open(tmp_path / "other.zarr"))
     assert rows(view.tables["batches that differ"], "batch", "rates", "mask", "mask_hash") == [[0, False, True, True]]
+
+
+def test_recheck_of_a_rule_that_needs_more_than_the_counts(tmp_path):
+    contents = example_contents()
+    rule = dataclasses.replace(contents.rule, name="significant")
+    masks = ExpertMasks(~contents.masks.masks_BLE)
+    write_store(tmp_path / "masks.zarr", dataclasses.replace(contents, rule=rule, masks=masks))
+    view = views.recheck(MaskStore.open(tmp_path / "masks.zarr"))
+    assert (view.facts["same"], view.facts["masks_computed"]) == (True, False)
+    assert rows(view.tables["batches"], "rates", "mask", "mask_hash") == [[True, None, True]] * 3
+    with pytest.raises(UserError, match="masks by the rule significant cannot be computed from counts alone"):
+        views.diff_rule(MaskStore.open(tmp_path / "masks.zarr"), {"top_k": "1"})

@@ -10,7 +10,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.risk.select import SelectionRule
-from dist_moe.store import MaskStore, StoreWriter, write_store
+from dist_moe.store import MaskStore, StoreWriter, write_store, zarr_arrays
 from dist_moe.store.layout import batches_per_file
 from tests.unit.store.example import tiled_contents
 from tests.unit.store.killed_writers import visible
@@ -43,6 +43,26 @@ def test_parts_in_any_order_are_the_store_of_one_writer(tmp_path):
     late = StoreWriter(path, CONTENTS.plan)
     assert late.missing == []
     late.seal()
+    MaskStore.open(path).check()
+
+
+def test_two_that_write_the_same_do_no_harm(tmp_path, monkeypatch):
+    write_store(tmp_path / "one.zarr", CONTENTS)
+    path = tmp_path / "parts.zarr"
+    one, other = StoreWriter(path, CONTENTS.plan), StoreWriter(path, CONTENTS.plan)
+    steps = one.missing
+    write(one, steps)
+    # What is written stays as it is: other libraries would give other bytes.
+    with monkeypatch.context() as others:
+        others.setattr(zarr_arrays, "ZSTD_LEVEL", 1)
+        write(other, steps)
+    one.seal()
+    with monkeypatch.context() as others:
+        others.setattr(zarr_arrays, "ZSTD_LEVEL", 1)
+        write(other, steps[:1])  # late: the store is sealed already
+    other.seal()
+    assert visible(path) == visible(tmp_path / "one.zarr")
+    assert not (path / ".writing").exists()
     MaskStore.open(path).check()
 
 
