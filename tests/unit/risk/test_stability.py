@@ -38,7 +38,7 @@ def test_an_expert_below_the_threshold_is_never_selected():
     frequency_LE = selection_frequency(
         counts,
         unsafe_P,
-        threshold=0.9,
+        threshold=1.0,
         top_k=50,
         estimate="micro",
         num_resamples=25,
