@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule
 from dist_moe.store import write_store
 from tests.unit.store.example import example_contents, write_example
 
@@ -66,11 +65,6 @@ def test_batch_as_text(store):
     )
 
 
-PARAMETERS = ", ".join(
-    field.name
-    for field in dataclasses.fields(SelectionRule)
-    if not isinstance(getattr(SelectionRule(threshold=0.05, top_k=50), field.name), str)
-)
 VIEWS = {
     "summary": ["batches", "layers"],
     "batch 1": ["unsafe experts"],
@@ -124,7 +118,12 @@ def test_json_has_full_precision(store):
             "no view 'batch': expected summary, batch N, expert L E, layers, overlap [A B], categories, category NAME, "
             "growth, aggregated, diff STORE, diff PARAMETER=VALUE, recheck, check or plots --out DIR",
         ),
-        ("diff name=1", "the rule threshold_top_k has no parameter 'name': expected " + PARAMETERS),
+        ("diff thresh=1", "the rule threshold_top_k has no parameter 'thresh': expected threshold, top_k"),
+        (
+            "diff name=x",
+            "no rule 'x': expected threshold_top_k, significant, stable, budget_per_layer, esft_token, steermoe, "
+            "random, random_matched, load, lowest",
+        ),
         ("diff top_k=1.5", "top_k=1.5: expected a whole number"),
         ("plots", "pictures need both: the view plots and --out DIR"),
         ("summary --out x", "pictures need both: the view plots and --out DIR"),

@@ -1,6 +1,5 @@
 """A store of format version 1, written with zarr-python as the documentation of that version said."""
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -35,7 +34,7 @@ def write_version_1(path: Path, contents: StoreContents) -> Path:
         "format": "dist_moe.masks",
         "format_version": 1,
         "dist_moe_version": "0.1.0",
-        "selection_rule": dataclasses.asdict(contents.rule),
+        "selection_rule": {name: getattr(contents.rule, name) for name in ("name", "threshold", "top_k")},
         "counted_tokens": contents.counted_tokens,
         "experts_per_token": counts.experts_per_token,
         "layer_names": list(contents.layer_names),
