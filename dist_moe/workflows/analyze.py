@@ -57,9 +57,7 @@ def analyze(config: Config, comm: Comm) -> None:
         for i in tqdm(share, desc="Routing", unit="part", disable=comm.rank != 0)
     ]
     if config.analysis.part is not None:
-        say(
-            f"Counted {len(share)} of {len(parts)} parts, in {run.counts}; when all jobs have: run without analysis.part"
-        )
+        say(f"Counted {len(share)} of {len(parts)} parts, in {run.counts}; when all are: run without analysis.part")
         return
     with together(comm):
         if comm.rank == 0:
