@@ -49,6 +49,7 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
     run = RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher)
     with run_lock(run.path, comm, console(comm)):
+        stop.begin()
         _train(config, comm, stop)
 
 
