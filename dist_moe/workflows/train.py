@@ -209,7 +209,7 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         "model_hash": inputs.model_hash,
         "data_hash": inputs.prompts.data_hash,
         "masks_digest": store.digest,
-        "selection_rule": store.rule.facts,
+        "selection_rule": store.rule.stored,
         "counted_tokens": store.counted_tokens,
         "batches": Counter(store.categories),
         "mode": config.train.mode,

@@ -73,6 +73,12 @@ def test_sampling_variance_is_the_variance_over_batches_of_one_population():
     np.testing.assert_allclose(np.mean(variances), np.var(diffs, ddof=1, axis=0).mean(), rtol=0.15)
 
 
+def test_sampling_variance_by_hand():
+    # safe: rates 0 and 1 of one token each; unsafe: no spread. n / (n - 1) = 2, residuals 1/2 twice, (sum of t)^2 = 4
+    counts = RoutingCounts(np.array([[[0, 1]], [[1, 0]], [[1, 1]], [[1, 1]]]), np.array([1, 1, 2, 2]), 1)
+    np.testing.assert_allclose(sampling_variance(counts, half_unsafe(4)), [[2 * 0.5 / 4] * 2])
+
+
 def test_one_prompt_says_nothing_of_spread():
     assert np.isinf(sampling_variance(random_counts(0, 2), half_unsafe(2))).all()
 

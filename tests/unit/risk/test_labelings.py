@@ -11,6 +11,7 @@ NO_PAIRS = np.zeros(6, np.int64)
 def test_only_complete_pairs_of_both_arms_are_strata():
     unsafe_P = np.array([False, False, False, True, True, True, True])
     assert strata_of(unsafe_P, ("a", "b", None, "a", "c", "c", None)).tolist() == [1, 0, 0, 1, 0, 0, 0]
+    assert strata_of(unsafe_P, ("a", "a", None, "a", "b", "b", "b")).tolist() == [0] * 7
 
 
 def test_all_labelings_where_they_can_be_listed():

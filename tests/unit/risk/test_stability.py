@@ -31,3 +31,17 @@ def test_frequency_is_that_of_the_rule_over_half_samples():
     )
     np.testing.assert_allclose(frequency_LE, times_LE / 25)
     assert frequency_LE.max() > 0
+
+
+def test_an_expert_below_the_threshold_is_never_selected():
+    counts, unsafe_P = random_counts(4, 10), half_unsafe(10)
+    frequency_LE = selection_frequency(
+        counts,
+        unsafe_P,
+        threshold=1.0,
+        top_k=50,
+        estimate="micro",
+        num_resamples=25,
+        generator=np.random.default_rng(1),
+    )
+    assert not frequency_LE.any()
