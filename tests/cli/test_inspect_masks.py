@@ -120,9 +120,9 @@ def test_json_has_full_precision(store):
         ),
         ("diff thresh=1", "the rule threshold_top_k has no parameter 'thresh': expected threshold, top_k"),
         (
-            "diff name=x",
-            "no rule 'x': expected threshold_top_k, significant, stable, budget_per_layer, esft_token, steermoe, "
-            "random, random_matched, load, lowest",
+            "diff name=stable",
+            "no rule 'stable' that needs counts only: expected budget_per_layer, esft_token, load, lowest, steermoe, "
+            "threshold_top_k",
         ),
         ("diff top_k=1.5", "top_k=1.5: expected a whole number"),
         ("plots", "pictures need both: the view plots and --out DIR"),

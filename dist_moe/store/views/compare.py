@@ -10,7 +10,7 @@ import pandas as pd
 from dist_moe.errors import UserError
 from dist_moe.risk.frames import expert_names
 from dist_moe.risk.masks import mask_hash
-from dist_moe.risk.select import PARAMETERS, SelectionRule
+from dist_moe.risk.select import SelectionRule
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import FROM_COUNTS, masks_by, recomputed_risk, stored_counts
 from dist_moe.store.views.render import flat_facts
@@ -108,14 +108,15 @@ def changed_rule(rule: SelectionRule, words: Mapping[str, str]) -> SelectionRule
         UserError: there is no such rule or parameter, or the value is of another type.
     """
     name = words.get("name", rule.name)
-    if name not in PARAMETERS:
-        raise UserError(f"no rule {name!r}: expected {', '.join(PARAMETERS)}")
+    if "name" in words and name not in FROM_COUNTS:
+        raise UserError(f"no rule {name!r} that needs counts only: expected {', '.join(sorted(FROM_COUNTS))}")
+    known = [key for key in dataclasses.replace(rule, name=name).stored if key != "name"]
     values: dict[str, Any] = {"name": name}
     for key, word in words.items():
         if key == "name":
             continue
-        if key not in PARAMETERS[name]:
-            raise UserError(f"the rule {name} has no parameter {key!r}: expected {', '.join(PARAMETERS[name])}")
+        if key not in known:
+            raise UserError(f"the rule {name} has no parameter {key!r}: expected {', '.join(known)}")
         kind = type(getattr(rule, key))
         try:
             values[key] = kind(word)
