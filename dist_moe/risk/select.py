@@ -18,6 +18,7 @@ OWN_PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "stable": ("frequency",),
     "budget_per_layer": ("per_layer",),
     "esft_token": ("top_p",),
+    "esft_gate": ("top_p",),
 }
 """What rules read beside threshold and top_k."""
 
@@ -40,7 +41,7 @@ class SelectionRule:
     per_layer: int = 4
     """budget_per_layer: experts a layer."""
     top_p: float = 0.2
-    """esft_token: the share of a layer's routing that the chosen experts must have."""
+    """esft_token, esft_gate: the share of a layer's routing that the chosen experts must have."""
 
     @property
     def stored(self) -> dict[str, Any]:

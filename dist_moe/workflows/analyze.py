@@ -58,6 +58,7 @@ def _count(config: Config, inputs: Inputs, model: MoEModel, comm: Comm) -> Routi
             micro_batch_tokens=config.analysis.micro_batch_tokens,
             pad_id=inputs.pad_id,
             comm=comm,
+            gates=config.analysis.rule == "esft_gate",
         )
         for part in tqdm(micro_batches(rows, ROWS_AT_ONCE), desc="Routing", unit="part", disable=comm.rank != 0)
     ]
