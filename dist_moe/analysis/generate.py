@@ -63,7 +63,7 @@ class _EachPass(StoppingCriteria):
 
 @torch.no_grad()
 def count_generated(
-    model: MoEModel, rows: Sequence[Encoded], sampling: Sampling, pad_id: int
+    model: MoEModel, rows: Sequence[Encoded], sampling: Sampling, pad_id: int, gates_RLE: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts int64 [R, L, E] and counted tokens int64 [R] of the answers to R prompts, which share their passes."""
     device = model.layers[0].comm.device
@@ -71,7 +71,7 @@ def count_generated(
     each_pass = _EachPass(model, input_ids.shape[1], sampling.eos_ids)
     model.set_live(is_prompt)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), model.tap.count(torch.zeros_like(is_prompt)) as counts_RLE:
+    with torch.random.fork_rng(devices), model.tap.count(torch.zeros_like(is_prompt), gates_RLE) as counts_RLE:
         torch.manual_seed(sampling.seed_of(rows))
         model.module.generate(  # type: ignore[operator]  # mypy sees nn.Module's __getattr__
             input_ids,

@@ -41,15 +41,18 @@ class CountedParts:
             return None
         if sha256(data[:-32]).digest() != data[-32:]:
             return None
-        return RoutingCounts(stored["counts"], stored["tokens"], int(stored["experts_per_token"][0]))
+        experts_per_token = int(stored["experts_per_token"][0])
+        return RoutingCounts(stored["counts"], stored["tokens"], experts_per_token, stored.get("gates"))
 
     def keep(self, rows: Sequence[Encoded], counts: RoutingCounts) -> None:
         """Write the counts of these rows; a reader sees all of them or none."""
+        gates = {} if counts.gates_PLE is None else {"gates": counts.gates_PLE}
         data = safetensors.numpy.save(
             {
                 "counts": counts.counts_PLE,
                 "tokens": counts.tokens_P,
                 "experts_per_token": np.array([counts.experts_per_token]),
+                **gates,
             }
         )
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -55,9 +55,8 @@ def batch_evidence(
     starts = np.searchsorted(batch_of_P, np.arange(batch_of_P[-1] + 2)).tolist()
     batches = []
     for batch, rows in enumerate(map(slice, starts[:-1], starts[1:])):
-        part = RoutingCounts(counts.counts_PLE[rows], counts.tokens_P[rows], counts.experts_per_token)
         strata_P = strata_of(unsafe_P[rows], tuple(pair_ids[rows]))
-        batches.append(evidence(part, unsafe_P[rows], strata_P, settings, seed, batch))
+        batches.append(evidence(counts.of(rows), unsafe_P[rows], strata_P, settings, seed, batch))
     return batches
 
 

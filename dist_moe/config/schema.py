@@ -86,6 +86,7 @@ class AnalysisConfig:
         "stable",
         "budget_per_layer",
         "esft_token",
+        "esft_gate",
         "steermoe",
         "random",
         "random_matched",
@@ -106,7 +107,8 @@ class AnalysisConfig:
     per_layer: Count = 4
     """Experts a layer of the rule budget_per_layer."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 0.2
-    """Share of a layer's routing that the experts of the rule esft_token have together."""
+    """Share of a layer's routing that the experts of the rules esft_token and esft_gate have
+    together."""
     micro_batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
     depend on the number of ranks."""

@@ -23,24 +23,27 @@ class RoutingTap:
         self.num_experts = num_experts
         self._first_key_T: torch.Tensor | None = None
         self._counts_RLE: torch.Tensor | None = None
+        self._gates_RLE: torch.Tensor | None = None
         for layer in layers:
             layer.experts.register_forward_pre_hook(self._hook(layer.index), with_kwargs=True)
         self.num_layers = len(layers)
 
     @contextmanager
-    def count(self, counted_RS: torch.Tensor) -> Iterator[torch.Tensor]:
+    def count(self, counted_RS: torch.Tensor, gates_RLE: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         """Count one forward pass of R rows of S tokens over the tokens that are True in `counted_RS`.
 
         Yields `counts_RLE` int64 [R, L, E], filled during the pass: how often expert e of layer l was in the top-k.
+        To `gates_RLE` float64, if given, the sums of the weights with which the experts' outputs are added up.
         Further passes of the same rows are added, after `next_pass` has said what counts in them.
         """
         assert not torch.is_grad_enabled(), "counting needs torch.no_grad()"
         self._counts_RLE = torch.zeros(
             counted_RS.shape[0], self.num_layers, self.num_experts, dtype=torch.int64, device=counted_RS.device
         )
+        self._gates_RLE = gates_RLE
         self.next_pass(counted_RS)
         yield self._counts_RLE
-        self._first_key_T = self._counts_RLE = None
+        self._first_key_T = self._counts_RLE = self._gates_RLE = None
 
     def next_pass(self, counted_RS: torch.Tensor) -> None:
         """Inside `count`: the tokens of the coming pass that count; it may have another length S."""
@@ -60,7 +63,11 @@ class RoutingTap:
             # null experts (past E, or of weight 0) go where uncounted tokens go: the row past the end
             routed = (index_Tk < self.num_experts) & (weights_Tk != 0)
             key = torch.where(routed, self._first_key_T[:, None] + index_Tk, past_end)
-            counts = torch.bincount(key.reshape(-1), minlength=past_end + self.num_experts)
+            size = past_end + self.num_experts
+            counts = torch.bincount(key.reshape(-1), minlength=size)
             self._counts_RLE[:, index] += counts[:past_end].view(num_rows, self.num_experts)
+            if self._gates_RLE is not None:
+                sums = torch.bincount(key.reshape(-1), weights_Tk.reshape(-1).double(), minlength=size)
+                self._gates_RLE[:, index] += sums[:past_end].view(num_rows, self.num_experts)
 
         return hook

@@ -92,5 +92,4 @@ def evidence(
 ) -> Evidence:
     """Prompts without a counted token are left out: they have no rate, and say nothing."""
     kept_P = counts.tokens_P > 0
-    kept = RoutingCounts(counts.counts_PLE[kept_P], counts.tokens_P[kept_P], counts.experts_per_token)
-    return Evidence(kept, unsafe_P[kept_P], strata_P[kept_P], settings, seed, batch)
+    return Evidence(counts.of(kept_P), unsafe_P[kept_P], strata_P[kept_P], settings, seed, batch)

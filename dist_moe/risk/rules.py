@@ -44,11 +44,17 @@ def esft_token(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     """
     counts = batch.counts
     slots_P11 = (counts.experts_per_token * counts.tokens_P)[:, None, None]
-    share_LE = (counts.counts_PLE / slots_P11)[batch.unsafe_P].mean(axis=0)
-    reached_LE = np.cumsum(-np.sort(-share_LE, axis=1), axis=1) >= rule.top_p - 1e-12
-    # argmax of all-false is 0: where null experts keep a layer's shares from ever reaching top_p, all are taken
-    number_L = np.where(reached_LE.any(axis=1), reached_LE.argmax(axis=1) + 1, share_LE.shape[1])
-    return _first_of_each_layer(share_LE, number_L)
+    return _top_p((counts.counts_PLE / slots_P11)[batch.unsafe_P].mean(axis=0), rule.top_p)
+
+
+def esft_gate(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """ESFT-Gate, from the same paper: by the mean gate weight of a counted token, mean over the unsafe prompts. It is
+    taken relative to the layer's sum, as not every family's weights sum to 1. The counts must have their gates.
+    """
+    assert batch.counts.gates_PLE is not None
+    gates_PLE = batch.counts.gates_PLE / batch.counts.tokens_P[:, None, None]
+    mean_LE = gates_PLE[batch.unsafe_P].mean(axis=0)
+    return _top_p(mean_LE / np.maximum(mean_LE.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny), rule.top_p)
 
 
 def steermoe(batch: Evidence, rule: SelectionRule) -> np.ndarray:
@@ -77,6 +83,7 @@ RULES: Mapping[str, Rule] = {
     "stable": stable,
     "budget_per_layer": budget_per_layer,
     "esft_token": esft_token,
+    "esft_gate": esft_gate,
     "steermoe": steermoe,
     "random": random,
     "load": load,
@@ -126,6 +133,14 @@ def matched_masks(masks_BLE: np.ndarray, load_LE: np.ndarray, seed: int) -> np.n
         for group in np.array_split(np.argsort(load_E, kind="stable"), LOAD_QUANTILES):
             matched_BLE[:, layer, generator.permutation(group)] = masks_BLE[:, layer, group]
     return matched_BLE
+
+
+def _top_p(share_LE: np.ndarray, top_p: float) -> np.ndarray:
+    """The fewest experts of each layer whose shares reach top_p."""
+    reached_LE = np.cumsum(-np.sort(-share_LE, axis=1), axis=1) >= top_p - 1e-12
+    # argmax of all-false is 0: where null experts keep a layer's shares from ever reaching top_p, all are taken
+    number_L = np.where(reached_LE.any(axis=1), reached_LE.argmax(axis=1) + 1, share_LE.shape[1])
+    return _first_of_each_layer(share_LE, number_L)
 
 
 def _num_reference(batch: Evidence, rule: SelectionRule) -> int:

@@ -19,6 +19,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "stable": ("threshold", "top_k", "frequency"),
     "budget_per_layer": ("per_layer",),
     "esft_token": ("top_p",),
+    "esft_gate": ("top_p",),
     "steermoe": ("top_k",),
     "random": ("threshold", "top_k"),
     "random_matched": ("threshold", "top_k"),
@@ -46,7 +47,7 @@ class SelectionRule:
     per_layer: int = 4
     """budget_per_layer: experts a layer."""
     top_p: float = 0.2
-    """esft_token: the share of a layer's routing that the chosen experts must have."""
+    """esft_token, esft_gate: the share of a layer's routing that the chosen experts must have."""
 
     @property
     def facts(self) -> dict[str, Any]:

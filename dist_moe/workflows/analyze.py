@@ -67,12 +67,13 @@ def analyze(config: Config, comm: Comm) -> None:
 
 def _count(config: Config, inputs: Inputs, model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> RoutingCounts:
     """Counts of one part, the same on all ranks: those that are kept, or new ones, which are then kept."""
-    tokens = _tokens(config, inputs, model)
+    tokens, gates = _tokens(config, inputs, model), config.analysis.rule == "esft_gate"
     facts = {
         "model_hash": inputs.model_hash,
         "dtype": config.model.dtype,
         "tokens": asdict(tokens) if isinstance(tokens, Sampling) else tokens,
         "micro_batch_tokens": config.analysis.micro_batch_tokens,
+        "gates": gates,
     }
     kept = CountedParts(RunDir(config.run_dir).counts, facts)
     found = comm.gather(kept.find(rows) if comm.rank == 0 else None)[0]
@@ -85,6 +86,7 @@ def _count(config: Config, inputs: Inputs, model: MoEModel, rows: Sequence[Encod
         micro_batch_tokens=config.analysis.micro_batch_tokens,
         pad_id=inputs.pad_id,
         comm=comm,
+        gates=gates,
     )
     with together(comm), writing(kept.directory):
         if comm.rank == 0:

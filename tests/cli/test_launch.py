@@ -56,6 +56,9 @@ def test_counts_of_two_ranks_are_those_of_one(trained, two_ranks):
     assert np.array_equal(one.prompt_counts[:], two.prompt_counts[:])
     assert one.batch_ids == two.batch_ids
     assert [b.mask_hash for b in one.batches] == [b.mask_hash for b in two.batches]
+    assert one.statistics.keys() == two.statistics.keys() >= {"q_value"}
+    for name, values in one.statistics.items():
+        assert values[:].tobytes() == two.statistics[name][:].tobytes(), name
 
 
 def assert_same_training(run_dir, other_dir):

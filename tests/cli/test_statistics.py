@@ -76,6 +76,13 @@ def test_the_rule_and_its_parameters_are_stored(run, capsys):
     assert (store.masks[:] == expected_BLE).all()
 
 
+def test_esft_gate_counts_gates(run, capsys):
+    printed, store = analyze(run, capsys, "--analysis.rule", "esft_gate", "--analysis.top_p", "0.6")
+    assert store.rule.facts == {"name": "esft_gate", "top_p": 0.6}
+    assert store.masks[:].any(axis=2).all()
+    assert "permuted labels: mean" in printed
+
+
 def test_significant_without_tests_is_refused(run, capsys):
     arguments = ["--overwrite", "--analysis.rule", "significant", "--analysis.statistics.permutations", "0"]
     assert main(["analyze", "--config", str(run.config), *arguments]) == 2

@@ -110,7 +110,7 @@ def changed_rule(rule: SelectionRule, words: Mapping[str, str]) -> SelectionRule
     name = words.get("name", rule.name)
     if "name" in words and name not in FROM_COUNTS:
         raise UserError(f"no rule {name!r} that needs counts only: expected {', '.join(sorted(FROM_COUNTS))}")
-    known = [key for key in dataclasses.replace(rule, name=name).stored if key != "name"]
+    known = [key for key in dataclasses.replace(rule, name=name).facts if key != "name"]
     values: dict[str, Any] = {"name": name}
     for key, word in words.items():
         if key == "name":

@@ -1,5 +1,7 @@
 """Counts that are kept: taken again for the same rows and settings only."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,10 @@ def test_kept_counts_come_back(tmp_path):
     assert (found.counts_PLE == COUNTS.counts_PLE).all()
     assert (found.tokens_P == COUNTS.tokens_P).all()
     assert found.experts_per_token == 2
+    assert found.gates_PLE is None
+    gates_PLE = np.random.default_rng(0).random((2, 2, 3))
+    parts.keep(ROWS, replace(COUNTS, gates_PLE=gates_PLE))
+    assert (parts.find(ROWS).gates_PLE == gates_PLE).all()
 
 
 def test_nothing_is_taken_for_other_rows_or_settings(tmp_path):

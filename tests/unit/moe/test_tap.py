@@ -31,6 +31,30 @@ def test_counts_equal_a_recount_of_router_logits(family):
     assert counts.sum() == counted.sum() * L * K
 
 
+def test_gate_sums_equal_a_recount_of_router_logits():
+    """qwen3_moe: softmax over all experts, the k largest, divided by their sum."""
+    reference, ids = tiny_model("qwen3_moe"), token_ids(5, rows=3, length=9)
+    with torch.no_grad():
+        logits = reference(input_ids=ids, output_router_logits=True, use_cache=False).router_logits
+    counted = torch.rand(3, 9, generator=torch.Generator().manual_seed(0)) < 0.6
+    expected = np.zeros((3, L, E))
+    for layer in range(L):
+        scores = np.exp(logits[layer].reshape(3, 9, E).double().numpy())
+        for row, token in np.argwhere(counted.numpy()):
+            chosen = np.argsort(-scores[row, token], kind="stable")[:K]
+            weights = scores[row, token, chosen]
+            if reference.config.norm_topk_prob:
+                weights = weights / weights.sum()
+            else:
+                weights = weights / scores[row, token].sum()
+            expected[row, layer, chosen] += weights
+    model, gates = adopt(tiny_model("qwen3_moe"), CPU), torch.zeros(3, L, E, dtype=torch.float64)
+    with torch.no_grad(), model.tap.count(counted, gates) as counts:
+        model.module(input_ids=ids, use_cache=False)
+    np.testing.assert_allclose(gates.numpy(), expected, atol=1e-5)
+    assert ((gates > 0) == (counts > 0)).all()
+
+
 def test_nothing_is_counted_outside_count():
     model, ids = adopt(tiny_model("olmoe"), CPU), token_ids(1)
     with torch.no_grad(), model.tap.count(torch.ones(ids.shape, dtype=torch.bool)) as counts:

@@ -15,6 +15,11 @@ from tests.unit.risk.prompts import batch_of, slow_risk_diff
 RULE = SelectionRule(threshold=0.05, top_k=5)
 
 
+def with_gates(batch):
+    gates_PLE = batch.counts.counts_PLE * np.random.default_rng(0).random(batch.counts.counts_PLE.shape)
+    return replace(batch, counts=replace(batch.counts, gates_PLE=gates_PLE))
+
+
 def places(mask_LE):
     return sorted(map(tuple, np.argwhere(mask_LE).tolist()))
 
@@ -47,7 +52,7 @@ def test_the_stored_facts_of_a_rule_are_all_that_it_reads(name):
     again = SelectionRule(**rule.facts)
     assert again.facts == rule.facts
     assert len(rule.facts) < len(fields(rule))
-    batches = [batch_of(seed) for seed in range(3)]
+    batches = [with_gates(batch_of(seed)) for seed in range(3)]
     expected, masks = select_masks(batches, rule).masks_BLE, select_masks(batches, again).masks_BLE
     assert expected.any()
     assert (masks == expected).all()
@@ -103,6 +108,22 @@ def test_esft_token_takes_the_fewest_whose_share_reaches_top_p(top_p):
                 expected.append(place)
                 reached += share_LE[place]
     assert chosen("esft_token", batch, top_p=top_p) == sorted(expected)
+
+
+def test_esft_gate_weighs_by_gates_relative_to_the_layer():
+    batch = with_gates(batch_of(0))
+    gates_PLE = batch.counts.gates_PLE
+    rows = np.nonzero(batch.unsafe_P)[0]
+    mean_LE = np.mean([gates_PLE[row] / batch.counts.tokens_P[row] for row in rows], axis=0)
+    expected = []
+    for layer in range(3):
+        reached = 0.0
+        for place in (p for p in ranked(mean_LE) if p[0] == layer):
+            if reached < 0.5 * mean_LE[layer].sum():
+                expected.append(place)
+                reached += mean_LE[place]
+    assert chosen("esft_gate", batch, top_p=0.5) == sorted(expected)
+    assert chosen("esft_gate", batch, top_p=0.5) != chosen("esft_token", batch, top_p=0.5)
 
 
 def test_esft_token_takes_all_where_null_experts_keep_shares_below_top_p():

@@ -21,6 +21,13 @@ def test_p_is_the_share_of_shuffled_categories():
     assert found.p == pytest.approx(1 / 3, abs=0.03)
 
 
+def test_p_of_few_shuffles_is_never_0():
+    masks_BLE = np.repeat(MASKS_BLE, 4, axis=0)
+    assert (
+        category_specificity(masks_BLE, [c for c in CATEGORIES for _ in range(4)], 9, np.random.default_rng(0)).p == 0.1
+    )
+
+
 def test_categories_that_share_nothing_are_told_from_noise():
     generator = np.random.default_rng(0)
     categories = [name for name in "abc" for _ in range(5)]
