@@ -13,6 +13,7 @@
     python tools/inspect_masks.py runs/olmoe/masks.zarr aggregated         unsafe experts over all prompts
     python tools/inspect_masks.py runs/olmoe/masks.zarr diff runs/b/masks.zarr         what differs from another store
     python tools/inspect_masks.py runs/olmoe/masks.zarr diff threshold=0.02 top_k=20   what another rule would select
+    python tools/inspect_masks.py runs/olmoe/masks.zarr diff name=lowest               likewise, by name
     python tools/inspect_masks.py runs/olmoe/masks.zarr recheck            rates and masks computed again from counts
     python tools/inspect_masks.py runs/olmoe/masks.zarr check              compare every file with its digest
     python tools/inspect_masks.py runs/olmoe/masks.zarr plots --out DIR    pictures, PNG and SVG (needs matplotlib)

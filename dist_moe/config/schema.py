@@ -112,6 +112,9 @@ class AnalysisConfig:
     micro_batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
     depend on the number of ranks."""
+    part: Text | None = None
+    """I/N: count the I-th of N shares of the rows and write no masks. N jobs can so share an analysis, in any order; a
+    last one without this setting puts together what they counted, exactly as one job would have."""
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
 
 

@@ -13,14 +13,20 @@ import numpy as np
 from dist_moe.errors import UserError
 from dist_moe.risk.masks import ExpertMasks
 
-OWN_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "threshold_top_k": ("threshold", "top_k"),
     "significant": ("alpha", "correction"),
-    "stable": ("frequency",),
+    "stable": ("threshold", "top_k", "frequency"),
     "budget_per_layer": ("per_layer",),
     "esft_token": ("top_p",),
     "esft_gate": ("top_p",),
+    "steermoe": ("top_k",),
+    "random": ("threshold", "top_k"),
+    "random_matched": ("threshold", "top_k"),
+    "load": ("threshold", "top_k"),
+    "lowest": ("threshold", "top_k"),
 }
-"""What rules read beside threshold and top_k."""
+"""The rules by name, and what each reads of a `SelectionRule`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +34,9 @@ class SelectionRule:
     """How masks were made; stored beside the masks. What each rule does is in `dist_moe.risk.rules`."""
 
     name: str = "threshold_top_k"
-    threshold: float
+    threshold: float = 0.05
     """threshold_top_k, stable and the controls: an expert is unsafe when its risk_diff is above this."""
-    top_k: int
+    top_k: int = 50
     """The same, and steermoe: at most this many experts a batch, over all layers."""
     alpha: float = 0.05
     """significant: the level."""
@@ -44,10 +50,9 @@ class SelectionRule:
     """esft_token, esft_gate: the share of a layer's routing that the chosen experts must have."""
 
     @property
-    def stored(self) -> dict[str, Any]:
-        """What `SelectionRule(**stored)` makes again: name, threshold, top_k, and else only what the rule reads."""
-        names = ("name", "threshold", "top_k", *OWN_PARAMETERS.get(self.name, ()))
-        return {name: getattr(self, name) for name in names}
+    def facts(self) -> dict[str, Any]:
+        """The rule's name and what it reads, and no more; `SelectionRule(**facts)` is the same rule."""
+        return {name: getattr(self, name) for name in ("name", *PARAMETERS[self.name])}
 
 
 def selection_order(risk_diff_LE: np.ndarray) -> np.ndarray:

@@ -4,10 +4,13 @@ from collections.abc import Collection
 
 import numpy as np
 
+from dist_moe.config.schema import StatisticsConfig
 from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.evidence import evidence
 from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule, unsafe_experts
+from dist_moe.risk.rules import RULES
+from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import RiskTable, risk_table
 from dist_moe.store.contents import BatchResults, StorePlan
 from dist_moe.store.layout import decode_texts
@@ -17,8 +20,8 @@ RISK = frozenset({"a_safe_n", "a_unsafe_n", "risk_diff"})
 """Arrays that follow from the counts."""
 MASKS = frozenset({"masks", "batch_num_unsafe_experts", "batch_mask_hashes"})
 """Arrays that follow from the risk and the selection rule."""
-FROM_RISK = frozenset({"threshold_top_k"})
-"""Selection rules that need risk_diff only."""
+FROM_COUNTS = frozenset({"threshold_top_k", "budget_per_layer", "esft_token", "steermoe", "load", "lowest"})
+"""Selection rules that neither test nor draw."""
 
 
 def stored_plan(store: MaskStore) -> StorePlan:
@@ -56,19 +59,43 @@ def recomputed_risk(store: MaskStore, batches: range, counts: RoutingCounts) -> 
     return risk_table(counts, prompts["unsafe"].to_numpy(), batch_of_P, len(batches), names)
 
 
-def recomputed_masks(risk_diff_BLE: np.ndarray, rule: SelectionRule) -> ExpertMasks:
-    """Masks from risk_diff by the rule; a batch may get an empty one.
+def recomputed_masks(
+    counts: RoutingCounts, unsafe_P: np.ndarray, batch_of_P: np.ndarray, num_batches: int, rule: SelectionRule
+) -> ExpertMasks:
+    """Masks from counts by the rule; a batch may get an empty one.
+
+    Args:
+        counts: of P prompts, in the order of their batches.
+        unsafe_P: bool [P].
+        batch_of_P: int [P], each in [0, num_batches).
+        num_batches: B.
+        rule: one of `FROM_COUNTS`.
 
     Raises:
-        UserError: the rule needs more than risk_diff.
+        UserError: the rule needs more than counts.
     """
-    if rule.name not in FROM_RISK:
+    if rule.name not in FROM_COUNTS:
         raise UserError(f"masks by the rule {rule.name} cannot be computed from counts alone: run the analysis again")
-    masks_BLE = np.zeros(risk_diff_BLE.shape, np.bool_)
-    for mask_LE, risk_diff_LE in zip(masks_BLE, risk_diff_BLE, strict=True):
-        for layer, expert in unsafe_experts(risk_diff_LE, rule.threshold, rule.top_k):
-            mask_LE[layer, expert] = True
+    starts = np.searchsorted(batch_of_P, np.arange(num_batches + 1)).tolist()
+    masks_BLE = np.zeros((num_batches, *counts.counts_PLE.shape[1:]), np.bool_)
+    for batch, rows in enumerate(map(slice, starts[:-1], starts[1:])):
+        of_batch = RoutingCounts(counts.counts_PLE[rows], counts.tokens_P[rows], counts.experts_per_token)
+        no_pairs_P = np.zeros(of_batch.num_prompts, np.int64)
+        found = evidence(of_batch, unsafe_P[rows], no_pairs_P, StatisticsConfig(), seed=0, batch=batch)
+        masks_BLE[batch] = RULES[rule.name](found, rule)
     return ExpertMasks(masks_BLE)
+
+
+def masks_by(store: MaskStore, batches: range, rule: SelectionRule) -> ExpertMasks:
+    """What the rule selects in some consecutive batches of a store, from the counts of their prompts.
+
+    Raises:
+        UserError: the rule needs more than counts.
+    """
+    prompts = store.prompts.iloc[slice(*store.starts_B1[[batches.start, batches.stop]].tolist())]
+    batch_of_P = prompts["batch"].to_numpy() - batches.start
+    counts = stored_counts(store, batches)
+    return recomputed_masks(counts, prompts["unsafe"].to_numpy(), batch_of_P, len(batches), rule)
 
 
 def stored_results(store: MaskStore, batches: range, broken: Collection[str] = ()) -> BatchResults:
@@ -79,8 +106,6 @@ def stored_results(store: MaskStore, batches: range, broken: Collection[str] = (
         risk = recomputed_risk(store, batches, counts)
     else:
         risk = RiskTable(store.a_safe_n[rows], store.a_unsafe_n[rows])
-    masks = (
-        ExpertMasks(store.masks[rows]) if "masks" not in broken else recomputed_masks(risk.risk_diff_BLE, store.rule)
-    )
+    masks = masks_by(store, batches, store.rule) if "masks" in broken else ExpertMasks(store.masks[rows])
     statistics = {name: values[rows] for name, values in store.statistics.items()}
     return BatchResults(counts=counts, risk=risk, masks=masks, statistics=statistics)

@@ -30,6 +30,11 @@ class StopRequest:
         self._previous: Any = None
         self._failure: str | None = None
 
+    def begin(self) -> None:
+        """Forget a batch script's wish that was for an earlier job, which was killed before it could grant it."""
+        if self.comm.rank == 0:
+            self.requeue.unlink(missing_ok=True)
+
     def __enter__(self) -> Self:
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
         return self

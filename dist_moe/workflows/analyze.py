@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,12 +12,14 @@ from tqdm import tqdm
 
 from dist_moe.analysis.collect import count_rows
 from dist_moe.analysis.generate import Sampling
+from dist_moe.analysis.parts import CountedParts, share_of
 from dist_moe.analysis.report import report
 from dist_moe.analysis.statistics import batch_evidence, batch_statistics, pooled_evidence, selection_rule
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
 from dist_moe.data.batches import micro_batches
-from dist_moe.data.tokens import CountedTokens
+from dist_moe.data.tokens import CountedTokens, Encoded
+from dist_moe.files import writing
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.parallel.comm import Comm, SoloComm
 from dist_moe.parallel.launch import together
@@ -34,35 +39,59 @@ ROWS_AT_ONCE = 512
 def analyze(config: Config, comm: Comm) -> None:
     """Count routing for every batch, choose each batch's unsafe experts, and write the mask store.
 
-    Every rank holds the whole model and takes a part of each batch; counts are summed over ranks.
+    Every rank holds the whole model and takes a part of the rows; counts are summed over ranks. Until the masks are
+    written counts are kept in the run directory: an analysis that was killed, or shared out over jobs, goes on.
     """
     say, run = console(comm), RunDir(config.run_dir)
     with together(comm):
         require_absent(run.masks, config.overwrite)
+        share_of(config.analysis.part, 0)
         selection_rule(config.analysis)  # its error comes before the model runs
         inputs = read_inputs(config, say)
         model = load_model(config.model, SoloComm(comm.device))
-    counts = _count(config, inputs, model, comm)
+    rows = [row for i in range(len(inputs.plan.batches)) for row in inputs.rows(i)]
+    parts = micro_batches(rows, ROWS_AT_ONCE)
+    share = share_of(config.analysis.part, len(parts))
+    counts = [
+        _count(config, inputs, model, parts[i], comm)
+        for i in tqdm(share, desc="Routing", unit="part", disable=comm.rank != 0)
+    ]
+    if config.analysis.part is not None:
+        say(f"Counted {len(share)} of {len(parts)} parts, in {run.counts}; when all are: run without analysis.part")
+        return
     with together(comm):
         if comm.rank == 0:
-            _write(config, inputs, model, counts, say)
+            _write(config, inputs, model, concatenate(counts), say)
+            shutil.rmtree(run.counts, ignore_errors=True)
 
 
-def _count(config: Config, inputs: Inputs, model: MoEModel, comm: Comm) -> RoutingCounts:
-    rows = [row for i in range(len(inputs.plan.batches)) for row in inputs.rows(i)]
-    parts = [
-        count_rows(
-            model,
-            part,
-            tokens=_tokens(config, inputs, model),
-            micro_batch_tokens=config.analysis.micro_batch_tokens,
-            pad_id=inputs.pad_id,
-            comm=comm,
-            gates=config.analysis.rule == "esft_gate",
-        )
-        for part in tqdm(micro_batches(rows, ROWS_AT_ONCE), desc="Routing", unit="part", disable=comm.rank != 0)
-    ]
-    return concatenate(parts)
+def _count(config: Config, inputs: Inputs, model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> RoutingCounts:
+    """Counts of one part, the same on all ranks: those that are kept, or new ones, which are then kept."""
+    tokens, gates = _tokens(config, inputs, model), config.analysis.rule == "esft_gate"
+    facts = {
+        "model_hash": inputs.model_hash,
+        "dtype": config.model.dtype,
+        "tokens": asdict(tokens) if isinstance(tokens, Sampling) else tokens,
+        "micro_batch_tokens": config.analysis.micro_batch_tokens,
+        **({"gates": True} if gates else {}),
+    }
+    kept = CountedParts(RunDir(config.run_dir).counts, facts)
+    found = comm.gather(kept.find(rows) if comm.rank == 0 else None)[0]
+    if found is not None:
+        return found
+    counts = count_rows(
+        model,
+        rows,
+        tokens=tokens,
+        micro_batch_tokens=config.analysis.micro_batch_tokens,
+        pad_id=inputs.pad_id,
+        comm=comm,
+        gates=gates,
+    )
+    with together(comm), writing(kept.directory):
+        if comm.rank == 0:
+            kept.keep(rows, counts)
+    return counts
 
 
 def _tokens(config: Config, inputs: Inputs, model: MoEModel) -> CountedTokens | Sampling:

@@ -31,6 +31,7 @@ def resume_facts(config: Config, inputs: Inputs, store: MaskStore) -> dict[str, 
         "batches_hash": batches,
         "masks_digest": store.digest,
         "model.dtype": config.model.dtype,
+        "data.max_length": config.data.max_length,
         "seed": config.seed,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
     }

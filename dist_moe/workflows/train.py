@@ -49,6 +49,7 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
     run = RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher)
     with run_lock(run.path, comm, console(comm)):
+        stop.begin()
         _train(config, comm, stop)
 
 
@@ -209,7 +210,7 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         "model_hash": inputs.model_hash,
         "data_hash": inputs.prompts.data_hash,
         "masks_digest": store.digest,
-        "selection_rule": store.rule.stored,
+        "selection_rule": store.rule.facts,
         "counted_tokens": store.counted_tokens,
         "batches": Counter(store.categories),
         "mode": config.train.mode,

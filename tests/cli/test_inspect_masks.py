@@ -118,7 +118,12 @@ def test_json_has_full_precision(store):
             "no view 'batch': expected summary, batch N, expert L E, layers, overlap [A B], categories, category NAME, "
             "growth, aggregated, diff STORE, diff PARAMETER=VALUE, recheck, check or plots --out DIR",
         ),
-        ("diff name=1", "the rule threshold_top_k has no parameter 'name': expected threshold, top_k"),
+        ("diff thresh=1", "the rule threshold_top_k has no parameter 'thresh': expected threshold, top_k"),
+        (
+            "diff name=stable",
+            "no rule 'stable' that needs counts only: expected budget_per_layer, esft_token, load, lowest, steermoe, "
+            "threshold_top_k",
+        ),
         ("diff top_k=1.5", "top_k=1.5: expected a whole number"),
         ("plots", "pictures need both: the view plots and --out DIR"),
         ("summary --out x", "pictures need both: the view plots and --out DIR"),

@@ -64,7 +64,7 @@ def judge(out, name, num_kills, num_steps):
     assert names == ["checkpoints", "experts", "metrics.jsonl", "train.yaml"]
     assert len(list((out / name / "checkpoints").iterdir())) == 2
     logs = [(out / f"{name}-{i:03}.log").read_text() for i in range(num_kills)]
-    assert sum("Going on after step" in log for log in logs) >= num_kills // 2, logs
+    assert sum(bool(re.search("Going on after step [1-9]", log)) for log in logs) >= num_kills // 2, logs
     assert not any("Traceback" in log for log in logs), logs
     return logs
 
@@ -72,7 +72,7 @@ def judge(out, name, num_kills, num_steps):
 @pytest.mark.parametrize("name", ONE)
 def test_one_process_killed_twenty_times(one, name):
     out, said = one
-    logs = judge(out, name, 20, 60)
+    logs = judge(out, name, 20, 90)
     ends = [line for line in said if line.startswith(f"{name}: SIG")]
     status = r"-9" if name != "one-stopped" else r"(0|-15)"
     assert sum(bool(re.search(rf"ranks ended with \[{status}\] after", line)) for line in ends) == 20, said
@@ -85,7 +85,7 @@ def test_one_process_killed_twenty_times(one, name):
 @pytest.mark.parametrize("name", [name for name in RANKS if name.endswith("rank")])
 def test_one_rank_of_two_killed(ranks, name):
     out, said = ranks
-    for log in judge(out, name, 4, 20):
+    for log in judge(out, name, 4, 26):
         assert log.count("dist-moe: error: ") == 1, log
         assert re.search(r"error: rank [01]: another rank has ended before its work was done", log), log
     assert sum(bool(re.search(rf"{name}: SIG.* ended with \[(1, -9|-9, 1)\]", line)) for line in said) == 4, said
@@ -94,7 +94,7 @@ def test_one_rank_of_two_killed(ranks, name):
 @pytest.mark.parametrize("name", [name for name in RANKS if name.endswith("launcher")])
 def test_ranks_without_their_launcher_save_and_end(ranks, name):
     out, said = ranks
-    for log in judge(out, name, 4, 20):
+    for log in judge(out, name, 4, 26):
         assert "as asked, and saved" in log, log
     assert sum(bool(re.search(rf"{name}: SIG.* ended with \[0, 0\]", line)) for line in said) == 4, said
 

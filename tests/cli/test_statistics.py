@@ -78,7 +78,7 @@ def test_the_rule_and_its_parameters_are_stored(run, capsys):
 
 def test_esft_gate_counts_gates(run, capsys):
     printed, store = analyze(run, capsys, "--analysis.rule", "esft_gate", "--analysis.top_p", "0.6")
-    assert store.rule.stored == {"name": "esft_gate", "threshold": 0.05, "top_k": 50, "top_p": 0.6}
+    assert store.rule.facts == {"name": "esft_gate", "top_p": 0.6}
     assert store.masks[:].any(axis=2).all()
     assert "permuted labels: mean" in printed
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import transformers
 
+from dist_moe.cli.main import main
 from dist_moe.demo.base_model import train_tokenizer
 from dist_moe.demo.corpus import build_corpus, write_rows
 from tests.slurm.cluster import Cluster
 from tests.tiny import CONFIGS
+from tools.soak.compare import differing_bits
 
 SLURM = Path(__file__).resolve().parents[2] / "slurm"
 LIMIT_S = 280
@@ -55,6 +58,35 @@ def test_analysis_on_one_node_then_training_on_two(cluster: Cluster, workplace: 
     assert "Engine: deepspeed, 2 rank(s)" in trained.log
     steps = [json.loads(line) for line in (workplace / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 3, steps
+
+
+@pytest.mark.timeout(900)
+def test_a_job_that_is_told_of_its_time_limit_is_requeued_and_goes_on(
+    cluster: Cluster, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert main(["analyze", "--config", "run.yaml"]) == 0
+    settings = ("--config", "run.yaml", "--train.masks", "run/masks.zarr", "--train.epochs", "40", "--run-dir")
+
+    def submit(name: str) -> str:
+        return cluster.submit(["--ntasks-per-node=2"], SLURM / "train.sbatch", *settings, name, cwd=workplace)
+
+    told = submit("told")
+    metrics, limit = workplace / "told" / "metrics.jsonl", time.monotonic() + LIMIT_S
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert time.monotonic() < limit, cluster.wait(told, 1)
+        time.sleep(0.05)
+    cluster.call("scancel", "--signal=USR1", "--batch", told)
+    job = cluster.wait(told, LIMIT_S)
+    assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), job.log
+    assert cluster.record(told)["Restarts"] == "1"
+    assert "as asked, and saved" in job.log
+    assert "Going on after step" in job.log
+    assert not (workplace / "told" / "REQUEUE").exists()
+
+    undisturbed = cluster.wait(submit("undisturbed"), LIMIT_S)
+    assert undisturbed.state == "COMPLETED", undisturbed.log
+    assert differing_bits(workplace / "told", workplace / "undisturbed") == 0
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

@@ -29,7 +29,7 @@ class Job:
     @property
     def epochs(self) -> int:
         """Of two steps: enough that the run is not at its end before the last signal."""
-        return 5 + 5 * self.kills // 4
+        return 5 + 2 * self.kills
 
     def arguments(self, run_dir: Path) -> list[str]:
         settings = ("--train.epochs", str(self.epochs), "--checkpoint.every", "2", *self.settings)
@@ -55,8 +55,10 @@ def kill_again_and_again(job: Job, arguments: list[str], run_dir: Path, seed: in
         met = time.monotonic()
         where = ("in a step", "while it set up", "in a checkpoint write")[i % 3]
         if where == "in a step":
-            running.wait_until(_steps_more(run_dir, moments.randint(1, 2)))
-            set_up = set_up or time.monotonic() - met  # by the first start, so that it fits this machine
+            running.wait_until(_steps_more(run_dir, moments.randint(3, 5)))  # a checkpoint further
+            set_up = (
+                set_up or time.monotonic() - met
+            )  # and some steps; by the first start, so that it fits this machine
             time.sleep(moments.uniform(0, 0.02))
         elif where == "while it set up":
             time.sleep(moments.uniform(0, set_up))

@@ -57,7 +57,7 @@ def store_contents(older: Older, rule: SelectionRule) -> StoreContents:
         batch_ids=tuple(hashlib.sha256(f"{digest} {batch}".encode()).hexdigest()[:16] for batch in range(len(data))),
         categories=(UNKNOWN,) * len(data),
         risk=risk,
-        masks=recomputed_masks(risk.risk_diff_BLE, rule),
+        masks=recomputed_masks(all_counts, unsafe_P, batch_of_P, len(data), rule),
         rule=rule,
         counted_tokens="generated",
         layer_names=tuple(f"layer {layer}" for layer in range(counts_PLE.shape[1])),

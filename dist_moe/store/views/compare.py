@@ -12,7 +12,7 @@ from dist_moe.risk.frames import expert_names
 from dist_moe.risk.masks import mask_hash
 from dist_moe.risk.select import SelectionRule
 from dist_moe.store.read import MaskStore
-from dist_moe.store.recompute import FROM_RISK, recomputed_masks, recomputed_risk, stored_counts
+from dist_moe.store.recompute import FROM_COUNTS, masks_by, recomputed_risk, stored_counts
 from dist_moe.store.views.render import flat_facts
 from dist_moe.store.views.view import View
 
@@ -70,17 +70,20 @@ def diff(one: MaskStore, other: MaskStore) -> View:
 
 
 def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
-    """The stored masks against those of another rule: the store's, with other parameters.
+    """The stored masks against those of another rule, selected from the counts.
 
     Args:
-        store: its risk_diff is what the other rule is applied to.
-        words: parameters of the rule and their values as text, such as threshold and "0.02".
+        store: one whose counts are intact.
+        words: parameters of the rule and their values as text, such as threshold and "0.02"; with `name` another rule.
+
+    Raises:
+        UserError: there is no such rule or parameter, or the rule needs more than the counts.
     """
     rule = changed_rule(store.rule, words)
     lines, tables = [], []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         risk_diff_BLE = store.risk_diff[start:stop]
-        others = recomputed_masks(risk_diff_BLE, rule).masks_BLE
+        others = masks_by(store, range(start, stop), rule).masks_BLE
         for index, (mask_LE, other_LE) in enumerate(zip(store.masks[start:stop], others, strict=True), start):
             line, table = _difference(store, index, mask_LE, other_LE)
             table["risk_diff"] = risk_diff_BLE[index - start][table["layer"], table["expert"]]
@@ -89,8 +92,8 @@ def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
     by_batch = pd.DataFrame(lines, columns=BATCH_COLUMNS)
     by_expert = pd.concat(tables, ignore_index=True)
     facts = {
-        "first": store.rule.stored,
-        "second": rule.stored,
+        "first": store.rule.facts,
+        "second": rule.facts,
         "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
         "experts_that_differ": len(by_expert),
         "mean_jaccard": float(by_batch["jaccard"].mean()),
@@ -99,31 +102,35 @@ def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
 
 
 def changed_rule(rule: SelectionRule, words: Mapping[str, str]) -> SelectionRule:
-    """The rule with other parameters, given as text.
+    """The rule with another name or other parameters, given as text.
 
     Raises:
-        UserError: it has no such parameter, or the value is of another type.
+        UserError: there is no such rule or parameter, or the value is of another type.
     """
-    fields = rule.stored
-    values: dict[str, Any] = {}
-    for name, word in words.items():
-        if name not in fields or isinstance(fields[name], str):
-            known = ", ".join(key for key, value in fields.items() if not isinstance(value, str))
-            raise UserError(f"the rule {rule.name} has no parameter {name!r}: expected {known}")
+    name = words.get("name", rule.name)
+    if "name" in words and name not in FROM_COUNTS:
+        raise UserError(f"no rule {name!r} that needs counts only: expected {', '.join(sorted(FROM_COUNTS))}")
+    known = [key for key in dataclasses.replace(rule, name=name).facts if key != "name"]
+    values: dict[str, Any] = {"name": name}
+    for key, word in words.items():
+        if key == "name":
+            continue
+        if key not in known:
+            raise UserError(f"the rule {name} has no parameter {key!r}: expected {', '.join(known)}")
+        kind = type(getattr(rule, key))
         try:
-            values[name] = type(fields[name])(word)
+            values[key] = kind(word)
         except ValueError:
-            kind = "a whole number" if isinstance(fields[name], int) else "a number"
-            raise UserError(f"{name}={word}: expected {kind}") from None
+            raise UserError(f"{key}={word}: expected {'a whole number' if kind is int else 'a number'}") from None
     return dataclasses.replace(rule, **values)
 
 
 def recheck(store: MaskStore) -> View:
     """Rates and masks computed from the prompt counts, compared with the stored ones bit for bit.
 
-    Masks by a rule that needs more than the counts are compared with their hashes only: `mask` is null then.
+    Masks by a rule that tests or draws at random are compared with their hashes only: `mask` is null then.
     """
-    from_risk = store.rule.name in FROM_RISK
+    from_counts = store.rule.name in FROM_COUNTS
     lines = []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         batches = range(start, stop)
@@ -131,7 +138,7 @@ def recheck(store: MaskStore) -> View:
         stored = store.risk_diff[start:stop], store.a_safe_n[start:stop], store.a_unsafe_n[start:stop]
         found = risk.risk_diff_BLE, risk.a_safe_n_BLE, risk.a_unsafe_n_BLE
         masks_BLE = store.masks[start:stop]
-        expected_BLE = recomputed_masks(risk.risk_diff_BLE, store.rule).masks_BLE if from_risk else masks_BLE
+        expected_BLE = masks_by(store, batches, store.rule).masks_BLE if from_counts else masks_BLE
         for index in batches:
             row = index - start
             info = store.batches[index]
@@ -141,7 +148,7 @@ def recheck(store: MaskStore) -> View:
                     "id": info.id,
                     "category": info.category,
                     "rates": all(a[row].tobytes() == b[row].tobytes() for a, b in zip(stored, found, strict=True)),
-                    "mask": bool((masks_BLE[row] == expected_BLE[row]).all()) if from_risk else None,
+                    "mask": bool((masks_BLE[row] == expected_BLE[row]).all()) if from_counts else None,
                     "mask_hash": info.mask_hash == mask_hash(expected_BLE[row]),
                 }
             )
@@ -150,7 +157,7 @@ def recheck(store: MaskStore) -> View:
     facts = {
         "store": str(store.path),
         "batches": len(table),
-        "masks_computed": from_risk,
+        "masks_computed": from_counts,
         "batches_that_differ": int(wrong.sum()),
         "same": not wrong.any(),
     }

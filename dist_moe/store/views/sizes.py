@@ -39,7 +39,7 @@ def summary(store: MaskStore) -> View:
     facts = {
         "store": str(store.path),
         "dist_moe_version": store.dist_moe_version,
-        "selection_rule": store.rule.stored,
+        "selection_rule": store.rule.facts,
         "counted_tokens": store.counted_tokens,
         "prompts": len(store.prompts),
         "batches": len(num_B),

@@ -9,7 +9,7 @@ from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.overlap import jaccard_matrix
 from dist_moe.risk.rules import COUNTED_AS, RULES, matched_masks, select_masks
-from dist_moe.risk.select import OWN_PARAMETERS, SelectionRule, selected, unsafe_experts
+from dist_moe.risk.select import PARAMETERS, SelectionRule, selected, unsafe_experts
 from tests.unit.risk.prompts import batch_of, slow_risk_diff
 
 RULE = SelectionRule(threshold=0.05, top_k=5)
@@ -41,7 +41,7 @@ def test_every_name_of_the_configuration_is_a_rule():
     names = set(get_args(get_type_hints(AnalysisConfig)["rule"]))
     assert names == RULES.keys() | {"random_matched"}
     assert names >= COUNTED_AS.keys()
-    assert names >= OWN_PARAMETERS.keys()
+    assert names == PARAMETERS.keys()
 
 
 @pytest.mark.parametrize("name", sorted([*RULES, "random_matched"]))
@@ -49,9 +49,9 @@ def test_the_stored_facts_of_a_rule_are_all_that_it_reads(name):
     rule = SelectionRule(
         name=name, threshold=0.02, top_k=7, alpha=0.9, correction="family", frequency=0.4, per_layer=2, top_p=0.3
     )
-    again = SelectionRule(**rule.stored)
-    assert again.stored == rule.stored
-    assert len(rule.stored) < len(fields(rule))
+    again = SelectionRule(**rule.facts)
+    assert again.facts == rule.facts
+    assert len(rule.facts) < len(fields(rule))
     batches = [with_gates(batch_of(seed)) for seed in range(3)]
     expected, masks = select_masks(batches, rule).masks_BLE, select_masks(batches, again).masks_BLE
     assert expected.any()
@@ -198,13 +198,3 @@ def test_prompts_without_a_counted_token_say_nothing():
     )
     more = evidence(counts, np.append(False, batch.unsafe_P), np.append(0, batch.strata_P), batch.settings, 0, 0)
     assert more.test.p_LE.tobytes() == batch.test.p_LE.tobytes()
-
-
-@pytest.mark.parametrize("name", sorted(RULES))
-def test_a_rule_is_stored_with_what_it_reads(name):
-    own = {"significant": {"alpha": 0.2, "correction": "family"}, "stable": {"frequency": 0.7},
-           "budget_per_layer": {"per_layer": 9}, "esft_token": {"top_p": 0.3},
-           "esft_gate": {"top_p": 0.3}}.get(name, {})  # fmt: skip
-    rule = replace(RULE, name=name, **own)
-    assert rule.stored == {"name": name, "threshold": 0.05, "top_k": 5} | own
-    assert SelectionRule(**rule.stored) == rule

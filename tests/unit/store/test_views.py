@@ -5,7 +5,6 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule
 from dist_moe.store import MaskStore, views, write_store
 from tests.unit.store.example import BATCH_IDS, PROVENANCE, example_contents, write_example
 
@@ -24,7 +23,7 @@ def test_summary(store):
     assert view.facts == {
         "store": str(store.path),
         "dist_moe_version": store.dist_moe_version,
-        "selection_rule": SelectionRule(threshold=0.05, top_k=50).stored,
+        "selection_rule": {"name": "threshold_top_k", "threshold": 0.05, "top_k": 50},
         "counted_tokens": "prompt",
         "prompts": 6,
         "batches": 3,
@@ -252,6 +251,13 @@ def test_diff_of_rules(store):
     assert experts["risk_diff"].tolist() == [pytest.approx(0.3)]
     _, experts = views.diff_rule(store, {"top_k": "1"}).tables.values()
     assert rows(experts, "batch", "Layer_Expert", "in_first", "in_second") == [[1, "L01_E03", True, False]]
+    # The largest of each layer, ties to the lower expert; then the lowest, as many as the reference selects.
+    view = views.diff_rule(store, {"name": "budget_per_layer", "per_layer": "1"})
+    assert view.facts["second"] == {"name": "budget_per_layer", "threshold": 0.05, "top_k": 50, "per_layer": 1}
+    by_batch = view.tables["batches"]
+    assert rows(by_batch, "in_both", "only_in_first", "only_in_second") == [[1, 0, 1], [2, 0, 0], [1, 0, 1]]
+    _, experts = views.diff_rule(store, {"name": "lowest"}).tables.values()
+    assert experts["Layer_Expert"][experts["in_second"]].tolist() == ["L00_E00", "L00_E01", "L01_E00", "L01_E02"]
 
 
 def test_recheck(store, tmp_path):
@@ -282,4 +288,4 @@ def test_recheck_of_a_rule_that_needs_more_than_the_counts(tmp_path):
     assert (view.facts["same"], view.facts["masks_computed"]) == (True, False)
     assert rows(view.tables["batches"], "rates", "mask", "mask_hash") == [[True, None, True]] * 3
     with pytest.raises(UserError, match="masks by the rule significant cannot be computed from counts alone"):
-        views.diff_rule(MaskStore.open(tmp_path / "masks.zarr"), {"top_k": "1"})
+        views.diff_rule(MaskStore.open(tmp_path / "masks.zarr"), {"alpha": "0.1"})

@@ -34,7 +34,7 @@ def write_version_1(path: Path, contents: StoreContents) -> Path:
         "format": "dist_moe.masks",
         "format_version": 1,
         "dist_moe_version": "0.1.0",
-        "selection_rule": contents.rule.stored,
+        "selection_rule": {name: getattr(contents.rule, name) for name in ("name", "threshold", "top_k")},
         "counted_tokens": contents.counted_tokens,
         "experts_per_token": counts.experts_per_token,
         "layer_names": list(contents.layer_names),

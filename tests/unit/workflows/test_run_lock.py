@@ -1,0 +1,82 @@
+"""One job at a time in a run directory."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from dist_moe.errors import UserError
+from dist_moe.parallel.comm import SoloComm
+from dist_moe.workflows import run_lock as module
+from dist_moe.workflows.run_lock import run_lock
+
+COMM = SoloComm(torch.device("cpu"))
+HOLD = """
+import sys, time
+from pathlib import Path
+import torch
+from dist_moe.parallel.comm import SoloComm
+from dist_moe.workflows.run_lock import run_lock
+with run_lock(Path(sys.argv[1]), SoloComm(torch.device("cpu")), print):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def ignore(line):
+    pass
+
+
+def test_a_second_job_is_refused_and_told_who_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WAIT_S", 0.2)
+    with run_lock(tmp_path / "run", COMM, ignore):
+        said = []
+        with pytest.raises(UserError) as error, run_lock(tmp_path / "run", COMM, said.append):
+            pytest.fail("two jobs at once")
+        assert f"{tmp_path / 'run'} is in use by another job, process {os.getpid()} on " in str(error.value)
+        assert len(said) == 1
+        assert (tmp_path / "run" / ".lock").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_waits_for_one_that_ends_meanwhile(tmp_path):
+    tmp_path.joinpath("metrics.jsonl").touch()
+    first = run_lock(tmp_path, COMM, ignore)
+    first.__enter__()
+    release = threading.Timer(0.4, first.__exit__, (None, None, None))
+    release.start()
+    with run_lock(tmp_path, COMM, ignore):
+        assert not release.is_alive()
+        held = os.open(tmp_path / ".lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):  # it has the file that is there, not the one that the first has removed
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(held)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_killed_job_leaves_no_lock(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout.readline() == "held\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    assert (tmp_path / ".lock").exists()
+    said = []
+    with run_lock(tmp_path, COMM, said.append):
+        assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
+    assert said == []
+
+
+def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch):
+    def unsupported(descriptor, operation):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(module.fcntl, "flock", unsupported)
+    said = []
+    with run_lock(tmp_path, COMM, said.append):
+        pass
+    assert "no locks there (Operation not supported)" in said[0]
