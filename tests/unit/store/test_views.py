@@ -253,7 +253,7 @@ def test_diff_of_rules(store):
     assert rows(experts, "batch", "Layer_Expert", "in_first", "in_second") == [[1, "L01_E03", True, False]]
     # The largest of each layer, ties to the lower expert; then the lowest, as many as the reference selects.
     view = views.diff_rule(store, {"name": "budget_per_layer", "per_layer": "1"})
-    assert view.facts["second"] == {"name": "budget_per_layer", "threshold": 0.05, "top_k": 50, "per_layer": 1}
+    assert view.facts["second"] == {"name": "budget_per_layer", "per_layer": 1}
     by_batch = view.tables["batches"]
     assert rows(by_batch, "in_both", "only_in_first", "only_in_second") == [[1, 0, 1], [2, 0, 0], [1, 0, 1]]
     _, experts = views.diff_rule(store, {"name": "lowest"}).tables.values()
