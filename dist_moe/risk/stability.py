@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dist_moe.risk.contrast import Estimate, risk_diffs
+from dist_moe.risk.contrast import Estimate, all_risk_diffs
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.select import selected
 
@@ -33,9 +33,7 @@ def selection_frequency(
     threshold in it by chance; only a frequency near 1 says much.
     """
     chosen_NP = half_samples(unsafe_P, num_resamples, generator)
-    parts = risk_diffs(chosen_NP & unsafe_P, chosen_NP & ~unsafe_P, counts, estimate)
-    above_NX = np.concatenate([np.where(diff_NX > threshold, diff_NX, -np.inf) for _, diff_NX in parts], axis=1)
-    times_X = np.zeros(above_NX.shape[1], np.int64)
-    for diff_X in above_NX:
-        times_X += selected(diff_X, threshold, top_k)
-    return (times_X / num_resamples).reshape(counts.counts_PLE.shape[1:])
+    times_LE = np.zeros(counts.counts_PLE.shape[1:], np.int64)
+    for diff_LE in all_risk_diffs(chosen_NP & unsafe_P, chosen_NP & ~unsafe_P, counts, estimate):
+        times_LE += selected(diff_LE, threshold, top_k)
+    return times_LE / num_resamples
