@@ -2,7 +2,7 @@
 
 `write_store` writes it whole or not at all, `StoreWriter` in parts by many processes; `MaskStore` reads it,
 `require_same_origin` compares it with a run, `dist_moe.store.views` answers questions about it. The format is described
-in docs/formats.md. NumPy, pandas and numcodecs only: a store is read without torch.
+in docs/formats.md. NumPy, pandas and Zarr only: a store is read without torch.
 """
 
 from dist_moe.store.contents import BatchResults, StoreContents, StorePlan
