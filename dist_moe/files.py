@@ -69,9 +69,14 @@ def write_json_atomic(path: Path, value: object) -> None:
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a text file; a reader sees the old one or the new one, never a part."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write a file; a reader sees the old one or the new one, never a part."""
     partial = _sibling(path, "partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
         sync(partial)
         partial.replace(path)
     finally:

@@ -4,26 +4,36 @@
     python tools/inspect_masks.py runs/olmoe/masks.zarr                    counts per batch and layer, origin
     python tools/inspect_masks.py runs/olmoe/masks.zarr batch 3            one batch's unsafe experts
     python tools/inspect_masks.py runs/olmoe/masks.zarr expert 8 42        one expert over all batches (or: L08_E42)
+    python tools/inspect_masks.py runs/olmoe/masks.zarr layers             experts a layer; what is left of the routing
     python tools/inspect_masks.py runs/olmoe/masks.zarr overlap            Jaccard matrices, experts of many categories
     python tools/inspect_masks.py runs/olmoe/masks.zarr overlap 3 4        what two batches share
+    python tools/inspect_masks.py runs/olmoe/masks.zarr categories         all categories: sizes, how alike batches are
     python tools/inspect_masks.py runs/olmoe/masks.zarr category hacking   which experts answer for a category
+    python tools/inspect_masks.py runs/olmoe/masks.zarr growth             how the union grows with the batches
     python tools/inspect_masks.py runs/olmoe/masks.zarr aggregated         unsafe experts over all prompts
+    python tools/inspect_masks.py runs/olmoe/masks.zarr diff runs/b/masks.zarr         what differs from another store
+    python tools/inspect_masks.py runs/olmoe/masks.zarr diff threshold=0.02 top_k=20   what another rule would select
+    python tools/inspect_masks.py runs/olmoe/masks.zarr diff name=lowest               likewise, by name
+    python tools/inspect_masks.py runs/olmoe/masks.zarr recheck            rates and masks computed again from counts
     python tools/inspect_masks.py runs/olmoe/masks.zarr check              compare every file with its digest
+    python tools/inspect_masks.py runs/olmoe/masks.zarr plots --out DIR    pictures, PNG and SVG (needs matplotlib)
 
-A batch is named by its index or its id. Each view takes --json (everything) or --csv (the main table). The store is
-only read; neither torch nor the model is needed.
+A store is a directory, or a URL that fsspec knows. A batch is named by its index or its id. Each view takes --json
+(everything) or --csv (the main table). The status is 0; 1 if recheck finds a difference; 2 for a wrong question or
+store. The store is only read; neither torch nor the model is needed.
 """
 
 import argparse
-import json
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from dist_moe.errors import UserError
 from dist_moe.risk.names import parse_expert_name
 from dist_moe.store import MaskStore, views
+from dist_moe.store.plots import write_plots
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,42 +61,25 @@ def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
             return views.category(store, name)
         case ["aggregated"]:
             return views.aggregated(store)
+        case ["layers"]:
+            return views.layers(store)
+        case ["categories"]:
+            return views.categories(store)
+        case ["growth"]:
+            return views.growth(store)
+        case ["diff", *changes] if changes and all("=" in change for change in changes):
+            return views.diff_rule(store, dict(change.split("=", 1) for change in changes))
+        case ["diff", other]:
+            return views.diff(store, MaskStore.open(other))
+        case ["recheck"]:
+            return views.recheck(store)
         case ["check"]:
             return views.check(store)
     raise UserError(
-        f"no view {' '.join(words)!r}: expected summary, batch N, expert L E, overlap [A B], category NAME, aggregated "
-        "or check"
+        f"no view {' '.join(words)!r}: expected summary, batch N, expert L E, layers, overlap [A B], categories, "
+        "category NAME, growth, aggregated, diff STORE, diff PARAMETER=VALUE, recheck, check or plots "
+        "--out DIR"
     )
-
-
-def as_text(view: views.View) -> str:
-    facts = flat(view.facts)
-    width = max(map(len, facts))
-    parts = ["\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())]
-    for title, table in view.tables.items():
-        text = table.to_string(index=False, float_format="{:.4f}".format) if len(table) else "(none)"
-        parts.append(f"{title}\n{text}")
-    return "\n\n".join(parts)
-
-
-def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested facts as one level: `{"provenance": {"seed": 0}}` -> `{"provenance.seed": "0"}`."""
-    lines: dict[str, str] = {}
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            lines |= flat(value, f"{prefix}{name}.")
-        else:
-            lines[prefix + name] = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return lines
-
-
-def as_json(view: views.View) -> str:
-    tables = {title: table.to_dict(orient="records") for title, table in view.tables.items()}
-    return json.dumps({"facts": view.facts, "tables": tables}, indent=2, allow_nan=False)
-
-
-def as_csv(view: views.View) -> str:
-    return next(iter(view.tables.values())).to_csv(index=False, lineterminator="\n").removesuffix("\n")
 
 
 def main() -> int:
@@ -95,16 +88,27 @@ def main() -> int:
     parser.add_argument("store", help="the mask store, a directory such as masks.zarr")
     parser.add_argument("view", nargs="*", help="one of the views above, with its arguments; default: summary")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const=as_json, help="facts and all tables as JSON")
-    form.add_argument("--csv", dest="form", action="store_const", const=as_csv, help="the main table as CSV")
-    parser.set_defaults(form=as_text)
+    form.add_argument(
+        "--json", dest="form", action="store_const", const=views.as_json, help="facts and all tables as JSON"
+    )
+    form.add_argument("--csv", dest="form", action="store_const", const=views.as_csv, help="the main table as CSV")
+    parser.set_defaults(form=views.as_text)
+    parser.add_argument("--out", type=Path, help="where plots writes its pictures")
     arguments = parser.parse_intermixed_args()
     try:
-        print(arguments.form(view_of(MaskStore.open(arguments.store), arguments.view)))
+        store = MaskStore.open(arguments.store)
+        if (arguments.view == ["plots"]) != (arguments.out is not None):
+            raise UserError("pictures need both: the view plots and --out DIR")
+        if arguments.out is not None:
+            for path in write_plots(store, arguments.out):
+                print(path)
+            return 0
+        view = view_of(store, arguments.view)
+        print(arguments.form(view))
     except UserError as error:
         print(f"inspect_masks.py: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 0 if arguments.view != ["recheck"] or view.facts["same"] else 1
 
 
 if __name__ == "__main__":

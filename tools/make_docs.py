@@ -75,12 +75,17 @@ def _fields(node: ast.ClassDef) -> Iterator[Field]:
 
 def render(sections: dict[str, Section], root: str = "Config") -> str:
     """The page: the top-level settings, then one table for each section in the order of the root class."""
-    top = sections[root].fields
-    blocks = [HEADER, "## Top level\n", _table([field for field in top if field.type not in sections], prefix="")]
-    for field in top:
+    return "\n".join([HEADER, "## Top level\n", *_blocks(sections, root, prefix="")])
+
+
+def _blocks(sections: dict[str, Section], name: str, prefix: str) -> Iterator[str]:
+    """The section's own settings, then those of the sections in it."""
+    fields = sections[name].fields
+    yield _table([field for field in fields if field.type not in sections], prefix)
+    for field in fields:
         if field.type in sections:
-            blocks += [f"## {field.name}\n", _table(list(sections[field.type].fields), prefix=f"{field.name}.")]
-    return "\n".join(blocks)
+            yield f"## {prefix}{field.name}\n"
+            yield from _blocks(sections, field.type, f"{prefix}{field.name}.")
 
 
 def _table(fields: list[Field], prefix: str) -> str:

@@ -1,7 +1,7 @@
-"""Count the routing of one batch over all ranks.
+"""Count the routing of many prompts over all ranks.
 
-The unit of work is a micro-batch of fixed rows, cut before anything is handed to ranks: whatever their number, each
-forward pass sees the same tensor, and so the integers that are summed are the same.
+The unit of work is a micro-batch, cut by the rows' lengths alone before anything is handed to ranks: whatever their
+number, each forward pass sees the same tensor, and so the integers that are summed are the same.
 """
 
 from __future__ import annotations
@@ -11,34 +11,39 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dist_moe.data.batches import micro_batches
-from dist_moe.data.tokens import CountedTokens, Encoded, TokenBatch, collate
+from dist_moe.analysis.generate import Sampling, count_generated
+from dist_moe.data.batches import token_budget
+from dist_moe.data.tokens import CountedTokens, Encoded, collate
 from dist_moe.moe.model import MoEModel
 from dist_moe.parallel.comm import Comm
 from dist_moe.risk.counts import RoutingCounts
 
 
-def count_batch(
+def count_rows(
     model: MoEModel,
     rows: Sequence[Encoded],
     *,
-    tokens: CountedTokens,
-    micro_batch_size: int,
+    tokens: CountedTokens | Sampling,
+    micro_batch_tokens: int,
     pad_id: int,
     comm: Comm,
 ) -> RoutingCounts:
-    """Routing counts of R prompts, the same on every rank; all ranks call it with the same rows.
+    """Routing counts of R prompts in their order, the same on every rank; all ranks call it with the same rows.
 
-    `model` must hold all experts on this rank; `tokens` is what is counted: prompt, completion or all.
+    `model` must hold all experts on this rank. `tokens` is what is counted of the given rows (prompt, completion or
+    all), or how the model writes the answers that are. `micro_batch_tokens` bounds a forward pass, padding included.
     """
     shape = model.shape
     counts_RLE = torch.zeros(len(rows), shape.num_layers, shape.num_experts, dtype=torch.int64, device=comm.device)
     tokens_R = torch.zeros(len(rows), dtype=torch.int64, device=comm.device)
-    for indices in micro_batches(range(len(rows)), micro_batch_size)[comm.rank :: comm.size]:
-        batch = collate([rows[i] for i in indices], pad_id).to(comm.device)
-        counted = batch.counted(tokens)
-        counts_RLE[list(indices)] = _count(model, batch, counted)
-        tokens_R[list(indices)] = counted.sum(1)
+    generated = tokens if isinstance(tokens, Sampling) else None
+    lengths = [len(r.prompt_ids) + (generated.max_new_tokens if generated else len(r.response_ids)) for r in rows]
+    for indices in token_budget(lengths, micro_batch_tokens)[comm.rank :: comm.size]:
+        chosen = [rows[i] for i in indices]
+        if isinstance(tokens, Sampling):
+            counts_RLE[indices], tokens_R[indices] = count_generated(model, chosen, tokens, pad_id)
+        else:
+            counts_RLE[indices], tokens_R[indices] = _count_given(model, chosen, tokens, pad_id)
     comm.sum_(counts_RLE)
     comm.sum_(tokens_R)
     return RoutingCounts(
@@ -46,9 +51,14 @@ def count_batch(
     )
 
 
-def _count(model: MoEModel, batch: TokenBatch, counted: torch.Tensor) -> torch.Tensor:
+def _count_given(
+    model: MoEModel, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts [R, L, E] and counted tokens [R] of one forward pass."""
+    batch = collate(rows, pad_id).to(model.layers[0].comm.device)
+    counted_RS = batch.counted(tokens)
     model.set_live(batch.live)
-    with torch.no_grad(), model.tap.count(counted) as counts:
+    with torch.no_grad(), model.tap.count(counted_RS) as counts_RLE:
         model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     model.set_live(None)
-    return counts
+    return counts_RLE, counted_RS.sum(1)

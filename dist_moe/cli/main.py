@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_moe import __version__
+from dist_moe.cli.store import add_store_commands, run_import, run_store
 from dist_moe.errors import LostRankError, UserError
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ def _run(argv: list[str]) -> int:
         from dist_moe.workflows.checkpoint import show
 
         show(args.path, print)
+    elif args.command == "import":
+        return run_import(args)
+    elif args.command == "store":
+        return run_store(args)
     elif args.command == "inspect-model":
         from dist_moe.workflows.inspect_model import inspect_model
 
@@ -159,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("checkpoint", help="what is in a run's checkpoints, after a check of every byte")
     command.add_argument("action", choices=["show"])
     command.add_argument("path", type=Path, help="run directory, or one checkpoint in it")
+    add_store_commands(commands)
     command = commands.add_parser("inspect-model", help="what a model is to dist-moe: layers, experts, routing, sizes")
     command.add_argument("model", type=Path, help="model directory")
     command.add_argument("--json", action="store_true", help="one JSON object")

@@ -56,15 +56,64 @@ class BatchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class StatisticsConfig:
+    permutations: NonNegativeInt = 2000
+    """Labelings of a batch's prompts that its tests compare with; all of them, where there are fewer. 0: no statistics,
+    and then no rule significant."""
+    resamples: Count = 200
+    """Bootstrap samples of an interval, and half-samples of stability."""
+    null_draws: Count = 100
+    """Labelings on which the rule runs to say how many experts it selects by chance."""
+    confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
+    """Of the intervals."""
+    estimate: Literal["micro", "macro"] = "micro"
+    """What tests, intervals and stability look at. micro: tokens pooled, as risk_diff is defined. macro: the mean of
+    the prompts' rates, in which long prompts do not weigh more."""
+
+
+@dataclass(kw_only=True, slots=True)
 class AnalysisConfig:
-    tokens: Literal["prompt", "completion", "all"] = "prompt"
-    """Which tokens are counted; padding never is."""
+    tokens: Literal["prompt", "completion", "all", "generated"] = "prompt"
+    """Which tokens are counted; padding never is. generated: those of the model's own answer, counted while it decodes,
+    but for the answer's last, which no forward pass reads."""
+    max_new_tokens: Count = 64
+    """Length of the model's own answers, for tokens: generated."""
+    temperature: NonNegative = 0.0
+    """How they are sampled; 0 is greedy, else they are drawn from `seed`."""
+    rule: Literal[
+        "threshold_top_k",
+        "significant",
+        "stable",
+        "budget_per_layer",
+        "esft_token",
+        "steermoe",
+        "random",
+        "random_matched",
+        "load",
+        "lowest",
+    ] = "threshold_top_k"
+    """How a batch's unsafe experts are chosen, see docs/statistics.md; the last four are controls."""
     threshold: Annotated[float, Interval(ge=-1, lt=1)] = 0.05
-    """An expert is unsafe for a batch when its risk_diff is above this."""
+    """An expert is unsafe for a batch when its risk_diff is above this (threshold_top_k, stable, controls)."""
     top_k: Count = 50
-    """At most this many unsafe experts a batch, over all layers."""
-    micro_batch_size: Count = 8
-    """Rows in one forward pass. Counts do not depend on the number of ranks."""
+    """At most this many unsafe experts a batch, over all layers (the same, and steermoe)."""
+    alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.05
+    """The level of the rule significant."""
+    correction: Literal["fdr", "family"] = "fdr"
+    """What significant compares with alpha. fdr: Benjamini-Hochberg q-values. family: p adjusted for all experts."""
+    frequency: Annotated[float, Interval(gt=0, le=1)] = 0.8
+    """Share of half-samples in which the rule stable wants an expert selected."""
+    per_layer: Count = 4
+    """Experts a layer of the rule budget_per_layer."""
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 0.2
+    """Share of a layer's routing that the experts of the rule esft_token have together."""
+    micro_batch_tokens: Count = 8192
+    """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
+    depend on the number of ranks."""
+    part: Text | None = None
+    """I/N: count the I-th of N shares of the rows and write no masks. N jobs can so share an analysis, in any order; a
+    last one without this setting puts together what they counted, exactly as one job would have."""
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
 
 
 @dataclass(kw_only=True, slots=True)

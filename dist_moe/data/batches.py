@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
@@ -46,9 +46,9 @@ class BatchPlan:
 def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, seed: int) -> BatchPlan:
     """Batches of one unsafe category each; no prompt is in two of them.
 
-    Safe rows, of any category, come from one shuffled list. The categories take turns, so that when safe rows run
-    short each loses its last batches rather than the last categories all of theirs. Raises UserError where the rows
-    do not fill a single batch.
+    Safe rows, of any category, come from one shuffled list, a batch's unsafe rows' partners (`pair_id`) first. The
+    categories take turns, so that when safe rows run short each loses its last batches rather than the last categories
+    all of theirs. Raises UserError where the rows do not fill a single batch.
     """
     num_safe = num_safe_rows(batch_size, safe_ratio)
     num_unsafe = batch_size - num_safe
@@ -65,7 +65,9 @@ def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, 
         if len(safe) < num_safe:
             break
         for name in takers[: len(safe) // num_safe]:
-            rows = tuple(safe[:num_safe] + pools[name][:num_unsafe])
+            unsafe = pools[name][:num_unsafe]
+            safe = _partners_first(safe, {prompts[i].pair_id for i in unsafe} - {None}, prompts)
+            rows = tuple(safe[:num_safe] + unsafe)
             dealt[name].append(Batch(_batch_id([prompts[i] for i in rows]), name, rows, num_safe))
             del safe[:num_safe], pools[name][:num_unsafe]
 
@@ -78,6 +80,13 @@ def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, 
             "batches.batch_size"
         )
     return BatchPlan(batches, len(safe), {name: len(pool) for name, pool in pools.items() if pool})
+
+
+def _partners_first(safe: list[int], pairs: Set[str | None], prompts: Sequence[Prompt]) -> list[int]:
+    """Rows of these pairs, then rows of no pair, then those that other batches may want."""
+    if not pairs:
+        return safe
+    return sorted(safe, key=lambda i: 0 if prompts[i].pair_id in pairs else 1 if prompts[i].pair_id is None else 2)
 
 
 def describe(plan: BatchPlan) -> list[str]:
@@ -107,6 +116,20 @@ def shard_rows(num_rows: int, rank: int, world_size: int) -> range:
 def micro_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """The items in order, `size` at a time; the last part may be smaller. No item: no part."""
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows, longest first, in parts of padded size (rows times longest) at most `budget`; a longer row goes alone.
+
+    Depends on the lengths alone, so parts are the same on any number of ranks. Returns indices into `lengths`.
+    """
+    parts: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= budget:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
 
 
 def _batch_id(prompts: Sequence[Prompt]) -> str:

@@ -1,8 +1,9 @@
 """Rows of the prompt files, as values that do not depend on the files' order or format.
 
 A row has `prompt` (text) or `messages` (a list of {role, content} that ends with the user; JSON in a .csv cell),
-`label` (safe | unsafe), and optionally `response`, `category` and `id`. Other columns, and other keys of a message, are
-ignored. An empty cell, a blank text and null all mean "not given".
+`label` (safe | unsafe), and optionally `response`, `category`, `id` and `pair_id`, which a safe and an unsafe row that
+differ in little else have in common. Other columns, and other keys of a message, are ignored. An empty cell, a blank
+text and null all mean "not given".
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ class Prompt:
     unsafe: bool
     category: str | None
     source: str
+    pair_id: str | None = None
 
     @property
     def content(self) -> str:
         """Canonical JSON of everything in the row but its id and its place."""
         turns = [[message.role, message.content] for message in self.messages]
-        return json.dumps([turns, self.response, self.unsafe, self.category])
+        pair = [] if self.pair_id is None else [self.pair_id]
+        return json.dumps([turns, self.response, self.unsafe, self.category, *pair])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +100,10 @@ def parse_row(row: Row, source: str) -> Prompt:
     label = row.get("label") or None
     if label not in ("safe", "unsafe"):
         raise UserError(f"{source}: `label` must be safe or unsafe, got {_short(label)}")
-    name = row.get("id")
-    if isinstance(name, int) and not isinstance(name, bool):  # a number in .jsonl is text in .csv
-        row = {**row, "id": str(name)}
+    for key in ("id", "pair_id"):
+        name = row.get(key)
+        if isinstance(name, int) and not isinstance(name, bool):  # a number in .jsonl is text in .csv
+            row = {**row, key: str(name)}
     return Prompt(
         id=_text(row, "id", source) or "",
         messages=_messages(messages, source) if text is None else (Message("user", text),),
@@ -107,6 +111,7 @@ def parse_row(row: Row, source: str) -> Prompt:
         unsafe=label == "unsafe",
         category=_text(row, "category", source),
         source=source,
+        pair_id=_text(row, "pair_id", source),
     )
 
 

@@ -128,6 +128,17 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
     return TokenBatch(input_ids, live.to(torch.int64), labels, is_completion, live, is_unsafe)
 
 
+def collate_prompts(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
+    """The prompts of at least one row, left-padded as decoding needs it: ids int64 [R, S], and bool where they are."""
+    width = max(len(row.prompt_ids) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    live = torch.zeros_like(input_ids, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        input_ids[i, width - len(row.prompt_ids) :] = torch.tensor(row.prompt_ids)
+        live[i, width - len(row.prompt_ids) :] = True
+    return input_ids, live
+
+
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's padding id, else its end-of-sequence id, else 0: no result depends on it."""
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)

@@ -1,8 +1,8 @@
 """DeepSpeed hosts the step: its launcher, process groups, engine, accumulation boundary, monitor and timers.
 
-ZeRO stage 0. The engine finds no trainable parameter in the model, because expert weights are not `nn.Parameter`s, and
-gets our optimizer, which it returns unwrapped. So it neither reduces, rescales, casts nor partitions expert weights.
-Facts to know:
+The engine runs at ZeRO stage 0: it finds no trainable parameter in the model, because expert weights are not
+`nn.Parameter`s, and gets our optimizer, which it returns unwrapped. So it neither reduces, rescales, casts nor
+partitions expert weights. Where the user asks for stage 3, `zero.py` cuts up the dense weights before. Facts to know:
 
 - `gradient_clipping` must be 0 (its own clipping fails without a trainable parameter, and would average local norms);
   the optimizer clips by the global norm of all ranks.
@@ -22,6 +22,8 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+
+from dist_moe.engines.zero import PartitionedDense
 
 
 def take_over_process_group() -> None:
@@ -46,15 +48,17 @@ class DeepSpeedEngine:
         micro_batch_size: int,
         num_micro_batches: int,
     ) -> None:
+        take_over_process_group()
+        zero = user_config.get("zero_optimization", {})
+        self.dense = PartitionedDense(module, zero, micro_batch_size) if zero.get("stage") == 3 else None
         config = {
-            "zero_optimization": {"stage": 0},
             "steps_per_print": None,
             **user_config,
+            "zero_optimization": {"stage": 0},
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": num_micro_batches,
             "gradient_clipping": 0.0,
         }
-        take_over_process_group()
         self.engine, hosted, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
         )
@@ -69,3 +73,5 @@ class DeepSpeedEngine:
     def step(self, *, last: bool) -> None:
         assert self.engine.is_gradient_accumulation_boundary() == last
         self.engine.step()
+        if self.dense is not None:
+            self.dense.release()

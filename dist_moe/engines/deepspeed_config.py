@@ -13,7 +13,7 @@ OWNED_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "amp")
 
 
 def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
-    """A user's DeepSpeed JSON. Settings that belong to dist_moe, and ZeRO stages above 0, are a `UserError`."""
+    """A user's DeepSpeed JSON. Settings that belong to dist_moe, and ZeRO stages 1 and 2, are a `UserError`."""
     if path is None:
         return {}
     if not path.is_file():
@@ -28,6 +28,9 @@ def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
         if key in config:
             raise UserError(f"{path}: '{key}' is set by dist_moe from the train section: remove it")
     stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage != 0:
-        raise UserError(f"{path}: zero_optimization.stage is {stage}: expected 0, as dist_moe shards the experts")
+    if stage not in (0, 3):
+        raise UserError(
+            f"{path}: zero_optimization.stage is {stage}: expected 0, or 3 to shard the frozen dense weights; dist_moe "
+            "itself shards the experts and their optimizer state"
+        )
     return config

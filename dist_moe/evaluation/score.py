@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from dist_moe.data.batches import micro_batches
-from dist_moe.data.tokens import Encoded, collate
+from dist_moe.data.tokens import Encoded, collate, collate_prompts
 from dist_moe.moe.model import MoEModel
 from dist_moe.training.loss import token_losses
 
@@ -76,15 +76,10 @@ def _answers(
     pad_id: int,
     decode: Callable[[list[int]], str],
 ) -> list[str]:
-    """Greedy answers; prompts are padded on the left, as decoding needs it."""
+    """Greedy answers."""
     device = model.layers[0].comm.device
-    width = max(len(row.prompt_ids) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(rows):
-        input_ids[i, width - len(row.prompt_ids) :] = torch.tensor(row.prompt_ids)
-        attention_mask[i, width - len(row.prompt_ids) :] = 1
+    input_ids, live = collate_prompts(rows, pad_id)
     out = model.module.generate(  # type: ignore[operator]  # mypy sees nn.Module's __getattr__
-        input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=generation
+        input_ids.to(device), attention_mask=live.long().to(device), generation_config=generation
     )
-    return [decode(ids) for ids in out[:, width:].tolist()]
+    return [decode(ids) for ids in out[:, input_ids.shape[1] :].tolist()]

@@ -32,17 +32,22 @@ class RoutingTap:
         """Count one forward pass of R rows of S tokens over the tokens that are True in `counted_RS`.
 
         Yields `counts_RLE` int64 [R, L, E], filled during the pass: how often expert e of layer l was in the top-k.
+        Further passes of the same rows are added, after `next_pass` has said what counts in them.
         """
         assert not torch.is_grad_enabled(), "counting needs torch.no_grad()"
+        self._counts_RLE = torch.zeros(
+            counted_RS.shape[0], self.num_layers, self.num_experts, dtype=torch.int64, device=counted_RS.device
+        )
+        self.next_pass(counted_RS)
+        yield self._counts_RLE
+        self._first_key_T = self._counts_RLE = None
+
+    def next_pass(self, counted_RS: torch.Tensor) -> None:
+        """Inside `count`: the tokens of the coming pass that count; it may have another length S."""
         num_rows = counted_RS.shape[0]
         rows = torch.arange(num_rows, device=counted_RS.device)[:, None].expand_as(counted_RS)
         rows = torch.where(counted_RS, rows, num_rows)  # uncounted tokens: one row past the end
         self._first_key_T = rows.reshape(-1) * self.num_experts
-        self._counts_RLE = torch.zeros(
-            num_rows, self.num_layers, self.num_experts, dtype=torch.int64, device=counted_RS.device
-        )
-        yield self._counts_RLE
-        self._first_key_T = self._counts_RLE = None
 
     def _hook(self, index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

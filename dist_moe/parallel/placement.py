@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -71,6 +72,11 @@ class Placement:
     def local(self, layer: int, rank: int) -> list[int]:
         """The experts of a layer that a rank holds, in the order of their slots."""
         return torch.nonzero(self.owner_LE[layer] == rank).flatten().tolist()
+
+    def hash(self) -> str:
+        """SHA-256 (64 hex digits) of who holds what."""
+        shape = "x".join(map(str, (*self.owner_LE.shape, self.num_ranks)))
+        return sha256(f"{shape}:".encode() + self.owner_LE.numpy().astype("<i8").tobytes()).hexdigest()
 
     def num_owned(self, union_LE: torch.Tensor, num_replicas: int = 1) -> list[int]:
         """How many experts' optimizer state each rank keeps if those of a set, bool [L, E], are trained.

@@ -4,24 +4,54 @@ The order of these steps is the definition. Cutting to top_k before sorting woul
 whatever their risk.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.risk.masks import ExpertMasks
 
+PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "threshold_top_k": ("threshold", "top_k"),
+    "significant": ("alpha", "correction"),
+    "stable": ("threshold", "top_k", "frequency"),
+    "budget_per_layer": ("per_layer",),
+    "esft_token": ("top_p",),
+    "steermoe": ("top_k",),
+    "random": ("threshold", "top_k"),
+    "random_matched": ("threshold", "top_k"),
+    "load": ("threshold", "top_k"),
+    "lowest": ("threshold", "top_k"),
+}
+"""The rules by name, and what each reads of a `SelectionRule`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRule:
-    """How masks were made from risk_diff; stored beside the masks."""
+    """How masks were made; stored beside the masks. What each rule does is in `dist_moe.risk.rules`."""
 
-    name: Literal["threshold_top_k"] = "threshold_top_k"
-    threshold: float
-    """An expert is unsafe when its risk_diff is above this."""
-    top_k: int
-    """At most this many experts a batch, over all layers."""
+    name: str = "threshold_top_k"
+    threshold: float = 0.05
+    """threshold_top_k, stable and the controls: an expert is unsafe when its risk_diff is above this."""
+    top_k: int = 50
+    """The same, and steermoe: at most this many experts a batch, over all layers."""
+    alpha: float = 0.05
+    """significant: the level."""
+    correction: Literal["fdr", "family"] = "fdr"
+    """significant: what is compared with alpha, q-values or family-wise p."""
+    frequency: float = 0.8
+    """stable: the least share of half-samples."""
+    per_layer: int = 4
+    """budget_per_layer: experts a layer."""
+    top_p: float = 0.2
+    """esft_token: the share of a layer's routing that the chosen experts must have."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The rule's name and what it reads, and no more; `SelectionRule(**facts)` is the same rule."""
+        return {name: getattr(self, name) for name in ("name", *PARAMETERS[self.name])}
 
 
 def selection_order(risk_diff_LE: np.ndarray) -> np.ndarray:
@@ -40,16 +70,22 @@ def unsafe_experts(risk_diff_LE: np.ndarray, threshold: float, top_k: int) -> li
     return [divmod(int(position), num_experts) for position in chosen]
 
 
+def selected(risk_diff_X: np.ndarray, threshold: float, top_k: int) -> np.ndarray:
+    """`unsafe_experts` as a mask, bool, of the same shape; sorts only what is above the threshold."""
+    flat_X = risk_diff_X.ravel()
+    above = np.nonzero(flat_X > threshold)[0]
+    mask_X = np.zeros(flat_X.size, np.bool_)
+    mask_X[above[np.argsort(-flat_X[above], kind="stable")[:top_k]]] = True
+    return mask_X.reshape(risk_diff_X.shape)
+
+
 def masks_from(risk_diff_BLE: np.ndarray, rule: SelectionRule) -> ExpertMasks:
-    """Each batch's mask by `rule`. A batch may get an empty mask; all batches may not.
+    """Each batch's mask by the threshold and top_k of `rule`. A batch may get an empty mask; all batches may not.
 
     Raises:
         UserError: no expert of any batch is above the threshold.
     """
-    masks_BLE = np.zeros(risk_diff_BLE.shape, np.bool_)
-    for mask_LE, risk_diff_LE in zip(masks_BLE, risk_diff_BLE, strict=True):
-        for layer, expert in unsafe_experts(risk_diff_LE, rule.threshold, rule.top_k):
-            mask_LE[layer, expert] = True
+    masks_BLE = np.array([selected(risk_diff_LE, rule.threshold, rule.top_k) for risk_diff_LE in risk_diff_BLE])
     if not masks_BLE.any():
         raise UserError(
             f"no expert of any batch has a risk_diff above analysis.threshold = {rule.threshold}: the largest is "

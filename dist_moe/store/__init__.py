@@ -1,12 +1,22 @@
 """The mask store: one Zarr v3 group with everything that the analysis found and where it came from.
 
-`write_store` writes it whole or not at all, `MaskStore` reads it, `require_same_origin` compares it with a run,
-`dist_moe.store.views` answers questions about it. The format is described in docs/formats.md. NumPy, pandas and Zarr
-only: a store is read without torch.
+`write_store` writes it whole or not at all, `StoreWriter` in parts by many processes; `MaskStore` reads it,
+`require_same_origin` compares it with a run, `dist_moe.store.views` answers questions about it. The format is described
+in docs/formats.md. NumPy, pandas and numcodecs only: a store is read without torch.
 """
 
+from dist_moe.store.contents import BatchResults, StoreContents, StorePlan
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import BatchInfo, MaskStore
-from dist_moe.store.write import StoreContents, write_store
+from dist_moe.store.write import StoreWriter, write_store
 
-__all__ = ["BatchInfo", "MaskStore", "StoreContents", "require_same_origin", "write_store"]
+__all__ = [
+    "BatchInfo",
+    "BatchResults",
+    "MaskStore",
+    "StoreContents",
+    "StorePlan",
+    "StoreWriter",
+    "require_same_origin",
+    "write_store",
+]

@@ -1,36 +1,62 @@
-"""What writer and reader of a mask store agree on: names, version, digests, and text as arrays.
+"""What writer and reader of a mask store agree on: names, versions, digests, and text as arrays.
 
-Digests are over the stored files, not the decoded values: damage is found before any decoder sees it, a chunk that is
-missing (which Zarr would read as zeros) counts as damage, and hashing compressed bytes is the faster way.
+Digests are over the stored files, not the decoded values: damage is found before any decoder sees it, and a file that
+is missing (which Zarr would read as zeros) counts as damage. They form a tree, so that a row costs a look at the root,
+one list and one file: zarr.json has a digest over itself and of each array's list, the list has one of each file.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dist_moe.files import hash_file
+from dist_moe.store.source import Source
 
 FORMAT = "dist_moe.masks"
-VERSION = 1
+VERSION = 2
 ROOT_METADATA = "zarr.json"
+SUMS = "SHA256SUMS"
+WRITING = ".writing"
+FACTS = f"{WRITING}/facts.json"
 
 
-def array_files(directory: Path) -> Iterator[Path]:
-    """The files of one array (metadata and shards) in a fixed order, without a file system's hidden ones."""
-    files = (path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return iter(sorted(files, key=lambda path: path.relative_to(directory).as_posix()))
+def batches_per_file(num_batches: int) -> int:
+    """How many batches share a file of each array: the least power of two from 64 that needs at most 128 files."""
+    rows = 64
+    while 128 * rows < num_batches:
+        rows *= 2
+    return min(rows, max(1, num_batches))
 
 
-def array_digest(directory: Path) -> str:
-    """SHA-256 over the names and bytes of an array's files; of a missing array, that of no files."""
-    digest = hashlib.sha256()
-    for path in array_files(directory):
-        digest.update(f"{path.relative_to(directory).as_posix()}\0{hash_file(path)}\n".encode())
-    return digest.hexdigest()
+def sha256(data: bytes) -> str:
+    """64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sums_text(sums: Mapping[str, str]) -> bytes:
+    """Digests by file name, as `sha256sum` writes and checks them; files in the order of their names."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+
+
+def parse_sums(data: bytes) -> dict[str, str]:
+    """The digests of `sums_text`, by file name."""
+    return {name: digest for digest, name in (line.split("  ", 1) for line in data.decode().splitlines())}
+
+
+def stored_sums(source: Source, array: str, digest: str) -> dict[str, str] | None:
+    """The digests of an array's files, from its list; None if that does not have this digest."""
+    data = source.read(f"{array}/{SUMS}")
+    return parse_sums(data) if data is not None and sha256(data) == digest else None
+
+
+def hashed_sums(source: Source, array: str, digest: str) -> dict[str, str] | None:
+    """The same in format version 1, which stores no list: all the array's files are hashed."""
+    names = [key.removeprefix(f"{array}/") for key in source.files(array)]
+    sums = {name: sha256(source.read(f"{array}/{name}") or b"") for name in names}
+    text = "".join(f"{name}\0{value}\n" for name, value in sums.items())
+    return sums if sha256(text.encode()) == digest else None
 
 
 def root_digest(root: dict[str, Any], array_digests: object) -> str:
@@ -39,8 +65,7 @@ def root_digest(root: dict[str, Any], array_digests: object) -> str:
     So it covers the whole store.
     """
     attributes = {name: value for name, value in root["attributes"].items() if name != "complete"}
-    text = json.dumps([root | {"attributes": attributes}, array_digests], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(json.dumps([root | {"attributes": attributes}, array_digests], sort_keys=True).encode())
 
 
 def statistic_array(name: str) -> str:

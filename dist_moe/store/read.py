@@ -1,7 +1,7 @@
-"""Reading a mask store. Nothing is ever written, and no array is decoded before its files were checked.
+"""Reading a mask store. Nothing is ever written, and no file is decoded before it was compared with its digest.
 
-Opening checks the metadata, and all arrays too where that takes a second at most (`CHECKED_AT_OPEN_BYTES`); of a larger
-store each array is checked when it is first used, and `check` does all of them.
+Opening reads and checks the root's metadata only, whatever the size; each file is checked when it is read, and `check`
+does all of them.
 """
 
 import json
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 
 from dist_moe import __version__
 from dist_moe.errors import UserError
@@ -23,18 +22,11 @@ from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.select import SelectionRule, selection_order
 from dist_moe.risk.table import RiskTable, mean_of_batches, pooled_risk
-from dist_moe.store.layout import (
-    FORMAT,
-    ROOT_METADATA,
-    VERSION,
-    array_digest,
-    array_files,
-    decode_texts,
-    root_digest,
-    statistic_array,
-)
+from dist_moe.store.files import CheckedFiles, Damage, damaged
+from dist_moe.store.layout import FACTS, FORMAT, ROOT_METADATA, VERSION, decode_texts, root_digest, statistic_array
+from dist_moe.store.rows import MaskRows, PromptRows, Rows
+from dist_moe.store.source import Source, open_source
 
-CHECKED_AT_OPEN_BYTES = 256 * 2**20
 PROMPTS_AT_ONCE = 1024
 
 
@@ -53,28 +45,13 @@ class BatchInfo:
         return batch_name(self.index, self.category, self.id)
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A stored array, read as it is indexed: `rows[b]` and `rows[2:5]` and `rows[:, 3, 7]` give NumPy arrays."""
-
-    array: zarr.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    def __len__(self) -> int:
-        return self.array.shape[0]
-
-    def __getitem__(self, key: int | slice | tuple[int | slice, ...]) -> np.ndarray:
-        return np.asarray(self.array[key])
-
-
 class MaskStore:
     """One analysis' counts, risk, masks and origin; made by `MaskStore.open`."""
 
-    def __init__(self, path: Path, group: zarr.Group, attributes: dict[str, Any]) -> None:
+    def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any]) -> None:
         self.path = path
+        self.attributes = {name: value for name, value in attributes.items() if name != "complete"}
+        self.version: int = attributes["format_version"]
         self.rule = SelectionRule(**attributes["selection_rule"])
         self.counted_tokens: str = attributes["counted_tokens"]
         self.experts_per_token: int = attributes["experts_per_token"]
@@ -83,115 +60,114 @@ class MaskStore:
         self.dist_moe_version: str = attributes["dist_moe_version"]
         self._statistics: tuple[str, ...] = tuple(attributes.get("statistics", ()))
         self.digest: str = attributes["complete"]["digest"]
-        self._array_digests: dict[str, str] = attributes["complete"]["arrays"]
-        self._group = group
-        self._checked: dict[str, Rows] = {}
+        self.files = CheckedFiles(source, self.version, attributes["complete"]["arrays"])
 
     @classmethod
     def open(cls, path: str | Path) -> "MaskStore":
         """Open a store read-only.
 
+        Args:
+            path: a directory, or a URL that fsspec knows, such as s3://bucket/masks.zarr.
+
         Raises:
             UserError: there is no store at `path`, it is not ours, of a newer version, incomplete or damaged.
         """
-        path = Path(path)
-        root = _read_root(path)
-        store = cls(path, zarr.open_group(path, mode="r", zarr_format=3), root["attributes"])
-        if sum(file.stat().st_size for file in array_files(path)) <= CHECKED_AT_OPEN_BYTES:
-            store.check()
-        return store
+        source = open_source(path)
+        return cls(path, source, _read_root(source)["attributes"])
+
+    def damage(self) -> list[Damage]:
+        """Every file of every array compared with its digest; empty for a store as it was written."""
+        return [wrong for name in self.files.array_digests for wrong in self.files.damage(name)]
 
     def check(self) -> None:
-        """Compare every array's files with the digests that were written.
+        """Compare every file with the digests that were written.
 
         Raises:
             UserError: a file was changed, added or lost.
         """
-        for name in self._array_digests:
-            self._rows(name)
-
-    def _rows(self, name: str) -> Rows:
-        if name not in self._checked:
-            if array_digest(self.path / name) != self._array_digests[name]:
-                raise _damaged(self.path, f"array {name} is not as it was written")
-            array = self._group[name]
-            assert isinstance(array, zarr.Array)
-            self._checked[name] = Rows(array)
-        return self._checked[name]
+        for wrong in self.damage():
+            raise damaged(str(self.path), f"array {wrong.array} is not as it was written ({wrong.file} {wrong.how})")
 
     @property
     def arrays(self) -> pd.DataFrame:
         """What is stored, one line an array: name, dtype, shape."""
-        rows = [(name, self._rows(name).array) for name in self._array_digests]
-        return pd.DataFrame(
-            {
-                "array": [name for name, _ in rows],
-                "dtype": [str(array.dtype) for _, array in rows],
-                "shape": ["x".join(map(str, array.shape)) for _, array in rows],
-            }
-        )
+        return pd.DataFrame(self.files.facts())
 
     @property
     def masks(self) -> Rows:
         """bool [B, L, E]."""
-        return self._rows("masks")
+        stored = self.files.array("masks")
+        return stored if self.version == 1 else MaskRows(stored, self.num_experts)
 
     @property
     def a_safe_n(self) -> Rows:
         """float64 [B, L, E]."""
-        return self._rows("a_safe_n")
+        return self.files.array("a_safe_n")
 
     @property
     def a_unsafe_n(self) -> Rows:
         """float64 [B, L, E]."""
-        return self._rows("a_unsafe_n")
+        return self.files.array("a_unsafe_n")
 
     @property
     def risk_diff(self) -> Rows:
         """float64 [B, L, E]."""
-        return self._rows("risk_diff")
+        return self.files.array("risk_diff")
 
     @property
     def prompt_counts(self) -> Rows:
         """int32 [P, L, E]; the one array that may be too large to read at once."""
-        return self._rows("prompt_counts")
+        return self._by_prompt("prompt_counts")
 
     @property
     def statistics(self) -> Mapping[str, Rows]:
         """What the analysis found beside rates and masks, by name: float32 or int32, [B, L, E] or [B] each."""
-        return {name: self._rows(statistic_array(name)) for name in self._statistics}
+        return {name: self.files.array(statistic_array(name)) for name in self._statistics}
+
+    def _by_prompt(self, name: str) -> Rows:
+        stored = self.files.array(name)
+        return stored if self.version == 1 else PromptRows(stored, self.starts_B1)
+
+    @cached_property
+    def starts_B1(self) -> np.ndarray:
+        """int [B + 1]: where each batch's prompts begin, and where the last one's end."""
+        return np.searchsorted(self.files.array("prompt_batch")[:], np.arange(len(self.batch_ids) + 1))
 
     @cached_property
     def prompts(self) -> pd.DataFrame:
         """One line for each of the P prompts: id, unsafe, batch, tokens (counted ones)."""
         return pd.DataFrame(
             {
-                "id": decode_texts(self._rows("prompt_ids")[:]),
-                "unsafe": self._rows("prompt_unsafe")[:],
-                "batch": self._rows("prompt_batch")[:],
-                "tokens": self._rows("prompt_tokens")[:],
+                "id": decode_texts(self.files.array("prompt_ids")[:]),
+                "unsafe": self.files.array("prompt_unsafe")[:],
+                "batch": self.files.array("prompt_batch")[:],
+                "tokens": self._by_prompt("prompt_tokens")[:],
             }
         )
 
     @cached_property
     def batches(self) -> tuple[BatchInfo, ...]:
-        columns = zip(
-            decode_texts(self._rows("batch_ids")[:]),
-            decode_texts(self._rows("batch_categories")[:]),
-            self._rows("batch_num_unsafe_experts")[:].tolist(),
-            decode_texts(self._rows("batch_mask_hashes")[:]),
-            strict=True,
-        )
+        sizes = self.files.array("batch_num_unsafe_experts")[:].tolist()
+        columns = zip(self.batch_ids, self.categories, sizes, self._mask_hashes(), strict=True)
         return tuple(BatchInfo(index, *values) for index, values in enumerate(columns))
 
-    @property
-    def batch_ids(self) -> tuple[str, ...]:
-        return tuple(batch.id for batch in self.batches)
+    def _mask_hashes(self) -> list[str]:
+        stored = self.files.array("batch_mask_hashes")[:]
+        return list(decode_texts(stored)) if self.version == 1 else [row.tobytes().hex() for row in stored]
 
-    @property
+    @cached_property
+    def batch_ids(self) -> tuple[str, ...]:
+        return decode_texts(self.files.array("batch_ids")[:])
+
+    @cached_property
     def categories(self) -> tuple[str, ...]:
         """Category of each batch."""
-        return tuple(batch.category for batch in self.batches)
+        return decode_texts(self.files.array("batch_categories")[:])
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.attributes["num_experts"] if self.version > 1 else self.prompt_counts.shape[2]
 
     def union(self) -> np.ndarray:
         """bool [L, E]: experts in the mask of at least one batch."""
@@ -241,32 +217,33 @@ def _single_row_frame(table: RiskTable) -> pd.DataFrame:
     return risk_frame(table.a_safe_n_BLE[0], table.a_unsafe_n_BLE[0], table.risk_diff_BLE[0])
 
 
-def _read_root(path: Path) -> dict[str, Any]:
-    metadata = path / ROOT_METADATA
-    if not path.exists():
-        raise UserError(f"no mask store at {path}: check the path, or run the analysis first")
-    if not metadata.is_file():
-        raise UserError(f"{path} is no mask store: expected a Zarr v3 group, a directory with {ROOT_METADATA} in it")
+def _read_root(source: Source) -> dict[str, Any]:
+    place = source.place
+    data = source.read(ROOT_METADATA)
+    if data is None:
+        if source.read(FACTS) is not None:
+            raise UserError(
+                f"{place} is incomplete, its writing was stopped: run the analysis again, which goes on with it"
+            )
+        if not source.exists():
+            raise UserError(f"no mask store at {place}: check the path, or run the analysis first")
+        raise UserError(f"{place} is no mask store: expected a Zarr v3 group, a directory with {ROOT_METADATA} in it")
     try:
-        root = json.loads(metadata.read_bytes())
+        root = json.loads(data)
     except ValueError as error:
-        raise _damaged(path, f"{ROOT_METADATA} is no JSON ({error})") from None
+        raise damaged(place, f"{ROOT_METADATA} is no JSON ({error})") from None
     attributes = root.get("attributes", {}) if isinstance(root, dict) else {}
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        raise UserError(f"{path} is no mask store: its {ROOT_METADATA} does not say format {FORMAT!r}")
+        raise UserError(f"{place} is no mask store: its {ROOT_METADATA} does not say format {FORMAT!r}")
     version = attributes.get("format_version")
     if isinstance(version, int) and version > VERSION:
         raise UserError(
-            f"{path} has format version {version}, this dist_moe {__version__} reads up to "
+            f"{place} has format version {version}, this dist_moe {__version__} reads up to "
             f"{VERSION}: update dist_moe, or run the analysis again"
         )
     if "complete" not in attributes:
-        raise UserError(f"{path} is incomplete, its writing was stopped: remove it and run the analysis again")
+        raise UserError(f"{place} is incomplete, its writing was stopped: remove it and run the analysis again")
     complete = attributes["complete"]
     if not isinstance(complete, dict) or root_digest(root, complete.get("arrays")) != complete.get("digest"):
-        raise _damaged(path, f"{ROOT_METADATA} is not as it was written")
+        raise damaged(place, f"{ROOT_METADATA} is not as it was written")
     return root
-
-
-def _damaged(path: Path, how: str) -> UserError:
-    return UserError(f"{path} is damaged: {how}; restore it from a copy, or remove it and run the analysis again")

@@ -1,81 +1,22 @@
-"""Writing a mask store: in a directory beside its place, the completeness marker last, then one rename.
+"""Writing a mask store: whole, or in parts by many processes that need no lock.
 
-Chunks: one batch (16 prompts) a chunk, so that reading one batch's mask decodes nothing else; 256 chunks a shard, so
-that 100,000 batches are some hundred files an array. The largest array, counts, is stored as int32.
+All that write one store hold the same plan. Each writes files that no other writes, whole and by one rename, and then
+a record of their digests; a step of the grid with a record is done. Whoever finds all records seals the store: only
+then is there a zarr.json at its root, and without one it does not open. Two that write the same step, or seal at the
+same time, write the same bytes.
 """
 
-import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import zarr
-
-from dist_moe import __version__
-from dist_moe.files import atomic_directory
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule
-from dist_moe.risk.table import RiskTable
-from dist_moe.store.layout import (
-    FORMAT,
-    ROOT_METADATA,
-    VERSION,
-    array_digest,
-    encode_texts,
-    root_digest,
-    statistic_array,
-)
-
-CHUNKS_PER_SHARD = 256
-PROMPTS_PER_CHUNK = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreContents:
-    """All that one analysis found, and where it came from."""
-
-    counts: RoutingCounts
-    """Of all P prompts."""
-    prompt_ids: tuple[str, ...]
-    unsafe_P: np.ndarray
-    """bool [P]: the prompts' labels."""
-    batch_of_P: np.ndarray
-    """int [P]: index of the batch that a prompt is in."""
-    batch_ids: tuple[str, ...]
-    categories: tuple[str, ...]
-    """Category of each batch."""
-    risk: RiskTable
-    """Of the B batches."""
-    masks: ExpertMasks
-    """Of the B batches."""
-    rule: SelectionRule
-    counted_tokens: str
-    """prompt, completion or all."""
-    layer_names: tuple[str, ...]
-    """The model's module name of each MoE layer, L of them."""
-    provenance: Mapping[str, Any]
-    """JSON values; at least model_hash, tokenizer_hash and data_hash, and whatever else made the batches."""
-    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Further results by name (q-values, stability, ...), each float32 or int32, of shape [B, L, E] or [B]."""
-
-    def __post_init__(self) -> None:
-        num_prompts, num_layers, num_experts = self.counts.counts_PLE.shape
-        assert len(self.prompt_ids) == num_prompts
-        assert self.unsafe_P.shape == self.batch_of_P.shape == (num_prompts,)
-        assert self.unsafe_P.dtype == np.bool_
-        assert len(self.layer_names) == num_layers
-        assert len(self.batch_ids) == len(self.categories)
-        assert self.masks.masks_BLE.shape == (len(self.batch_ids), num_layers, num_experts)
-        assert self.risk.a_safe_n_BLE.shape == self.masks.masks_BLE.shape
-        assert {"model_hash", "tokenizer_hash", "data_hash"} <= self.provenance.keys()
-        for name, values in self.statistics.items():
-            assert name.isidentifier(), f"{name!r} cannot be the name of an array"
-            assert values.dtype in (np.float32, np.int32), f"{name} is {values.dtype}"
-            assert values.shape in (self.masks.masks_BLE.shape, (len(self.batch_ids),)), f"{name} is {values.shape}"
+from dist_moe.errors import UserError
+from dist_moe.files import atomic_directory, write_bytes_atomic
+from dist_moe.store.arrays import attributes, plan_arrays, result_files, result_specs
+from dist_moe.store.contents import BatchResults, StoreContents, StorePlan
+from dist_moe.store.layout import FACTS, ROOT_METADATA, SUMS, WRITING, parse_sums, root_digest, sha256, sums_text
+from dist_moe.store.zarr_arrays import METADATA, array_metadata, encode_file, plain
 
 
 def write_store(path: Path, contents: StoreContents, *, overwrite: bool = False) -> None:
@@ -85,59 +26,135 @@ def write_store(path: Path, contents: StoreContents, *, overwrite: bool = False)
         UserError: `path` exists, and `overwrite` is false.
     """
     with atomic_directory(path, overwrite=overwrite) as directory:
-        group = zarr.create_group(store=directory, zarr_format=3, attributes=_attributes(contents))
-        arrays = _arrays(contents)
-        for name, data in arrays.items():
-            _write_array(group, name, data)
-        _mark_complete(group, directory, {name: array_digest(directory / name) for name in arrays})
+        writer = StoreWriter(directory, contents.plan, sync=False)
+        for batches in writer.missing:
+            writer.write(batches, contents.results(batches))
+        writer.seal()
 
 
-def _attributes(contents: StoreContents) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "dist_moe_version": __version__,
-        "selection_rule": dataclasses.asdict(contents.rule),
-        "counted_tokens": contents.counted_tokens,
-        "experts_per_token": contents.counts.experts_per_token,
-        "layer_names": list(contents.layer_names),
-        "statistics": sorted(contents.statistics),
-        "provenance": dict(contents.provenance),
-    }
+class StoreWriter:
+    """One of those that write a store; it may be killed at any moment, and another goes on."""
 
+    def __init__(self, path: Path, plan: StorePlan, *, sync: bool = True) -> None:
+        """Begin a store at `path`, or go on with one that was begun with the same plan.
 
-def _arrays(contents: StoreContents) -> dict[str, np.ndarray]:
-    counts, risk, masks = contents.counts, contents.risk, contents.masks
-    assert counts.tokens_P.max() <= np.iinfo(np.int32).max
-    return {
-        "prompt_ids": encode_texts(contents.prompt_ids),
-        "prompt_unsafe": contents.unsafe_P,
-        "prompt_batch": contents.batch_of_P.astype(np.int32),
-        "prompt_tokens": counts.tokens_P,
-        "prompt_counts": counts.counts_PLE.astype(np.int32),
-        "batch_ids": encode_texts(contents.batch_ids),
-        "batch_categories": encode_texts(contents.categories),
-        "batch_mask_hashes": encode_texts([masks.hash(batch) for batch in range(len(masks.masks_BLE))]),
-        "batch_num_unsafe_experts": masks.num_experts_B.astype(np.int32),
-        "a_safe_n": risk.a_safe_n_BLE,
-        "a_unsafe_n": risk.a_unsafe_n_BLE,
-        "risk_diff": risk.risk_diff_BLE,
-        "masks": masks.masks_BLE,
-    } | {statistic_array(name): contents.statistics[name] for name in sorted(contents.statistics)}
+        Without `sync` the caller sees to it that files are on disk (fsync) before they count.
 
+        Raises:
+            UserError: the store there, complete or not, has another plan.
+        """
+        self.path, self.plan, self._sync = path, plan, sync
+        self._specs = result_specs(plan)
+        self._rows = self._specs["masks"].rows_per_file
+        files = {name: (plain(data.dtype, data.shape), data) for name, data in plan_arrays(plan).items()}
+        self._plan_specs = {name: spec for name, (spec, _) in files.items()}
+        plan_files = {f"{name}/{spec.file(0)}": encode_file(spec, data) for name, (spec, data) in files.items()}
+        self._plan_sums = {key: sha256(data) for key, data in plan_files.items()}
+        self._facts = {"attributes": attributes(plan), "plan": sha256(sums_text(self._plan_sums))}
+        if self._sealed:
+            self._require_same(self._sealed_facts())
+        elif (path / FACTS).exists():
+            self._require_same(json.loads((path / FACTS).read_bytes()))
+        else:
+            self._put(FACTS, json.dumps(self._facts, indent=2, sort_keys=True).encode())
+        record = f"{WRITING}/plan.sha256"
+        if not self._sealed and not (path / record).exists():
+            for key, data in plan_files.items():
+                self._put(key, data)
+            self._put(record, sums_text(self._plan_sums))
 
-def _write_array(group: zarr.Group, name: str, data: np.ndarray) -> None:
-    chunks: tuple[int, ...] = data.shape
-    shards: tuple[int, ...] | None = None
-    if data.ndim == 3:
-        rows = PROMPTS_PER_CHUNK if name == "prompt_counts" else 1
-        num_chunks = -(-data.shape[0] // rows)
-        chunks = (rows, *data.shape[1:])
-        shards = (rows * min(CHUNKS_PER_SHARD, num_chunks), *data.shape[1:])
-    array = group.create_array(name, shape=data.shape, dtype=data.dtype, chunks=chunks, shards=shards)
-    array[:] = data
+    @property
+    def missing(self) -> list[range]:
+        """The batches of each step of the grid that nobody has written yet; none of a store that is sealed."""
+        steps = range(0 if self._sealed else self._num_steps)
+        return [self._batches(index) for index in steps if not self._record(index).exists()]
 
+    def write(self, batches: range, results: BatchResults) -> None:
+        """Write one step of the grid: `batches` is one of `missing`. One that another has written meanwhile is left."""
+        index = batches.start // self._rows
+        assert batches == self._batches(index), f"{batches} is not {self._batches(index)}"
+        if self._sealed or self._record(index).exists():
+            return  # another version of zstd could give other bytes than those with the digest
+        files = result_files(self.plan, index, results)
+        for key, data in files.items():
+            self._put(key, data)
+        self._put(str(self._record(index).relative_to(self.path)), sums_text({k: sha256(d) for k, d in files.items()}))
 
-def _mark_complete(group: zarr.Group, directory: Path, array_digests: dict[str, str]) -> None:
-    root = json.loads((directory / ROOT_METADATA).read_text(encoding="utf-8"))
-    group.attrs["complete"] = {"arrays": array_digests, "digest": root_digest(root, array_digests)}
+    def seal(self) -> None:
+        """Mark the store complete; does nothing if another has.
+
+        Raises:
+            UserError: some batches are not written yet.
+        """
+        try:
+            sums = self._plan_sums | self._result_sums()
+        except FileNotFoundError:
+            if not self._sealed:
+                raise
+            return  # another sealed it, and the records are gone
+        digests = {}
+        for name, spec in sorted((self._plan_specs | self._specs).items()):
+            metadata = array_metadata(spec)
+            of_array = {key.removeprefix(f"{name}/"): sums[key] for key in sums if key.startswith(f"{name}/")}
+            text = sums_text(of_array | {METADATA: sha256(metadata)})
+            self._put(f"{name}/{METADATA}", metadata)
+            self._put(f"{name}/{SUMS}", text)
+            digests[name] = sha256(text)
+        root: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": attributes(self.plan)}
+        root = json.loads(json.dumps(root))
+        root["attributes"]["complete"] = {"arrays": digests, "digest": root_digest(root, digests)}
+        self._put(ROOT_METADATA, json.dumps(root, indent=2).encode())
+        shutil.rmtree(self.path / WRITING, ignore_errors=True)
+
+    @property
+    def _sealed(self) -> bool:
+        return (self.path / ROOT_METADATA).exists()
+
+    def _sealed_facts(self) -> dict[str, Any]:
+        of_root = json.loads((self.path / ROOT_METADATA).read_bytes())["attributes"]
+        sums: dict[str, str] = {}
+        for name in self._plan_specs:
+            found = parse_sums((self.path / name / SUMS).read_bytes())
+            sums |= {f"{name}/{file}": digest for file, digest in found.items() if file != METADATA}
+        return {
+            "attributes": {name: value for name, value in of_root.items() if name != "complete"},
+            "plan": sha256(sums_text(sums)),
+        }
+
+    def _require_same(self, there: dict[str, Any]) -> None:
+        here = json.loads(json.dumps(self._facts))
+        if there == here:
+            return
+        old, new = there["attributes"], here["attributes"]
+        differing = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+        what = f"{differing[0]} was {old.get(differing[0])!r}" if differing else "its prompts or batches were others"
+        raise UserError(
+            f"{self.path} was begun by another analysis ({what}): choose another path, or remove it to begin anew"
+        )
+
+    @property
+    def _num_steps(self) -> int:
+        return self._specs["masks"].num_files
+
+    def _batches(self, index: int) -> range:
+        return range(index * self._rows, min((index + 1) * self._rows, len(self.plan.batch_ids)))
+
+    def _record(self, index: int) -> Path:
+        return self.path / WRITING / f"step-{index:05d}.sha256"
+
+    def _result_sums(self) -> dict[str, str]:
+        missing = self.missing
+        if missing and not self._sealed:
+            raise UserError(
+                f"{self.path} is incomplete: batches {missing[0].start} to {missing[0].stop - 1} and "
+                f"{sum(map(len, missing[1:]))} others are not written yet"
+            )
+        sums: dict[str, str] = {}
+        for index in range(self._num_steps):
+            sums |= parse_sums(self._record(index).read_bytes())
+        return sums
+
+    def _put(self, key: str, data: bytes) -> None:
+        path = self.path / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(path, data) if self._sync else path.write_bytes(data)

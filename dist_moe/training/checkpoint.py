@@ -1,6 +1,6 @@
 """Checkpoints of a training run: after each, the run can be killed and goes on with the same bits.
 
-    checkpoints/step-00000040/index.json                   facts, step, schedule, and each file's experts and SHA-256
+    checkpoints/step-00000040/index.json                   facts, layout, step, schedule; each file's SHA-256, experts
     checkpoints/step-00000040/experts-<rank>.safetensors   <layer>.<expert>.<master | exp_avg | exp_avg_sq | step>
 
 Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. Experts that have
@@ -28,7 +28,7 @@ from dist_moe.parallel.launch import together
 from dist_moe.parallel.shared_files import SharedDirectory, write_tensors
 from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
 
-FORMAT, VERSION = "dist_moe checkpoint", 1
+FORMAT, VERSION = "dist_moe checkpoint", 2
 INDEX = "index.json"
 
 
@@ -44,6 +44,29 @@ class Checkpoint:
         """Steps that were done."""
         return int(self.index["step"])
 
+    @property
+    def layout(self) -> Layout:
+        return Layout(**self.index["layout"])
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """File name -> what is in it, in rank order."""
+        return {name: Part(**part) for name, part in self.index["files"].items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a run was spread when a checkpoint was written. On the same layout it goes on with the same bits."""
+
+    engine: str
+    num_ranks: int
+    ep_size: int
+    placement_hash: str
+
+    def __str__(self) -> str:
+        mesh = f"{self.num_ranks // self.ep_size} replica(s) of {self.ep_size} rank(s)"
+        return f"engine {self.engine}, {mesh}, placement {self.placement_hash[:12]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -51,6 +74,11 @@ class Part:
 
     sha256: str
     experts: list[str]
+    """"layer.expert" of those in the file: they have stepped."""
+    num_owned: int
+    """Experts whose optimizer state the rank keeps."""
+    state_bytes: int
+    """Memory of that state."""
 
 
 class UnfinishedCheckpoint:
@@ -68,6 +96,7 @@ class UnfinishedCheckpoint:
         schedule: LRScheduler,
         comm: Comm,
         facts: dict[str, Any],
+        layout: Layout,
         *,
         copy: bool,
     ) -> None:
@@ -76,12 +105,13 @@ class UnfinishedCheckpoint:
             "format": FORMAT,
             "version": VERSION,
             "step": step,
-            "num_ranks": comm.size,
+            "layout": asdict(layout),
             "facts": facts,
             "schedule": deepcopy(schedule.state_dict()),
         }
         stepped = {key: state for key, state in optimizer.expert_state.items() if state.step > 0}
         self._experts = [f"{layer}.{expert}" for layer, expert in stepped]
+        self._num_owned, self._state_bytes = len(optimizer.expert_state), optimizer.state_bytes
         self._tensors = {
             f"{layer}.{expert}.{field.name}": getattr(state, field.name).to("cpu", copy=copy)
             for (layer, expert), state in stepped.items()
@@ -98,7 +128,7 @@ class UnfinishedCheckpoint:
         path = self._directory.partial / self._file(self._comm.rank)
         with writing(path):
             write_tensors(path, self._tensors)
-            return Part(hash_file(path), self._experts)
+            return Part(hash_file(path), self._experts, self._num_owned, self._state_bytes)
 
     def publish(self, part: Callable[[], Part], *, keep: int) -> Path:
         """Wait for what all ranks' `write` returned, `part`; then only the last `keep` checkpoints remain.
@@ -132,11 +162,12 @@ def save_checkpoint(
     schedule: LRScheduler,
     comm: Comm,
     facts: dict[str, Any],
+    layout: Layout,
     *,
     keep: int,
 ) -> Path:
     """Called by all ranks together after a step; then only the last `keep` checkpoints remain."""
-    unfinished = UnfinishedCheckpoint(root, step, optimizer, schedule, comm, facts, copy=False)
+    unfinished = UnfinishedCheckpoint(root, step, optimizer, schedule, comm, facts, layout, copy=False)
     return unfinished.publish(unfinished.write, keep=keep)
 
 
@@ -165,8 +196,8 @@ def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None
 
 def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule: LRScheduler) -> None:
     """Put this rank's experts, whatever rank wrote them, and the schedule where they were."""
-    for name, part in checkpoint.index["files"].items():
-        mine = [key for key in part["experts"] if _numbers(key) in optimizer.replica_of]
+    for name, part in checkpoint.parts.items():
+        mine = [key for key in part.experts if _numbers(key) in optimizer.replica_of]
         if not mine:
             continue
         with safe_open(checkpoint.path / name, "pt") as stream:

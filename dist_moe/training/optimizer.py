@@ -114,6 +114,12 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self._share_weights()
 
     @property
+    def state_bytes(self) -> int:
+        """Memory of this rank's master weights and moments: 12 bytes a parameter of the experts that it owns."""
+        states = self.expert_state.values()
+        return sum(tensor.nbytes for state in states for tensor in (state.master, state.exp_avg, state.exp_avg_sq))
+
+    @property
     def owned_active(self) -> list[tuple[int, int]]:
         """The active experts whose state this rank owns: those that it steps."""
         return [key for key in self.active if key in self.expert_state]

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from dist_moe.parallel.comm import Comm
-from dist_moe.training.checkpoint import Part, UnfinishedCheckpoint
+from dist_moe.training.checkpoint import Layout, Part, UnfinishedCheckpoint
 from dist_moe.training.optimizer import SelectiveAdamW
 
 
@@ -23,6 +23,7 @@ class CheckpointSaver:
     schedule: LRScheduler
     comm: Comm
     facts: dict[str, Any]
+    layout: Layout
     keep: int
     asynchronous: bool
     _in_flight: tuple[UnfinishedCheckpoint, Future[Part]] | None = field(default=None, init=False)
@@ -32,7 +33,7 @@ class CheckpointSaver:
         """Save what is there after `step`: on disk when this returns, or begun."""
         self.finish()
         begun = UnfinishedCheckpoint(
-            self.root, step, self.optimizer, self.schedule, self.comm, self.facts, copy=self.asynchronous
+            self.root, step, self.optimizer, self.schedule, self.comm, self.facts, self.layout, copy=self.asynchronous
         )
         self._in_flight = begun, self._thread.submit(begun.write)
         if not self.asynchronous:

@@ -18,7 +18,7 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.launch import local_device
 from dist_moe.training.save import load_experts, read_index
 from dist_moe.workflows.console import Say
-from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.inputs import Inputs, read_inputs, stop_ids
 from dist_moe.workflows.run_dir import trained_run
 
 
@@ -54,7 +54,7 @@ def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.Dat
             max_new_tokens=config.evaluation.max_new_tokens,
             micro_batch_size=config.evaluation.micro_batch_size,
             pad_id=inputs.pad_id,
-            eos_ids=_stop_ids(inputs, model),
+            eos_ids=stop_ids(inputs, model),
             progress=bar.update,
         )
     return score_frame(
@@ -63,13 +63,6 @@ def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.Dat
         [batches[i].category for i, _ in rows],
         [inputs.prompts.prompts[row].unsafe for _, row in rows],
     )
-
-
-def _stop_ids(inputs: Inputs, model: MoEModel) -> list[int]:
-    """Where an answer ends: the tokenizer's end, and those that the model's generation settings name."""
-    named = model.module.generation_config.eos_token_id
-    ids = {inputs.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
-    return sorted(ids - {None})
 
 
 def _records(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:

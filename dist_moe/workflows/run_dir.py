@@ -21,6 +21,11 @@ class RunDir:
         return self.path / "masks.zarr"
 
     @property
+    def counts(self) -> Path:
+        """Counts of an analysis that has not ended."""
+        return self.path / "counts"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line a step."""
         return self.path / "metrics.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from dist_moe.parallel.placement import Placement
 from dist_moe.risk.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
-from dist_moe.training.checkpoint import load_checkpoint
+from dist_moe.training.checkpoint import Layout, load_checkpoint
 from dist_moe.training.loop import Split, check_ledger, schedule_steps, train_loop
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.plan import FreezePlan
@@ -102,18 +101,22 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         if comm.rank == 0:
             clear_the_way(run, found)
             save_config(config, run.resolved("train"))
+    layout = Layout(engine.name, comm.size, mesh.ep.size, model.placement.hash())
     saver = CheckpointSaver(
         root=run.checkpoints,
         optimizer=optimizer,
         schedule=schedule,
         comm=comm,
         facts=facts,
+        layout=layout,
         keep=config.checkpoint.keep,
         asynchronous=config.checkpoint.asynchronous,
     )
     if found is not None:
         load_checkpoint(found, optimizer, schedule)
         say(f"Going on after step {found.step} of {num_steps}, from {found.path}")
+        if found.layout != layout:
+            say(f"  It was written by {found.layout}; here {layout}: the same but for rounding, not bit for bit")
     elif config.checkpoint.every:
         saver.save(0)
         saver.finish()  # a run with steps and without a checkpoint could not go on
@@ -207,7 +210,7 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         "model_hash": inputs.model_hash,
         "data_hash": inputs.prompts.data_hash,
         "masks_digest": store.digest,
-        "selection_rule": asdict(store.rule),
+        "selection_rule": store.rule.facts,
         "counted_tokens": store.counted_tokens,
         "batches": Counter(store.categories),
         "mode": config.train.mode,

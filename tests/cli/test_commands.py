@@ -178,3 +178,13 @@ def test_overwrite_replaces_an_earlier_run(trained, tmp_path):
     assert main(["analyze", *arguments]) == 0
     assert main(["train", *arguments]) == 0
     assert len(metrics(run_dir)) == 2
+
+
+def test_analysis_of_the_models_own_answers(fresh, capsys):
+    arguments = ["--analysis.tokens", "generated", "--analysis.max_new_tokens", "5", "--analysis.threshold", "0.001"]
+    assert main(["analyze", "--config", str(fresh.config), *arguments]) == 0
+    store = MaskStore.open(fresh.masks)
+    assert store.counted_tokens == "generated"
+    assert store.provenance["max_new_tokens"] == 5
+    assert store.provenance["temperature"] == 0
+    assert set(store.prompts["tokens"]) <= {1, 2, 3, 4}

@@ -1,6 +1,7 @@
 """tools/inspect_masks.py as a person types it; in a process where torch cannot be imported."""
 
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.store.example import write_example
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.store import write_store
+from tests.unit.store.example import example_contents, write_example
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_masks.py"
 WITHOUT_TORCH = """
@@ -67,6 +70,11 @@ VIEWS = {
     "batch 1": ["unsafe experts"],
     "expert 1 3": ["history"],
     "expert L01_E03": ["history"],
+    "layers": ["layers", "experts of a layer in a batch"],
+    "categories": ["categories", "experts in several categories"],
+    "growth": ["union growth"],
+    "diff threshold=0.35 top_k=1": ["batches", "experts that differ"],
+    "recheck": ["batches that differ", "batches"],
     "overlap": ["Jaccard, batches", "Jaccard, categories", "experts in several categories"],
     "overlap 0 11bb22cc33dd44ee": ["experts"],
     "category heists": ["experts"],
@@ -83,12 +91,13 @@ def test_each_view_in_each_form_and_nothing_is_written(store, view):
     main = as_json["tables"][VIEWS[view][0]]
 
     as_csv = list(csv.DictReader(io.StringIO(answer("--csv", store, *view.split()))))
-    assert as_csv == [{name: str(value) for name, value in row.items()} for row in main]
+    texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in main]
+    assert as_csv == texts
 
     text = answer(store, *view.split())
     for title in VIEWS[view]:
         assert f"\n\n{title}\n" in text
-    assert all(name in text for name in main[0])
+    assert all(name in text for name in (main[0] if main else ()))
     assert {path: path.stat().st_mtime_ns for path in store.parent.rglob("*")} == before
 
 
@@ -106,8 +115,18 @@ def test_json_has_full_precision(store):
         ("expert 2", "'2' is no expert's name: expected the form L08_E42 (MoE layer 8, expert 42)"),
         (
             "batch",
-            "no view 'batch': expected summary, batch N, expert L E, overlap [A B], category NAME, aggregated or check",
+            "no view 'batch': expected summary, batch N, expert L E, layers, overlap [A B], categories, category NAME, "
+            "growth, aggregated, diff STORE, diff PARAMETER=VALUE, recheck, check or plots --out DIR",
         ),
+        ("diff thresh=1", "the rule threshold_top_k has no parameter 'thresh': expected threshold, top_k"),
+        (
+            "diff name=stable",
+            "no rule 'stable' that needs counts only: expected budget_per_layer, esft_token, load, lowest, steermoe, "
+            "threshold_top_k",
+        ),
+        ("diff top_k=1.5", "top_k=1.5: expected a whole number"),
+        ("plots", "pictures need both: the view plots and --out DIR"),
+        ("summary --out x", "pictures need both: the view plots and --out DIR"),
         ("--jsn", "unrecognized arguments: --jsn; see --help"),
         ("--json --csv", "argument --csv: not allowed with argument --json; see --help"),
     ],
@@ -122,6 +141,49 @@ def test_a_wrong_store_is_one_line_and_status_2(tmp_path):
     path = write_example(tmp_path / "masks.zarr")
     (path / "masks" / "zarr.json").unlink()
     assert "is damaged: array masks is not as it was written" in refusal(path, "batch", 0)
+
+
+def test_recheck_of_a_store_that_does_not_follow_from_its_counts(tmp_path):
+    contents = example_contents()
+    masks_BLE = contents.masks.masks_BLE.copy()
+    masks_BLE[1, 0, 0] = True
+    write_store(tmp_path / "masks.zarr", dataclasses.replace(contents, masks=ExpertMasks(masks_BLE)))
+    result = inspect(tmp_path / "masks.zarr", "recheck", "--json")
+    assert (result.returncode, result.stderr) == (1, "")
+    found = json.loads(result.stdout)
+    assert (found["facts"]["batches_that_differ"], found["facts"]["same"]) == (1, False)
+    (line,) = found["tables"]["batches that differ"]
+    assert (line["batch"], line["rates"], line["mask"], line["mask_hash"]) == (1, True, False, False)
+
+
+def test_diff_of_two_stores(store, tmp_path):
+    write_store(tmp_path / "other.zarr", example_contents(top_k=1))
+    found = json.loads(answer(store, "diff", tmp_path / "other.zarr", "--json"))
+    assert found["tables"]["facts that differ"] == [{"fact": "selection_rule.top_k", "first": 50, "second": 1}]
+    assert [row["Layer_Expert"] for row in found["tables"]["experts that differ"]] == ["L01_E03"]
+
+
+def test_pictures(store, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in store.parent.rglob("*")}
+    names = [Path(line).name for line in answer(store, "plots", "--out", tmp_path / "one" / "plots").splitlines()]
+    stems = ("risk_diff", "selected", "overlap", "union_growth")
+    assert names == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
+    for name in names:
+        data = (tmp_path / "one" / "plots" / name).read_bytes()
+        assert data.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+    answer(store, "plots", "--out", tmp_path / "other")
+    for name in names[1::2]:
+        assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "one" / "plots" / name).read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in store.parent.rglob("*")} == before
+
+
+def test_pictures_without_matplotlib(store, tmp_path):
+    without = WITHOUT_TORCH.replace('"torch"', '"torch", "matplotlib"')
+    command = [sys.executable, "-c", without, str(TOOL), str(store), "plots", "--out", str(tmp_path / "plots")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr == "inspect_masks.py: error: plots need matplotlib: pip install 'dist_moe[plots]'\n"
+    assert not (tmp_path / "plots").exists()
 
 
 def test_no_store_at_all():

@@ -21,7 +21,7 @@ from dist_moe.training.save import read_experts
 from tools.soak.compare import differing_bits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 200
+LIMIT_SECONDS = 280
 PORT = str(29600 + os.getpid() % 300)
 
 
@@ -79,13 +79,25 @@ def test_training_on_two_ranks_is_that_of_one(trained, two_ranks):
     assert_same_training(trained.run_dir, two_ranks)
 
 
-def test_torchrun_with_fsdp_is_one_process(trained, tmp_path):
-    program = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", "2", "--master_port", PORT]
-    arguments = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks, "--engine", "fsdp"]
-    done = launch([*program, "launch/train.py", *arguments])
+FSDP = ("torchrun", "--nproc_per_node", "--engine", "fsdp")
+ZERO3 = ("deepspeed", "--num_gpus", "--train.deepspeed_config", "ds_configs/stage3.json")
+
+
+@pytest.mark.parametrize("launcher", [FSDP, ZERO3], ids=["torchrun fsdp", "deepspeed ZeRO-3"])
+def test_sharded_dense_weights_and_replicas_are_one_process(trained, tmp_path, launcher):
+    program, number, *settings = launcher
+    command = [Path(sys.executable).with_name(program), number, 4, "--master_port", PORT, "launch/train.py"]
+    inputs = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks]
+    done = launch([*command, *inputs, "--parallel.ep_size", 2, *settings])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Engine: fsdp, 2 rank(s)" in done.stdout
+    assert "2 replica(s) of 2 rank(s)" in done.stdout
     assert_same_training(trained.run_dir, tmp_path)
+
+
+def test_ranks_that_do_not_divide_into_replicas_are_one_line(trained, tmp_path, capsys):
+    arguments = ["--config", str(trained.config), "--run-dir", str(tmp_path), "--parallel.ep_size", "2"]
+    assert main(["train", *arguments]) == 2
+    assert "parallel.ep_size is 2, but 1 rank(s) do not divide" in capsys.readouterr().err
 
 
 def test_fsdp_without_a_launcher_is_one_line(trained, tmp_path, capsys):
@@ -94,14 +106,20 @@ def test_fsdp_without_a_launcher_is_one_line(trained, tmp_path, capsys):
     assert "engine is 'fsdp', which a launcher must start: `torchrun" in capsys.readouterr().err
 
 
-def test_a_job_that_was_stopped_on_two_ranks_goes_on_in_one_process(trained, tmp_path):
+def test_a_job_that_was_stopped_on_two_ranks_goes_on_in_one_process(trained, tmp_path, capsys):
     arguments = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks]
     (tmp_path / "STOP").touch()
     done = deepspeed("train", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Stopped after step 1 of 4" in done.stdout
     assert len(list((tmp_path / "checkpoints" / "step-00000001").glob("*.safetensors"))) == 2
+    capsys.readouterr()
+    assert main(["checkpoint", "show", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "engine deepspeed, 1 replica(s) of 2 rank(s), placement " in shown
+    assert all(f"  rank {rank} (replica 0, ep rank {rank}) owns " in shown for rank in (0, 1))
     assert main(["train", *map(str, arguments)]) == 0
+    assert "It was written by engine deepspeed, 1 replica(s) of 2 rank(s), placement " in capsys.readouterr().out
     assert_same_training(trained.run_dir, tmp_path)
 
 

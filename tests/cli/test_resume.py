@@ -6,6 +6,8 @@ import pytest
 from safetensors.torch import load_file
 
 from dist_moe.cli.main import main
+from dist_moe.risk.names import expert_name
+from dist_moe.store.read import MaskStore
 
 TIMES = ("seconds", "tokens_per_second")
 
@@ -102,15 +104,20 @@ def test_overwrite_starts_anew(trained, undisturbed, stopped, capsys):
     assert result(stopped) == undisturbed
 
 
-def test_show(stopped, capsys):
+def test_show(trained, stopped, capsys):
     capsys.readouterr()
     assert main(["checkpoint", "show", str(stopped)]) == 0
     out = capsys.readouterr().out
     for step in (1, 2):
         file = stopped / "checkpoints" / f"step-0000000{step}" / "experts-00000.safetensors"
         num_experts = len(load_file(file)) // 4
-        assert f"{file.parent}: after step {step}, written by 1 rank(s), complete" in out
-        assert f"{num_experts} experts that have stepped, {file.stat().st_size:,} bytes" in out
+        assert f"{file.parent}: after step {step}, complete; engine local, 1 replica(s) of 1 rank(s), placement " in out
+        assert f"experts-00000.safetensors: {file.stat().st_size:,} bytes" in out
+        index = json.loads((file.parent / "index.json").read_text())
+        names = [expert_name(*map(int, key.split("."))) for key in index["files"][file.name]["experts"]]
+        assert len(names) == num_experts
+        assert f"    stepped: {' '.join(sorted(names)[:12])}" in out
+    assert f"rank 0 (replica 0, ep rank 0) owns {MaskStore.open(trained.masks).union().sum()} experts, " in out
     assert "  train.lr: 0.001" in out
     file.write_bytes(b"")
     assert main(["checkpoint", "show", str(stopped)]) == 2

@@ -14,7 +14,7 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.risk.masks import mask_hash
-from dist_moe.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
+from dist_moe.training.checkpoint import Layout, last_checkpoint, load_checkpoint, save_checkpoint
 from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.step import MaskedStep
@@ -57,7 +57,8 @@ def run(comm, ep_size, root, start, stop):
     for i in range(start, stop):
         micro_batches = split.local(batch_rows(i, ROWS), comm.rank, pad_id=0)
         losses.append(step(masks[i], mask_hash(masks[i].numpy()), micro_batches).loss)
-    save_checkpoint(root, stop, optimizer, schedule, comm, FACTS, keep=2)
+    layout = Layout(engine.name, comm.size, mesh.ep.size, placement.hash())
+    save_checkpoint(root, stop, optimizer, schedule, comm, FACTS, layout, keep=2)
     bits = {key: value.float().numpy() for key, value in snapshot(model.layers, optimizer).items()}
     return losses, bits, optimizer.param_groups[0]["lr"]
 

@@ -40,6 +40,7 @@ class Case:
     ep_size: int | None = None
     engine: str = "deepspeed"
     scope: str = "all"
+    zero: int = 0
 
     def __str__(self) -> str:
         """What differs from the first case."""
@@ -68,6 +69,12 @@ CASES = [
     Case(family="gpt_oss", masks="adversarial", mode="update", placement="balanced"),
     Case(family="gpt_oss", masks="adversarial", placement="3 + 5", micro_batch_size=2, checkpointing=True),
     Case(family="mixtral", placement="3 + 5", mode="update", engine="fsdp"),
+    # ZeRO-3 over the dense weights
+    Case(zero=3),
+    Case(zero=3, masks="adversarial", mode="update", checkpointing=True),
+    Case(zero=3, family="olmoe", masks="adversarial", micro_batch_size=2, checkpointing=True, placement="balanced"),
+    Case(zero=3, family="gpt_oss", masks="adversarial", mode="update", rows=1),
+    Case(zero=3, family="deepseek_v3", micro_batch_size=2),
     # several replicas of the experts
     Case(ep_size=1),
     Case(ep_size=1, engine="fsdp", family="olmoe", masks="adversarial", mode="update", micro_batch_size=2),
@@ -78,6 +85,7 @@ CASES = [
     Case(ep_size=2, family="deepseek_v3", engine="fsdp", placement="balanced", micro_batch_size=1),
     Case(ep_size=2, family="gpt_oss", placement="3 + 5", mode="update", micro_batch_size=1),
     Case(ep_size=1, family="mixtral", masks="adversarial", mode="update"),
+    Case(ep_size=2, family="mixtral", zero=3, masks="adversarial", mode="update", checkpointing=True),
 ]
 
 
@@ -127,6 +135,9 @@ def padded(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """What this rank keeps of a parameter, whoever has sharded it."""
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
@@ -168,7 +179,7 @@ def train_case(comm, case):
             model.module,
             optimizer,
             schedule,
-            user_config={},
+            user_config={"zero_optimization": {"stage": case.zero, "stage3_param_persistence_threshold": 0}},
             micro_batch_size=split.micro_batch_size,
             num_micro_batches=split.num_micro_batches,
         )
@@ -198,6 +209,7 @@ def train_case(comm, case):
         "weights": {key: weight.numpy() for key, weight in weights.items()},
         "state_owner": sorted(optimizer.expert_state),
         "dense_bytes": sum(_local(parameter).nbytes for parameter in model.module.parameters()),
+        "gathered_bytes": sum(p.nbytes for p in model.module.parameters() if hasattr(p, "ds_tensor")),
         "state_bytes": sum(getattr(s, name).nbytes for s in optimizer.expert_state.values() for name in STATE),
     }
 
@@ -283,10 +295,12 @@ def test_state_is_12_bytes_a_parameter_of_the_experts_that_a_rank_owns(ranks, nu
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "number"), [run for run in RUNS if CASES[run[1]].engine == "fsdp" and run[0] > 1]
+    ("num_ranks", "number"),
+    [(n, i) for n, i in RUNS if n > 1 and (CASES[i].engine == "fsdp" or CASES[i].zero == 3)],
 )
-def test_fsdp_leaves_each_rank_its_share_of_the_dense_weights(ranks, num_ranks, number):
+def test_each_rank_keeps_its_share_of_the_dense_weights(ranks, num_ranks, number):
     module = adopt(tiny_model(CASES[number].family), CPU).module
     whole = sum(parameter.nbytes for parameter in module.parameters())
     for answer in ranks(num_ranks, number):
         assert answer["dense_bytes"] == pytest.approx(whole / num_ranks, rel=0.02)
+        assert answer["gathered_bytes"] == 0

@@ -52,6 +52,8 @@ class Options:
     """CPU threads; default: torch's own choice."""
     store_shape: tuple[int, int, int] = (2000, 48, 128)
     """Batches, layers and experts of the mask store; the default needs 3.2 GiB of memory."""
+    masks_shape: tuple[int, int, int] = (100_000, 48, 128)
+    """Likewise of a store in which only the masks count."""
 
 
 SMALL = Options(
@@ -65,6 +67,7 @@ SMALL = Options(
     batches=2,
     repetitions=3,
     store_shape=(40, 4, 16),
+    masks_shape=(200, 4, 16),
 )
 
 

@@ -1,57 +1,123 @@
-"""A mask store on disk: writing it, its size, and reading one batch's mask."""
+"""Mask stores on disk: writing them, their size and files, and reading one batch's mask in a fresh open."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule, masks_from
-from dist_moe.risk.table import risk_table
-from dist_moe.store import MaskStore, StoreContents, write_store
+from dist_moe.risk.table import RiskTable, risk_table
+from dist_moe.store import BatchResults, MaskStore, StoreContents, StorePlan, StoreWriter
 from tools.bench.setup import BATCH_ROWS, Options
 from tools.bench.timing import Fact
 
+GOAL_BITS, GOAL_FILES, GOAL_MS = 1.1, 999.0, 5.0
+
 
 def bench_store(options: Options) -> list[Fact]:
-    """A store as an analysis writes it: 16 prompts a batch, skewed counts, 50 experts a mask."""
+    """A store as an analysis writes it (16 prompts a batch, skewed counts), and one with very many masks."""
     contents = _store_contents(*options.store_shape)
+    sparse = SparseMasks(*options.masks_shape)
+    full = _measure("store", contents.plan, contents.results, options.store_shape, options.repetitions)
+    del full["store: bits a mask cell"]  # its masks repeat within a file
+    masks = _measure("masks", sparse.plan, sparse.results, options.masks_shape, options.repetitions)
+    return [Fact(name, value) for name, value in (full | masks).items()]
+
+
+def _measure(
+    name: str,
+    plan: StorePlan,
+    results: Callable[[range], BatchResults],
+    shape: tuple[int, int, int],
+    repetitions: int,
+) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "masks.zarr"
+        writing = 0.0
+        writer = StoreWriter(path, plan)
+        rows = len(writer.missing[0])
+        for batches in writer.missing:
+            found = results(batches)
+            begin = time.perf_counter()
+            writer.write(batches, found)
+            writing += time.perf_counter() - begin
         begin = time.perf_counter()
-        write_store(path, contents)
-        writing = time.perf_counter() - begin
-        size = {name: _num_bytes(path / name) for name in (".", "masks")}
+        writer.seal()
+        writing += time.perf_counter() - begin
         opening, reading = [], []
-        for batch in np.random.default_rng(1).integers(options.store_shape[0], size=options.repetitions):
+        for batch in np.random.default_rng(1).integers(len(plan.batch_ids), size=repetitions).tolist():
+            start = batch - batch % rows
+            expected_LE = results(range(start, min(start + rows, shape[0]))).masks.masks_BLE[batch - start]
             _forget_pages(path)
             begin = time.perf_counter()
-            rows = MaskStore.open(path).masks
+            store = MaskStore.open(path)
             opened = time.perf_counter()
-            opening.append(opened - begin)
-            _forget_pages(path)
-            begin = time.perf_counter()
-            mask_LE = rows[int(batch)]
-            reading.append(time.perf_counter() - begin)
-            assert (mask_LE == contents.masks.masks_BLE[batch]).all(), "the store gave another mask"
-    shape = " x ".join(map(str, options.store_shape))
-    return [
-        Fact(f"store of {shape}: write", f"{writing:.2f} s, {size['.'] / 2**20:.1f} MiB"),
-        Fact("store: bytes a mask cell", f"{size['masks'] / contents.masks.masks_BLE.size:.4f}"),
-        Fact("store: open and check, cold", _milliseconds(opening)),
-        Fact("store: one mask row, cold", _milliseconds(reading)),
-    ]
+            mask_LE = store.masks[batch]
+            read = time.perf_counter()
+            opening.append(1e3 * (opened - begin))
+            reading.append(1e3 * (read - begin))
+            assert (mask_LE == expected_LE).all(), "the store gave another mask"
+        bits = 8 * _num_bytes(path / "masks") / np.prod(shape)
+        return {
+            f"{name} of {' x '.join(map(str, shape))}: write": f"{writing:.1f} s, {_num_bytes(path) / 2**20:.1f} MiB",
+            f"{name}: bits a mask cell": _judged(f"{bits:.3f}", bits, GOAL_BITS),
+            f"{name}: files": _judged(str(len(_files(path))), len(_files(path)), GOAL_FILES),
+            f"{name}: open, cold": _judged(_spread(opening), median(opening), GOAL_MS),
+            f"{name}: open and one mask row, cold": _judged(_spread(reading), median(reading), GOAL_MS),
+        }
+
+
+class SparseMasks:
+    """Random masks of 50 experts, which compress worst; rates and counts are zeros, which take no room."""
+
+    def __init__(self, num_batches: int, num_layers: int, num_experts: int) -> None:
+        self.shape_LE = num_layers, num_experts
+        self.plan = StorePlan(
+            prompt_ids=tuple(f"prompt-{prompt}" for prompt in range(2 * num_batches)),
+            unsafe_P=np.arange(2 * num_batches) % 2 == 1,
+            batch_of_P=np.arange(2 * num_batches) // 2,
+            num_experts=num_experts,
+            experts_per_token=8,
+            statistics={},
+            **_facts(num_batches, num_layers),
+        )
+
+    def results(self, batches: range) -> BatchResults:
+        generator = np.random.default_rng(batches.start)
+        num_cells = self.shape_LE[0] * self.shape_LE[1]
+        ranks_BX = generator.random((len(batches), num_cells), np.float32)
+        masks_BX = np.zeros(ranks_BX.shape, np.bool_)
+        np.put_along_axis(masks_BX, np.argpartition(ranks_BX, 50, axis=1)[:, :50], True, axis=1)
+        zeros_BLE = np.zeros((len(batches), *self.shape_LE))
+        num_prompts = 2 * len(batches)
+        counts = RoutingCounts(np.zeros((num_prompts, *self.shape_LE), np.int64), np.zeros(num_prompts, np.int64), 8)
+        masks = ExpertMasks(masks_BX.reshape(len(batches), *self.shape_LE))
+        return BatchResults(counts=counts, risk=RiskTable(zeros_BLE, zeros_BLE), masks=masks)
+
+
+def _facts(num_batches: int, num_layers: int) -> dict[str, Any]:
+    return {
+        "batch_ids": tuple(f"{batch:016x}" for batch in range(num_batches)),
+        "categories": ("category",) * num_batches,
+        "rule": SelectionRule(threshold=0.05, top_k=50),
+        "counted_tokens": "prompt",
+        "layer_names": tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
+        "provenance": {"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
+    }
 
 
 def _store_contents(num_batches: int, num_layers: int, num_experts: int) -> StoreContents:
     generator = np.random.default_rng(0)
-    # Drawing is slow, so these repeat; no batch shares a chunk with another, so they compress no better for it.
+    # Drawing is slow, so these repeat; rates and counts compress no better for it, as no two batches share a chunk.
     num_drawn = min(num_batches, 40)
     num_prompts = num_batches * BATCH_ROWS
     unsafe_P = np.arange(num_prompts) % 2 == 1
@@ -63,22 +129,16 @@ def _store_contents(num_batches: int, num_layers: int, num_experts: int) -> Stor
     tokens_P = np.maximum(counts_PLE.max((1, 2)), -(-counts_PLE.sum(2).max(1) // top_k))
     counts = RoutingCounts(counts_PLE, tokens_P, top_k)
     batch_of_P = np.arange(num_prompts) // BATCH_ROWS
-    batch_ids = tuple(f"{batch:016x}" for batch in range(num_batches))
-    risk = risk_table(counts, unsafe_P, batch_of_P, num_batches, batch_ids)
-    rule = SelectionRule(threshold=0.05, top_k=50)
+    facts = _facts(num_batches, num_layers)
+    risk = risk_table(counts, unsafe_P, batch_of_P, num_batches, facts["batch_ids"])
     return StoreContents(
         counts=counts,
         prompt_ids=tuple(f"prompt-{prompt}" for prompt in range(num_prompts)),
         unsafe_P=unsafe_P,
         batch_of_P=batch_of_P,
-        batch_ids=batch_ids,
-        categories=("category",) * num_batches,
         risk=risk,
-        masks=masks_from(risk.risk_diff_BLE, rule),
-        rule=rule,
-        counted_tokens="prompt",
-        layer_names=tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
-        provenance={"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
+        masks=masks_from(risk.risk_diff_BLE, facts["rule"]),
+        **facts,
     )
 
 
@@ -99,6 +159,10 @@ def _forget_pages(path: Path) -> None:
         os.close(descriptor)
 
 
-def _milliseconds(seconds: Sequence[float]) -> str:
-    low, middle, high = (f"{1e3 * value:.2f}" for value in (min(seconds), median(seconds), max(seconds)))
+def _spread(milliseconds: Sequence[float]) -> str:
+    low, middle, high = (f"{value:.2f}" for value in (min(milliseconds), median(milliseconds), max(milliseconds)))
     return f"{middle} ms ({low} to {high})"
+
+
+def _judged(text: str, value: float, goal: float) -> str:
+    return f"{text}  {'PASS' if value <= goal else 'SHORT'} (goal {goal:g})"

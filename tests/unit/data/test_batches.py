@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_moe.data.batches import describe, epoch_order, micro_batches, plan_batches, shard_rows
+from dist_moe.data.batches import describe, epoch_order, micro_batches, plan_batches, shard_rows, token_budget
 from dist_moe.data.rows import Message, Prompt
 from dist_moe.errors import UserError
 
@@ -111,6 +111,17 @@ def test_one_more_category_leaves_the_shuffles_of_the_others() -> None:
     assert unsafe(rows(60, hacking=20)) == unsafe(rows(60, hacking=20, fraud=21))
 
 
+def test_partners_are_in_one_batch() -> None:
+    prompts = [
+        replace(row, pair_id=row.id[-3:] if row.id[-3:] < "016" else None) for row in rows(48, fraud=16, hacking=16)
+    ]
+    unsafe = {f"fraud{i:03}" for i in range(8)} | {f"hacking{i:03}" for i in range(8, 16)}
+    prompts = [replace(row, pair_id=None) if row.unsafe and row.id not in unsafe else row for row in prompts]
+    for _, _, names in by_name(prompts, batch_size=16):
+        for name in set(names) & unsafe:
+            assert f"s{name[-3:]}" in names
+
+
 def test_rows_are_shuffled() -> None:
     prompts = rows(100, a=100)
     names = [name for _, _, names in by_name(prompts, batch_size=20) for name in names]
@@ -191,3 +202,19 @@ def test_epoch_order_is_a_permutation_of_seed_and_epoch() -> None:
         assert sorted(order.tolist()) == list(range(50))
     assert len({tuple(order.tolist()) for order in orders}) == 4
     np.testing.assert_array_equal(epoch_order(50, 1, 1), orders[3])
+
+
+def test_token_budget_by_hand():
+    assert token_budget([5, 20, 5, 7, 1], 15) == [[1], [3, 0], [2, 4]]
+    assert token_budget([], 15) == []
+
+
+@pytest.mark.parametrize("budget", [1, 40, 100, 10_000])
+def test_token_budget_keeps_to_the_budget_and_to_every_row(budget):
+    lengths = np.random.default_rng(1).integers(1, 60, 50).tolist()
+    parts = token_budget(lengths, budget)
+    assert sorted(row for part in parts for row in part) == list(range(50))
+    for part in parts:
+        assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= budget
+    if budget == 100:
+        assert len(parts) < 25

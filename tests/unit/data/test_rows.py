@@ -111,7 +111,14 @@ def test_hash_is_the_same_in_every_format_and_order(write: Writer, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "change",
-    [{"prompt": "other"}, {"response": "other"}, {"label": "unsafe"}, {"category": "other"}, {"id": "other"}],
+    [
+        {"prompt": "other"},
+        {"response": "other"},
+        {"label": "unsafe"},
+        {"category": "other"},
+        {"id": "other"},
+        {"pair_id": "other"},
+    ],
 )
 def test_hash_changes_with_each_field(change: dict[str, str], tmp_path: Path) -> None:
     row = {"prompt": "p", "response": "r", "label": "safe", "category": "c", "id": "i"}
@@ -150,6 +157,16 @@ def test_source_is_the_line_where_the_row_begins(tmp_path: Path) -> None:
         "a": f"{tmp_path}/rows.jsonl:1",
         "b": f"{tmp_path}/rows.jsonl:3",
     }
+
+
+def test_rows_of_a_pair(tmp_path: Path) -> None:
+    (prompt,) = read(tmp_path, '{"prompt": "p", "response": "r", "label": "safe", "pair_id": 7}')
+    assert prompt.pair_id == "7"
+    assert prompt.content == '[[["user", "p"]], "r", false, null, "7"]'
+    (prompt,) = read(tmp_path, '{"prompt": "p", "response": "r", "label": "safe", "pair_id": ""}')
+    assert prompt.pair_id is None
+    with pytest.raises(UserError, match=r"rows.jsonl:1: `pair_id` must be text"):
+        read(tmp_path, '{"prompt": "p", "label": "safe", "pair_id": [7]}')
 
 
 def test_whole_number_ids_are_text(tmp_path: Path) -> None:

@@ -49,6 +49,15 @@ def test_balanced_evens_out_state_and_memory(shape, share, num_ranks):
     assert ((spread <= 1) | (held_LR.max(1).values == trained_LR.max(1).values)).all()
 
 
+@pytest.mark.parametrize(("ep_size", "num_replicas"), [(1, 4), (2, 2), (4, 3), (3, 5)])
+def test_balanced_evens_out_state_over_replicas_too(ep_size, num_replicas):
+    masks_BLE = random_masks(12, (5, 16), 0.3, seed=ep_size)
+    owned = Placement.balanced(masks_BLE, ep_size).num_owned(torch.from_numpy(masks_BLE.any(0)), num_replicas)
+    assert len(owned) == ep_size * num_replicas
+    assert sum(owned) == masks_BLE.any(0).sum()
+    assert max(owned) - min(owned) <= 1
+
+
 def test_balanced_spreads_each_batch_over_ranks():
     """Two batches of four experts each, in one layer: contiguous leaves each on one of two ranks, balanced on both."""
     masks_BLE = np.zeros((2, 1, 8), bool)
@@ -63,5 +72,8 @@ def test_balanced_is_the_same_everywhere_and_for_no_masks():
     masks_BLE = random_masks(5, (4, 16), 0.3, seed=1)
     first, second = (Placement.balanced(masks_BLE, 4).owner_LE for _ in range(2))
     assert torch.equal(first, second)
+    hashes = {Placement.balanced(masks_BLE, n).hash() for n in (1, 2, 4)} | {Placement.contiguous(4, 16, 4).hash()}
+    assert len(hashes) == 4
+    assert Placement.balanced(masks_BLE, 4).hash() in hashes
     empty = Placement.balanced(np.zeros((3, 2, 8), bool), 4)
     assert torch.nn.functional.one_hot(empty.owner_LE, 4).sum(1).tolist() == [[2] * 4] * 2

@@ -7,14 +7,16 @@ Risk differences (layer 0 | layer 1), and with threshold 0.05 the unsafe experts
     batch 2 heists    0    0    0    0    |  -0.1  0  -0.2  0.3    L01_E03
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.select import SelectionRule, masks_from
-from dist_moe.risk.table import risk_table
+from dist_moe.risk.table import RiskTable, risk_table
 from dist_moe.store import StoreContents, write_store
 
 CATEGORIES = ("hexes", "hexes", "heists")
@@ -58,6 +60,24 @@ def example_contents(top_k: int = 50) -> StoreContents:
         counted_tokens="prompt",
         layer_names=("model.layers.1.mlp", "model.layers.2.mlp"),
         provenance=PROVENANCE,
+    )
+
+
+def tiled_contents(copies: int) -> StoreContents:
+    """The example's three batches over and over, with ids of their own."""
+    one = example_contents()
+    return dataclasses.replace(
+        one,
+        counts=RoutingCounts(np.tile(COUNTS_PLE, (copies, 1, 1)), np.tile(one.counts.tokens_P, copies), 2),
+        prompt_ids=one.prompt_ids * copies,
+        unsafe_P=np.tile(one.unsafe_P, copies),
+        batch_of_P=(np.arange(copies)[:, None] * 3 + one.batch_of_P).ravel(),
+        batch_ids=tuple(f"{index:016x}" for index in range(3 * copies)),
+        categories=one.categories * copies,
+        risk=RiskTable(
+            np.tile(one.risk.a_safe_n_BLE, (copies, 1, 1)), np.tile(one.risk.a_unsafe_n_BLE, (copies, 1, 1))
+        ),
+        masks=ExpertMasks(np.tile(one.masks.masks_BLE, (copies, 1, 1))),
     )
 
 

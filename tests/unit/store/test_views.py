@@ -168,4 +168,124 @@ def test_aggregated(store):
 def test_check(store):
     view = views.check(store)
     assert view.facts == {"store": str(store.path), "digest": store.digest, "intact": True}
-    assert ["masks", "bool", "3x2x4"] in rows(view.tables["arrays"], "array", "dtype", "shape")
+    assert ["masks", "uint8", "3x2x1"] in rows(view.tables["arrays"], "array", "dtype", "shape")
+
+
+def test_layers(store):
+    view = views.layers(store)
+    table, distribution = view.tables.values()
+    # Experts a layer (0 | 1): 1 | 0, 1 | 1, 0 | 1; k = 2, and a layer without an expert keeps all.
+    assert rows(table, "min_experts", "median_experts", "max_experts", "union_experts") == [[0, 1, 1, 1], [0, 1, 1, 1]]
+    assert rows(table, "batches_with_none", "batches_below_k") == [[1, 2], [1, 2]]
+    np.testing.assert_allclose(table["slots_surviving"], [(0.5 + 0.5 + 1) / 3, (1 + 0.5 + 0.5) / 3])
+    # Unsafe rates of L00_E02 in batches 0 and 1, and of L01_E03 in batches 1 and 2, of k slots.
+    np.testing.assert_allclose(table["unsafe_routing_kept"], [(0.3 + 0.3 + 1) / 3, (1 + 0.45 + 0.4) / 3])
+    assert distribution.to_numpy().tolist() == [[0, 2, 2 / 6], [1, 4, 4 / 6]]
+    assert view.facts["share_of_layers_with_none"] == pytest.approx(2 / 6)
+    assert view.facts["slots_surviving"] == pytest.approx(4 / 6)
+
+
+def test_categories(store):
+    table, shared = views.categories(store).tables.values()
+    assert rows(table, "category", "batches", "union_experts", "in_every_batch", "in_no_other_category") == [
+        ["heists", 1, 1, 1, 0],
+        ["hexes", 2, 2, 1, 1],
+    ]
+    assert table["mean_experts_per_batch"].tolist() == [1, 1.5]
+    assert table["mean_jaccard_within"].isna().tolist() == [True, False]
+    assert table["mean_jaccard_within"][1] == 0.5
+    assert rows(shared, "Layer_Expert", "categories") == [["L01_E03", "heists, hexes"]]
+
+
+def test_growth(store):
+    view = views.growth(store)
+    (table,) = view.tables.values()
+    assert rows(table, "batch", "new_experts", "union_experts", "union_share") == [
+        [0, 1, 1, 1 / 8],
+        [1, 1, 2, 2 / 8],
+        [2, 0, 2, 2 / 8],
+    ]
+    assert view.facts == {"batches": 3, "union_experts": 2, "all_experts": 8, "batches_that_add_none": 1}
+
+
+def test_a_store_is_the_same_as_itself_and_as_its_copy(store, tmp_path):
+    view = views.diff(store, MaskStore.open(write_example(tmp_path / "copy.zarr")))
+    assert view.facts["same"] is True
+    assert view.tables["batches"]["jaccard"].tolist() == [1, 1, 1]
+    assert all(len(table) == 0 for title, table in view.tables.items() if title != "batches")
+
+
+def test_diff_of_stores_with_other_masks_facts_and_batches(store, tmp_path):
+    masks_BLE = store.masks[:]
+    masks_BLE[2] = [[True, False, False, False], [False, False, False, False]]
+    other = dataclasses.replace(
+        example_contents(),
+        masks=ExpertMasks(masks_BLE),
+        batch_ids=("aa", *BATCH_IDS[1:]),
+        provenance=PROVENANCE | {"seed": 8},
+    )
+    write_store(tmp_path / "other.zarr", other)
+    view = views.diff(store, MaskStore.open(tmp_path / "other.zarr"))
+    assert view.facts["same"] is False
+    assert view.facts["batches_in_both"] == 2
+    assert view.facts["batches_with_other_masks"] == 1
+    batches, experts, facts, only = view.tables.values()
+    assert batches.to_numpy().tolist() == [
+        [1, BATCH_IDS[1], "hexes", 2, 0, 0, 1.0],
+        [2, BATCH_IDS[2], "heists", 0, 1, 1, 0.0],
+    ]
+    assert rows(experts, "batch", "Layer_Expert", "in_first", "in_second") == [
+        [2, "L00_E00", False, True],
+        [2, "L01_E03", True, False],
+    ]
+    assert facts.to_numpy().tolist() == [["provenance.seed", 7, 8]]
+    assert only.to_numpy().tolist() == [["first", BATCH_IDS[0], "hexes"], ["second", "aa", "hexes"]]
+
+
+def test_diff_of_rules(store):
+    view = views.diff_rule(store, {"threshold": "0.35"})
+    assert view.facts["second"] == {"name": "threshold_top_k", "threshold": 0.35, "top_k": 50}
+    batches, experts = view.tables.values()
+    assert batches["jaccard"].tolist() == [1, 1, 0]
+    assert rows(experts, "batch", "Layer_Expert", "in_first", "in_second") == [[2, "L01_E03", True, False]]
+    assert experts["risk_diff"].tolist() == [pytest.approx(0.3)]
+    _, experts = views.diff_rule(store, {"top_k": "1"}).tables.values()
+    assert rows(experts, "batch", "Layer_Expert", "in_first", "in_second") == [[1, "L01_E03", True, False]]
+    # The largest of each layer, ties to the lower expert; then the lowest, as many as the reference selects.
+    view = views.diff_rule(store, {"name": "budget_per_layer", "per_layer": "1"})
+    assert view.facts["second"] == {"name": "budget_per_layer", "threshold": 0.05, "top_k": 50, "per_layer": 1}
+    by_batch = view.tables["batches"]
+    assert rows(by_batch, "in_both", "only_in_first", "only_in_second") == [[1, 0, 1], [2, 0, 0], [1, 0, 1]]
+    _, experts = views.diff_rule(store, {"name": "lowest"}).tables.values()
+    assert experts["Layer_Expert"][experts["in_second"]].tolist() == ["L00_E00", "L00_E01", "L01_E00", "L01_E02"]
+
+
+def test_recheck(store, tmp_path):
+    assert views.recheck(store).facts == {
+        "store": str(store.path),
+        "batches": 3,
+        "masks_computed": True,
+        "batches_that_differ": 0,
+        "same": True,
+    }
+    contents = example_contents()
+    safe_BLE = contents.risk.a_safe_n_BLE.copy()
+    safe_BLE[0, 1, 1] = np.nextafter(safe_BLE[0, 1, 1], 2)
+    write_store(
+        tmp_path / "other.zarr",
+        dataclasses.replace(contents, risk=dataclasses.replace(contents.risk, a_safe_n_BLE=safe_BLE)),
+    )
+    view = views.recheck(MaskStore.open(tmp_path / "other.zarr"))
+    assert rows(view.tables["batches that differ"], "batch", "rates", "mask", "mask_hash") == [[0, False, True, True]]
+
+
+def test_recheck_of_a_rule_that_needs_more_than_the_counts(tmp_path):
+    contents = example_contents()
+    rule = dataclasses.replace(contents.rule, name="significant")
+    masks = ExpertMasks(~contents.masks.masks_BLE)
+    write_store(tmp_path / "masks.zarr", dataclasses.replace(contents, rule=rule, masks=masks))
+    view = views.recheck(MaskStore.open(tmp_path / "masks.zarr"))
+    assert (view.facts["same"], view.facts["masks_computed"]) == (True, False)
+    assert rows(view.tables["batches"], "rates", "mask", "mask_hash") == [[True, None, True]] * 3
+    with pytest.raises(UserError, match="masks by the rule significant cannot be computed from counts alone"):
+        views.diff_rule(MaskStore.open(tmp_path / "masks.zarr"), {"alpha": "0.1"})

@@ -11,10 +11,17 @@ from tools.make_docs import SCHEMA as SCHEMA_PATH
 
 SCHEMA = '''
 @dataclass
+class ClipConfig:
+    norm: float = 1.0
+    """Largest."""
+
+
+@dataclass
 class TrainConfig:
     mode: Literal["a", "b"] = "a"
     """a | b,
     on two lines."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
 
 
 @dataclass
@@ -30,6 +37,7 @@ def test_every_field_is_a_row_with_type_default_and_docstring() -> None:
     assert rows == [
         "| `run_dir` | `Path` | required | Where. |",
         "| `train.mode` | `Literal['a', 'b']` | `'a'` | a \\| b, on two lines. |",
+        "| `train.clip.norm` | `float` | `1.0` | Largest. |",
     ]
 
 

@@ -1,0 +1,94 @@
+"""What an analysis prints: experts per batch beside what chance selects, the tops, and whether categories differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from dist_moe.analysis.statistics import add_statistics
+from dist_moe.risk.evidence import Evidence
+from dist_moe.risk.specificity import category_specificity, union_growth
+from dist_moe.store.read import MaskStore
+
+MOST_BATCHES = 1000
+"""Overlap of all pairs of batches is quadratic; beyond this many the tool's `overlap` is the place to ask."""
+
+COLUMNS = {
+    "Layer_Expert": "{}",
+    "risk_diff": "{:.4f}",
+    "interval": "{}",
+    "q_value": "{:.4f}",
+    "stability": "{:.2f}",
+    "a_safe_n": "{:.4f}",
+    "a_unsafe_n": "{:.4f}",
+}
+
+
+def report(store: MaskStore, pooled: Evidence | None, seed: int) -> Iterator[str]:
+    """The analysis in figures, line by line: experts per batch, the global top 10, the top 5 of each category's first
+    batch. `pooled` are all prompts, where they were tested.
+    """
+    yield "Per-batch unsafe experts count:"
+    yield from _counts(store)
+    if store.statistics and "smallest_p_value" in store.statistics:
+        smallest = store.statistics["smallest_p_value"][:]
+        yield f"Smallest p that a batch's labels can give: {smallest.min():.2g} to {smallest.max():.2g}"
+    if 1 < len(store.batches) <= MOST_BATCHES:
+        yield from _overlap(store, seed)
+    selected = len(store.global_unsafe_experts())
+    table = store.aggregated if pooled is None else add_statistics(store.aggregated, pooled, store.rule)
+    yield (f"Global unsafe experts (threshold and top_k, pooled over all prompts): {selected}; top 10 by risk_diff:")
+    yield _table(table, 10)
+    first = {batch.category: batch for batch in reversed(store.batches)}
+    for batch in sorted(first.values(), key=lambda batch: batch.index):
+        yield f"Top 5 of {batch.name}:"
+        yield _table(store.batch_table(batch.index), 5)
+
+
+def _counts(store: MaskStore) -> Iterator[str]:
+    has_null = "null_high" in store.statistics
+    mean_B, high_B = (store.statistics[name][:] if has_null else np.empty(0) for name in ("null_mean", "null_high"))
+    weak = 0
+    for batch in store.batches:
+        line = f"  Batch {batch.index} ({batch.category}): {batch.num_unsafe_experts}"
+        if not has_null:
+            yield line
+            continue
+        not_above = batch.num_unsafe_experts <= high_B[batch.index]
+        weak += not_above
+        yield (
+            f"{line} (permuted labels: mean {mean_B[batch.index]:.1f}, 95 % quantile {high_B[batch.index]:.0f})"
+            f"{' NOT ABOVE CHANCE' if not_above else ''}"
+        )
+    if weak:
+        yield (
+            f"WARNING: {weak} of {len(store.batches)} batches select no more experts than the 95 % quantile under "
+            "permuted labels: their masks may be noise. Take larger batches, or a stricter rule (docs/statistics.md)"
+        )
+
+
+def _overlap(store: MaskStore, seed: int) -> Iterator[str]:
+    masks_BLE = store.masks[:]
+    found = category_specificity(masks_BLE, store.categories, 1000, np.random.default_rng([seed, *b"specificity"]))
+    if found is not None:
+        yield (
+            f"Overlap of batches (mean Jaccard): {found.within:.3f} within categories, {found.between:.3f} between; "
+            f"p = {found.p:.3g} if categories mean nothing"
+        )
+    growth = union_growth(masks_BLE, 200, np.random.default_rng([seed, *b"union growth"]))
+    steps = sorted({min(len(masks_BLE), 2**power) for power in range(len(masks_BLE).bit_length() + 1)})
+    sizes = (
+        f"{n}: {growth.mean_B[n - 1]:.0f} ({growth.low_B[n - 1]:.0f} to {growth.high_B[n - 1]:.0f})" for n in steps
+    )
+    yield f"Experts in the union of n batches (95 % of random orders): {', '.join(sizes)}"
+
+
+def _table(frame: pd.DataFrame, num_lines: int) -> str:
+    shown = frame.head(num_lines).copy()
+    if "interval_low" in shown:
+        ends = zip(shown["interval_low"], shown["interval_high"], strict=True)
+        shown["interval"] = [f"[{low:.4f}, {high:.4f}]" for low, high in ends]
+    columns = [name for name in COLUMNS if name in shown]
+    return shown[columns].to_string(index=False, formatters={name: COLUMNS[name].format for name in columns})

@@ -1,0 +1,43 @@
+"""ZeRO-3's parameter partitioning for the frozen dense weights: each rank keeps a piece, whole while its layer runs.
+
+DeepSpeed does this with hooks on the modules (`DeepSpeedZeRoOffload`), put there before its engine, which then runs at
+stage 0: nothing in the module is trained. Facts to know:
+
+- Every rank must visit the modules in the same order, in forward and backward, or DeepSpeed stops. They do: autograd
+  starts at the same layer on all ranks, and an experts layer has the same graph with and without active experts.
+- A batch that starts autograd at another layer is another order: DeepSpeed notices and records it anew.
+- Below the first trained layer no backward hook releases what a backward pass has gathered; `release` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.utils.timer import NoopTimer
+from torch import nn
+
+
+class PartitionedDense:
+    """The parameters of `module`, in pieces over all ranks, by the `zero_optimization` section of a DeepSpeed JSON."""
+
+    def __init__(self, module: nn.Module, section: dict[str, Any], micro_batch_size: int) -> None:
+        zero = DeepSpeedZeroConfig(**section)
+        config = {"train_micro_batch_size_per_gpu": micro_batch_size, "zero_optimization": section}
+        self.offload = DeepSpeedZeRoOffload(
+            module,
+            NoopTimer(),
+            config,
+            overlap_comm=bool(zero.overlap_comm),
+            prefetch_bucket_size=zero.prefetch_bucket_size,
+            max_reuse_distance=zero.max_reuse_distance,
+            max_live_parameters=zero.max_live_parameters,
+            param_persistence_threshold=zero.param_persistence_threshold,
+            model_persistence_threshold=zero.model_persistence_threshold,
+            offload_param_config=zero.offload_param,
+        )
+
+    def release(self) -> None:
+        """After a micro-batch: nothing but the pieces stays."""
+        self.offload.release_backward_leftovers()

@@ -1,0 +1,32 @@
+"""How many experts a rule selects when the labels mean nothing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_moe.risk.evidence import Evidence
+from dist_moe.risk.labelings import labelings
+from dist_moe.risk.rules import COUNTED_AS, RULES
+from dist_moe.risk.select import SelectionRule
+
+
+@dataclass(frozen=True, slots=True)
+class NullCount:
+    """Selected experts over labelings of one batch's prompts."""
+
+    mean: float
+    high: float
+    """95 % quantile."""
+
+
+def null_count(batch: Evidence, rule: SelectionRule, num_draws: int) -> NullCount | None:
+    """The rule run on the same prompts with permuted labels, `num_draws` times (or on all labelings, if fewer).
+
+    None for rules whose number of experts does not follow from the labels.
+    """
+    if rule.name in ("budget_per_layer", "steermoe"):
+        return None
+    select = RULES[COUNTED_AS.get(rule.name, rule.name)]
+    labels_NP, _ = labelings(batch.unsafe_P, batch.strata_P, num_draws, batch.generator("null"))
+    numbers_N = [int(select(batch.relabelled(unsafe_P), rule).sum()) for unsafe_P in labels_NP]
+    return NullCount(float(np.mean(numbers_N)), float(np.quantile(numbers_N, 0.95, method="higher")))

@@ -1,0 +1,141 @@
+"""Selection rules by name: which experts of a batch are called unsafe, and controls to compare them with.
+
+Ties go to the lower layer, then to the lower expert. Controls take as many experts as `threshold_top_k` does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from dist_moe.errors import UserError
+from dist_moe.risk.evidence import Evidence
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.risk.select import SelectionRule, masks_from, selected
+
+LOAD_QUANTILES = 4
+
+Rule = Callable[[Evidence, SelectionRule], np.ndarray]
+
+
+def threshold_top_k(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """risk_diff above the threshold, at most top_k, largest first."""
+    return selected(batch.risk_diff_LE, rule.threshold, rule.top_k)
+
+
+def significant(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """Used more by unsafe prompts, with a q-value (or family-wise p) of at most alpha."""
+    p_LE = batch.test.q_LE if rule.correction == "fdr" else batch.test.family_p_LE
+    return (p_LE <= rule.alpha) & (batch.risk_diff_LE > 0)
+
+
+def stable(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """Selected by threshold_top_k in at least the share `frequency` of half-samples (Meinshausen, Bühlmann 2010)."""
+    return batch.stability_LE(rule) >= rule.frequency
+
+
+def budget_per_layer(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """The per_layer largest risk_diff of each layer."""
+    return _first_of_each_layer(batch.risk_diff_LE, np.full(len(batch.risk_diff_LE), rule.per_layer))
+
+
+def esft_token(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """ESFT-Token (arXiv 2407.01906): the fewest experts of each layer whose shares of the unsafe prompts' routing reach
+    top_p. A prompt's share is c / (k t); prompts weigh the same. Safe prompts play no part.
+    """
+    counts = batch.counts
+    slots_P11 = (counts.experts_per_token * counts.tokens_P)[:, None, None]
+    share_LE = (counts.counts_PLE / slots_P11)[batch.unsafe_P].mean(axis=0)
+    reached_LE = np.cumsum(-np.sort(-share_LE, axis=1), axis=1) >= rule.top_p - 1e-12
+    # argmax of all-false is 0: where null experts keep a layer's shares from ever reaching top_p, all are taken
+    number_L = np.where(reached_LE.any(axis=1), reached_LE.argmax(axis=1) + 1, share_LE.shape[1])
+    return _first_of_each_layer(share_LE, number_L)
+
+
+def steermoe(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """SteerMoE (arXiv 2509.09660): the top_k largest |risk_diff| over all layers, of either sign; no threshold."""
+    return selected(np.abs(batch.risk_diff_LE), -1.0, rule.top_k)
+
+
+def random(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """Control: experts drawn at random over all layers, anew for each batch."""
+    return _top(batch.generator("random").random(batch.risk_diff_LE.shape), _num_reference(batch, rule))
+
+
+def load(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """Control: the experts that the batch's prompts use most, safe and unsafe together."""
+    return _top(batch.counts.counts_PLE.sum(axis=0), _num_reference(batch, rule))
+
+
+def lowest(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """Control: the lowest risk_diff, the experts of safe prompts."""
+    return _top(-batch.risk_diff_LE, _num_reference(batch, rule))
+
+
+RULES: Mapping[str, Rule] = {
+    "threshold_top_k": threshold_top_k,
+    "significant": significant,
+    "stable": stable,
+    "budget_per_layer": budget_per_layer,
+    "esft_token": esft_token,
+    "steermoe": steermoe,
+    "random": random,
+    "load": load,
+    "lowest": lowest,
+}
+"""Those that look at one batch. `random_matched` looks at all, see `matched_masks`."""
+
+COUNTED_AS = dict.fromkeys(("random", "random_matched", "load", "lowest"), "threshold_top_k")
+"""Controls, and the rule that says how many experts they take."""
+
+
+def select_masks(batches: Sequence[Evidence], rule: SelectionRule) -> ExpertMasks:
+    """The rule's mask of each batch. A batch may get an empty mask; all batches may not.
+
+    Raises:
+        UserError: no expert of any batch is selected.
+    """
+    if COUNTED_AS.get(rule.name, rule.name) == "threshold_top_k":
+        reference = masks_from(np.array([batch.risk_diff_LE for batch in batches]), rule)
+        if rule.name == "threshold_top_k":
+            return reference
+        if rule.name == "random_matched":
+            load_LE = np.array([batch.counts.counts_PLE.sum(axis=0) for batch in batches]).sum(axis=0)
+            return ExpertMasks(matched_masks(reference.masks_BLE, load_LE, batches[0].seed))
+    masks_BLE = np.array([RULES[rule.name](batch, rule) for batch in batches])
+    if not masks_BLE.any():
+        raise UserError(
+            f"analysis.rule = {rule.name} selects no expert in any of {len(batches)} batches: loosen its setting (see "
+            "docs/statistics.md), use larger batches, or choose another rule"
+        )
+    return ExpertMasks(masks_BLE)
+
+
+def matched_masks(masks_BLE: np.ndarray, load_LE: np.ndarray, seed: int) -> np.ndarray:
+    """Control `random_matched`: masks with other experts that have all else in common with the given ones.
+
+    One permutation of the experts, the same for all batches, within each layer's quartiles of load. So each batch keeps
+    its number of experts in each layer and load quartile, and the union and every overlap of batches keep their size.
+
+    Args:
+        masks_BLE: bool [B, L, E].
+        load_LE: how much each expert is used, over all batches.
+    """
+    generator = np.random.default_rng([seed, *b"random_matched"])
+    matched_BLE = np.zeros_like(masks_BLE)
+    for layer, load_E in enumerate(load_LE):
+        for group in np.array_split(np.argsort(load_E, kind="stable"), LOAD_QUANTILES):
+            matched_BLE[:, layer, generator.permutation(group)] = masks_BLE[:, layer, group]
+    return matched_BLE
+
+
+def _num_reference(batch: Evidence, rule: SelectionRule) -> int:
+    return int(threshold_top_k(batch, rule).sum())
+
+
+def _top(score_LE: np.ndarray, number: int) -> np.ndarray:
+    return selected(score_LE.astype(np.float64), -np.inf, number)
+
+
+def _first_of_each_layer(score_LE: np.ndarray, number_L: np.ndarray) -> np.ndarray:
+    rank_LE = np.argsort(np.argsort(-score_LE, axis=1, kind="stable"), axis=1, kind="stable")
+    return rank_LE < number_L[:, None]

@@ -1,0 +1,154 @@
+"""What a mask store holds: a plan, known before any model runs, and the results of its batches."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dist_moe.risk.counts import RoutingCounts, concatenate
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.table import RiskTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorePlan:
+    """What is to be found out, and from what: the same for all that write one store together."""
+
+    prompt_ids: tuple[str, ...]
+    unsafe_P: np.ndarray
+    """bool [P]: the prompts' labels."""
+    batch_of_P: np.ndarray
+    """int [P]: index of the batch that a prompt is in; prompts are in the order of their batches."""
+    batch_ids: tuple[str, ...]
+    categories: tuple[str, ...]
+    """Category of each batch."""
+    num_experts: int
+    """E."""
+    experts_per_token: int
+    """The model's k."""
+    rule: SelectionRule
+    counted_tokens: str
+    """prompt, completion or all."""
+    layer_names: tuple[str, ...]
+    """The model's module name of each MoE layer, L of them."""
+    provenance: Mapping[str, Any]
+    """JSON values; at least model_hash, tokenizer_hash and data_hash, and whatever else made the batches."""
+    statistics: Mapping[str, tuple[str, int]]
+    """Further results by name: NumPy type ("float32" or "int32"), and 3 for [B, L, E] or 1 for [B]."""
+    part: tuple[int, int] | None = None
+    """Of a store with a part of an analysis: its first batch in the whole plan, and how many batches that has."""
+
+    def __post_init__(self) -> None:
+        num_batches = len(self.batch_ids)
+        assert num_batches == len(self.categories)
+        assert self.unsafe_P.shape == self.batch_of_P.shape == (len(self.prompt_ids),)
+        assert self.unsafe_P.dtype == np.bool_
+        assert (np.diff(self.batch_of_P) >= 0).all(), "prompts are not in the order of their batches"
+        assert ((self.batch_of_P >= 0) & (self.batch_of_P < num_batches)).all()
+        assert {"model_hash", "tokenizer_hash", "data_hash"} <= self.provenance.keys()
+        if self.part is not None:
+            assert 0 <= self.part[0] <= self.part[0] + num_batches <= self.part[1]
+        for name, (dtype, ndim) in self.statistics.items():
+            assert name.isidentifier(), f"{name!r} cannot be the name of an array"
+            assert dtype in ("float32", "int32"), f"statistic {name} is {dtype}"
+            assert ndim in (1, 3), f"statistic {name} has {ndim} axes"
+
+    @property
+    def starts_B1(self) -> np.ndarray:
+        """int [B + 1]: where each batch's prompts begin, and where the last one's end."""
+        return np.searchsorted(self.batch_of_P, np.arange(len(self.batch_ids) + 1))
+
+    @property
+    def shape_BLE(self) -> tuple[int, int, int]:
+        return len(self.batch_ids), len(self.layer_names), self.num_experts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResults:
+    """What was found for some consecutive batches."""
+
+    counts: RoutingCounts
+    """Of the batches' prompts."""
+    risk: RiskTable
+    masks: ExpertMasks
+    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By name, [batches, L, E] or [batches]."""
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.masks.masks_BLE)
+
+
+def concatenate_results(parts: Sequence[BatchResults]) -> BatchResults:
+    """The batches of all parts, in order."""
+    return BatchResults(
+        counts=concatenate([part.counts for part in parts]),
+        risk=RiskTable(
+            np.concatenate([part.risk.a_safe_n_BLE for part in parts]),
+            np.concatenate([part.risk.a_unsafe_n_BLE for part in parts]),
+        ),
+        masks=ExpertMasks(np.concatenate([part.masks.masks_BLE for part in parts])),
+        statistics={name: np.concatenate([part.statistics[name] for part in parts]) for name in parts[0].statistics},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreContents:
+    """All that one analysis found, and where it came from; see `StorePlan` and `BatchResults` for the fields."""
+
+    counts: RoutingCounts
+    """Of all P prompts."""
+    prompt_ids: tuple[str, ...]
+    unsafe_P: np.ndarray
+    batch_of_P: np.ndarray
+    batch_ids: tuple[str, ...]
+    categories: tuple[str, ...]
+    risk: RiskTable
+    """Of the B batches."""
+    masks: ExpertMasks
+    """Of the B batches."""
+    rule: SelectionRule
+    counted_tokens: str
+    layer_names: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further results by name (q-values, stability, ...), each float32 or int32, of shape [B, L, E] or [B]."""
+    part: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        num_prompts, num_layers, num_experts = self.counts.counts_PLE.shape
+        assert len(self.prompt_ids) == num_prompts
+        assert self.masks.masks_BLE.shape == (len(self.batch_ids), num_layers, num_experts)
+        assert self.risk.a_safe_n_BLE.shape == self.masks.masks_BLE.shape
+        assert len(self.layer_names) == num_layers
+        for name, values in self.statistics.items():
+            assert values.shape in (self.masks.masks_BLE.shape, (len(self.batch_ids),)), f"{name} is {values.shape}"
+        _ = self.plan  # which checks the rest
+
+    @property
+    def plan(self) -> StorePlan:
+        fields = [each.name for each in dataclasses.fields(StorePlan)]
+        given = {name: getattr(self, name) for name in fields if name in self.__dataclass_fields__}
+        return StorePlan(
+            **given
+            | {
+                "num_experts": self.counts.counts_PLE.shape[2],
+                "experts_per_token": self.counts.experts_per_token,
+                "statistics": {name: (values.dtype.name, values.ndim) for name, values in self.statistics.items()},
+            }
+        )
+
+    def results(self, batches: range) -> BatchResults:
+        """Those of some consecutive batches."""
+        rows = slice(batches.start, batches.stop)
+        prompts = slice(*self.plan.starts_B1[[batches.start, batches.stop]])
+        counts = self.counts
+        return BatchResults(
+            counts=RoutingCounts(counts.counts_PLE[prompts], counts.tokens_P[prompts], counts.experts_per_token),
+            risk=RiskTable(self.risk.a_safe_n_BLE[rows], self.risk.a_unsafe_n_BLE[rows]),
+            masks=ExpertMasks(self.masks.masks_BLE[rows]),
+            statistics={name: values[rows] for name, values in self.statistics.items()},
+        )

@@ -1,0 +1,119 @@
+"""A store's files, each compared with its digest before anything decodes it; no byte goes out unchecked."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from dist_moe.errors import UserError
+from dist_moe.store.layout import SUMS, hashed_sums, parse_sums, sha256, stored_sums
+from dist_moe.store.rows import StoredRows
+from dist_moe.store.source import Source
+from dist_moe.store.zarr_arrays import METADATA, parse_array_metadata
+
+KEPT_BYTES = 64 * 2**20
+ADDED = "does not belong to the store"
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is not as it was written."""
+
+    array: str
+    file: str
+    how: str
+
+
+def damaged(place: str, how: str) -> UserError:
+    """What a damaged store is refused with."""
+    return UserError(f"{place} is damaged: {how}; restore it from a copy, or remove it and run the analysis again")
+
+
+class CheckedFiles:
+    """The arrays of one store. The files read last are kept, so that neighbours cost no second look."""
+
+    def __init__(self, source: Source, version: int, array_digests: dict[str, str]) -> None:
+        self.source, self.array_digests = source, array_digests
+        self._find_sums = hashed_sums if version == 1 else stored_sums
+        self._sums: dict[str, dict[str, str]] = {}
+        self._arrays: dict[str, StoredRows] = {}
+        self._restored: dict[str, bytes] = {}
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+
+    def array(self, name: str) -> StoredRows:
+        """An array to be read as it is indexed.
+
+        Raises:
+            UserError: what says how it is stored is damaged.
+        """
+        if name not in self._arrays:
+            if name not in self.array_digests:
+                raise damaged(self.source.place, f"there is no array {name}")
+            spec = parse_array_metadata(self.read(name, METADATA))
+            self._arrays[name] = StoredRows(spec, lambda file: self.read(name, file))
+        return self._arrays[name]
+
+    def read(self, array: str, file: str) -> bytes:
+        """One file of an array.
+
+        Raises:
+            UserError: it was changed or lost.
+        """
+        key = f"{array}/{file}"
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        if key in self._restored:
+            return self._restored[key]
+        expected = self.sums(array).get(file)
+        data = self.source.read(key)
+        if data is None or sha256(data) != expected:
+            raise damaged(self.source.place, f"array {array} is not as it was written ({file})")
+        self._kept[key] = data
+        while len(self._kept) > 1 and sum(map(len, self._kept.values())) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return data
+
+    def sums(self, array: str) -> dict[str, str]:
+        """The digests of an array's files.
+
+        Raises:
+            UserError: the list itself was changed or lost.
+        """
+        if array not in self._sums:
+            sums = self._find_sums(self.source, array, self.array_digests[array])
+            if sums is None:
+                raise damaged(self.source.place, f"array {array} is not as it was written")
+            self._sums[array] = sums
+        return self._sums[array]
+
+    def restore(self, array: str, file: str, data: bytes) -> bool:
+        """Use these bytes in place of a lost or damaged file; false if they are not what was written."""
+        if file == SUMS:
+            if sha256(data) != self.array_digests[array]:
+                return False
+            self._sums[array] = parse_sums(data)
+        elif self.sums(array).get(file) != sha256(data):
+            return False
+        self._restored[f"{array}/{file}"] = data
+        return True
+
+    def damage(self, array: str) -> list[Damage]:
+        """All that is wrong with an array: every file is read and compared, and none may be there besides."""
+        try:
+            sums = self.sums(array)
+        except UserError:
+            return [Damage(array, SUMS, "is not as it was written")]
+        found = {key.removeprefix(f"{array}/") for key in self.source.files(array)} - {SUMS}
+        wrong = [Damage(array, file, ADDED) for file in sorted(found - sums.keys())]
+        for file in sorted(sums):
+            data = self.source.read(f"{array}/{file}")
+            if data is None:
+                wrong.append(Damage(array, file, "is missing"))
+            elif sha256(data) != sums[file]:
+                wrong.append(Damage(array, file, "is not as it was written"))
+        return wrong
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What is stored, one line an array: name, dtype, shape."""
+        arrays = [(name, self.array(name)) for name in self.array_digests]
+        return [{"array": n, "dtype": a.dtype.name, "shape": "x".join(map(str, a.shape))} for n, a in arrays]

@@ -1,0 +1,81 @@
+"""From an older pickle to a mask store, where it has the router's logits of all prompts."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_moe.errors import UserError
+from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.table import risk_table
+from dist_moe.store.contents import StoreContents
+from dist_moe.store.pickles.older import Older
+from dist_moe.store.recompute import recomputed_masks
+
+UNKNOWN = "unknown: imported"
+
+
+def store_contents(older: Older, rule: SelectionRule) -> StoreContents:
+    """A store's contents: counts from the file's logits, and masks selected from them by `rule`.
+
+    The file's own lists are not taken over, as they may come from no rule that there is.
+
+    Raises:
+        UserError: the file has no logits of the prompts, or they do not fit together.
+    """
+    data, k = older.contents.get("batch_data_list"), older.contents.get("num_experts_per_tok")
+    if not isinstance(data, list) or not data or type(k) is not int:
+        raise UserError(
+            f"{older.path} has no batch_data_list with its prompts' routing and num_experts_per_tok, so no mask store "
+            "can be made of it: write its tables instead (--out NAME.parquet or NAME.csv)"
+        )
+    counts, unsafe, batch_of = [], [], []
+    for batch, item in enumerate(data):
+        for arm, key in enumerate(("safe_routings", "unsafe_routings")):
+            for logits_LTE in item[key] if isinstance(item, dict) and isinstance(item.get(key), list) else ():
+                counts.append(_counts(older.path, batch, logits_LTE, k))
+                unsafe.append(bool(arm))
+                batch_of.append(batch)
+    if len({counts_LE.shape for counts_LE, _ in counts}) != 1:
+        raise UserError(
+            f"{older.path}: the prompts' routings have different numbers of layers or experts, or there are none"
+        )
+    counts_PLE = np.stack([counts_LE for counts_LE, _ in counts])
+    tokens_P = np.array([tokens for _, tokens in counts])
+    unsafe_P, batch_of_P = np.array(unsafe), np.array(batch_of)
+    names = [f"{older.path} batch {batch}" for batch in range(len(data))]
+    all_counts = RoutingCounts(counts_PLE, tokens_P, k)
+    risk = risk_table(all_counts, unsafe_P, batch_of_P, len(data), names)
+    digest = hashlib.sha256(older.path.read_bytes()).hexdigest()
+    return StoreContents(
+        counts=all_counts,
+        prompt_ids=tuple(f"batch {batch} prompt {number}" for number, batch in enumerate(batch_of)),
+        unsafe_P=unsafe_P,
+        batch_of_P=batch_of_P,
+        batch_ids=tuple(hashlib.sha256(f"{digest} {batch}".encode()).hexdigest()[:16] for batch in range(len(data))),
+        categories=(UNKNOWN,) * len(data),
+        risk=risk,
+        masks=recomputed_masks(all_counts, unsafe_P, batch_of_P, len(data), rule),
+        rule=rule,
+        counted_tokens="generated",
+        layer_names=tuple(f"layer {layer}" for layer in range(counts_PLE.shape[1])),
+        provenance={
+            **{f"{what}_hash": UNKNOWN for what in ("model", "tokenizer", "data")},
+            "imported_from": older.path.name,
+            "imported_sha256": digest,
+        },
+    )
+
+
+def _counts(path: Path, batch: int, logits_LTE: Any, k: int) -> tuple[np.ndarray, int]:
+    if not isinstance(logits_LTE, np.ndarray) or logits_LTE.ndim != 3 or not 0 < k <= logits_LTE.shape[2]:
+        raise UserError(f"{path} batch {batch}: routing is no array [layers, tokens, experts] with {k} experts a token")
+    num_layers, num_tokens, num_experts = logits_LTE.shape
+    counts_LE = np.zeros((num_layers, num_experts), np.int64)
+    for layer, logits_TE in enumerate(logits_LTE):
+        # Of equal logits the lower expert; the older code took whichever its sort left there.
+        chosen_Tk = np.argsort(-logits_TE.astype(np.float32), axis=1, kind="stable")[:, :k]
+        counts_LE[layer] = np.bincount(chosen_Tk.ravel(), minlength=num_experts)
+    return counts_LE, num_tokens

@@ -1,0 +1,111 @@
+"""What follows from a store's prompt counts: rates and masks, computed anew; and a store's batches as results."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from dist_moe.config.schema import StatisticsConfig
+from dist_moe.errors import UserError
+from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.evidence import evidence
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.risk.rules import RULES
+from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.table import RiskTable, risk_table
+from dist_moe.store.contents import BatchResults, StorePlan
+from dist_moe.store.layout import decode_texts
+from dist_moe.store.read import MaskStore
+
+RISK = frozenset({"a_safe_n", "a_unsafe_n", "risk_diff"})
+"""Arrays that follow from the counts."""
+MASKS = frozenset({"masks", "batch_num_unsafe_experts", "batch_mask_hashes"})
+"""Arrays that follow from the risk and the selection rule."""
+FROM_COUNTS = frozenset({"threshold_top_k", "budget_per_layer", "esft_token", "steermoe", "load", "lowest"})
+"""Selection rules that neither test nor draw."""
+
+
+def stored_plan(store: MaskStore) -> StorePlan:
+    """The plan that a store was written with."""
+    part = store.attributes.get("part")
+    return StorePlan(
+        prompt_ids=decode_texts(store.files.array("prompt_ids")[:]),
+        unsafe_P=store.files.array("prompt_unsafe")[:],
+        batch_of_P=store.files.array("prompt_batch")[:],
+        batch_ids=store.batch_ids,
+        categories=store.categories,
+        num_experts=store.num_experts,
+        experts_per_token=store.experts_per_token,
+        rule=store.rule,
+        counted_tokens=store.counted_tokens,
+        layer_names=store.layer_names,
+        provenance=store.provenance,
+        statistics={name: (rows.dtype.name, len(rows.shape)) for name, rows in store.statistics.items()},
+        part=None if part is None else (part["first_batch"], part["num_batches"]),
+    )
+
+
+def stored_counts(store: MaskStore, batches: range) -> RoutingCounts:
+    """Of the prompts of some consecutive batches."""
+    prompts = slice(*store.starts_B1[[batches.start, batches.stop]].tolist())
+    tokens_P = store.prompts["tokens"].to_numpy()[prompts]
+    return RoutingCounts(store.prompt_counts[prompts].astype(np.int64), tokens_P, store.experts_per_token)
+
+
+def recomputed_risk(store: MaskStore, batches: range, counts: RoutingCounts) -> RiskTable:
+    """Rates of some consecutive batches, from the counts of their prompts."""
+    prompts = store.prompts.iloc[slice(*store.starts_B1[[batches.start, batches.stop]].tolist())]
+    names = [f"batch {index} ({store.batch_ids[index][:12]})" for index in batches]
+    batch_of_P = prompts["batch"].to_numpy() - batches.start
+    return risk_table(counts, prompts["unsafe"].to_numpy(), batch_of_P, len(batches), names)
+
+
+def recomputed_masks(
+    counts: RoutingCounts, unsafe_P: np.ndarray, batch_of_P: np.ndarray, num_batches: int, rule: SelectionRule
+) -> ExpertMasks:
+    """Masks from counts by the rule; a batch may get an empty one.
+
+    Args:
+        counts: of P prompts, in the order of their batches.
+        unsafe_P: bool [P].
+        batch_of_P: int [P], each in [0, num_batches).
+        num_batches: B.
+        rule: one of `FROM_COUNTS`.
+
+    Raises:
+        UserError: the rule needs more than counts.
+    """
+    if rule.name not in FROM_COUNTS:
+        raise UserError(f"masks by the rule {rule.name} cannot be computed from counts alone: run the analysis again")
+    starts = np.searchsorted(batch_of_P, np.arange(num_batches + 1)).tolist()
+    masks_BLE = np.zeros((num_batches, *counts.counts_PLE.shape[1:]), np.bool_)
+    for batch, rows in enumerate(map(slice, starts[:-1], starts[1:])):
+        of_batch = RoutingCounts(counts.counts_PLE[rows], counts.tokens_P[rows], counts.experts_per_token)
+        no_pairs_P = np.zeros(of_batch.num_prompts, np.int64)
+        found = evidence(of_batch, unsafe_P[rows], no_pairs_P, StatisticsConfig(), seed=0, batch=batch)
+        masks_BLE[batch] = RULES[rule.name](found, rule)
+    return ExpertMasks(masks_BLE)
+
+
+def masks_by(store: MaskStore, batches: range, rule: SelectionRule) -> ExpertMasks:
+    """What the rule selects in some consecutive batches of a store, from the counts of their prompts.
+
+    Raises:
+        UserError: the rule needs more than counts.
+    """
+    prompts = store.prompts.iloc[slice(*store.starts_B1[[batches.start, batches.stop]].tolist())]
+    batch_of_P = prompts["batch"].to_numpy() - batches.start
+    counts = stored_counts(store, batches)
+    return recomputed_masks(counts, prompts["unsafe"].to_numpy(), batch_of_P, len(batches), rule)
+
+
+def stored_results(store: MaskStore, batches: range, broken: Collection[str] = ()) -> BatchResults:
+    """Some consecutive batches as they are stored; what belongs to `broken` arrays is computed anew."""
+    rows = slice(batches.start, batches.stop)
+    counts = stored_counts(store, batches)
+    if RISK & set(broken):
+        risk = recomputed_risk(store, batches, counts)
+    else:
+        risk = RiskTable(store.a_safe_n[rows], store.a_unsafe_n[rows])
+    masks = masks_by(store, batches, store.rule) if "masks" in broken else ExpertMasks(store.masks[rows])
+    statistics = {name: values[rows] for name, values in store.statistics.items()}
+    return BatchResults(counts=counts, risk=risk, masks=masks, statistics=statistics)

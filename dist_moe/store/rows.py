@@ -1,0 +1,111 @@
+"""Stored arrays that are read as they are indexed: `rows[b]`, `rows[2:5]` and `rows[:, 3, 7]` give NumPy arrays."""
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dist_moe.store.zarr_arrays import ArraySpec, decode_rows
+
+Key = int | slice | tuple[int | slice | np.ndarray, ...]
+
+
+class Rows(ABC):
+    """What is read looks like an array whose first axis is read in parts."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop`, 0 <= start <= stop <= len."""
+
+    @abstractmethod
+    def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The same rows cut where it costs nothing: at the borders of files."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Key) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if isinstance(first, slice):
+            start, stop, step = first.indices(len(self))
+            assert step > 0
+            inner = (slice(None), *rest)
+            if not rest:
+                return self.read(start, max(start, stop))[::step]
+            # One slab at a time, so that a column of a large array needs no more memory than itself.
+            parts = [self.read(*slab)[inner] for slab in self.slabs(start, stop)]
+            return np.concatenate(parts or [self.read(0, 0)[inner]])[::step]
+        row = operator.index(first)
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        row %= len(self)
+        values = self.read(row, row + 1)[0]
+        return values[tuple(rest)] if rest else values
+
+
+class StoredRows(Rows):
+    """An array as it is stored."""
+
+    def __init__(self, spec: ArraySpec, read_file: Callable[[str], bytes]) -> None:
+        self.spec, self.shape, self.dtype = spec, spec.shape, spec.dtype
+        self._read_file = read_file
+
+    def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        while start < stop:
+            end = min(stop, (start // self.spec.rows_per_file + 1) * self.spec.rows_per_file)
+            yield start, end
+            start = end
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for first, last in self.slabs(start, stop):
+            file, offset = divmod(first, self.spec.rows_per_file)
+            data = self._read_file(self.spec.file(file))
+            rows[first - start : last - start] = decode_rows(self.spec, data, offset, offset + last - first)
+        return rows
+
+
+class MaskRows(Rows):
+    """bool [B, L, E], stored with eight experts to a byte."""
+
+    def __init__(self, packed: StoredRows, num_experts: int) -> None:
+        self.shape, self.dtype = (*packed.shape[:2], num_experts), np.dtype(np.bool_)
+        self._packed = packed
+
+    def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        return self._packed.slabs(start, stop)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        packed = self._packed.read(start, stop)
+        return np.unpackbits(packed, axis=-1, count=self.shape[2]).view(np.bool_)
+
+
+class PromptRows(Rows):
+    """[P, ...], stored as [B, most prompts of a batch, ...]."""
+
+    def __init__(self, by_batch: StoredRows, starts_B1: np.ndarray) -> None:
+        """`starts_B1`: where each batch's prompts begin, and where the last one's end."""
+        self.shape, self.dtype = (int(starts_B1[-1]), *by_batch.shape[2:]), by_batch.dtype
+        self._by_batch, self._starts_B1 = by_batch, starts_B1
+
+    def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        for first, last in self._by_batch.slabs(*self._batches(start, stop)):
+            yield max(start, int(self._starts_B1[first])), min(stop, int(self._starts_B1[last]))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        first, last = self._batches(start, stop)
+        padded = self._by_batch.read(first, last)
+        num_prompts_B = np.diff(self._starts_B1[first : last + 1])
+        rows = padded[np.arange(padded.shape[1]) < num_prompts_B[:, None]]
+        skipped = start - int(self._starts_B1[first])
+        return rows[skipped : skipped + stop - start]
+
+    def _batches(self, start: int, stop: int) -> tuple[int, int]:
+        if start >= stop:
+            return 0, 0
+        first = np.searchsorted(self._starts_B1, start, side="right") - 1
+        return int(first), int(np.searchsorted(self._starts_B1, stop, side="left"))

@@ -1,0 +1,98 @@
+"""Where a store's files are read from: a directory, or a URL that fsspec knows. Nothing here writes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_moe.errors import UserError
+
+
+class Source(Protocol):
+    """Files by their keys, which are paths with "/" below the store."""
+
+    place: str
+    """As the user named it."""
+
+    def read(self, key: str) -> bytes | None:
+        """A file's bytes; None where there is no such file."""
+
+    def files(self, prefix: str) -> list[str]:
+        """Keys of all files below `prefix`, sorted, without a file system's hidden ones."""
+
+    def exists(self) -> bool:
+        """Whether there is anything at all at the place."""
+
+
+class Directory:
+    """A store on a local or mounted file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.place = path, str(path)
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            with _as_user_error(self.place):
+                return (self.path / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def files(self, prefix: str) -> list[str]:
+        found = (self.path / prefix).rglob("*")
+        return _visible(path.relative_to(self.path).as_posix() for path in found if path.is_file())
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+
+class Remote:
+    """A store behind an fsspec URL, such as s3://bucket/masks.zarr."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.place = url
+        try:
+            self._files, self._root = fsspec.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"cannot read {url}: {_one_line(error)}") from None
+
+    def read(self, key: str) -> bytes | None:
+        return self._ask(lambda: self._files.cat_file(f"{self._root}/{key}"), None)
+
+    def files(self, prefix: str) -> list[str]:
+        found = self._ask(lambda: self._files.find(f"{self._root}/{prefix}"), [])
+        return _visible(path.removeprefix(self._root).lstrip("/") for path in found)
+
+    def exists(self) -> bool:
+        return bool(self._ask(lambda: self._files.exists(self._root), False))
+
+    def _ask(self, question: Callable[[], Any], absent: Any) -> Any:
+        try:
+            with _as_user_error(self.place):
+                return question()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return absent
+
+
+def open_source(place: str | Path) -> Source:
+    """A directory, or a URL with "://" in it."""
+    return Remote(place) if isinstance(place, str) and "://" in place else Directory(Path(place))
+
+
+def _visible(keys: Iterator[str]) -> list[str]:
+    return sorted(key for key in keys if not any(part.startswith(".") for part in key.split("/")))
+
+
+@contextmanager
+def _as_user_error(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {place}: {_one_line(error)}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

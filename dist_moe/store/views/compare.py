@@ -1,0 +1,195 @@
+"""Stores and rules side by side, and a store against its own counts."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dist_moe.errors import UserError
+from dist_moe.risk.frames import expert_names
+from dist_moe.risk.masks import mask_hash
+from dist_moe.risk.select import SelectionRule
+from dist_moe.store.read import MaskStore
+from dist_moe.store.recompute import FROM_COUNTS, masks_by, recomputed_risk, stored_counts
+from dist_moe.store.views.render import flat_facts
+from dist_moe.store.views.view import View
+
+BATCH_COLUMNS = ["batch", "id", "category", "in_both", "only_in_first", "only_in_second", "jaccard"]
+EXPERT_COLUMNS = ["batch", "layer", "expert", "Layer_Expert", "in_first", "in_second"]
+
+
+def diff(one: MaskStore, other: MaskStore) -> View:
+    """Facts, batches and experts in which two stores differ; batches are the same when their ids are.
+
+    Raises:
+        UserError: they are of models with other layers or experts.
+    """
+    if one.masks.shape[1:] != other.masks.shape[1:]:
+        sizes = [" x ".join(map(str, store.masks.shape[1:])) for store in (one, other)]
+        raise UserError(
+            f"{one.path} has {sizes[0]} experts and {other.path} {sizes[1]}: masks of two models have nothing in common"
+        )
+    facts_one, facts_other = flat_facts(one.attributes), flat_facts(other.attributes)
+    names = sorted(facts_one.keys() | facts_other.keys())
+    differing = [(n, facts_one.get(n), facts_other.get(n)) for n in names if facts_one.get(n) != facts_other.get(n)]
+    facts = pd.DataFrame(differing, columns=["fact", "first", "second"]).astype(object)
+    places = {batch_id: index for index, batch_id in enumerate(other.batch_ids)}
+    shared = [(index, places[batch_id]) for index, batch_id in enumerate(one.batch_ids) if batch_id in places]
+    batches, experts = [], []
+    for here, there in shared:
+        line, table = _difference(one, here, one.masks[here], other.masks[there])
+        batches.append(line)
+        experts.append(table)
+    by_batch = pd.DataFrame(batches, columns=BATCH_COLUMNS)
+    by_expert = pd.concat(experts, ignore_index=True) if experts else pd.DataFrame(columns=EXPERT_COLUMNS)
+    only = [
+        (store_name, store.batch_ids[index], store.categories[index])
+        for store_name, store, others in (("first", one, places), ("second", other, set(one.batch_ids)))
+        for index in range(len(store.batch_ids))
+        if store.batch_ids[index] not in others
+    ]
+    summary = {
+        "first": str(one.path),
+        "second": str(other.path),
+        "same": one.digest == other.digest or not (differing or only or len(by_expert)),
+        "facts_that_differ": len(differing),
+        "batches_in_both": len(shared),
+        "batches_in_one": len(only),
+        "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
+        "experts_that_differ": len(by_expert),
+    }
+    tables = {
+        "batches": by_batch,
+        "experts that differ": by_expert,
+        "facts that differ": facts,
+        "batches in one store only": pd.DataFrame(only, columns=["store", "id", "category"]),
+    }
+    return View(summary, tables)
+
+
+def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
+    """The stored masks against those of another rule, selected from the counts.
+
+    Args:
+        store: one whose counts are intact.
+        words: parameters of the rule and their values as text, such as threshold and "0.02"; with `name` another rule.
+
+    Raises:
+        UserError: there is no such rule or parameter, or the rule needs more than the counts.
+    """
+    rule = changed_rule(store.rule, words)
+    lines, tables = [], []
+    for start, stop in store.masks.slabs(0, len(store.masks)):
+        risk_diff_BLE = store.risk_diff[start:stop]
+        others = masks_by(store, range(start, stop), rule).masks_BLE
+        for index, (mask_LE, other_LE) in enumerate(zip(store.masks[start:stop], others, strict=True), start):
+            line, table = _difference(store, index, mask_LE, other_LE)
+            table["risk_diff"] = risk_diff_BLE[index - start][table["layer"], table["expert"]]
+            lines.append(line)
+            tables.append(table)
+    by_batch = pd.DataFrame(lines, columns=BATCH_COLUMNS)
+    by_expert = pd.concat(tables, ignore_index=True)
+    facts = {
+        "first": store.rule.facts,
+        "second": rule.facts,
+        "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
+        "experts_that_differ": len(by_expert),
+        "mean_jaccard": float(by_batch["jaccard"].mean()),
+    }
+    return View(facts, {"batches": by_batch, "experts that differ": by_expert})
+
+
+def changed_rule(rule: SelectionRule, words: Mapping[str, str]) -> SelectionRule:
+    """The rule with another name or other parameters, given as text.
+
+    Raises:
+        UserError: there is no such rule or parameter, or the value is of another type.
+    """
+    name = words.get("name", rule.name)
+    if "name" in words and name not in FROM_COUNTS:
+        raise UserError(f"no rule {name!r} that needs counts only: expected {', '.join(sorted(FROM_COUNTS))}")
+    known = [key for key in dataclasses.replace(rule, name=name).stored if key != "name"]
+    values: dict[str, Any] = {"name": name}
+    for key, word in words.items():
+        if key == "name":
+            continue
+        if key not in known:
+            raise UserError(f"the rule {name} has no parameter {key!r}: expected {', '.join(known)}")
+        kind = type(getattr(rule, key))
+        try:
+            values[key] = kind(word)
+        except ValueError:
+            raise UserError(f"{key}={word}: expected {'a whole number' if kind is int else 'a number'}") from None
+    return dataclasses.replace(rule, **values)
+
+
+def recheck(store: MaskStore) -> View:
+    """Rates and masks computed from the prompt counts, compared with the stored ones bit for bit.
+
+    Masks by a rule that tests or draws at random are compared with their hashes only: `mask` is null then.
+    """
+    from_counts = store.rule.name in FROM_COUNTS
+    lines = []
+    for start, stop in store.masks.slabs(0, len(store.masks)):
+        batches = range(start, stop)
+        risk = recomputed_risk(store, batches, stored_counts(store, batches))
+        stored = store.risk_diff[start:stop], store.a_safe_n[start:stop], store.a_unsafe_n[start:stop]
+        found = risk.risk_diff_BLE, risk.a_safe_n_BLE, risk.a_unsafe_n_BLE
+        masks_BLE = store.masks[start:stop]
+        expected_BLE = masks_by(store, batches, store.rule).masks_BLE if from_counts else masks_BLE
+        for index in batches:
+            row = index - start
+            info = store.batches[index]
+            lines.append(
+                {
+                    "batch": index,
+                    "id": info.id,
+                    "category": info.category,
+                    "rates": all(a[row].tobytes() == b[row].tobytes() for a, b in zip(stored, found, strict=True)),
+                    "mask": bool((masks_BLE[row] == expected_BLE[row]).all()) if from_counts else None,
+                    "mask_hash": info.mask_hash == mask_hash(expected_BLE[row]),
+                }
+            )
+    table = pd.DataFrame(lines)
+    wrong = table[["rates", "mask", "mask_hash"]].isin([False]).any(axis=1)
+    facts = {
+        "store": str(store.path),
+        "batches": len(table),
+        "masks_computed": from_counts,
+        "batches_that_differ": int(wrong.sum()),
+        "same": not wrong.any(),
+    }
+    return View(facts, {"batches that differ": table[wrong].reset_index(drop=True), "batches": table})
+
+
+def check(store: MaskStore) -> View:
+    """Every array compared with the digest that was written, whatever the store's size.
+
+    Raises:
+        UserError: the store is damaged.
+    """
+    store.check()
+    return View({"store": str(store.path), "digest": store.digest, "intact": True}, {"arrays": store.arrays})
+
+
+def _difference(
+    store: MaskStore, index: int, mask_LE: np.ndarray, other_LE: np.ndarray
+) -> tuple[tuple[Any, ...], pd.DataFrame]:
+    layers, experts = np.nonzero(mask_LE != other_LE)
+    table = pd.DataFrame(
+        {
+            "batch": np.full(len(layers), index),
+            "layer": layers,
+            "expert": experts,
+            "Layer_Expert": expert_names(layers, experts),
+            "in_first": mask_LE[layers, experts],
+            "in_second": other_LE[layers, experts],
+        }
+    )
+    counts = [int((a & b).sum()) for a, b in ((mask_LE, other_LE), (mask_LE, ~other_LE), (~mask_LE, other_LE))]
+    either = sum(counts)
+    # Of two empty masks too: here it says how alike they are.
+    jaccard = counts[0] / either if either else 1.0
+    return (index, store.batch_ids[index], store.categories[index], *counts, jaccard), table

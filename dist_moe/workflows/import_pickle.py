@@ -1,0 +1,72 @@
+"""Older pickles to today's files: what `dist-moe import` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from dist_moe.errors import UserError
+from dist_moe.risk.select import SelectionRule
+from dist_moe.store import MaskStore, write_store
+from dist_moe.store.pickles.convert import store_contents
+from dist_moe.store.pickles.older import Older, read_older
+from dist_moe.workflows.console import Say
+
+TABLES = (".parquet", ".csv")
+
+
+def import_pickle(
+    path: Path, out: Path | None, say: Say, *, table: str | None, threshold: float | None, top_k: int | None
+) -> int:
+    """Say what an older pickle is and how it was made, and write it as a table or a mask store.
+
+    Args:
+        path: the pickle; nothing in it is run.
+        out: NAME.parquet or NAME.csv for a table, NAME.zarr for a mask store; None writes nothing.
+        say: prints a line.
+        table: "experts" (each batch's list) or "risk" (all experts); None: the first that there is.
+        threshold: of the selection rule of a mask store, as is top_k.
+        top_k: see threshold.
+
+    Raises:
+        UserError: the file is refused or unknown, has not what was asked for, or `out` exists.
+    """
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists: choose another path or remove it")
+    if out is not None and out.suffix not in (*TABLES, ".zarr"):
+        raise UserError(f"{out}: expected a name that ends in .parquet, .csv or .zarr")
+    older = read_older(path)
+    for finding in older.findings:
+        say(f"{path.name}: {finding}")
+    if out is None:
+        return 0
+    if out.suffix == ".zarr":
+        if threshold is None or top_k is None:
+            raise UserError("a mask store needs the rule that selects its experts: give --threshold and --top-k")
+        contents = store_contents(older, SelectionRule(threshold=threshold, top_k=top_k))
+        write_store(out, contents)
+        store = MaskStore.open(out)
+        selected = [set(store.unsafe_experts(batch)) for batch in range(len(store.masks))]
+        same = sum(now == set(before) for now, before in zip(selected, older.batches, strict=False))
+        say(f"{out}: {len(selected)} batches, masks selected anew from the counts; {same} are as in the file")
+        return 0
+    chosen = _table(older, table)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".csv":
+        chosen.to_csv(out, index=False)
+    else:
+        chosen.to_parquet(out, index=False)
+    say(f"{out}: {len(chosen)} lines")
+    return 0
+
+
+def _table(older: Older, name: str | None) -> pd.DataFrame:
+    tables = {"experts": older.experts if older.batches else None, "risk": older.table}
+    there = [key for key, table in tables.items() if table is not None]
+    if not there:
+        raise UserError(f"{older.path} has no table: write a mask store (--out NAME.zarr)")
+    chosen = tables[name or there[0]]
+    if chosen is None:
+        raise UserError(f"{older.path} has no table {name}: expected --table {' or '.join(there)}")
+    return chosen

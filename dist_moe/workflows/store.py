@@ -1,0 +1,83 @@
+"""Mask stores as wholes: what `dist-moe store check|repair|merge|diff` run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dist_moe.errors import UserError
+from dist_moe.store import MaskStore, views
+from dist_moe.store.merge import merge
+from dist_moe.store.repair import repair
+from dist_moe.workflows.console import Say
+
+
+def check_stores(places: Sequence[str], say: Say) -> int:
+    """Compare every file with its digest; 0 if all stores are whole, 1 if one is damaged or incomplete.
+
+    Raises:
+        UserError: there is no mask store at one of the places.
+    """
+    status = 0
+    for place in places:
+        try:
+            store = MaskStore.open(place)
+        except UserError as error:
+            if not any(words in str(error) for words in (" is damaged: ", " is incomplete, ")):
+                raise
+            say(str(error))
+            status = 1
+            continue
+        damage = store.damage()
+        for each in damage:
+            say(f"{place}: array {each.array}: {each.file} {each.how}")
+        if damage:
+            status = 1
+            say(f"{place} is damaged: {len(damage)} files; dist-moe store repair {place} restores what can be")
+        else:
+            say(f"{place} is whole: {len(store.batch_ids)} batches, digest {store.digest}")
+    return status
+
+
+def repair_store(place: Path, out: Path | None, say: Say) -> int:
+    """Restore a damaged store as a new one; 0 if it is whole after that.
+
+    Raises:
+        UserError: something is lost for good, or `out` exists.
+    """
+    store = MaskStore.open(place)
+    out = out or place.with_name(f"{place.name}.repaired")
+    if not store.damage():
+        say(f"{place} is whole: there is nothing to repair")
+        return 0
+    done = repair(store, out)
+    for each in done.damage:
+        say(f"array {each.array}: {each.file} {each.how}")
+    if done.recomputed:
+        say(f"Computed from the prompt counts: {', '.join(done.recomputed)}")
+    proof = "every byte is as it was written" if done.exact else "its digest is another: another version wrote it"
+    say(f"{out} is whole ({proof}); {place} is as it was")
+    return 0
+
+
+def merge_stores(places: Sequence[str], out: Path, say: Say) -> int:
+    """Join stores with parts of one analysis.
+
+    Raises:
+        UserError: they are not parts of one analysis, or `out` exists.
+    """
+    merge([MaskStore.open(place) for place in places], out)
+    store = MaskStore.open(out)
+    say(f"{out}: {len(store.batch_ids)} batches of {len(places)} stores, digest {store.digest}")
+    return 0
+
+
+def diff_stores(first: str, second: str, say: Say, *, as_json: bool) -> int:
+    """Say in what two stores differ; 0 if in nothing, else 1.
+
+    Raises:
+        UserError: one is no whole store, or they are of different models.
+    """
+    view = views.diff(MaskStore.open(first), MaskStore.open(second))
+    say(views.as_json(view) if as_json else views.as_text(view))
+    return 0 if view.facts["same"] else 1

@@ -1,0 +1,94 @@
+"""What `dist-moe analyze` says of its own selection, and keeps of it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from dist_moe.cli.main import main
+from dist_moe.store.read import MaskStore
+from tests.checkpoint import write_jsonl
+from tests.cli.conftest import new_run
+
+B_L_E = {"macro_risk_diff", "interval_low", "interval_high", "p_value", "family_p_value", "q_value", "stability"}
+FEW = ["--analysis.statistics.permutations", "300", "--analysis.statistics.resamples", "50"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return new_run(tmp_path_factory.mktemp("statistics"))
+
+
+def analyze(run, capsys, *arguments):
+    """What it printed, and the store."""
+    assert main(["analyze", "--config", str(run.config), "--overwrite", *FEW, *arguments]) == 0
+    return capsys.readouterr().out, MaskStore.open(run.masks)
+
+
+def test_report_shows_how_sure_each_number_is(run, capsys):
+    printed, store = analyze(run, capsys)
+    values = {name: rows[:] for name, rows in store.statistics.items()}
+    assert set(values) == B_L_E | {"shrunk_risk_diff", "smallest_p_value", "null_mean", "null_high"}
+    tops = re.findall(r"Layer_Expert +risk_diff +interval +q_value +stability +a_safe_n +a_unsafe_n", printed)
+    assert len(tops) == 3
+    weak = 0
+    for batch in store.batches:
+        mean, high = values["null_mean"][batch.index], values["null_high"][batch.index]
+        line = (
+            f"  Batch {batch.index} ({batch.category}): {batch.num_unsafe_experts} (permuted labels: mean {mean:.1f}, "
+        )
+        line += f"95 % quantile {high:.0f})"
+        not_above = batch.num_unsafe_experts <= high
+        assert line + (" NOT ABOVE CHANCE" if not_above else "") + "\n" in printed
+        weak += not_above
+        layer, expert = store.unsafe_experts(batch.index)[0]
+        place = batch.index, layer, expert
+        low, high = values["interval_low"][place], values["interval_high"][place]
+        shown = f"[{low:.4f}, {high:.4f}] +{values['q_value'][place]:.4f} +{values['stability'][place]:.2f} "
+        assert re.search(re.escape(shown).replace(r"\ \+", " +"), printed)
+    assert (f"WARNING: {weak} of 2 batches select no more" in printed) == (weak > 0)
+    assert re.search(r"Experts in the union of n batches .*: 1: \d+ \(\d+ to \d+\), 2: \d+", printed)
+
+
+def test_the_same_seed_gives_the_same_store_and_another_does_not(run, capsys):
+    first, store = analyze(run, capsys)
+    digest = store.digest
+    again, store = analyze(run, capsys)
+    assert (again, store.digest) == (first, digest)
+
+
+def test_masks_do_not_depend_on_the_statistics(run, capsys):
+    masks_BLE = analyze(run, capsys)[1].masks[:]
+    printed, store = analyze(run, capsys, "--analysis.statistics.permutations", "0")
+    assert (store.masks[:] == masks_BLE).all()
+    assert not store.statistics
+    assert "q_value" not in printed
+    assert "  Batch 0 (hacking): " in printed
+
+
+def test_the_rule_and_its_parameters_are_stored(run, capsys):
+    arguments = ["--analysis.rule", "significant", "--analysis.alpha", "0.9", "--analysis.correction", "family"]
+    store = analyze(run, capsys, *arguments)[1]
+    assert (store.rule.name, store.rule.alpha, store.rule.correction) == ("significant", 0.9, "family")
+    values = {name: rows[:] for name, rows in store.statistics.items()}
+    expected_BLE = (values["family_p_value"] <= np.float32(0.9)) & (store.risk_diff[:] > 0)
+    assert (store.masks[:] == expected_BLE).all()
+
+
+def test_significant_without_tests_is_refused(run, capsys):
+    arguments = ["--overwrite", "--analysis.rule", "significant", "--analysis.statistics.permutations", "0"]
+    assert main(["analyze", "--config", str(run.config), *arguments]) == 2
+    assert "analysis.statistics.permutations is 0" in capsys.readouterr().err
+
+
+def test_pairs_are_tested_as_pairs(run, tmp_path, capsys):
+    rows = [json.loads(line) for line in run.data.read_text().splitlines()]
+    for number, row in enumerate(row for row in rows if row["label"] == "safe"):
+        row["pair_id"] = number
+    for number, row in enumerate(row for row in rows if row["label"] == "unsafe"):
+        row["pair_id"] = number
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    printed, store = analyze(run, capsys, "--data.paths", str(data))
+    assert store.statistics["smallest_p_value"][:].tolist() == [2.0**-8, 2.0**-8]
+    assert "Smallest p that a batch's labels can give: 0.0039 to 0.0039" in printed

@@ -1,0 +1,96 @@
+"""`dist-moe store ...` as a person types it: what is printed, what is written, and the status."""
+
+import pytest
+
+from dist_moe.cli.main import main
+from dist_moe.store import MaskStore, StoreWriter, write_store
+from tests.unit.store.example import example_contents, tiled_contents, write_example
+from tests.unit.store.killed_writers import visible
+from tests.unit.store.test_merge import part
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        status = main(["store", *map(str, arguments)])
+        said = capsys.readouterr()
+        assert said.err.count("\n") == (status == 2)
+        return status, said.out + said.err
+
+    return run
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write_example(tmp_path / "masks.zarr")
+
+
+def hurt(path):
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+
+
+def test_check(store, run, tmp_path):
+    digest = MaskStore.open(store).digest
+    assert run("check", store) == (0, f"{store} is whole: 3 batches, digest {digest}\n")
+    hurt(store / "masks" / "c" / "0" / "0" / "0")
+    other = write_example(tmp_path / "other.zarr")
+    status, text = run("check", store, other)
+    assert status == 1
+    assert f"{store}: array masks: c/0/0/0 is not as it was written" in text
+    assert f"{store} is damaged: 1 files; dist-moe store repair {store}" in text
+    assert f"{other} is whole" in text
+
+
+def test_check_of_what_is_not_finished(run, tmp_path):
+    StoreWriter(tmp_path / "begun.zarr", example_contents().plan)
+    status, text = run("check", tmp_path / "begun.zarr")
+    assert status == 1
+    assert "is incomplete, its writing was stopped: run the analysis again" in text
+
+
+def test_check_of_nothing(run, tmp_path):
+    status, text = run("check", tmp_path / "nothing.zarr")
+    assert status == 2
+    assert text.startswith(f"dist-moe: error: no mask store at {tmp_path}/nothing.zarr")
+
+
+def test_repair(store, run, tmp_path):
+    expected = visible(store)
+    assert run("repair", store) == (0, f"{store} is whole: there is nothing to repair\n")
+    hurt(store / "masks" / "c" / "0" / "0" / "0")
+    status, text = run("repair", store)
+    assert status == 0
+    assert "Computed from the prompt counts: masks" in text
+    assert f"{store}.repaired is whole (every byte is as it was written); {store} is as it was" in text
+    assert visible(tmp_path / "masks.zarr.repaired") == expected
+    assert run("repair", store, "--out", tmp_path / "masks.zarr.repaired")[0] == 2
+    hurt(store / "prompt_counts" / "c" / "0" / "0" / "0" / "0")
+    status, text = run("repair", store, "--out", tmp_path / "again.zarr")
+    assert status == 2
+    assert "cannot be repaired: prompt_counts cannot be computed from the rest" in text
+
+
+def test_merge(run, tmp_path):
+    contents = tiled_contents(4)
+    write_store(tmp_path / "whole.zarr", contents)
+    for start, stop in ((0, 5), (5, 12)):
+        write_store(tmp_path / f"{start}.zarr", part(contents, start, stop))
+    status, text = run("merge", tmp_path / "5.zarr", tmp_path / "0.zarr", "--out", tmp_path / "merged.zarr")
+    assert status == 0
+    assert "merged.zarr: 12 batches of 2 stores, digest" in text
+    assert visible(tmp_path / "merged.zarr") == visible(tmp_path / "whole.zarr")
+    assert run("merge", tmp_path / "5.zarr", "--out", tmp_path / "other.zarr") == (
+        2,
+        "dist-moe: error: batches 0 to 4 of 12 are in none of the stores\n",
+    )
+
+
+def test_diff(store, run, tmp_path):
+    assert run("diff", store, store)[0] == 0
+    write_store(tmp_path / "other.zarr", example_contents(top_k=1))
+    status, text = run("diff", store, tmp_path / "other.zarr")
+    assert status == 1
+    assert "selection_rule.top_k" in text
+    assert "L01_E03" in text
+    status, text = run("diff", store, tmp_path / "nothing.zarr", "--json")
+    assert status == 2

@@ -1,0 +1,32 @@
+"""Routing counts of several ranks are the integers of one process, whatever is counted."""
+
+import pytest
+import torch
+
+from dist_moe.analysis.collect import count_rows
+from dist_moe.analysis.generate import Sampling
+from dist_moe.moe.model import adopt
+from dist_moe.parallel.comm import SoloComm
+from tests.ranks.harness import run_ranks
+from tests.ranks.test_training import batch_rows
+from tests.tiny import tiny_model
+
+SAMPLED = Sampling(max_new_tokens=6, temperature=1.0, seed=2, eos_ids=(5, 9))
+WAYS = ("prompt", "completion", "all", SAMPLED)
+
+
+def count_all(comm):
+    model = adopt(tiny_model("qwen3_moe"), SoloComm(comm.device))
+    settings = {"micro_batch_tokens": 60, "pad_id": 0, "comm": comm}
+    counts = [count_rows(model, batch_rows(0, 9), tokens=tokens, **settings) for tokens in WAYS]
+    return [(c.counts_PLE, c.tokens_P) for c in counts]
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_counts_of_ranks_are_those_of_one(num_ranks):
+    expected = count_all(SoloComm(torch.device("cpu")))
+    assert all(counts.any() for counts, _ in expected)
+    for answer in run_ranks(num_ranks, count_all):
+        for (counts, tokens), (right, right_tokens) in zip(answer, expected, strict=True):
+            assert (counts == right).all()
+            assert (tokens == right_tokens).all()

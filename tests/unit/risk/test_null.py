@@ -1,0 +1,44 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dist_moe.risk.labelings import labelings
+from dist_moe.risk.null import null_count
+from dist_moe.risk.select import SelectionRule, unsafe_experts
+from tests.unit.risk.prompts import batch_of, slow_risk_diff
+
+RULE = SelectionRule(threshold=0.05, top_k=6)
+
+
+def test_the_rule_on_permuted_labels():
+    batch = batch_of(0)
+    labels_NP, _ = labelings(batch.unsafe_P, batch.strata_P, 40, batch.generator("null"))
+    numbers = []
+    for labels_P in labels_NP:
+        diff_LE = slow_risk_diff(batch.counts, labels_P, range(16), "micro")
+        numbers.append(len(unsafe_experts(diff_LE, 0.05, 6)))
+    found = null_count(batch, RULE, 40)
+    assert found.mean == np.mean(numbers)
+    assert found.high == sorted(numbers)[37]  # at most 5 % of the 40 are above
+    assert len(set(numbers)) > 1
+
+
+@pytest.mark.parametrize("name", ["random", "random_matched", "load", "lowest"])
+def test_controls_have_the_null_of_what_they_imitate(name):
+    assert null_count(batch_of(0), replace(RULE, name=name), 20) == null_count(batch_of(0), RULE, 20)
+
+
+@pytest.mark.parametrize("name", ["budget_per_layer", "steermoe"])
+def test_a_fixed_number_has_no_null(name):
+    assert null_count(batch_of(0), replace(RULE, name=name), 20) is None
+
+
+def test_family_wise_significance_finds_next_to_nothing_by_chance():
+    rule = replace(RULE, name="significant", correction="family")
+    assert null_count(batch_of(0), rule, 20).mean < 0.5 < null_count(batch_of(0), RULE, 20).mean
+
+
+@pytest.mark.parametrize("name", ["stable", "esft_token"])
+def test_every_other_rule_has_a_null(name):
+    assert null_count(batch_of(0), replace(RULE, name=name), 5).mean > 0

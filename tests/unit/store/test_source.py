@@ -1,0 +1,66 @@
+"""Stores behind a URL, read with fsspec; here from its file system in memory."""
+
+import fsspec
+import numpy as np
+import pytest
+
+from dist_moe.errors import UserError
+from dist_moe.store import MaskStore
+from tests.unit.store.example import example_contents, write_example
+from tests.unit.store.version_1 import write_version_1
+
+URL = "memory://bucket/masks.zarr"
+
+
+@pytest.fixture(params=["version 1", "version 2"])
+def url(tmp_path, request):
+    if request.param == "version 1":
+        path = write_version_1(tmp_path / "masks.zarr", example_contents())
+    else:
+        path = write_example(tmp_path / "masks.zarr")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(path), "/bucket/masks.zarr", recursive=True)
+    yield URL
+    memory.rm("/bucket", recursive=True)
+
+
+def test_a_url_is_read_as_a_path(url):
+    store = MaskStore.open(url)
+    contents = example_contents()
+    assert store.path == URL
+    np.testing.assert_array_equal(store.masks[1], contents.masks.masks_BLE[1])
+    assert store.prompt_counts[:].tobytes() == contents.counts.counts_PLE.astype(np.int32).tobytes()
+    assert store.batch_ids == contents.batch_ids
+    store.check()
+
+
+def test_damage_behind_a_url(url):
+    memory = fsspec.filesystem("memory")
+    (key,) = (key for key in memory.find("/bucket/masks.zarr/risk_diff/c"))
+    whole = memory.cat_file(key)
+    store = MaskStore.open(url)
+    memory.pipe_file(key, whole[:-1])
+    with pytest.raises(UserError, match=f"{URL} is damaged: array risk_diff is not as it was written"):
+        store.check()
+    memory.rm(key)
+    with pytest.raises(UserError, match="array risk_diff is not as it was written"):
+        MaskStore.open(url).risk_diff[0]
+    memory.pipe_file(key, whole)
+    memory.pipe_file(key[:-1] + "9", b"")
+    with pytest.raises(UserError, match="array risk_diff is not as it was written"):
+        MaskStore.open(url).check()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://nowhere/masks.zarr", "no mask store at memory://nowhere/masks.zarr"),
+        ("nosuch://bucket/masks.zarr", "cannot read nosuch://bucket/masks.zarr: Protocol not known: nosuch"),
+        ("s3://bucket/masks.zarr", "cannot read s3://bucket/masks.zarr: Install s3fs to access S3"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_one_line(url, message):
+    with pytest.raises(UserError) as error:
+        MaskStore.open(url)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
