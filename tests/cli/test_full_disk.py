@@ -34,8 +34,8 @@ for limits, arguments, log in json.loads(sys.argv[2]):
 
 EVERY_2 = ("--checkpoint.every", "2")
 CASES = {
-    # an index of a checkpoint has some 2,000 bytes, a line of metrics 400, a rank's part of a checkpoint 100,000
-    "first-checkpoint": ({"rank": 0, "bytes": 1100}, EVERY_2, "step-00000000"),
+    # bytes: the resolved configuration 1,300, a checkpoint's index 1,600, a line of metrics 400, a rank's part 100,000
+    "first-checkpoint": ({"rank": 0, "bytes": 1450}, EVERY_2, "first-checkpoint"),
     "metrics": ({"rank": 0, "bytes": 4000}, (), "metrics.jsonl"),
     "first-rank": ({"rank": 0, "bytes": 20000}, EVERY_2, "experts-00000.safetensors"),
     "second-rank": ({"rank": 1, "bytes": 20000}, EVERY_2, "experts-00001.safetensors"),

@@ -29,7 +29,7 @@ class Job:
     @property
     def epochs(self) -> int:
         """Of two steps: enough that the run is not at its end before the last signal."""
-        return 5 + 2 * self.kills
+        return 5 + 3 * self.kills
 
     def arguments(self, run_dir: Path) -> list[str]:
         settings = ("--train.epochs", str(self.epochs), "--checkpoint.every", "2", *self.settings)
@@ -64,7 +64,8 @@ def kill_again_and_again(job: Job, arguments: list[str], run_dir: Path, seed: in
             time.sleep(moments.uniform(0, set_up))
         else:
             running.wait_until(_steps_more(run_dir, 1))
-            running.wait_until(lambda: any((run_dir / "checkpoints").glob(".step-*.partial-*")))
+            missed = _steps_more(run_dir, 3)  # a write may be too short to be seen
+            running.wait_until(lambda m=missed: m() or any((run_dir / "checkpoints").glob(".step-*.partial-*")))
             time.sleep(moments.uniform(0, 0.004))
         if running.ended():
             _finish(running)

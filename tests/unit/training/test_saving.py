@@ -22,10 +22,11 @@ def saver(root, *, asynchronous):
     state = ExpertState(**parts, step=torch.tensor(1.0))
     return CheckpointSaver(
         root=root,
-        optimizer=SimpleNamespace(expert_state={(0, 3): state}),
+        optimizer=SimpleNamespace(expert_state={(0, 3): state}, state_bytes=48),
         schedule=SimpleNamespace(state_dict=lambda: {"last_epoch": 1, "_last_lr": [0.5]}),
         comm=SoloComm(torch.device("cpu")),
         facts={"seed": 0},
+        layout=checkpoint.Layout("local", 1, 1, "p"),
         keep=2,
         asynchronous=asynchronous,
     )
