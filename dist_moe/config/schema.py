@@ -160,6 +160,8 @@ class ParallelConfig:
     ep_size: Count | None = None
     """Ranks that share one replica's experts (expert parallelism); default: all. Must divide the number of ranks, need
     not divide that of experts. With several replicas, too, an expert's optimizer state is on one rank of the job."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """cpu: optimizer state lives in CPU memory, and steps there; gradients go there and new weights come back."""
     placement: Literal["balanced", "contiguous"] = "balanced"
     """How training splits each layer's experts over ranks. balanced: the same number of trained experts on each rank,
     and each batch's on as many ranks as possible. contiguous: equal runs in the order of the experts."""

@@ -54,7 +54,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_norm: float = 0.0,
+        state_device: torch.device | None = None,
     ) -> None:
+        """`mesh`: who else has these experts. `state_device`: where state lives and steps; None: beside the weights."""
         device = mesh.world.device
         placeholder = torch.zeros(1, device=device)
         super().__init__([placeholder], {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
@@ -62,7 +64,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         held = [(layer.index, expert) for layer in layers for expert in layer.local if union_LE[layer.index, expert]]
         self.replica_of = dict(zip(held, state_replicas(len(held), mesh.replicas.size), strict=True))
         self.expert_state = {
-            key: _new_state(layers[key[0]], key[1])
+            key: _new_state(layers[key[0]], key[1], state_device or device)
             for key, replica in self.replica_of.items()
             if replica == mesh.replicas.rank
         }
@@ -160,7 +162,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         group = self.param_groups[0]
         adamw(
             [s.master for s in states],
-            grads,
+            [grad.to(s.master.device) for grad, s in zip(grads, states, strict=True)],
             [s.exp_avg for s in states],
             [s.exp_avg_sq for s in states],
             [],
@@ -179,8 +181,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         """Nothing to do: `begin` makes the gradient buffer of a batch."""
 
 
-def _new_state(layer: ExpertLayer, expert: int) -> ExpertState:
-    master = torch.cat([weight.reshape(-1) for weight in layer.row(expert).values()]).float()
+def _new_state(layer: ExpertLayer, expert: int, device: torch.device) -> ExpertState:
+    master = torch.cat([weight.reshape(-1) for weight in layer.row(expert).values()]).to(device, torch.float32)
     return ExpertState(
         master, torch.zeros_like(master), torch.zeros_like(master), torch.zeros((), device=master.device)
     )

@@ -80,7 +80,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     for line in (*plan.describe(), *_per_batch(store)):
         say(line)
     num_steps = len(store.batches) * config.train.epochs
-    optimizer = _optimizer(config.train, model, plan, mesh)
+    optimizer = _optimizer(config, model, plan, mesh)
     schedule = _schedule(config.train, optimizer, num_steps)
     split = Split.of(config.batches.batch_size, comm.size, config.train.micro_batch_size)
     engine = build_engine(
@@ -160,7 +160,8 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
 
 
-def _optimizer(train: TrainConfig, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> SelectiveAdamW:
+def _optimizer(config: Config, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> SelectiveAdamW:
+    train = config.train
     return SelectiveAdamW(
         model.layers,
         torch.from_numpy(plan.union_LE),
@@ -170,6 +171,7 @@ def _optimizer(train: TrainConfig, model: MoEModel, plan: FreezePlan, mesh: Mesh
         eps=train.eps,
         weight_decay=train.weight_decay,
         max_norm=train.max_norm,
+        state_device=torch.device("cpu") if config.parallel.offload_optimizer == "cpu" else None,
     )
 
 

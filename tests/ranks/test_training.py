@@ -1,9 +1,11 @@
 """N ranks on DeepSpeed equal one plain process, and not one bit moves outside a batch's mask."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from dist_moe.data.tokens import Encoded
@@ -41,6 +43,7 @@ class Case:
     engine: str = "deepspeed"
     scope: str = "all"
     zero: int = 0
+    dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
         """What differs from the first case."""
@@ -85,6 +88,9 @@ CASES = [
     Case(ep_size=2, family="deepseek_v3", engine="fsdp", placement="balanced", micro_batch_size=1),
     Case(ep_size=2, family="gpt_oss", placement="3 + 5", mode="update", micro_batch_size=1),
     Case(ep_size=1, family="mixtral", masks="adversarial", mode="update"),
+    # bfloat16 weights, float32 gradients and state
+    Case(dtype=torch.bfloat16, engine="fsdp", ep_size=1, mode="update", micro_batch_size=2),
+    Case(dtype=torch.bfloat16, ep_size=2, family="gpt_oss", mode="update", placement="balanced"),
     Case(ep_size=2, family="mixtral", zero=3, masks="adversarial", mode="update", checkpointing=True),
 ]
 
@@ -156,6 +162,33 @@ def replicas_differ(mesh, layers):
     return int((everyones != mine).sum())
 
 
+COLLECTIVES = ("all_reduce", "all_to_all_single", "all_gather_object", "barrier", "broadcast")
+
+
+@contextmanager
+def collectives_of(optimizer):
+    """How many collectives each of the optimizer's steps takes; one without any is not counted."""
+    numbers, step = [], optimizer.step
+
+    def counted(function):
+        def call(*args, **kwargs):
+            numbers[-1] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    def counted_step():
+        numbers.append(0)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in COLLECTIVES:
+                patch.setattr(dist, name, counted(getattr(dist, name)))
+            step()
+
+    optimizer.step = counted_step
+    yield numbers
+    optimizer.step = step
+
+
 def train_cases(comm, cases):
     """Run cases on this rank: per case the losses, norms, mask hashes, leaks outside the mask, and final weights."""
     return [train_case(comm, case) for case in cases]
@@ -164,7 +197,7 @@ def train_cases(comm, cases):
 def train_case(comm, case):
     masks = masks_of(case)
     mesh = Mesh.of(comm, case.ep_size)
-    model = adopt(tiny_model(case.family), mesh.ep, placement_of(case, mesh.ep.size))
+    model = adopt(tiny_model(case.family, case.dtype), mesh.ep, placement_of(case, mesh.ep.size))
     if case.checkpointing:
         model.checkpoint_activations()
     optimizer = SelectiveAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
@@ -188,11 +221,13 @@ def train_case(comm, case):
         return RoutePlan(routable(mask), scope=case.scope) if case.mode == "route" else None
 
     step = MaskedStep(model, optimizer, engine, comm, plan_of)
-    results, leaks, moved = [], [], 0
+    results, leaks, moved, collectives = [], [], 0, []
     for i, mask in enumerate(masks):
         before = snapshot(model.layers, optimizer)
         micro_batches = split.local(batch_rows(i, case.rows), comm.rank, pad_id=0)
-        results.append(step(mask, mask_hash(mask.numpy()), micro_batches))
+        with collectives_of(optimizer) as numbers:
+            results.append(step(mask, mask_hash(mask.numpy()), micro_batches))
+        collectives += numbers
         after = snapshot(model.layers, optimizer)
         changed = {key for key in before if not torch.equal(before[key], after[key])}
         leaks += [key for key in changed if not mask[key[:2]]]
@@ -203,10 +238,11 @@ def train_case(comm, case):
         "norms": [r.grad_norm for r in results],
         "stepped": [r.num_stepped for r in results],
         "hashes": [r.mask_hash for r in results],
+        "collectives": collectives,
         "replicas_differ": replicas_differ(mesh, model.layers),
         "leaks": leaks,
         "moved": moved,
-        "weights": {key: weight.numpy() for key, weight in weights.items()},
+        "weights": {key: weight.float().numpy() for key, weight in weights.items()},
         "state_owner": sorted(optimizer.expert_state),
         "dense_bytes": sum(_local(parameter).nbytes for parameter in model.module.parameters()),
         "gathered_bytes": sum(p.nbytes for p in model.module.parameters() if hasattr(p, "ds_tensor")),
@@ -243,23 +279,31 @@ def ranks():
     return answers
 
 
+CLOSE = {torch.float32: (1e-5, 1e-5, 1e-5), torch.bfloat16: (0.015, 0.01, 4e-4)}
+"""Loss and norm; a weight; the mean over weights, which move by 0.0015 in the mean. bfloat16, too, is compared with a
+float32 model: routing and small gradients differ here and there."""
+
+
 @each_run
 def test_equals_plain_transformers_and_torch_adamw(ranks, num_ranks, number):
     case, answers = CASES[number], ranks(num_ranks, number)
+    close, close_weight, close_mean = CLOSE[case.dtype]
     reference = Reference(case.family, case.mode, case.scope)
     for i, mask in enumerate(masks_of(case)):
         loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
         for answer in answers:
-            assert answer["losses"][i] == pytest.approx(loss, abs=1e-5)
-            assert answer["norms"][i] == pytest.approx(norm, abs=1e-5)
+            assert answer["losses"][i] == pytest.approx(loss, abs=close)
+            assert answer["norms"][i] == pytest.approx(norm, abs=close)
             assert answer["hashes"][i] == mask_hash(mask.numpy())
     expected = reference.weights()
     held = [key for answer in answers for key in answer["weights"]]
     num_replicas = num_ranks // (case.ep_size or num_ranks)
     assert sorted(held) == sorted([*expected] * num_replicas)
     for answer in answers:
-        for key, weight in answer["weights"].items():
-            torch.testing.assert_close(torch.from_numpy(weight), expected[key], rtol=0, atol=1e-5)
+        weights = {key: torch.from_numpy(weight) for key, weight in answer["weights"].items()}
+        for key, weight in weights.items():
+            torch.testing.assert_close(weight, expected[key], rtol=0, atol=close_weight)
+        assert torch.stack([(w - expected[key]).abs().mean() for key, w in weights.items()]).mean() <= close_mean
 
 
 @each_run
@@ -282,6 +326,13 @@ def test_optimizer_state_is_on_the_one_rank_that_holds_the_expert(ranks):
 def test_of_all_replicas_one_rank_owns_an_experts_state(ranks, num_ranks, number):
     owned = [tuple(key) for answer in ranks(num_ranks, number) for key in answer["state_owner"]]
     assert sorted(owned) == [tuple(pair) for pair in torch.nonzero(masks_of(CASES[number]).any(0)).tolist()]
+
+
+@pytest.mark.parametrize(("num_ranks", "number"), [run for run in RUNS if run[0] > 1])
+def test_an_optimizer_step_takes_the_same_collectives_whatever_the_mask(ranks, num_ranks, number):
+    num_replicas = num_ranks // (CASES[number].ep_size or num_ranks)
+    for answer in ranks(num_ranks, number):
+        assert answer["collectives"] == [3 if num_replicas > 1 else 1] * STEPS
 
 
 @each_run

@@ -151,3 +151,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     with pytest.raises(UserError, match="gradient norm is nan"):
         optimizer.step()
     assert not changed_experts(before, snapshot(layers, optimizer))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="weights and state are on two devices only with a GPU")
+def test_state_on_the_cpu_beside_weights_on_a_gpu():
+    gpu = SoloComm(torch.device("cuda"))
+    layers, masks = adopt(tiny_model("qwen3_moe"), gpu).layers, random_masks(STEPS)
+    optimizer = SelectiveAdamW(layers, masks.any(0), Mesh.one_replica(gpu), **SETTINGS, state_device=CPU.device)
+    expected = SelectiveAdamW(adopt(tiny_model("qwen3_moe"), CPU).layers, masks.any(0), MESH, **SETTINGS)
+    for step, mask in enumerate(masks):
+        run_step(layers, optimizer, mask, step)
+        run_step(expected.layers, expected, mask, step)
+    for key, state in optimizer.expert_state.items():
+        assert state.master.device.type == state.exp_avg.device.type == "cpu"
+        torch.testing.assert_close(state.master, expected.expert_state[key].master, rtol=0, atol=1e-6)
+        for name, row in layers[key[0]].row(key[1]).items():
+            assert row.device.type == "cuda"
+            assert torch.equal(row.cpu(), layers[key[0]].layout.views(state.master)[name])
