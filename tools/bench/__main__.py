@@ -15,6 +15,7 @@ agree on what they compute. Rows:
             experts with torch's AdamW (<= 1.00), and the usual way: whole expert tensors, gradients times the mask,
             torch's AdamW; with the peak memory of each, measured in a process of its own
 - tap       a forward pass with counting against one without (<= 1.02)
+- permutation   the labels of a batch of 16 prompts permuted, for all experts at once, against a loop over labelings
 - store     a mask store as an analysis writes it, and one with 100,000 masks: writing, bits a mask cell (<= 1.1), files
             (hundreds), opening it and reading one batch's mask with no page of it in memory (<= 5 ms)
 """
@@ -29,6 +30,7 @@ import torch
 import tyro
 
 from tools.bench.experts import bench_experts
+from tools.bench.permutation import bench_permutation
 from tools.bench.setup import SMALL, Mode, Options, Setup
 from tools.bench.step import bench_step
 from tools.bench.store import bench_store
@@ -49,6 +51,8 @@ def measure_all(options: Options) -> tuple[list[Comparison], list[Fact]]:
         facts += step_facts
     if "tap" in options.rows:
         comparisons += bench_tap(setup)
+    if "permutation" in options.rows:
+        comparisons += bench_permutation(options)
     if "store" in options.rows:
         facts += bench_store(options)
     return comparisons, facts

@@ -21,7 +21,7 @@ from dist_moe.training.optimizer import SelectiveAdamW
 from tools.bench.timing import Comparison, Contender, measure
 
 Mode = Literal["update", "route"]
-Row = Literal["experts", "step", "tap", "store"]
+Row = Literal["experts", "step", "tap", "permutation", "store"]
 
 BATCH_ROWS = 16
 LR, BETAS, EPS, MAX_NORM = 1e-5, (0.9, 0.999), 1e-8, 1.0
@@ -50,6 +50,8 @@ class Options:
     """Rounds of each comparison, after one to warm up."""
     threads: int | None = None
     """CPU threads; default: torch's own choice."""
+    permutations: int = 10_000
+    """Labelings in the permutation row."""
     store_shape: tuple[int, int, int] = (2000, 48, 128)
     """Batches, layers and experts of the mask store; the default needs 3.2 GiB of memory."""
     masks_shape: tuple[int, int, int] = (100_000, 48, 128)
@@ -66,6 +68,7 @@ SMALL = Options(
     share=0.2,
     batches=2,
     repetitions=3,
+    permutations=200,
     store_shape=(40, 4, 16),
     masks_shape=(200, 4, 16),
 )

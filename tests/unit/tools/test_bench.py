@@ -139,6 +139,7 @@ def test_small_run_prints_every_row() -> None:
             assert found == pytest.approx(share * weights / mebibyte, abs=0.06)
         assert f"gradients {4 * weights * 3 / 16 / mebibyte:.1f}," in lines[f"MiB, {mode}: ours"]
     assert lines["forward, counting / not counting"].endswith("(goal 1.02)")
+    assert "200 permutations of 16 x 6,144 / a loop over them" in lines
     assert 0 < float(lines["masks: bits a mask cell"].removeprefix("masks: bits a mask cell").split()[0]) < 20
     for name in ("store", "masks"):
         assert lines[f"{name}: files"].endswith("PASS (goal 999)")
