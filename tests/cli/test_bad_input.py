@@ -16,8 +16,11 @@ def files_under(path: Path) -> dict[str, int]:
     return {str(f.relative_to(path)): f.stat().st_mtime_ns for f in sorted(path.rglob("*")) if f.is_file()}
 
 
-def refused(capsys, root: Path, *argv: object) -> str:
-    """The one line that a refused command prints; nothing under `root` may change."""
+def refused(capsys, root: Path, *argv: object, counted: bool = False) -> str:
+    """The one line that a refused command prints; nothing under `root` may change.
+
+    What has been `counted` by then is kept, whole, for the next try.
+    """
     before = files_under(root)
     capsys.readouterr()
     assert main([str(a) for a in argv]) == 2
@@ -25,7 +28,10 @@ def refused(capsys, root: Path, *argv: object) -> str:
     errors = [line for line in lines if line.startswith("dist-moe: error: ")]
     assert len(errors) == 1
     assert lines[-1] == errors[0]
-    assert files_under(root) == before
+    new = {name: stamp for name, stamp in files_under(root).items() if name not in before}
+    assert {name: stamp for name, stamp in files_under(root).items() if name in before} == before
+    assert bool(new) == counted
+    assert all(name.startswith("run/counts/") for name in new)
     return errors[0]
 
 
@@ -65,16 +71,22 @@ def test_no_data_file(fresh, capsys):
 def test_an_arm_without_counted_tokens(fresh, capsys):
     rows = [{k: v for k, v in row.items() if k != "response"} for row in prompt_rows()]
     write_jsonl(fresh.data, rows)
-    line = refused(capsys, fresh.root, "analyze", "--config", fresh.config, "--analysis.tokens", "completion")
+    line = refused(
+        capsys, fresh.root, "analyze", "--config", fresh.config, "--analysis.tokens", "completion", counted=True
+    )
     assert "batch 0 (hacking" in line
     assert "safe prompts have no counted token" in line
     assert "analysis.tokens" in line
 
 
 def test_a_threshold_that_selects_nothing(fresh, capsys):
-    line = refused(capsys, fresh.root, "analyze", "--config", fresh.config, "--analysis.threshold", "0.99")
+    line = refused(
+        capsys, fresh.root, "analyze", "--config", fresh.config, "--analysis.threshold", "0.99", counted=True
+    )
     assert "analysis.threshold = 0.99" in line
     assert "largest" in line
+    assert main(["analyze", "--config", str(fresh.config)]) == 0
+    assert not (fresh.run_dir / "counts").exists()
 
 
 def test_no_configuration_file(fresh, capsys):
