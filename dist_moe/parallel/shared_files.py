@@ -66,9 +66,12 @@ def shared_directory(final: Path, comm: Comm) -> Iterator[Path]:
 
 
 def remove_partial(parent: Path, name: str = "*") -> None:
-    """Remove what dead jobs have left of a directory `name` in `parent`, or of all."""
+    """Remove what dead jobs have left of a file or directory `name` in `parent`, or of all."""
     for left in parent.glob(f".{name}.partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

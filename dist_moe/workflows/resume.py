@@ -54,6 +54,8 @@ def unfinished_run(run: RunDir, config: Config, facts: dict[str, Any], say: Say)
 def clear_the_way(run: RunDir, found: Checkpoint | None) -> None:
     """Remove what a starting run replaces, or the steps after the checkpoint of one that goes on."""
     remove_partial(run.checkpoints)
+    for file in (run.metrics, run.resolved("train")):
+        remove_partial(run.path, file.name)
     if found is None:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         run.metrics.unlink(missing_ok=True)

@@ -97,6 +97,15 @@ def test_a_run_of_other_settings_is_refused_and_left_as_it_is(trained, stopped, 
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
+def test_what_a_killed_start_was_writing_is_removed(trained, undisturbed, stopped):
+    for name in ("metrics.jsonl", "train.yaml"):
+        (stopped / f".{name}.partial-0a1b").touch()
+    (stopped / "checkpoints" / ".step-00000003.partial-0a1b").mkdir()
+    assert main(arguments(trained, stopped)) == 0
+    assert not list(stopped.rglob(".*partial*"))
+    assert result(stopped) == undisturbed
+
+
 def test_overwrite_starts_anew(trained, undisturbed, stopped, capsys):
     assert main([*arguments(trained, stopped), "--overwrite"]) == 0
     assert "Going on" not in capsys.readouterr().out
