@@ -1,6 +1,5 @@
 """N ranks on DeepSpeed equal one plain process, and not one bit moves outside a batch's mask."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import pytest
@@ -165,28 +164,26 @@ def replicas_differ(mesh, layers):
 COLLECTIVES = ("all_reduce", "all_to_all_single", "all_gather_object", "barrier", "broadcast")
 
 
-@contextmanager
-def collectives_of(optimizer):
-    """How many collectives each of the optimizer's steps takes; one without any is not counted."""
-    numbers, step = [], optimizer.step
+class CountingAdamW(SelectiveAdamW):
+    """Keeps how many collectives each step took."""
 
-    def counted(function):
-        def call(*args, **kwargs):
-            numbers[-1] += 1
-            return function(*args, **kwargs)
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.collectives = []
 
-        return call
-
-    def counted_step():
-        numbers.append(0)
+    def step(self, closure=None):
+        self.collectives.append(0)
         with pytest.MonkeyPatch.context() as patch:
             for name in COLLECTIVES:
-                patch.setattr(dist, name, counted(getattr(dist, name)))
-            step()
+                patch.setattr(dist, name, self._counted(getattr(dist, name)))
+            super().step()
 
-    optimizer.step = counted_step
-    yield numbers
-    optimizer.step = step
+    def _counted(self, function):
+        def call(*args, **settings):
+            self.collectives[-1] += 1
+            return function(*args, **settings)
+
+        return call
 
 
 def train_cases(comm, cases):
@@ -200,7 +197,7 @@ def train_case(comm, case):
     model = adopt(tiny_model(case.family, case.dtype), mesh.ep, placement_of(case, mesh.ep.size))
     if case.checkpointing:
         model.checkpoint_activations()
-    optimizer = SelectiveAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
+    optimizer = CountingAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     split = Split.of(case.rows, comm.size, case.micro_batch_size)
     if isinstance(comm, SoloComm):
@@ -221,13 +218,11 @@ def train_case(comm, case):
         return RoutePlan(routable(mask), scope=case.scope) if case.mode == "route" else None
 
     step = MaskedStep(model, optimizer, engine, comm, plan_of)
-    results, leaks, moved, collectives = [], [], 0, []
+    results, leaks, moved = [], [], 0
     for i, mask in enumerate(masks):
         before = snapshot(model.layers, optimizer)
         micro_batches = split.local(batch_rows(i, case.rows), comm.rank, pad_id=0)
-        with collectives_of(optimizer) as numbers:
-            results.append(step(mask, mask_hash(mask.numpy()), micro_batches))
-        collectives += numbers
+        results.append(step(mask, mask_hash(mask.numpy()), micro_batches))
         after = snapshot(model.layers, optimizer)
         changed = {key for key in before if not torch.equal(before[key], after[key])}
         leaks += [key for key in changed if not mask[key[:2]]]
@@ -238,7 +233,7 @@ def train_case(comm, case):
         "norms": [r.grad_norm for r in results],
         "stepped": [r.num_stepped for r in results],
         "hashes": [r.mask_hash for r in results],
-        "collectives": collectives,
+        "collectives": optimizer.collectives,
         "replicas_differ": replicas_differ(mesh, model.layers),
         "leaks": leaks,
         "moved": moved,
@@ -350,7 +345,7 @@ def test_state_is_12_bytes_a_parameter_of_the_experts_that_a_rank_owns(ranks, nu
     [(n, i) for n, i in RUNS if n > 1 and (CASES[i].engine == "fsdp" or CASES[i].zero == 3)],
 )
 def test_each_rank_keeps_its_share_of_the_dense_weights(ranks, num_ranks, number):
-    module = adopt(tiny_model(CASES[number].family), CPU).module
+    module = adopt(tiny_model(CASES[number].family, CASES[number].dtype), CPU).module
     whole = sum(parameter.nbytes for parameter in module.parameters())
     for answer in ranks(num_ranks, number):
         assert answer["dense_bytes"] == pytest.approx(whole / num_ranks, rel=0.02)
