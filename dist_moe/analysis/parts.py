@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
 
 from dist_moe.data.tokens import Encoded
 from dist_moe.errors import UserError
@@ -35,12 +34,9 @@ class CountedParts:
         if not path.is_file():
             return None
         data = path.read_bytes()
-        try:
-            stored = safetensors.numpy.load(data[:-32])
-        except SafetensorError:
-            return None
         if sha256(data[:-32]).digest() != data[-32:]:
             return None
+        stored = safetensors.numpy.load(data[:-32])
         experts_per_token = int(stored["experts_per_token"][0])
         return RoutingCounts(stored["counts"], stored["tokens"], experts_per_token, stored.get("gates"))
 

@@ -155,22 +155,6 @@ class UnfinishedCheckpoint:
         return f"experts-{rank:05d}.safetensors"
 
 
-def save_checkpoint(
-    root: Path,
-    step: int,
-    optimizer: SelectiveAdamW,
-    schedule: LRScheduler,
-    comm: Comm,
-    facts: dict[str, Any],
-    layout: Layout,
-    *,
-    keep: int,
-) -> Path:
-    """Called by all ranks together after a step; then only the last `keep` checkpoints remain."""
-    unfinished = UnfinishedCheckpoint(root, step, optimizer, schedule, comm, facts, layout, copy=False)
-    return unfinished.publish(unfinished.write, keep=keep)
-
-
 def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
     """The last good checkpoint of a run, or None. A damaged one is said and passed over.
 

@@ -14,9 +14,10 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.risk.masks import mask_hash
-from dist_moe.training.checkpoint import Layout, last_checkpoint, load_checkpoint, save_checkpoint
+from dist_moe.training.checkpoint import Layout, last_checkpoint, load_checkpoint
 from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.step import MaskedStep
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_training import batch_rows, snapshot
@@ -58,7 +59,17 @@ def run(comm, ep_size, root, start, stop):
         micro_batches = split.local(batch_rows(i, ROWS), comm.rank, pad_id=0)
         losses.append(step(masks[i], mask_hash(masks[i].numpy()), micro_batches).loss)
     layout = Layout(engine.name, comm.size, mesh.ep.size, placement.hash())
-    save_checkpoint(root, stop, optimizer, schedule, comm, FACTS, layout, keep=2)
+    saver = CheckpointSaver(
+        root=root,
+        optimizer=optimizer,
+        schedule=schedule,
+        comm=comm,
+        facts=FACTS,
+        layout=layout,
+        keep=2,
+        asynchronous=False,
+    )
+    saver.save(stop)
     bits = {key: value.float().numpy() for key, value in snapshot(model.layers, optimizer).items()}
     return losses, bits, optimizer.param_groups[0]["lr"]
 
