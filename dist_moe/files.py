@@ -41,16 +41,25 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield partial
         sync_tree(partial)
-        if overwrite and final.exists():
-            replaced = _sibling(final, "replaced")
-            final.rename(replaced)
-            partial.rename(final)
-            shutil.rmtree(replaced)
-        else:
-            _rename_to_new(partial, final)
+        publish(partial, final, overwrite=overwrite)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def publish(directory: Path, final: Path, *, overwrite: bool) -> None:
+    """Rename a complete directory to `final`, in place of an earlier one if `overwrite`.
+
+    Raises:
+        UserError: `final` exists and `overwrite` is false.
+    """
+    if overwrite and final.exists():
+        replaced = _sibling(final, "replaced")
+        final.rename(replaced)
+        directory.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        _rename_to_new(directory, final)
     sync(final.parent)
 
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from dist_moe.analysis.labels import LabelledBatches
 from dist_moe.analysis.statistics import add_statistics
-from dist_moe.risk.evidence import Evidence
+from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.specificity import category_specificity, union_growth
 from dist_moe.store.read import MaskStore
+from dist_moe.store.recompute import stored_counts
 
 MOST_BATCHES = 1000
-"""Overlap of all pairs of batches is quadratic; beyond this many the tool's `overlap` is the place to ask."""
+"""Of which each is listed, and all pairs are compared; for more, tools/inspect_masks.py is the place to ask."""
 
 COLUMNS = {
     "Layer_Expert": "{}",
@@ -26,9 +28,9 @@ COLUMNS = {
 }
 
 
-def report(store: MaskStore, pooled: Evidence | None, seed: int) -> Iterator[str]:
+def report(store: MaskStore, labels: LabelledBatches, settings: StatisticsConfig, seed: int) -> Iterator[str]:
     """The analysis in figures, line by line: experts per batch, the global top 10, the top 5 of each category's first
-    batch. `pooled` are all prompts, where they were tested.
+    batch. `labels` are those of all batches; where they are few enough, all prompts are tested together.
     """
     yield "Per-batch unsafe experts count:"
     yield from _counts(store)
@@ -38,7 +40,10 @@ def report(store: MaskStore, pooled: Evidence | None, seed: int) -> Iterator[str
     if 1 < len(store.batches) <= MOST_BATCHES:
         yield from _overlap(store, seed)
     selected = len(store.global_unsafe_experts())
-    table = store.aggregated if pooled is None else add_statistics(store.aggregated, pooled, store.rule)
+    table = store.aggregated
+    if settings.permutations and labels.can_be_pooled(settings):
+        counts = stored_counts(store, range(len(store.batches)))
+        table = add_statistics(table, labels.pooled(counts, settings, seed), store.rule)
     yield (f"Global unsafe experts (threshold and top_k, pooled over all prompts): {selected}; top 10 by risk_diff:")
     yield _table(table, 10)
     first = {batch.category: batch for batch in reversed(store.batches)}
@@ -50,21 +55,17 @@ def report(store: MaskStore, pooled: Evidence | None, seed: int) -> Iterator[str
 def _counts(store: MaskStore) -> Iterator[str]:
     has_null = "null_high" in store.statistics
     mean_B, high_B = (store.statistics[name][:] if has_null else np.empty(0) for name in ("null_mean", "null_high"))
-    weak = 0
-    for batch in store.batches:
+    weak = {batch.index for batch in store.batches if has_null and batch.num_unsafe_experts <= high_B[batch.index]}
+    for batch in store.batches[:MOST_BATCHES]:
         line = f"  Batch {batch.index} ({batch.category}): {batch.num_unsafe_experts}"
-        if not has_null:
-            yield line
-            continue
-        not_above = batch.num_unsafe_experts <= high_B[batch.index]
-        weak += not_above
-        yield (
-            f"{line} (permuted labels: mean {mean_B[batch.index]:.1f}, 95 % quantile {high_B[batch.index]:.0f})"
-            f"{' NOT ABOVE CHANCE' if not_above else ''}"
-        )
+        if has_null:
+            line += f" (permuted labels: mean {mean_B[batch.index]:.1f}, 95 % quantile {high_B[batch.index]:.0f})"
+        yield f"{line} NOT ABOVE CHANCE" if batch.index in weak else line
+    if len(store.batches) > MOST_BATCHES:
+        yield f"  ... and {len(store.batches) - MOST_BATCHES} more, which tools/inspect_masks.py {store.path} lists"
     if weak:
         yield (
-            f"WARNING: {weak} of {len(store.batches)} batches select no more experts than the 95 % quantile under "
+            f"WARNING: {len(weak)} of {len(store.batches)} batches select no more experts than the 95 % quantile under "
             "permuted labels: their masks may be noise. Take larger batches, or a stricter rule (docs/statistics.md)"
         )
 

@@ -1,40 +1,50 @@
-"""From the counts of all batches to masks, and to what says how far they can be trusted."""
+"""From the counts of some batches to their masks, and to what says how far these can be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import reduce
-from operator import add
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from dist_moe.analysis.labels import LabelledBatches
 from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
 from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.estimates import risk_diff
-from dist_moe.risk.evidence import Evidence, evidence
-from dist_moe.risk.labelings import strata_of
-from dist_moe.risk.null import null_count
-from dist_moe.risk.population import PopulationSums
+from dist_moe.risk.evidence import Evidence, Population
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.risk.null import has_null, null_count
+from dist_moe.risk.rules import TABLE_OF, select_mask
 from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.table import risk_table
+from dist_moe.store import BatchResults
 
-POOLED_LIMIT = 1 << 24
-"""Labelings times prompts up to which the pooled table is tested: 128 MiB of weights an arm."""
+OF_EXPERTS = (
+    "macro_risk_diff",
+    "shrunk_risk_diff",
+    "interval_low",
+    "interval_high",
+    "p_value",
+    "family_p_value",
+    "q_value",
+    "stability",
+)
 
 
 def selection_rule(analysis: AnalysisConfig) -> SelectionRule:
     """The rule that the configuration asks for.
 
     Raises:
-        UserError: it needs statistics, which are off.
+        UserError: it needs what is off.
     """
     if analysis.rule == "significant" and not analysis.statistics.permutations:
         raise UserError(
             "analysis.rule = significant needs tests, but analysis.statistics.permutations is 0: set it to 2000, say"
         )
+    if TABLE_OF.get(analysis.rule) == "gates" and not analysis.gates:
+        raise UserError(f"analysis.rule = {analysis.rule} needs analysis.gates: set it to true")
     return SelectionRule(
         name=analysis.rule,
         threshold=analysis.threshold,
@@ -47,47 +57,48 @@ def selection_rule(analysis: AnalysisConfig) -> SelectionRule:
     )
 
 
-def batch_evidence(
+def statistic_kinds(rule: SelectionRule, settings: StatisticsConfig) -> Mapping[str, tuple[str, int]]:
+    """Which statistics `batch_results` gives, with type and number of axes as in a `StorePlan`."""
+    if not settings.permutations:
+        return {}
+    of_batches = ("smallest_p_value", *(("null_mean", "null_high") if has_null(rule) else ()))
+    return dict.fromkeys(OF_EXPERTS, ("float32", 3)) | dict.fromkeys(of_batches, ("float32", 1))
+
+
+def batch_results(
     counts: RoutingCounts,
-    unsafe_P: np.ndarray,
-    batch_of_P: np.ndarray,
-    pair_ids: Sequence[str | None],
+    labels: LabelledBatches,
+    rule: SelectionRule,
     settings: StatisticsConfig,
     seed: int,
-) -> list[Evidence]:
-    """One for each batch, which knows of all; prompts are in the order of their batches."""
-    starts = np.searchsorted(batch_of_P, np.arange(batch_of_P[-1] + 2)).tolist()
-    batches = []
-    for batch, rows in enumerate(map(slice, starts[:-1], starts[1:])):
-        strata_P = strata_of(unsafe_P[rows], tuple(pair_ids[rows]))
-        batches.append(evidence(counts.of(rows), unsafe_P[rows], strata_P, settings, seed, batch))
-    population = reduce(add, map(PopulationSums.of, batches)).population()
-    return [replace(batch, population=population) for batch in batches]
+    population: Population,
+    *,
+    show_progress: bool,
+) -> BatchResults:
+    """Rates, masks and statistics of some batches, from the counts of their prompts and what is known of all batches.
+
+    Raises:
+        UserError: an arm of a batch has no counted token.
+    """
+    num_batches = len(labels.names)
+    risk = risk_table(counts, labels.unsafe_P, labels.batch_of_P, num_batches, labels.names)
+    masks, rows = [], []
+    batches = labels.evidence(counts, settings, seed, population)
+    for batch in tqdm(batches, desc="Batches", total=num_batches, unit="batch", disable=not show_progress):
+        masks.append(select_mask(batch, rule))
+        rows.append(batch_statistics(batch, rule))
+    return BatchResults(
+        counts=counts,
+        risk=risk,
+        masks=ExpertMasks(np.array(masks)),
+        statistics={name: np.array([row[name] for row in rows], np.float32) for name in rows[0]},
+    )
 
 
-def pooled_evidence(
-    counts: RoutingCounts, unsafe_P: np.ndarray, batch_of_P: np.ndarray, batches: Sequence[Evidence]
-) -> Evidence | None:
-    """All prompts as one batch, whose labels are exchanged within batches only; None if they are too many to test."""
-    settings, num_prompts = batches[0].settings, counts.num_prompts
-    if num_prompts * max(settings.permutations, settings.resamples) > POOLED_LIMIT:
-        return None
-    kept_P = counts.tokens_P > 0
-    strata_P = np.zeros(num_prompts, np.int64)
-    strata_P[kept_P] = np.concatenate([batch.strata_P for batch in batches])
-    strata_P += batch_of_P * (num_prompts + 1)
-    return evidence(counts, unsafe_P, strata_P, settings, batches[0].seed, len(batches))
-
-
-def batch_statistics(batches: Sequence[Evidence], rule: SelectionRule, *, show_progress: bool) -> dict[str, np.ndarray]:
-    """What the store keeps beside rates and masks, float32 by name; docs/statistics.md says what each is."""
-    rows = [
-        _of_batch(batch, rule) for batch in tqdm(batches, desc="Statistics", unit="batch", disable=not show_progress)
-    ]
-    return {name: np.array([row[name] for row in rows]).astype(np.float32) for name in rows[0]}
-
-
-def _of_batch(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarray | float]:
+def batch_statistics(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarray | float]:
+    """What the store keeps of a batch beside rates and mask, by name; docs/statistics.md says what each is."""
+    if not batch.settings.permutations:
+        return {}
     low_LE, high_LE = batch.interval
     row: dict[str, np.ndarray | float] = {
         "macro_risk_diff": risk_diff(batch.counts, batch.unsafe_P, "macro"),
@@ -100,8 +111,10 @@ def _of_batch(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarray | fl
         "stability": batch.stability_LE(rule),
         "smallest_p_value": batch.test.smallest_p,
     }
+    if not has_null(rule):
+        return row
     null = null_count(batch, rule, batch.settings.null_draws)
-    return row if null is None else row | {"null_mean": null.mean, "null_high": null.high}
+    return row | {"null_mean": null.mean, "null_high": null.high}
 
 
 def add_statistics(frame: pd.DataFrame, pooled: Evidence, rule: SelectionRule) -> pd.DataFrame:

@@ -111,12 +111,15 @@ class AnalysisConfig:
     top_p: Annotated[float, Interval(gt=0, le=1)] = 0.2
     """Share of a layer's routing that the experts of the rules esft_token and esft_gate have
     together."""
+    gates: bool = True
+    """Keep each prompt's sums of routing weights beside its counts; the rule esft_gate needs them."""
     micro_batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
     depend on the number of ranks."""
     part: Text | None = None
-    """I/N: count the I-th of N shares of the rows and write no masks. N jobs can so share an analysis, in any order; a
-    last one without this setting puts together what they counted, exactly as one job would have."""
+    """I/N: do the I-th of N shares. N jobs can so share an analysis, in any order, and each twice: first they count,
+    then, when all is counted, they write masks. The last completes the store, exactly as one job would have. A job
+    without this setting does all that is left."""
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
 
 

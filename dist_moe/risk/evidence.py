@@ -114,7 +114,8 @@ def evidence(
     settings: StatisticsConfig,
     seed: int,
     batch: int,
+    population: Population | None = None,
 ) -> Evidence:
     """Prompts without a counted token are left out: they have no rate, and say nothing."""
     kept_P = counts.tokens_P > 0
-    return Evidence(counts.of(kept_P), unsafe_P[kept_P], strata_P[kept_P], settings, seed, batch)
+    return Evidence(counts.of(kept_P), unsafe_P[kept_P], strata_P[kept_P], settings, seed, batch, population)

@@ -19,14 +19,19 @@ class NullCount:
     """95 % quantile."""
 
 
-def null_count(batch: Evidence, rule: SelectionRule, num_draws: int) -> NullCount | None:
-    """The rule run on the same prompts with permuted labels, `num_draws` times (or on all labelings, if fewer).
-
-    None for rules whose number of experts does not follow from the batch's labels: it is fixed, or (`shrunk`) other
+def has_null(rule: SelectionRule) -> bool:
+    """Whether the rule's number of experts follows from the batch's labels: for some it is fixed, and in `shrunk` other
     batches' labels are part of it.
     """
-    if rule.name in ("budget_per_layer", "steermoe", "shrunk"):
-        return None
+    return rule.name not in ("budget_per_layer", "steermoe", "shrunk")
+
+
+def null_count(batch: Evidence, rule: SelectionRule, num_draws: int) -> NullCount:
+    """The rule run on the same prompts with permuted labels, `num_draws` times (or on all labelings, if fewer).
+
+    Only for a rule that `has_null`.
+    """
+    assert has_null(rule)
     select = RULES[COUNTED_AS.get(rule.name, rule.name)]
     labels_NP, _ = labelings(batch.unsafe_P, batch.strata_P, num_draws, batch.generator("null"))
     numbers_N = [int(select(batch.relabelled(unsafe_P), rule).sum()) for unsafe_P in labels_NP]

@@ -66,14 +66,26 @@ class StoreWriter:
     @property
     def missing(self) -> list[range]:
         """The batches of each step of the grid that nobody has written yet; none of a store that is sealed."""
-        steps = range(0 if self._sealed else self._num_steps)
-        return [self._batches(index) for index in steps if not self._record(index).exists()]
+        return [self.batches(step) for step in range(self.num_steps) if self.is_missing(step)]
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the grid of batches has."""
+        return self._specs["masks"].num_files
+
+    def batches(self, step: int) -> range:
+        """The batches of a step of the grid."""
+        return range(step * self._rows, min((step + 1) * self._rows, len(self.plan.batch_ids)))
+
+    def is_missing(self, step: int) -> bool:
+        """Whether nobody has written this step yet."""
+        return not self._sealed and not self._record(step).exists()
 
     def write(self, batches: range, results: BatchResults) -> None:
         """Write one step of the grid: `batches` is one of `missing`. One that another has written meanwhile is left."""
         index = batches.start // self._rows
-        assert batches == self._batches(index), f"{batches} is not {self._batches(index)}"
-        if self._sealed or self._record(index).exists():
+        assert batches == self.batches(index), f"{batches} is not {self.batches(index)}"
+        if not self.is_missing(index):
             return  # another version of zstd could give other bytes than those with the digest
         files = result_files(self.plan, index, results)
         for key, data in files.items():
@@ -132,13 +144,6 @@ class StoreWriter:
             f"{self.path} was begun by another analysis ({what}): choose another path, or remove it to begin anew"
         )
 
-    @property
-    def _num_steps(self) -> int:
-        return self._specs["masks"].num_files
-
-    def _batches(self, index: int) -> range:
-        return range(index * self._rows, min((index + 1) * self._rows, len(self.plan.batch_ids)))
-
     def _record(self, index: int) -> Path:
         return self.path / WRITING / f"step-{index:05d}.sha256"
 
@@ -150,7 +155,7 @@ class StoreWriter:
                 f"{sum(map(len, missing[1:]))} others are not written yet"
             )
         sums: dict[str, str] = {}
-        for index in range(self._num_steps):
+        for index in range(self.num_steps):
             sums |= parse_sums(self._record(index).read_bytes())
         return sums
 

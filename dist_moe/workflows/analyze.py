@@ -1,47 +1,50 @@
-"""Prompts to masks: what `dist-moe analyze` and launch/analyze.py run, in order."""
+"""Prompts to masks: what `dist-moe analyze` and launch/analyze.py run, in order.
+
+Two passes, each in parts that are kept on disk, so that an analysis needs the memory of a part, can be killed and goes
+on, and can be shared out over ranks and jobs: count the routing of all prompts; then, from the counts and what they
+say of all batches together, write each batch's rates, mask and statistics.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from dist_moe.analysis.collect import count_rows
 from dist_moe.analysis.generate import Sampling
+from dist_moe.analysis.labels import LabelledBatches, labelled
 from dist_moe.analysis.parts import CountedParts, share_of
 from dist_moe.analysis.report import report
-from dist_moe.analysis.statistics import batch_evidence, batch_statistics, pooled_evidence, selection_rule
+from dist_moe.analysis.statistics import batch_results, selection_rule, statistic_kinds
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
-from dist_moe.data.batches import micro_batches
-from dist_moe.data.tokens import CountedTokens, Encoded
-from dist_moe.files import writing
-from dist_moe.moe.model import MoEModel, load_model
+from dist_moe.data.tokens import CountedTokens
+from dist_moe.files import publish, writing
+from dist_moe.moe.discover import find_moe_layers, moe_shape
+from dist_moe.moe.load import empty_model
+from dist_moe.moe.model import load_model
 from dist_moe.parallel.comm import Comm, SoloComm
 from dist_moe.parallel.launch import together
-from dist_moe.risk.counts import RoutingCounts, concatenate
-from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
-from dist_moe.risk.rules import require_experts, select_mask
-from dist_moe.risk.table import risk_table
-from dist_moe.store import MaskStore, StoreContents, write_store
+from dist_moe.risk.rules import require_experts
+from dist_moe.store import MaskStore, StorePlan, StoreWriter
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs, stop_ids
 from dist_moe.workflows.run_dir import RunDir, require_absent
-
-ROWS_AT_ONCE = 512
-"""Rows among which those of like length are found for one forward pass."""
 
 
 def analyze(config: Config, comm: Comm) -> None:
     """Count routing for every batch, choose each batch's unsafe experts, and write the mask store.
 
-    Every rank holds the whole model and takes a part of the rows; counts are summed over ranks. Until the masks are
-    written counts are kept in the run directory: an analysis that was killed, or shared out over jobs, goes on.
+    Every rank holds the whole model and takes a part of the rows, and then of the batches.
     """
     say, run = console(comm), RunDir(config.run_dir)
     with together(comm):
@@ -49,53 +52,124 @@ def analyze(config: Config, comm: Comm) -> None:
         share_of(config.analysis.part, 0)
         selection_rule(config.analysis)  # its error comes before the model runs
         inputs = read_inputs(config, say)
-        model = load_model(config.model, SoloComm(comm.device))
-    rows = [row for i in range(len(inputs.plan.batches)) for row in inputs.rows(i)]
-    parts = micro_batches(rows, ROWS_AT_ONCE)
-    share = share_of(config.analysis.part, len(parts))
-    counts = [
-        _count(config, inputs, model, parts[i], comm)
-        for i in tqdm(share, desc="Routing", unit="part", disable=comm.rank != 0)
-    ]
-    if config.analysis.part is not None:
-        say(f"Counted {len(share)} of {len(parts)} parts, in {run.counts}; when all are: run without analysis.part")
+        outline = empty_model(config.model.path)
+        plan = _store_plan(config, inputs, outline)
+        parts = CountedParts(run.analysis, _count_facts(config, inputs, outline), _labels(inputs), inputs.rows)
+    _count(config, inputs, parts, _tokens(config, inputs, outline), comm)
+    missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
+    if missing:
+        say(f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done")
+        return
+    _write(config, parts, plan, comm, say)
+
+
+def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedTokens | Sampling, comm: Comm) -> None:
+    """Count those parts of this job's share that nobody has counted; without any the weights are not read."""
+    share = share_of(config.analysis.part, len(parts.parts))
+    missing = comm.gather(parts.missing(share) if comm.rank == 0 else None)[0]
+    if not missing:
         return
     with together(comm):
+        model = load_model(config.model, SoloComm(comm.device))
+    for part in tqdm(missing, desc="Routing", unit="part", disable=comm.rank != 0):
+        counts = count_rows(
+            model,
+            parts.rows(part),
+            tokens=tokens,
+            micro_batch_tokens=config.analysis.micro_batch_tokens,
+            pad_id=inputs.pad_id,
+            comm=comm,
+            gates=config.analysis.gates,
+        )
+        with together(comm), writing(parts.directory):
+            if comm.rank == 0:
+                parts.keep(part, counts)
+
+
+def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, say: Say) -> None:
+    """Write this job's share of the store; if nothing is left to others, publish it and tell what is in it."""
+    run = RunDir(config.run_dir)
+    settings, rule = config.analysis.statistics, plan.rule
+    name = sha256(json.dumps([plan.provenance, rule.facts, plan.counted_tokens], sort_keys=True).encode()).hexdigest()
+    unfinished = run.analysis / f"{name[:32]}.zarr"
+    with together(comm), writing(run.analysis):
+        writer = StoreWriter(unfinished, plan)
+        share = share_of(config.analysis.part, writer.num_steps)
+    missing = comm.gather([step for step in share if writer.is_missing(step)])[0]
+    with together(comm), writing(run.analysis):
+        for step in missing[comm.rank :: comm.size]:
+            batches = writer.batches(step)
+            results = batch_results(
+                parts.counts(batches),
+                parts.labels.of(batches),
+                rule,
+                settings,
+                config.seed,
+                parts.population,
+                show_progress=comm.rank == 0,
+            )
+            writer.write(batches, results)
+    with together(comm), writing(run.path):
         if comm.rank == 0:
-            _write(config, inputs, model, concatenate(counts), say)
-            shutil.rmtree(run.counts, ignore_errors=True)
+            if writer.missing:
+                left = sum(map(len, writer.missing))
+                say(f"Written: masks of {left} of {len(plan.batch_ids)} batches are left to other jobs")
+                return
+            writer.seal()
+            _publish(config, unfinished, parts.labels, say)
 
 
-def _count(config: Config, inputs: Inputs, model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> RoutingCounts:
-    """Counts of one part, the same on all ranks: those that are kept, or new ones, which are then kept."""
-    tokens, gates = _tokens(config, inputs, model), config.analysis.rule == "esft_gate"
-    facts = {
-        "model_hash": inputs.model_hash,
-        "dtype": config.model.dtype,
-        "tokens": asdict(tokens) if isinstance(tokens, Sampling) else tokens,
-        "micro_batch_tokens": config.analysis.micro_batch_tokens,
-        "gates": gates,
-    }
-    kept = CountedParts(RunDir(config.run_dir).counts, facts)
-    found = comm.gather(kept.find(rows) if comm.rank == 0 else None)[0]
-    if found is not None:
-        return found
-    counts = count_rows(
-        model,
-        rows,
-        tokens=tokens,
-        micro_batch_tokens=config.analysis.micro_batch_tokens,
-        pad_id=inputs.pad_id,
-        comm=comm,
-        gates=gates,
+def _publish(config: Config, unfinished: Path, labels: LabelledBatches, say: Say) -> None:
+    run = RunDir(config.run_dir)
+    store = MaskStore.open(unfinished)
+    sizes_B = np.array([batch.num_unsafe_experts for batch in store.batches])
+    slabs = store.risk_diff.slabs(0, len(sizes_B))
+    require_experts(sizes_B, max(store.risk_diff[start:stop].max() for start, stop in slabs), store.rule)
+    publish(unfinished, run.masks, overwrite=config.overwrite)
+    save_config(config, run.resolved("analyze"))
+    shutil.rmtree(run.analysis, ignore_errors=True)
+    for line in report(MaskStore.open(run.masks), labels, config.analysis.statistics, config.seed):
+        say(line)
+    say(f"Masks: {run.masks}")
+
+
+def _store_plan(config: Config, inputs: Inputs, outline: PreTrainedModel) -> StorePlan:
+    """What the store will hold, before anything is counted."""
+    plan, shape = inputs.plan, moe_shape(outline, find_moe_layers(outline))
+    rows = [inputs.prompts.prompts[row] for batch in plan.batches for row in batch.rows]
+    rule = selection_rule(config.analysis)
+    tables: dict[str, tuple[str, int]] = {"gates": ("float32", 3)} if config.analysis.gates else {}
+    if config.analysis.tokens == "generated":
+        tables |= {"prefill_counts": ("int32", 3), "prefill_tokens": ("int32", 1)}
+    return StorePlan(
+        prompt_ids=tuple(row.id for row in rows),
+        unsafe_P=np.array([row.unsafe for row in rows]),
+        batch_of_P=np.repeat(np.arange(len(plan.batches)), [len(batch.rows) for batch in plan.batches]),
+        batch_ids=tuple(batch.id for batch in plan.batches),
+        categories=tuple(batch.category for batch in plan.batches),
+        num_experts=shape.num_experts,
+        experts_per_token=shape.top_k,
+        rule=rule,
+        counted_tokens=config.analysis.tokens,
+        layer_names=shape.layer_names,
+        provenance=_provenance(config, inputs),
+        statistics=statistic_kinds(rule, config.analysis.statistics),
+        tables=tables,
     )
-    with together(comm), writing(kept.directory):
-        if comm.rank == 0:
-            kept.keep(rows, counts)
-    return counts
 
 
-def _tokens(config: Config, inputs: Inputs, model: MoEModel) -> CountedTokens | Sampling:
+def _labels(inputs: Inputs) -> LabelledBatches:
+    batches = inputs.plan.batches
+    rows = [inputs.prompts.prompts[row] for batch in batches for row in batch.rows]
+    return labelled(
+        [len(batch.rows) for batch in batches],
+        [row.unsafe for row in rows],
+        [row.pair_id for row in rows],
+        [batch_name(i, batch.category, batch.id) for i, batch in enumerate(batches)],
+    )
+
+
+def _tokens(config: Config, inputs: Inputs, outline: PreTrainedModel) -> CountedTokens | Sampling:
     analysis = config.analysis
     if analysis.tokens != "generated":
         return analysis.tokens
@@ -103,66 +177,35 @@ def _tokens(config: Config, inputs: Inputs, model: MoEModel) -> CountedTokens | 
         max_new_tokens=analysis.max_new_tokens,
         temperature=analysis.temperature,
         seed=config.seed,
-        eos_ids=stop_ids(inputs, model),
+        eos_ids=stop_ids(inputs, outline),
     )
 
 
-def _write(config: Config, inputs: Inputs, model: MoEModel, counts: RoutingCounts, say: Say) -> None:
-    """Masks, statistics, the store and the report: all follow from the counts, and one rank computes them."""
-    run = RunDir(config.run_dir)
-    plan = inputs.plan
-    prompts = [inputs.prompts.prompts[row] for batch in plan.batches for row in batch.rows]
-    batch_of_P = np.repeat(np.arange(len(plan.batches)), [len(batch.rows) for batch in plan.batches])
-    unsafe_P = np.array([prompt.unsafe for prompt in prompts])
-    names = [batch_name(i, batch.category, batch.id) for i, batch in enumerate(plan.batches)]
-    risk = risk_table(counts, unsafe_P, batch_of_P, len(plan.batches), names)
-    settings, rule = config.analysis.statistics, selection_rule(config.analysis)
-    pairs = [prompt.pair_id for prompt in prompts]
-    batches = batch_evidence(counts, unsafe_P, batch_of_P, pairs, settings, config.seed)
-    masks = ExpertMasks(np.array([select_mask(batch, rule) for batch in batches]))
-    require_experts(masks.num_experts_B, risk.risk_diff_BLE.max(), rule)
-    statistics, pooled = {}, None
-    if settings.permutations:
-        statistics = batch_statistics(batches, rule, show_progress=True)
-        pooled = pooled_evidence(counts, unsafe_P, batch_of_P, batches)
-    contents = StoreContents(
-        counts=counts,
-        prompt_ids=tuple(prompt.id for prompt in prompts),
-        unsafe_P=unsafe_P,
-        batch_of_P=batch_of_P,
-        batch_ids=tuple(batch.id for batch in plan.batches),
-        categories=tuple(batch.category for batch in plan.batches),
-        risk=risk,
-        masks=masks,
-        rule=rule,
-        counted_tokens=config.analysis.tokens,
-        layer_names=model.shape.layer_names,
-        provenance=_provenance(config, inputs),
-        statistics=statistics,
-    )
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_store(run.masks, contents, overwrite=config.overwrite)
-    save_config(config, run.resolved("analyze"))
-    for line in report(MaskStore.open(run.masks), pooled, config.seed):
-        say(line)
-    say(f"Masks: {run.masks}")
+def _count_facts(config: Config, inputs: Inputs, outline: PreTrainedModel) -> dict[str, Any]:
+    """All that counts follow from, but the rows."""
+    tokens = _tokens(config, inputs, outline)
+    return {
+        "model_hash": inputs.model_hash,
+        "dtype": config.model.dtype,
+        "tokens": asdict(tokens) if isinstance(tokens, Sampling) else tokens,
+        "micro_batch_tokens": config.analysis.micro_batch_tokens,
+        "gates": config.analysis.gates,
+    }
 
 
 def _provenance(config: Config, inputs: Inputs) -> dict[str, Any]:
-    return {
+    analysis = config.analysis
+    facts: dict[str, Any] = {
         "model_hash": inputs.model_hash,
         "tokenizer_hash": inputs.tokenizer_hash,
         "data_hash": inputs.prompts.data_hash,
         "model_path": str(config.model.path),
         "data_paths": [str(path) for path in config.data.paths],
         "seed": config.seed,
-        **_generation_facts(config),
         "batch_size": config.batches.batch_size,
         "safe_ratio": config.batches.safe_ratio,
+        "statistics": asdict(analysis.statistics),
     }
-
-
-def _generation_facts(config: Config) -> dict[str, int | float]:
-    if config.analysis.tokens != "generated":
-        return {}
-    return {"max_new_tokens": config.analysis.max_new_tokens, "temperature": config.analysis.temperature}
+    if analysis.tokens == "generated":
+        facts |= {"max_new_tokens": analysis.max_new_tokens, "temperature": analysis.temperature}
+    return facts

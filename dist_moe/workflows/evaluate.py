@@ -54,7 +54,7 @@ def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.Dat
             max_new_tokens=config.evaluation.max_new_tokens,
             micro_batch_size=config.evaluation.micro_batch_size,
             pad_id=inputs.pad_id,
-            eos_ids=stop_ids(inputs, model),
+            eos_ids=stop_ids(inputs, model.module),
             progress=bar.update,
         )
     return score_frame(

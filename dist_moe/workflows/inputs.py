@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dist_moe.config.schema import Config
 from dist_moe.data.batches import BatchPlan, describe, plan_batches
@@ -13,7 +13,7 @@ from dist_moe.data.rows import PromptSet, read_prompts
 from dist_moe.data.tokens import Encoded, EncodedSet, Truncation, encode, pad_token_id, tokenizer_hash
 from dist_moe.errors import UserError
 from dist_moe.moe.checkpoint import model_hash
-from dist_moe.moe.model import MoEModel, check_model_dir
+from dist_moe.moe.model import check_model_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ def _cuts(cut: Truncation) -> list[str]:
     return lines
 
 
-def stop_ids(inputs: Inputs, model: MoEModel) -> tuple[int, ...]:
+def stop_ids(inputs: Inputs, model: PreTrainedModel) -> tuple[int, ...]:
     """Where an answer ends: the tokenizer's end, and those that the model's generation settings name."""
-    named = model.module.generation_config.eos_token_id
+    named = model.generation_config.eos_token_id
     ids = {inputs.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     return tuple(sorted(ids - {None}))

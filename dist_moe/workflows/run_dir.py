@@ -21,9 +21,9 @@ class RunDir:
         return self.path / "masks.zarr"
 
     @property
-    def counts(self) -> Path:
-        """Counts of an analysis that has not ended."""
-        return self.path / "counts"
+    def analysis(self) -> Path:
+        """What an unfinished analysis goes on from: counts, and masks that are being written."""
+        return self.path / "analysis"
 
     @property
     def metrics(self) -> Path:

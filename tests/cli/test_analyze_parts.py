@@ -2,14 +2,18 @@
 
 import pytest
 
+from dist_moe.analysis import parts
 from dist_moe.cli.main import main
+from dist_moe.store import arrays
 from dist_moe.store.read import MaskStore
 from dist_moe.workflows import analyze
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(analyze, "ROWS_AT_ONCE", 12)
+    """Counts in parts of one batch, and so the masks."""
+    monkeypatch.setattr(parts, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(arrays, "batches_per_file", lambda num_batches: 1)
 
 
 @pytest.fixture
@@ -25,44 +29,118 @@ def counted(monkeypatch):
     return numbers
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_jobs_that_share_an_analysis_give_the_store_of_one(fresh, counted, tmp_path):
-    whole = ["analyze", "--config", str(fresh.config), "--run-dir", str(tmp_path / "whole")]
-    assert main(whole) == 0
-    rows = sum(counted)
-    shared = ["analyze", "--config", str(fresh.config), "--run-dir", str(tmp_path / "shared")]
-    for part in ("2/2", "1/2"):
-        counted.clear()
-        assert main([*shared, "--analysis.part", part]) == 0
-        assert 0 < sum(counted) < rows
-    assert not (tmp_path / "shared" / "masks.zarr").exists()
-    counted.clear()
-    assert main(shared) == 0
-    assert counted == []
-    assert not (tmp_path / "shared" / "counts").exists()
-    one, two = (MaskStore.open(tmp_path / name / "masks.zarr") for name in ("whole", "shared"))
-    assert one.digest == two.digest
+@pytest.fixture
+def written(monkeypatch):
+    """The batches whose masks were selected, call by call."""
+    batches, original = [], analyze.batch_results
+
+    def batch_results(counts, labels, *arguments, **settings):
+        batches.append(labels.first)
+        return original(counts, labels, *arguments, **settings)
+
+    monkeypatch.setattr(analyze, "batch_results", batch_results)
+    return batches
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_an_analysis_that_broke_off_counts_the_rest_only(fresh, counted, monkeypatch):
-    original = analyze.count_rows
+def analyzed(run, *arguments):
+    assert main(["analyze", "--config", str(run.config), *arguments]) == 0
+
+
+def interrupted(monkeypatch, name, after, run):
+    """Analyze until `name` is called for the time `after` + 1."""
+    calls, original = [], getattr(analyze, name)
 
     def broken(*arguments, **settings):
-        if counted:
+        if len(calls) == after:
             raise KeyboardInterrupt
+        calls.append(name)
         return original(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(analyze, "count_rows", broken)
+        patch.setattr(analyze, name, broken)
         with pytest.raises(KeyboardInterrupt):
-            main(["analyze", "--config", str(fresh.config)])
-    first = sum(counted)
+            main(["analyze", "--config", str(run.config)])
+
+
+def test_jobs_that_share_an_analysis_give_the_store_of_one(fresh, counted, written, tmp_path, capsys):
+    analyzed(fresh, "--run-dir", str(tmp_path / "whole"))
+    assert (counted, written) == ([16, 16], [0, 1])
+    shared = ["--run-dir", str(tmp_path / "shared"), "--analysis.part"]
+    for part, num_counted, batches, said in (
+        ("2/2", [16], [], "Counted: 1 of 2 parts are left to other jobs; run again when they are done"),
+        ("2/2", [], [], "Counted: 1 of 2 parts are left to other jobs; run again when they are done"),
+        ("1/2", [16], [0], "Written: masks of 1 of 2 batches are left to other jobs"),
+        ("2/2", [], [1], f"Masks: {tmp_path / 'shared' / 'masks.zarr'}"),
+    ):
+        assert not (tmp_path / "shared" / "masks.zarr").exists()
+        counted.clear()
+        written.clear()
+        capsys.readouterr()
+        analyzed(fresh, *shared, part)
+        assert (counted, written) == (num_counted, batches)
+        assert capsys.readouterr().out.splitlines()[-1] == said
+    assert not (tmp_path / "shared" / "analysis").exists()
+    one, two = (MaskStore.open(tmp_path / name / "masks.zarr") for name in ("whole", "shared"))
+    two.check()
+    assert one.digest == two.digest
+
+
+def test_an_analysis_that_broke_off_counts_the_rest_only(fresh, counted, monkeypatch, tmp_path):
+    analyzed(fresh, "--run-dir", str(tmp_path / "whole"))
+    interrupted(monkeypatch, "count_rows", 1, fresh)
     counted.clear()
-    assert main(["analyze", "--config", str(fresh.config)]) == 0
-    num_rows = len(MaskStore.open(fresh.masks).prompts)
-    assert first == 12
-    assert sum(counted) == num_rows - first
+    analyzed(fresh)
+    assert counted == [16]
+    assert MaskStore.open(fresh.masks).digest == MaskStore.open(tmp_path / "whole" / "masks.zarr").digest
+
+
+def test_an_analysis_that_broke_off_while_it_wrote_writes_the_rest_only(fresh, counted, written, monkeypatch, tmp_path):
+    analyzed(fresh, "--run-dir", str(tmp_path / "whole"))
+    interrupted(monkeypatch, "batch_results", 1, fresh)
+    assert not fresh.masks.exists()
+    counted.clear()
+    written.clear()
+    analyzed(fresh)
+    assert (counted, written) == ([], [1])
+    assert MaskStore.open(fresh.masks).digest == MaskStore.open(tmp_path / "whole" / "masks.zarr").digest
+
+
+@pytest.mark.parametrize("change", [("analysis.top_k", "3"), ("analysis.statistics.resamples", "50"), ("seed", "1")])
+def test_what_broke_off_is_not_taken_for_other_settings(fresh, monkeypatch, tmp_path, change):
+    other = [f"--{change[0]}", change[1]]
+    analyzed(fresh, *other, "--run-dir", str(tmp_path / "whole"))
+    interrupted(monkeypatch, "batch_results", 1, fresh)
+    analyzed(fresh, *other)
+    assert MaskStore.open(fresh.masks).digest == MaskStore.open(tmp_path / "whole" / "masks.zarr").digest
+
+
+def test_a_store_is_replaced_only_by_a_whole_one(fresh, monkeypatch):
+    analyzed(fresh)
+    before = MaskStore.open(fresh.masks).digest
+    assert main(["analyze", "--config", str(fresh.config), "--analysis.top_k", "3"]) == 2
+    interrupted_at = ["--overwrite", "--analysis.top_k", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(analyze, "publish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(["analyze", "--config", str(fresh.config), *interrupted_at])
+    assert MaskStore.open(fresh.masks).digest == before
+    analyzed(fresh, *interrupted_at)
+    assert MaskStore.open(fresh.masks).rule.top_k == 3
+
+
+@pytest.mark.parametrize("kind", ["counts", "sums"])
+def test_damaged_counts_are_one_line(fresh, capsys, monkeypatch, kind):
+    interrupted(monkeypatch, "batch_results", 0, fresh)
+    path = min((fresh.run_dir / "analysis").glob(f"*.{kind}"))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["analyze", "--config", str(fresh.config)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        f"dist-moe: error: {path} is damaged: remove {path.with_suffix('.*')}, and give the same command again"
+    )
+    for half in path.parent.glob(f"{path.stem}.*"):
+        half.unlink()
+    analyzed(fresh)
 
 
 def test_a_wrong_part_is_one_line(fresh, capsys):

@@ -31,7 +31,7 @@ def refused(capsys, root: Path, *argv: object, counted: bool = False) -> str:
     new = {name: stamp for name, stamp in files_under(root).items() if name not in before}
     assert {name: stamp for name, stamp in files_under(root).items() if name in before} == before
     assert bool(new) == counted
-    assert all(name.startswith("run/counts/") for name in new)
+    assert all(name.startswith("run/analysis/") for name in new)
     return errors[0]
 
 
@@ -86,7 +86,7 @@ def test_a_threshold_that_selects_nothing(fresh, capsys):
     assert "analysis.threshold = 0.99" in line
     assert "largest" in line
     assert main(["analyze", "--config", str(fresh.config)]) == 0
-    assert not (fresh.run_dir / "counts").exists()
+    assert not (fresh.run_dir / "analysis").exists()
 
 
 def test_no_configuration_file(fresh, capsys):

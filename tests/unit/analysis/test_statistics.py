@@ -1,22 +1,30 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from dist_moe.analysis.statistics import batch_evidence, batch_statistics, pooled_evidence
+from dist_moe.analysis.labels import labelled
+from dist_moe.analysis.statistics import batch_results, statistic_kinds
 from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.labelings import labelings, num_labelings
 from dist_moe.risk.permutation import benjamini_hochberg
-from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.population import PopulationSums
+from dist_moe.risk.rules import TABLE_OF
+from dist_moe.risk.select import PARAMETERS, SelectionRule
 from tests.unit.risk.prompts import random_counts
 
 SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
 COUNTS, UNSAFE_P = random_counts(0, 32), np.tile(np.arange(16) >= 8, 2)
-BATCH_OF_P = np.repeat([0, 1], 16)
 PAIRS = [*(["a", None, "b"] + [None] * 5), *(["a", None, "b"] + [None] * 5), *[None] * 16]
+LABELS = labelled((16, 16), UNSAFE_P.tolist(), PAIRS, ("batch 0", "batch 1"))
+ALL = list(LABELS.evidence(COUNTS, SETTINGS, seed=3))
+POPULATION = (PopulationSums.of(ALL[0]) + PopulationSums.of(ALL[1])).population()
+RULE = SelectionRule(threshold=0.05, top_k=5)
 
 
 @pytest.fixture(scope="module")
 def batches():
-    return batch_evidence(COUNTS, UNSAFE_P, BATCH_OF_P, PAIRS, SETTINGS, seed=3)
+    return list(LABELS.evidence(COUNTS, SETTINGS, 3, POPULATION))
 
 
 def test_each_batch_has_its_own_prompts(batches):
@@ -28,46 +36,52 @@ def test_each_batch_has_its_own_prompts(batches):
     assert num_labelings(batches[1].unsafe_P, batches[1].strata_P) == 12870
 
 
-def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs(batches):
-    pooled = pooled_evidence(COUNTS, UNSAFE_P, BATCH_OF_P, batches)
+def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs():
+    pooled = LABELS.pooled(COUNTS, SETTINGS, seed=3)
     assert num_labelings(pooled.unsafe_P, pooled.strata_P) == 2 * 2 * 924 * 12870
     labels_NP, _ = labelings(pooled.unsafe_P, pooled.strata_P, 50, np.random.default_rng(0))
     assert (labels_NP[:, :16].sum(axis=1) == 8).all()
     assert (labels_NP[:, 0] != labels_NP[:, 8]).all()
 
 
-def test_too_many_prompts_are_not_tested_together(batches, monkeypatch):
-    monkeypatch.setattr("dist_moe.analysis.statistics.POOLED_LIMIT", 32 * 200 - 1)
-    assert pooled_evidence(COUNTS, UNSAFE_P, BATCH_OF_P, batches) is None
+def test_too_many_prompts_are_not_tested_together(monkeypatch):
+    assert LABELS.can_be_pooled(SETTINGS)
+    monkeypatch.setattr("dist_moe.analysis.labels.POOLED_LIMIT", 32 * 200 - 1)
+    assert not LABELS.can_be_pooled(SETTINGS)
 
 
 def test_names_hold_what_they_say(batches):
-    rule = SelectionRule(threshold=0.05, top_k=5)
-    values = batch_statistics(batches, rule, show_progress=False)
+    values = batch_results(COUNTS, LABELS, RULE, SETTINGS, 3, POPULATION, show_progress=False).statistics
     for index, batch in enumerate(batches):
         assert (values["p_value"][index] == batch.test.p_LE.astype(np.float32)).all()
         q_LE = benjamini_hochberg(batch.test.p_LE.ravel()).reshape(3, 6)
         assert (values["q_value"][index] == q_LE.astype(np.float32)).all()
         assert (values["family_p_value"][index] == batch.test.family_p_LE.astype(np.float32)).all()
-        assert (values["stability"][index] == batch.stability_LE(rule).astype(np.float32)).all()
+        assert (values["stability"][index] == batch.stability_LE(RULE).astype(np.float32)).all()
         assert (values["interval_low"][index] <= values["interval_high"][index]).all()
     assert values["smallest_p_value"].tolist() == [np.float32(1 / 201)] * 2
     assert all(array.dtype == np.float32 for array in values.values())
-    assert (values["shrunk_risk_diff"] == np.float32([batch.shrunk_LE for batch in batches])).all()
+    shrunk = [batch.shrunk_LE.astype(np.float32) for batch in batches]
+    assert (values["shrunk_risk_diff"] == shrunk).all()
 
 
-def test_batches_know_of_all_prompts(batches):
-    safe_LE, unsafe_LE = (
-        COUNTS.counts_PLE[arm_P].sum(axis=0) / COUNTS.tokens_P[arm_P].sum() for arm_P in (~UNSAFE_P, UNSAFE_P)
-    )
-    for batch in batches:
-        assert (batch.population.pooled_LE == unsafe_LE - safe_LE).all()
-        assert (batch.population.load_LE == COUNTS.counts_PLE.sum(axis=0)).all()
+@pytest.mark.parametrize(
+    ("name", "permutations"),
+    [(name, number) for name in PARAMETERS for number in (0, 20) if (name, number) != ("significant", 0)],
+)
+def test_statistics_are_those_that_are_announced(name, permutations):
+    rule, settings = SelectionRule(name=name), StatisticsConfig(permutations=permutations, resamples=4, null_draws=2)
+    counts = replace(COUNTS, tables=dict.fromkeys(TABLE_OF.values(), COUNTS.counts_PLE / 8))
+    found = batch_results(counts, LABELS, rule, settings, 3, POPULATION, show_progress=False)
+    kinds = {name: (values.dtype.name, values.ndim) for name, values in found.statistics.items()}
+    assert kinds == statistic_kinds(rule, settings)
 
 
-def test_statistics_of_a_batch_follow_from_it_and_the_population_alone(batches):
-    rule = SelectionRule(threshold=0.05, top_k=5)
-    one = batch_statistics(batches[1:], rule, show_progress=False)
-    two = batch_statistics(batches, rule, show_progress=False)
-    for name in one:
-        assert one[name][0].tobytes() == two[name][1].tobytes(), name
+def test_results_of_a_batch_do_not_depend_on_those_beside_it():
+    both = batch_results(COUNTS, LABELS, RULE, SETTINGS, 3, POPULATION, show_progress=False)
+    second = LABELS.of(range(1, 2))
+    alone = batch_results(COUNTS.of(slice(16, 32)), second, RULE, SETTINGS, 3, POPULATION, show_progress=False)
+    assert (both.masks.masks_BLE[1] == alone.masks.masks_BLE[0]).all()
+    assert (both.risk.risk_diff_BLE[1] == alone.risk.risk_diff_BLE[0]).all()
+    for name, values in alone.statistics.items():
+        assert values[0].tobytes() == both.statistics[name][1].tobytes(), name

@@ -1,0 +1,76 @@
+"""Which prompts make which batch, and what a test may know of them besides their counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_moe.config.schema import StatisticsConfig
+from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.evidence import Evidence, Population, evidence
+from dist_moe.risk.labelings import strata_of
+
+POOLED_LIMIT = 1 << 24
+"""Labelings times prompts up to which all prompts are tested together: 128 MiB of weights an arm."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatches:
+    """The prompts of some consecutive batches, in the order of their batches."""
+
+    first: int
+    """Index of the first batch in the whole analysis."""
+    starts: tuple[int, ...]
+    """Where each batch's prompts begin, and where the last one's end."""
+    unsafe_P: np.ndarray
+    """bool [P]."""
+    pair_ids: tuple[str | None, ...]
+    """Of the P prompts."""
+    names: tuple[str, ...]
+    """How an error calls each batch."""
+
+    @property
+    def batch_of_P(self) -> np.ndarray:
+        """int64 [P]: in which of these batches each prompt is, counted from 0."""
+        return np.repeat(np.arange(len(self.names)), np.diff(self.starts))
+
+    def of(self, batches: range) -> LabelledBatches:
+        """Some of them, by their index in the whole analysis."""
+        here = range(batches.start - self.first, batches.stop - self.first)
+        prompts = slice(self.starts[here.start], self.starts[here.stop])
+        return LabelledBatches(
+            batches.start,
+            tuple(start - prompts.start for start in self.starts[here.start : here.stop + 1]),
+            self.unsafe_P[prompts],
+            self.pair_ids[prompts],
+            self.names[here.start : here.stop],
+        )
+
+    def evidence(
+        self, counts: RoutingCounts, settings: StatisticsConfig, seed: int, population: Population | None = None
+    ) -> Iterator[Evidence]:
+        """One for each batch; one at a time, as what is computed from it stays with it."""
+        for index, rows in enumerate(map(slice, self.starts[:-1], self.starts[1:])):
+            unsafe_P = self.unsafe_P[rows]
+            strata_P = strata_of(unsafe_P, self.pair_ids[rows])
+            yield evidence(counts.of(rows), unsafe_P, strata_P, settings, seed, self.first + index, population)
+
+    def can_be_pooled(self, settings: StatisticsConfig) -> bool:
+        """Whether these are few enough prompts to be tested together."""
+        return len(self.unsafe_P) * max(settings.permutations, settings.resamples) <= POOLED_LIMIT
+
+    def pooled(self, counts: RoutingCounts, settings: StatisticsConfig, seed: int) -> Evidence:
+        """All prompts as one batch, whose labels are exchanged within batches only."""
+        rows = map(slice, self.starts[:-1], self.starts[1:])
+        strata_P = np.concatenate([strata_of(self.unsafe_P[each], self.pair_ids[each]) for each in rows])
+        strata_P += self.batch_of_P * (len(strata_P) + 1)
+        return evidence(counts, self.unsafe_P, strata_P, settings, seed, self.first + len(self.names))
+
+
+def labelled(
+    sizes: Sequence[int], unsafe: Sequence[bool], pair_ids: Sequence[str | None], names: Sequence[str]
+) -> LabelledBatches:
+    """All batches of an analysis, from the number of prompts of each and the prompts' labels."""
+    return LabelledBatches(0, (0, *np.cumsum(sizes).tolist()), np.array(unsafe), tuple(pair_ids), tuple(names))

@@ -1,0 +1,55 @@
+"""An analysis on several ranks, which count and write parts of it each, gives the store of one, byte for byte."""
+
+import pytest
+
+from dist_moe.analysis import parts
+from dist_moe.config.load import load_config
+from dist_moe.store import MaskStore, arrays
+from dist_moe.workflows import analyze
+from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
+from tests.ranks.harness import run_ranks
+
+CATEGORIES = ("hacking", "weapons", "drugs")
+
+
+def analyzed(comm, config, run_dir, arguments):
+    """The digest of the store, and which batches this rank has written."""
+    parts.ROWS_AT_ONCE = 32
+    arrays.batches_per_file = lambda num_batches: 1
+    written, original = [], analyze.batch_results
+
+    def batch_results(counts, labels, *rest, **settings):
+        written.append(labels.first)
+        return original(counts, labels, *rest, **settings)
+
+    analyze.batch_results = batch_results
+    analyze.analyze(load_config(config, ["--run-dir", str(run_dir), *arguments], prog="test"), comm)
+    store = MaskStore.open(run_dir / "masks.zarr")
+    store.check()
+    return store.digest, written
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("analyze")
+    data = write_jsonl(root / "prompts.jsonl", prompt_rows(num_safe=40, categories=CATEGORIES, per_category=16))
+    return write_config(root / "run.yaml", save_checkpoint(root / "model"), data, root / "run")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--analysis.rule", "esft_gate", "--analysis.micro_batch_tokens", "60"],
+        ["--analysis.tokens", "generated", "--analysis.max_new_tokens", "5", "--analysis.temperature", "1.0"],
+        ["--analysis.rule", "shrunk", "--analysis.threshold", "0.01"],
+    ],
+)
+def test_any_number_of_ranks_writes_the_same_store(config, tmp_path, arguments):
+    arguments = [*arguments, "--analysis.statistics.permutations", "50", "--analysis.statistics.resamples", "10"]
+    digests = set()
+    for num_ranks in (1, 2, 3):
+        answers = run_ranks(num_ranks, analyzed, config, tmp_path / str(num_ranks), arguments)
+        digests |= {digest for digest, _ in answers}
+        assert [written for _, written in answers] == [list(range(5))[rank::num_ranks] for rank in range(num_ranks)]
+        assert not (tmp_path / str(num_ranks) / "analysis").exists()
+    assert len(digests) == 1
