@@ -18,6 +18,8 @@ from typing import Any
 from dist_moe.data.formats import Row, read_rows
 from dist_moe.errors import UserError
 
+COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id")
+"""All that a row can have: what is not here reaches `parse_row` from no format."""
 ROLES = ("system", "user", "assistant")
 
 
@@ -66,7 +68,7 @@ def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
     unnamed: set[str] = set()
     num_copies = num_refusals = num_silent = 0
     for path in paths:
-        for number, row in read_rows(path):
+        for number, row in read_rows(path, COLUMNS):
             parsed = parse_row(row, f"{path}:{number}")
             prompt = replace(parsed, response=refusal) if parsed.unsafe and parsed.response is None else parsed
             if not prompt.id:

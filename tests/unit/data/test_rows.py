@@ -4,6 +4,7 @@ import csv
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dist_moe.data.rows import Message, Prompt, read_prompts
+from dist_moe.data.rows import COLUMNS, Message, Prompt, read_prompts
 from dist_moe.errors import UserError
 
 REFUSAL = "No, sorry."
@@ -96,6 +97,55 @@ def test_every_format_gives_the_same_rows(write: Writer, tmp_path: Path) -> None
         "1 unsafe rows without a response: data.refusal is used",
         "1 safe rows without a response: they give no loss and no completion tokens",
     )
+
+
+FULL: list[dict[str, Any]] = [
+    {
+        "id": "a",
+        "messages": CHAT,
+        "response": "hi",
+        "label": "safe",
+        "category": "chat",
+        "pair_id": "x",
+    },
+    {
+        "id": "b",
+        "prompt": "How do I break in?",
+        "response": "No.",
+        "label": "unsafe",
+        "category": "hacking",
+        "pair_id": "x",
+    },
+]
+"""Every column is given in some row."""
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_format_gives_every_column(write: Writer, tmp_path: Path) -> None:
+    #     assert set().union(*FULL) == set(COLUMNS)
+    read_set = read_prompts([write(tmp_path, FULL)], REFUSAL)
+    assert [replace(prompt, source="") for prompt in read_set.prompts] == [
+        Prompt(
+            id="a",
+            messages=(Message("system", "Be brief."), Message("user", "Say\n“hi”, 世界")),
+            response="hi",
+            unsafe=False,
+            category="chat",
+            source="",
+            pair_id="x",
+        ),
+        Prompt(
+            id="b",
+            messages=(Message("user", "How do I break in?"),),
+            response="No.",
+            unsafe=True,
+            category="hacking",
+            source="",
+            pair_id="x",
+        ),
+    ]
+    (tmp_path / "lines").mkdir()
+    assert read_set.data_hash == read_prompts([write_jsonl(tmp_path / "lines", FULL)], REFUSAL).data_hash
 
 
 @pytest.mark.parametrize("write", WRITERS[1:])
