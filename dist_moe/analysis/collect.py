@@ -31,8 +31,8 @@ def count_rows(
 ) -> RoutingCounts:
     """Routing counts of R prompts in their order, the same on every rank; all ranks call it with the same rows.
 
-    `model` must hold all experts on this rank. `tokens` is what is counted of the given rows (prompt, completion or
-    all), or how the model writes the answers that are. `micro_batch_tokens` bounds a forward pass, padding included.
+    `model` must hold all experts on this rank. `tokens` is what is counted of the given rows (prompt, completion, all
+    or span), or how the model writes the answers that are. `micro_batch_tokens` bounds a forward pass and its padding.
     With `gates` the weights of the counted tokens are summed too.
     """
     shape = model.shape

@@ -73,9 +73,10 @@ class StatisticsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AnalysisConfig:
-    tokens: Literal["prompt", "completion", "all", "generated"] = "prompt"
-    """Which tokens are counted; padding never is. generated: those of the model's own answer, counted while it decodes,
-    but for the answer's last, which no forward pass reads."""
+    tokens: Literal["prompt", "completion", "all", "span", "generated"] = "prompt"
+    """Which tokens are counted; padding never is. span: those with a character of the row's `span`, a piece of its
+    text; of a row without one, none. generated: those of the model's own answer, counted while it decodes, but for the
+    answer's last, which no forward pass reads."""
     max_new_tokens: Count = 64
     """Length of the model's own answers, for tokens: generated."""
     temperature: NonNegative = 0.0

@@ -107,6 +107,7 @@ FULL: list[dict[str, Any]] = [
         "label": "safe",
         "category": "chat",
         "pair_id": "x",
+        "span": "“hi”, 世",
     },
     {
         "id": "b",
@@ -122,7 +123,7 @@ FULL: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_format_gives_every_column(write: Writer, tmp_path: Path) -> None:
-    #     assert set().union(*FULL) == set(COLUMNS)
+    assert set().union(*FULL) == set(COLUMNS)
     read_set = read_prompts([write(tmp_path, FULL)], REFUSAL)
     assert [replace(prompt, source="") for prompt in read_set.prompts] == [
         Prompt(
@@ -133,6 +134,7 @@ def test_every_format_gives_every_column(write: Writer, tmp_path: Path) -> None:
             category="chat",
             source="",
             pair_id="x",
+            span="“hi”, 世",
         ),
         Prompt(
             id="b",
@@ -168,6 +170,7 @@ def test_hash_is_the_same_in_every_format_and_order(write: Writer, tmp_path: Pat
         {"category": "other"},
         {"id": "other"},
         {"pair_id": "other"},
+        {"span": "other"},
     ],
 )
 def test_hash_changes_with_each_field(change: dict[str, str], tmp_path: Path) -> None:
@@ -217,6 +220,15 @@ def test_rows_of_a_pair(tmp_path: Path) -> None:
     assert prompt.pair_id is None
     with pytest.raises(UserError, match=r"rows.jsonl:1: `pair_id` must be text"):
         read(tmp_path, '{"prompt": "p", "label": "safe", "pair_id": [7]}')
+
+
+def test_a_span_is_part_of_the_content_and_no_pair(tmp_path: Path) -> None:
+    row = {"prompt": "p", "response": "r", "label": "safe"}
+    (prompt,) = read_prompts([write_jsonl(tmp_path, [row | {"span": "p"}])], REFUSAL).prompts
+    assert prompt.span == "p"
+    assert prompt.content == '[[["user", "p"]], "r", false, null, null, "p"]'
+    with pytest.raises(UserError, match=r"rows.jsonl:1: `span` must be text"):
+        read_prompts([write_jsonl(tmp_path, [row | {"span": ["p"]}])], REFUSAL)
 
 
 def test_whole_number_ids_are_text(tmp_path: Path) -> None:
