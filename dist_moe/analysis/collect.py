@@ -1,7 +1,7 @@
 """Count the routing of many prompts over all ranks.
 
 The unit of work is a micro-batch, cut by the rows' lengths alone before anything is handed to ranks: whatever their
-number, each forward pass sees the same tensor, and so the integers that are summed are the same.
+number, each forward pass sees the same tensor. All that is summed are integers, so the sums are the same too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dist_moe.analysis.generate import Sampling, count_generated
 from dist_moe.data.batches import token_budget
 from dist_moe.data.tokens import CountedTokens, Encoded, collate
 from dist_moe.moe.model import MoEModel
+from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.comm import Comm
 from dist_moe.risk.counts import RoutingCounts
 
@@ -32,44 +33,46 @@ def count_rows(
     """Routing counts of R prompts in their order, the same on every rank; all ranks call it with the same rows.
 
     `model` must hold all experts on this rank. `tokens` is what is counted of the given rows (prompt, completion, all
-    or span), or how the model writes the answers that are. `micro_batch_tokens` bounds a forward pass and its padding.
-    With `gates` the weights of the counted tokens are summed too.
+    or span), or how the model writes the answers that are; then there are tables `prefill_counts` and `prefill_tokens`
+    of the prompts, which the model reads before it writes. `micro_batch_tokens` bounds a forward pass and its padding.
+    With `gates` there is a table `gates`, the counted tokens' sums of routing weights.
     """
-    shape = model.shape
-    counts_RLE = torch.zeros(len(rows), shape.num_layers, shape.num_experts, dtype=torch.int64, device=comm.device)
-    tokens_R = torch.zeros(len(rows), dtype=torch.int64, device=comm.device)
-    gates_RLE = torch.zeros_like(counts_RLE, dtype=torch.float64) if gates else None
-    generated = tokens if isinstance(tokens, Sampling) else None
-    lengths = [len(r.prompt_ids) + (generated.max_new_tokens if generated else len(r.response_ids)) for r in rows]
+    shape_LE = (model.shape.num_layers, model.shape.num_experts)
+    shapes: dict[str, tuple[int, ...]] = {"counts": shape_LE, "tokens": ()}
+    if gates:
+        shapes["gates"] = shape_LE
+    if isinstance(tokens, Sampling):
+        shapes |= {"prefill_counts": shape_LE, "prefill_tokens": ()}
+        lengths = [len(row.prompt_ids) + tokens.max_new_tokens for row in rows]
+    else:
+        lengths = [len(row.prompt_ids) + len(row.response_ids) for row in rows]
+    sums = {
+        name: torch.zeros(len(rows), *shape, dtype=torch.int64, device=comm.device) for name, shape in shapes.items()
+    }
     for indices in token_budget(lengths, micro_batch_tokens)[comm.rank :: comm.size]:
         chosen = [rows[i] for i in indices]
-        sums_RLE = None if gates_RLE is None else gates_RLE.new_zeros(len(indices), shape.num_layers, shape.num_experts)
         if isinstance(tokens, Sampling):
-            counts_RLE[indices], tokens_R[indices] = count_generated(model, chosen, tokens, pad_id, sums_RLE)
+            measured = count_generated(model, chosen, tokens, pad_id, gates=gates)
         else:
-            counts_RLE[indices], tokens_R[indices] = _count_given(model, chosen, tokens, pad_id, sums_RLE)
-        if gates_RLE is not None and sums_RLE is not None:
-            gates_RLE[indices] = sums_RLE
-    comm.sum_(counts_RLE)
-    comm.sum_(tokens_R)
-    if gates_RLE is not None:
-        comm.sum_(gates_RLE)  # each prompt's sum was made by one rank, the others add zeros: the same for any number
-    return RoutingCounts(
-        counts_RLE.cpu().numpy().astype(np.int64),
-        tokens_R.cpu().numpy().astype(np.int64),
-        shape.top_k,
-        None if gates_RLE is None else gates_RLE.cpu().numpy(),
-    )
+            measured = _count_given(model, chosen, tokens, pad_id, gates=gates)
+        for name, values in measured.items():
+            sums[name][indices] = values
+    arrays = {name: comm.sum_(values).cpu().numpy() for name, values in sums.items()}
+    tables = {name: values.astype(np.int32) for name, values in arrays.items() if name.startswith("prefill")}
+    if gates:
+        tables["gates"] = (arrays["gates"] * GATE_UNIT).astype(np.float32)
+    return RoutingCounts(arrays["counts"], arrays["tokens"], model.shape.top_k, tables)
 
 
 def _count_given(
-    model: MoEModel, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int, gates_RLE: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts [R, L, E] and counted tokens [R] of one forward pass."""
+    model: MoEModel, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int, *, gates: bool
+) -> dict[str, torch.Tensor]:
+    """Counts [R, L, E], counted tokens [R] and, if asked for, gates [R, L, E] of one forward pass."""
     batch = collate(rows, pad_id).to(model.layers[0].comm.device)
     counted_RS = batch.counted(tokens)
     model.set_live(batch.live)
-    with torch.no_grad(), model.tap.count(counted_RS, gates_RLE) as counts_RLE:
+    with torch.no_grad(), model.tap.count(counted_RS, gates=gates) as tally:
         model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     model.set_live(None)
-    return counts_RLE, counted_RS.sum(1)
+    measured = {"counts": tally.counts_RLE, "tokens": counted_RS.sum(1)}
+    return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE}

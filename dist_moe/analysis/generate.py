@@ -1,7 +1,7 @@
 """Count routing while the model writes its own answers: transformers' `generate`, with the tap told what each pass is.
 
-Counted are the generated tokens at the pass that reads them. So prompts are not (count those with `tokens: prompt`),
-and of each answer neither is the last token, which no pass reads: an answer of n tokens counts n - 1.
+Counted are the generated tokens at the pass that reads them. So of each answer the last token is not, which no pass
+reads: an answer of n tokens counts n - 1. The prompts, which the first pass reads, are counted apart.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class _EachPass(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         ended_R = torch.isin(input_ids[:, self.width :], self.eos_ids.to(input_ids.device)).any(1)
-        self.reads(~ended_R[:, None])
+        self._reads(~ended_R[:, None])
         return torch.zeros_like(ended_R)
 
-    def reads(self, going_on_R1: torch.Tensor) -> None:
+    def _reads(self, going_on_R1: torch.Tensor) -> None:
         self.model.set_live(going_on_R1)
         self.model.tap.next_pass(going_on_R1)
         self.last_R = going_on_R1[:, 0].long()
@@ -63,15 +63,19 @@ class _EachPass(StoppingCriteria):
 
 @torch.no_grad()
 def count_generated(
-    model: MoEModel, rows: Sequence[Encoded], sampling: Sampling, pad_id: int, gates_RLE: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts int64 [R, L, E] and counted tokens int64 [R] of the answers to R prompts, which share their passes."""
+    model: MoEModel, rows: Sequence[Encoded], sampling: Sampling, pad_id: int, *, gates: bool
+) -> dict[str, torch.Tensor]:
+    """Of the answers to R prompts, which share their passes: counts [R, L, E], counted tokens [R] and, if asked for,
+    gates [R, L, E]. Of the prompts: `prefill_counts` [R, L, E] and `prefill_tokens` [R]. All int64.
+    """
     device = model.layers[0].comm.device
     input_ids, is_prompt = (tensor.to(device) for tensor in collate_prompts(rows, pad_id))
     each_pass = _EachPass(model, input_ids.shape[1], sampling.eos_ids)
     model.set_live(is_prompt)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), model.tap.count(torch.zeros_like(is_prompt), gates_RLE) as counts_RLE:
+    num_rows = len(rows)
+    both = {"num_rows": 2 * num_rows, "first_row": num_rows}  # answers first, then the prompts
+    with torch.random.fork_rng(devices), model.tap.count(is_prompt, gates=gates, **both) as tally:
         torch.manual_seed(sampling.seed_of(rows))
         model.module.generate(  # type: ignore[operator]  # mypy sees nn.Module's __getattr__
             input_ids,
@@ -81,4 +85,10 @@ def count_generated(
         )
     model.set_live(None)
     assert isinstance(each_pass.tokens_R, torch.Tensor)
-    return counts_RLE, each_pass.tokens_R - each_pass.last_R  # the last token was announced, but no pass has read it
+    measured = {
+        "counts": tally.counts_RLE[:num_rows],
+        "tokens": each_pass.tokens_R - each_pass.last_R,  # the last token was announced, but no pass has read it
+        "prefill_counts": tally.counts_RLE[num_rows:],
+        "prefill_tokens": is_prompt.sum(1),
+    }
+    return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE[:num_rows]}

@@ -37,18 +37,18 @@ class CountedParts:
         if sha256(data[:-32]).digest() != data[-32:]:
             return None
         stored = safetensors.numpy.load(data[:-32])
-        experts_per_token = int(stored["experts_per_token"][0])
-        return RoutingCounts(stored["counts"], stored["tokens"], experts_per_token, stored.get("gates"))
+        experts_per_token = int(stored.pop("experts_per_token")[0])
+        counts_PLE, tokens_P = stored.pop("counts").astype(np.int64), stored.pop("tokens")
+        return RoutingCounts(counts_PLE, tokens_P, experts_per_token, stored)
 
     def keep(self, rows: Sequence[Encoded], counts: RoutingCounts) -> None:
         """Write the counts of these rows; a reader sees all of them or none."""
-        gates = {} if counts.gates_PLE is None else {"gates": counts.gates_PLE}
         data = safetensors.numpy.save(
             {
-                "counts": counts.counts_PLE,
+                **counts.tables,
+                "counts": counts.counts_PLE.astype(np.int32),
                 "tokens": counts.tokens_P,
                 "experts_per_token": np.array([counts.experts_per_token]),
-                **gates,
             }
         )
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 import pandas as pd
@@ -11,10 +14,11 @@ from tqdm import tqdm
 from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
 from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.estimates import risk_diff, sampling_variance, shrink
+from dist_moe.risk.estimates import risk_diff
 from dist_moe.risk.evidence import Evidence, evidence
 from dist_moe.risk.labelings import strata_of
 from dist_moe.risk.null import null_count
+from dist_moe.risk.population import PopulationSums
 from dist_moe.risk.select import SelectionRule
 
 POOLED_LIMIT = 1 << 24
@@ -51,13 +55,14 @@ def batch_evidence(
     settings: StatisticsConfig,
     seed: int,
 ) -> list[Evidence]:
-    """One for each batch; prompts are in the order of their batches."""
+    """One for each batch, which knows of all; prompts are in the order of their batches."""
     starts = np.searchsorted(batch_of_P, np.arange(batch_of_P[-1] + 2)).tolist()
     batches = []
     for batch, rows in enumerate(map(slice, starts[:-1], starts[1:])):
         strata_P = strata_of(unsafe_P[rows], tuple(pair_ids[rows]))
         batches.append(evidence(counts.of(rows), unsafe_P[rows], strata_P, settings, seed, batch))
-    return batches
+    population = reduce(add, map(PopulationSums.of, batches)).population()
+    return [replace(batch, population=population) for batch in batches]
 
 
 def pooled_evidence(
@@ -74,27 +79,19 @@ def pooled_evidence(
     return evidence(counts, unsafe_P, strata_P, settings, batches[0].seed, len(batches))
 
 
-def batch_statistics(
-    batches: Sequence[Evidence], rule: SelectionRule, pooled_LE: np.ndarray, *, show_progress: bool
-) -> dict[str, np.ndarray]:
-    """What the store keeps beside rates and masks, float32 by name; docs/statistics.md says what each is.
-
-    Args:
-        pooled_LE: risk_diff of all prompts, towards which batches are shrunk.
-    """
+def batch_statistics(batches: Sequence[Evidence], rule: SelectionRule, *, show_progress: bool) -> dict[str, np.ndarray]:
+    """What the store keeps beside rates and masks, float32 by name; docs/statistics.md says what each is."""
     rows = [
         _of_batch(batch, rule) for batch in tqdm(batches, desc="Statistics", unit="batch", disable=not show_progress)
     ]
-    values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    variance_BLE = np.array([sampling_variance(batch.counts, batch.unsafe_P) for batch in batches])
-    values["shrunk_risk_diff"] = shrink(np.array([batch.risk_diff_LE for batch in batches]), variance_BLE, pooled_LE)
-    return {name: value.astype(np.float32) for name, value in values.items()}
+    return {name: np.array([row[name] for row in rows]).astype(np.float32) for name in rows[0]}
 
 
 def _of_batch(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarray | float]:
     low_LE, high_LE = batch.interval
     row: dict[str, np.ndarray | float] = {
         "macro_risk_diff": risk_diff(batch.counts, batch.unsafe_P, "macro"),
+        "shrunk_risk_diff": batch.shrunk_LE,
         "interval_low": low_LE,
         "interval_high": high_LE,
         "p_value": batch.test.p_LE,

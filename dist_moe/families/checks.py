@@ -28,6 +28,7 @@ from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.load import empty_model, fill
 from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
+from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.risk.masks import mask_hash
 from dist_moe.training.optimizer import SelectiveAdamW
@@ -43,20 +44,25 @@ NUM_STEPS = 3
 
 
 def tap(specimen: Specimen) -> None:
-    """Counts are a recount, token by token, of what the routers gave to the experts."""
+    """Counts and gates are a recount, token by token, of what the routers gave to the experts."""
     model, ids_RS = specimen.taken(), specimen.ids_RS
     counted_RS = torch.rand(ids_RS.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     num_experts, length = model.shape.num_experts, ids_RS.shape[1]
-    with torch.no_grad(), model.tap.count(counted_RS) as counts_RLE:
+    with torch.no_grad(), model.tap.count(counted_RS, gates=True) as tally:
         seen = experts_inputs(model, lambda: specimen.logits(model.module))
-    expected_RLE = np.zeros(counts_RLE.shape, np.int64)
+    assert tally.gates_RLE is not None
+    expected_RLE = np.zeros(tally.counts_RLE.shape, np.int64)
+    gates_RLE = np.zeros(tally.counts_RLE.shape)
     for layer, (_, index_Tk, weights_Tk) in enumerate(seen):
         for token in np.flatnonzero(counted_RS):
             for expert, weight in zip(index_Tk[token].tolist(), weights_Tk[token].tolist(), strict=True):
                 if expert < num_experts and weight != 0:
                     expected_RLE[token // length, layer, expert] += 1
+                    gates_RLE[token // length, layer, expert] += weight
     require(bool(expected_RLE.any()), "no routing was seen")
-    require(bool((counts_RLE.numpy() == expected_RLE).all()), "routing counts are not those of the routers")
+    require(bool((tally.counts_RLE.numpy() == expected_RLE).all()), "routing counts are not those of the routers")
+    close = np.allclose(tally.gates_RLE.numpy() * GATE_UNIT, gates_RLE, rtol=0, atol=length * GATE_UNIT)
+    require(close, "sums of routing weights are not those of the routers")
 
 
 def route(specimen: Specimen) -> None:
@@ -117,12 +123,12 @@ def train(specimen: Specimen) -> None:
 def _trained(specimen: Specimen) -> tuple[MoEModel, SelectiveAdamW]:
     """A model after some masked steps, checked after each; at least one expert of a layer is in no mask."""
     model = adopt(specimen.reloaded(specimen.saved), COMM)
-    with torch.no_grad(), model.tap.count(torch.ones(specimen.ids_RS.shape, dtype=torch.bool)) as counts_RLE:
+    with torch.no_grad(), model.tap.count(torch.ones(specimen.ids_RS.shape, dtype=torch.bool)) as tally:
         specimen.logits(model.module)
     masks = [specimen.random_mask(model, 3, seed) for seed in range(NUM_STEPS)]
     for mask_LE in masks:
         mask_LE[:, -2:] = False
-        mask_LE.scatter_(1, counts_RLE.sum(0).argmax(1, keepdim=True), True)  # one that gets tokens in any family
+        mask_LE.scatter_(1, tally.counts_RLE.sum(0).argmax(1, keepdim=True), True)  # one that gets tokens in any family
     union_LE = torch.stack(masks).any(0)
     optimizer = SelectiveAdamW(model.layers, union_LE, Mesh.one_replica(COMM), lr=1e-2)
     engine = LocalEngine(model.module, optimizer, LambdaLR(optimizer, lambda _: 1.0))

@@ -1,19 +1,38 @@
 """Count routing decisions where they arrive: at the experts modules, from the model's own router.
 
-One forward pre-hook a layer adds one `bincount` of (row, expert); no [T, E] tensor is kept. Counting is only allowed
-without gradients, so that activation checkpointing's recomputation can never count twice.
+One forward pre-hook a layer adds one `bincount` of (row, expert), and one of routing weights where they are asked for;
+no [T, E] tensor is kept. Counting is only allowed without gradients, so that activation checkpointing's recomputation
+can never count twice. Weights are summed as whole multiples of 2^-30: integers, so the order of the sum changes no bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from dist_moe.moe.discover import MoELayer
+
+GATE_UNIT = 2.0**-30
+"""A row's weights are exact up to a sum of 2^23 an expert, where float64 stops to hold each multiple."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted for R rows."""
+
+    counts_RLE: torch.Tensor
+    """int64: how often expert e of layer l was in the top-k."""
+    gates_RLE: torch.Tensor | None
+    """int64, in units of `GATE_UNIT`: sums of the weights with which the experts' outputs are added up."""
+
+    @property
+    def num_rows(self) -> int:
+        return self.counts_RLE.shape[0]
 
 
 class RoutingTap:
@@ -22,52 +41,52 @@ class RoutingTap:
     def __init__(self, layers: tuple[MoELayer, ...], num_experts: int) -> None:
         self.num_experts = num_experts
         self._first_key_T: torch.Tensor | None = None
-        self._counts_RLE: torch.Tensor | None = None
-        self._gates_RLE: torch.Tensor | None = None
+        self._tally: Tally | None = None
         for layer in layers:
             layer.experts.register_forward_pre_hook(self._hook(layer.index), with_kwargs=True)
         self.num_layers = len(layers)
 
     @contextmanager
-    def count(self, counted_RS: torch.Tensor, gates_RLE: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        """Count one forward pass of R rows of S tokens over the tokens that are True in `counted_RS`.
+    def count(
+        self, counted_RS: torch.Tensor, *, gates: bool = False, num_rows: int | None = None, first_row: int = 0
+    ) -> Iterator[Tally]:
+        """Count one forward pass over the tokens that are True in `counted_RS`, and its gates if asked for.
 
-        Yields `counts_RLE` int64 [R, L, E], filled during the pass: how often expert e of layer l was in the top-k.
-        To `gates_RLE` float64, if given, the sums of the weights with which the experts' outputs are added up.
-        Further passes of the same rows are added, after `next_pass` has said what counts in them.
+        Further passes are added, after `next_pass` has said what counts in them. The tally has `num_rows` rows,
+        as many as `counted_RS` by default.
         """
         assert not torch.is_grad_enabled(), "counting needs torch.no_grad()"
-        self._counts_RLE = torch.zeros(
-            counted_RS.shape[0], self.num_layers, self.num_experts, dtype=torch.int64, device=counted_RS.device
-        )
-        self._gates_RLE = gates_RLE
-        self.next_pass(counted_RS)
-        yield self._counts_RLE
-        self._first_key_T = self._counts_RLE = self._gates_RLE = None
+        shape_RLE = (num_rows or len(counted_RS), self.num_layers, self.num_experts)
+        counts_RLE = torch.zeros(shape_RLE, dtype=torch.int64, device=counted_RS.device)
+        self._tally = Tally(counts_RLE, torch.zeros_like(counts_RLE) if gates else None)
+        self.next_pass(counted_RS, first_row)
+        yield self._tally
+        self._first_key_T = self._tally = None
 
-    def next_pass(self, counted_RS: torch.Tensor) -> None:
-        """Inside `count`: the tokens of the coming pass that count; it may have another length S."""
-        num_rows = counted_RS.shape[0]
-        rows = torch.arange(num_rows, device=counted_RS.device)[:, None].expand_as(counted_RS)
-        rows = torch.where(counted_RS, rows, num_rows)  # uncounted tokens: one row past the end
-        self._first_key_T = rows.reshape(-1) * self.num_experts
+    def next_pass(self, counted_RS: torch.Tensor, first_row: int = 0) -> None:
+        """Inside `count`: the coming pass, of any length S, adds its counted tokens to the rows from `first_row` on."""
+        assert self._tally is not None
+        rows = torch.arange(first_row, first_row + counted_RS.shape[0], device=counted_RS.device)[:, None]
+        rows_RS = torch.where(counted_RS, rows, self._tally.num_rows)  # uncounted tokens: one row past the end
+        self._first_key_T = rows_RS.reshape(-1) * self.num_experts
 
     def _hook(self, index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._first_key_T is None or self._counts_RLE is None:
+            if self._first_key_T is None or self._tally is None:
                 return
             named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
             index_Tk, weights_Tk = named["top_k_index"], named["top_k_weights"]
-            num_rows = self._counts_RLE.shape[0]
-            past_end = num_rows * self.num_experts
+            tally, size = self._tally, (self._tally.num_rows + 1) * self.num_experts
             # null experts (past E, or of weight 0) go where uncounted tokens go: the row past the end
             routed = (index_Tk < self.num_experts) & (weights_Tk != 0)
-            key = torch.where(routed, self._first_key_T[:, None] + index_Tk, past_end)
-            size = past_end + self.num_experts
-            counts = torch.bincount(key.reshape(-1), minlength=size)
-            self._counts_RLE[:, index] += counts[:past_end].view(num_rows, self.num_experts)
-            if self._gates_RLE is not None:
-                sums = torch.bincount(key.reshape(-1), weights_Tk.reshape(-1).double(), minlength=size)
-                self._gates_RLE[:, index] += sums[:past_end].view(num_rows, self.num_experts)
+            key = torch.where(routed, self._first_key_T[:, None] + index_Tk, size - self.num_experts).reshape(-1)
+
+            def by_row(sums: torch.Tensor) -> torch.Tensor:
+                return sums.view(-1, self.num_experts)[: tally.num_rows].long()
+
+            tally.counts_RLE[:, index] += by_row(torch.bincount(key, minlength=size))
+            if tally.gates_RLE is not None:
+                units = (weights_Tk.double() / GATE_UNIT).round().reshape(-1)
+                tally.gates_RLE[:, index] += by_row(torch.bincount(key, units, minlength=size))
 
         return hook

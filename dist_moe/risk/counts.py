@@ -1,6 +1,7 @@
 """Routing counts per prompt: what the routing tap measures, and all that the rest is computed from."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,11 +16,11 @@ class RoutingCounts:
     """int64 [P]: counted tokens of prompt p."""
     experts_per_token: int
     """The model's k: a counted token adds at most this much to each layer."""
-    gates_PLE: np.ndarray | None = None
-    """float64 [P, L, E], where they were asked for: sums of the routing weights of the tokens in `counts_PLE`."""
+    tables: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What else was measured of each prompt, by name, P on the first axis; docs/formats.md lists them."""
 
     def __post_init__(self) -> None:
-        assert self.gates_PLE is None or self.gates_PLE.shape == self.counts_PLE.shape
+        assert all(len(table) == self.num_prompts for table in self.tables.values())
         assert self.counts_PLE.dtype == self.tokens_P.dtype == np.int64
         assert self.counts_PLE.ndim == 3
         assert self.tokens_P.shape == self.counts_PLE.shape[:1]
@@ -33,11 +34,11 @@ class RoutingCounts:
 
     def of(self, rows: np.ndarray | slice) -> "RoutingCounts":
         """The given prompts (indices, a bool mask [P] or a slice)."""
-        gates_PLE = None if self.gates_PLE is None else self.gates_PLE[rows]
-        return RoutingCounts(self.counts_PLE[rows], self.tokens_P[rows], self.experts_per_token, gates_PLE)
+        tables = {name: table[rows] for name, table in self.tables.items()}
+        return RoutingCounts(self.counts_PLE[rows], self.tokens_P[rows], self.experts_per_token, tables)
 
     def pooled(self, rows: np.ndarray) -> "RoutingCounts":
-        """Counts of the given prompts (indices or a bool mask [P]) summed into a single row [1, L, E]; no gates."""
+        """Counts of the given prompts (indices or a bool mask [P]) summed into a single row [1, L, E]; no tables."""
         return RoutingCounts(
             self.counts_PLE[rows].sum(axis=0, keepdims=True),
             self.tokens_P[rows].sum(keepdims=True),
@@ -48,11 +49,10 @@ class RoutingCounts:
 def concatenate(parts: list[RoutingCounts]) -> RoutingCounts:
     """The prompts of all parts, in order."""
     (experts_per_token,) = {part.experts_per_token for part in parts}
-    gates = [part.gates_PLE for part in parts if part.gates_PLE is not None]
-    assert len(gates) in (0, len(parts))
+    (names,) = {frozenset(part.tables) for part in parts}
     return RoutingCounts(
         np.concatenate([part.counts_PLE for part in parts]),
         np.concatenate([part.tokens_P for part in parts]),
         experts_per_token,
-        np.concatenate(gates) if gates else None,
+        {name: np.concatenate([part.tables[name] for part in parts]) for name in sorted(names)},
     )

@@ -64,20 +64,15 @@ def sampling_variance(counts: RoutingCounts, unsafe_P: np.ndarray) -> np.ndarray
     return variance_LE
 
 
-def shrink(risk_diff_BLE: np.ndarray, variance_BLE: np.ndarray, pooled_LE: np.ndarray) -> np.ndarray:
-    """Each batch's risk_diff drawn towards the pooled table, as far as it is noise: float64 [B, L, E].
+def shrink(
+    risk_diff_LE: np.ndarray, variance_LE: np.ndarray, pooled_LE: np.ndarray, between_L: np.ndarray
+) -> np.ndarray:
+    """A batch's risk_diff drawn towards that of all prompts, as far as it is noise: float64 [L, E].
 
     Empirical Bayes, normal-normal (Efron, Morris 1973): m + τ² / (τ² + v) (d - m), where m is the pooled value, v the
-    batch's sampling variance and τ² the variance between batches. τ² is one number a layer, by the method of moments:
-    the mean over batches and experts of (d - m)² - v, or 0 if that is negative. A value without variance (v = 0)
+    batch's sampling variance and τ² the variance between batches, one number a layer. A value without variance (v = 0)
     stays as it is.
     """
-    excess_BLE = (risk_diff_BLE - pooled_LE) ** 2 - variance_BLE
-    between_L1 = np.maximum(excess_BLE.mean(axis=(0, 2)), 0.0)[:, None]
-    keep_BLE = np.divide(
-        between_L1,
-        between_L1 + variance_BLE,
-        out=np.ones_like(variance_BLE),
-        where=variance_BLE > 0,
-    )
-    return pooled_LE + keep_BLE * (risk_diff_BLE - pooled_LE)
+    between_L1 = between_L[:, None]
+    keep_LE = np.divide(between_L1, between_L1 + variance_LE, out=np.ones_like(variance_LE), where=variance_LE > 0)
+    return pooled_LE + keep_LE * (risk_diff_LE - pooled_LE)

@@ -10,10 +10,22 @@ import numpy as np
 from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.contrast import Estimate
 from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.estimates import bootstrap_interval, risk_diff
+from dist_moe.risk.estimates import bootstrap_interval, risk_diff, sampling_variance, shrink
 from dist_moe.risk.permutation import PermutationTest, permutation_test
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.stability import selection_frequency
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """What is known of all batches; `dist_moe.risk.population` adds it up."""
+
+    load_LE: np.ndarray
+    """int64 [L, E]: how often each expert is used, by safe and unsafe prompts together."""
+    pooled_LE: np.ndarray
+    """float64 [L, E]: risk_diff of all prompts, each counted token weighing the same."""
+    between_L: np.ndarray
+    """float64 [L]: variance τ² of risk_diff between batches, one number for all experts of a layer."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,8 @@ class Evidence:
     settings: StatisticsConfig
     seed: int
     batch: int
+    population: Population | None = None
+    """All batches together; only the rules and estimates that look beyond the batch need it."""
 
     def generator(self, purpose: str) -> np.random.Generator:
         """A stream of its own for each batch and purpose, so that the order of evaluation changes nothing."""
@@ -42,6 +56,17 @@ class Evidence:
     def risk_diff_LE(self) -> np.ndarray:
         """Tokens pooled: the definition."""
         return risk_diff(self.counts, self.unsafe_P, "micro")
+
+    @cached_property
+    def variance_LE(self) -> np.ndarray:
+        """Sampling variance of `risk_diff_LE`."""
+        return sampling_variance(self.counts, self.unsafe_P)
+
+    @cached_property
+    def shrunk_LE(self) -> np.ndarray:
+        """risk_diff drawn towards that of all prompts, as far as it is noise. Needs the population."""
+        assert self.population is not None
+        return shrink(self.risk_diff_LE, self.variance_LE, self.population.pooled_LE, self.population.between_L)
 
     @property
     def estimate(self) -> Estimate:

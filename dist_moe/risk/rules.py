@@ -49,10 +49,9 @@ def esft_token(batch: Evidence, rule: SelectionRule) -> np.ndarray:
 
 def esft_gate(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     """ESFT-Gate, from the same paper: by the mean gate weight of a counted token, mean over the unsafe prompts. It is
-    taken relative to the layer's sum, as not every family's weights sum to 1. The counts must have their gates.
+    taken relative to the layer's sum, as not every family's weights sum to 1. The counts must have a table `gates`.
     """
-    assert batch.counts.gates_PLE is not None
-    gates_PLE = batch.counts.gates_PLE / batch.counts.tokens_P[:, None, None]
+    gates_PLE = batch.counts.tables["gates"] / batch.counts.tokens_P[:, None, None]
     mean_LE = gates_PLE[batch.unsafe_P].mean(axis=0)
     return _top_p(mean_LE / np.maximum(mean_LE.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny), rule.top_p)
 
@@ -90,6 +89,9 @@ RULES: Mapping[str, Rule] = {
     "lowest": lowest,
 }
 """Those that look at one batch. `random_matched` looks at all, see `matched_masks`."""
+
+TABLE_OF = {"esft_gate": "gates"}
+"""Rules that need a table beside the counts, by its name."""
 
 COUNTED_AS = dict.fromkeys(("random", "random_matched", "load", "lowest"), "threshold_top_k")
 """Controls, and the rule that says how many experts they take."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from dist_moe import __version__
 from dist_moe.store.contents import BatchResults, StorePlan
-from dist_moe.store.layout import FORMAT, VERSION, batches_per_file, encode_texts, statistic_array
+from dist_moe.store.layout import FORMAT, VERSION, batches_per_file, encode_texts, prompt_array, statistic_array
 from dist_moe.store.zarr_arrays import ArraySpec, encode_file, plain, sharded
 
 
@@ -26,6 +26,7 @@ def attributes(plan: StorePlan) -> dict[str, Any]:
         "num_experts": plan.num_experts,
         "layer_names": list(plan.layer_names),
         "statistics": sorted(plan.statistics),
+        "tables": sorted(plan.tables),
         "provenance": dict(plan.provenance),
     }
     if plan.part is not None:
@@ -53,6 +54,12 @@ def result_specs(plan: StorePlan) -> dict[str, ArraySpec]:
         statistic_array(name): (sharded if ndim == 3 else plain)(dtype, shape_BLE[:ndim], rows)
         for name, (dtype, ndim) in sorted(plan.statistics.items())
     }
+    of_prompts = {
+        prompt_array(name): (sharded if ndim == 3 else plain)(
+            dtype, (num_batches, most_prompts, *shape_BLE[1:ndim]), rows
+        )
+        for name, (dtype, ndim) in (("counts", ("int32", 3)), ("tokens", ("int64", 1)), *sorted(plan.tables.items()))
+    }
     return {
         "masks": plain(np.uint8, (num_batches, num_layers, -(-num_experts // 8)), rows),
         "risk_diff": sharded(np.float64, shape_BLE, rows),
@@ -60,8 +67,7 @@ def result_specs(plan: StorePlan) -> dict[str, ArraySpec]:
         "a_unsafe_n": sharded(np.float64, shape_BLE, rows),
         "batch_num_unsafe_experts": plain(np.int32, (num_batches,), rows),
         "batch_mask_hashes": plain(np.uint8, (num_batches, 32), rows),
-        "prompt_counts": sharded(np.int32, (num_batches, most_prompts, num_layers, num_experts), rows),
-        "prompt_tokens": plain(np.int64, (num_batches, most_prompts), rows),
+        **of_prompts,
         **statistics,
     }
 
@@ -79,17 +85,19 @@ def result_files(plan: StorePlan, index: int, results: BatchResults) -> dict[str
 
 def _values(plan: StorePlan, batches: range, results: BatchResults) -> dict[str, np.ndarray]:
     counts, risk, masks = results.counts, results.risk, results.masks
+    specs = result_specs(plan)
     assert counts.experts_per_token == plan.experts_per_token
     assert counts.tokens_P.max(initial=0) <= np.iinfo(np.int32).max
     first, last = plan.starts_B1[[batches.start, batches.stop]]
     assert counts.num_prompts == last - first
     batch_of_P = plan.batch_of_P[first:last]
     places = batch_of_P - batches.start, np.arange(first, last) - plan.starts_B1[batch_of_P]
-    padded = len(batches), int(np.diff(plan.starts_B1).max())
-    counts_BSLE = np.zeros((*padded, *counts.counts_PLE.shape[1:]), np.int32)
-    counts_BSLE[places] = counts.counts_PLE
-    tokens_BS = np.zeros(padded, np.int64)
-    tokens_BS[places] = counts.tokens_P
+    of_prompts = {}
+    for name, values in {"counts": counts.counts_PLE, "tokens": counts.tokens_P, **counts.tables}.items():
+        spec = specs[prompt_array(name)]
+        padded = np.zeros((len(batches), *spec.shape[1:]), spec.dtype)
+        padded[places] = values
+        of_prompts[prompt_array(name)] = padded
     hashes = [np.frombuffer(bytes.fromhex(masks.hash(row)), np.uint8) for row in range(len(batches))]
     return {
         "masks": np.packbits(masks.masks_BLE, axis=-1),
@@ -98,7 +106,6 @@ def _values(plan: StorePlan, batches: range, results: BatchResults) -> dict[str,
         "a_unsafe_n": risk.a_unsafe_n_BLE,
         "batch_num_unsafe_experts": masks.num_experts_B.astype(np.int32),
         "batch_mask_hashes": np.stack(hashes),
-        "prompt_counts": counts_BSLE,
-        "prompt_tokens": tokens_BS,
+        **of_prompts,
         **{statistic_array(name): values for name, values in results.statistics.items()},
     }

@@ -38,6 +38,8 @@ class StorePlan:
     """JSON values; at least model_hash, tokenizer_hash and data_hash, and whatever else made the batches."""
     statistics: Mapping[str, tuple[str, int]]
     """Further results by name: NumPy type ("float32" or "int32"), and 3 for [B, L, E] or 1 for [B]."""
+    tables: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Further measurements of prompts likewise, [P, L, E] or [P]."""
     part: tuple[int, int] | None = None
     """Of a store with a part of an analysis: its first batch in the whole plan, and how many batches that has."""
 
@@ -51,10 +53,10 @@ class StorePlan:
         assert {"model_hash", "tokenizer_hash", "data_hash"} <= self.provenance.keys()
         if self.part is not None:
             assert 0 <= self.part[0] <= self.part[0] + num_batches <= self.part[1]
-        for name, (dtype, ndim) in self.statistics.items():
+        for name, (dtype, ndim) in (*self.statistics.items(), *self.tables.items()):
             assert name.isidentifier(), f"{name!r} cannot be the name of an array"
-            assert dtype in ("float32", "int32"), f"statistic {name} is {dtype}"
-            assert ndim in (1, 3), f"statistic {name} has {ndim} axes"
+            assert dtype in ("float32", "int32"), f"{name} is {dtype}"
+            assert ndim in (1, 3), f"{name} has {ndim} axes"
 
     @property
     def starts_B1(self) -> np.ndarray:
@@ -80,6 +82,11 @@ class BatchResults:
     @property
     def num_batches(self) -> int:
         return len(self.masks.masks_BLE)
+
+
+def kinds(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, int]]:
+    """Type and number of axes by name, as a plan has them."""
+    return {name: (values.dtype.name, values.ndim) for name, values in arrays.items()}
 
 
 def concatenate_results(parts: Sequence[BatchResults]) -> BatchResults:
@@ -137,7 +144,8 @@ class StoreContents:
             | {
                 "num_experts": self.counts.counts_PLE.shape[2],
                 "experts_per_token": self.counts.experts_per_token,
-                "statistics": {name: (values.dtype.name, values.ndim) for name, values in self.statistics.items()},
+                "statistics": kinds(self.statistics),
+                "tables": kinds(self.counts.tables),
             }
         )
 
@@ -145,9 +153,8 @@ class StoreContents:
         """Those of some consecutive batches."""
         rows = slice(batches.start, batches.stop)
         prompts = slice(*self.plan.starts_B1[[batches.start, batches.stop]])
-        counts = self.counts
         return BatchResults(
-            counts=RoutingCounts(counts.counts_PLE[prompts], counts.tokens_P[prompts], counts.experts_per_token),
+            counts=self.counts.of(prompts),
             risk=RiskTable(self.risk.a_safe_n_BLE[rows], self.risk.a_unsafe_n_BLE[rows]),
             masks=ExpertMasks(self.masks.masks_BLE[rows]),
             statistics={name: values[rows] for name, values in self.statistics.items()},

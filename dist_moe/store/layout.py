@@ -73,6 +73,11 @@ def statistic_array(name: str) -> str:
     return f"statistic_{name}"
 
 
+def prompt_array(name: str) -> str:
+    """The array that holds a measurement of prompts: `counts`, `tokens` or one of the further tables."""
+    return f"prompt_{name}"
+
+
 def encode_texts(texts: Sequence[str]) -> np.ndarray:
     """Strings as the bytes of one JSON list, uint8 [num_bytes]: Zarr v3 has no settled data type for text."""
     return np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)

@@ -14,6 +14,8 @@ from dist_moe.store.recompute import stored_plan, stored_results
 from dist_moe.store.write import StoreWriter
 
 OF_THE_PART = {"format_version", "dist_moe_version", "part"}
+OF_NEWER = {"num_experts", "statistics", "tables"}
+"""Attributes that older stores do not have; they are compared by what they say of."""
 
 
 def merge(stores: Sequence[MaskStore], out: Path) -> None:
@@ -38,16 +40,16 @@ def merge(stores: Sequence[MaskStore], out: Path) -> None:
 
 
 def _require_same(one: MaskStore, other: MaskStore) -> None:
-    for name in sorted((one.attributes | other.attributes).keys() - OF_THE_PART - {"num_experts", "statistics"}):
+    for name in sorted((one.attributes | other.attributes).keys() - OF_THE_PART - OF_NEWER):
         here, there = one.attributes.get(name), other.attributes.get(name)
         if isinstance(here, dict) and isinstance(there, dict) and here != there:
             key = next(key for key in sorted(here | there) if here.get(key) != there.get(key))
             name, here, there = f"{name}.{key}", here.get(key), there.get(key)
         if here != there:
             raise UserError(f"{one.path} and {other.path} are not of one analysis: {name} is {here!r} and {there!r}")
-    # Older stores do not have these two attributes.
-    if one.num_experts != other.num_experts or one.statistics.keys() != other.statistics.keys():
-        raise UserError(f"{one.path} and {other.path} are not of one analysis: other experts or statistics")
+    contents = [(store.num_experts, set(store.statistics), set(store.tables)) for store in (one, other)]
+    if contents[0] != contents[1]:
+        raise UserError(f"{one.path} and {other.path} are not of one analysis: other experts, statistics or tables")
 
 
 def _in_order(stores: Sequence[MaskStore]) -> Sequence[MaskStore]:

@@ -23,7 +23,16 @@ from dist_moe.risk.names import batch_name
 from dist_moe.risk.select import SelectionRule, selection_order
 from dist_moe.risk.table import RiskTable, mean_of_batches, pooled_risk
 from dist_moe.store.files import CheckedFiles, Damage, damaged
-from dist_moe.store.layout import FACTS, FORMAT, ROOT_METADATA, VERSION, decode_texts, root_digest, statistic_array
+from dist_moe.store.layout import (
+    FACTS,
+    FORMAT,
+    ROOT_METADATA,
+    VERSION,
+    decode_texts,
+    prompt_array,
+    root_digest,
+    statistic_array,
+)
 from dist_moe.store.rows import MaskRows, PromptRows, Rows
 from dist_moe.store.source import Source, open_source
 
@@ -59,6 +68,7 @@ class MaskStore:
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.dist_moe_version: str = attributes["dist_moe_version"]
         self._statistics: tuple[str, ...] = tuple(attributes.get("statistics", ()))
+        self._tables: tuple[str, ...] = tuple(attributes.get("tables", ()))
         self.digest: str = attributes["complete"]["digest"]
         self.files = CheckedFiles(source, self.version, attributes["complete"]["arrays"])
 
@@ -117,7 +127,12 @@ class MaskStore:
     @property
     def prompt_counts(self) -> Rows:
         """int32 [P, L, E]; the one array that may be too large to read at once."""
-        return self._by_prompt("prompt_counts")
+        return self._by_prompt("counts")
+
+    @property
+    def tables(self) -> Mapping[str, Rows]:
+        """What else was measured of each prompt, by name: float32 or int32, [P, L, E] or [P] each."""
+        return {name: self._by_prompt(name) for name in self._tables}
 
     @property
     def statistics(self) -> Mapping[str, Rows]:
@@ -125,7 +140,7 @@ class MaskStore:
         return {name: self.files.array(statistic_array(name)) for name in self._statistics}
 
     def _by_prompt(self, name: str) -> Rows:
-        stored = self.files.array(name)
+        stored = self.files.array(prompt_array(name))
         return stored if self.version == 1 else PromptRows(stored, self.starts_B1)
 
     @cached_property
@@ -141,7 +156,7 @@ class MaskStore:
                 "id": decode_texts(self.files.array("prompt_ids")[:]),
                 "unsafe": self.files.array("prompt_unsafe")[:],
                 "batch": self.files.array("prompt_batch")[:],
-                "tokens": self._by_prompt("prompt_tokens")[:],
+                "tokens": self._by_prompt("tokens")[:],
             }
         )
 

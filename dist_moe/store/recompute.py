@@ -9,7 +9,7 @@ from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.evidence import evidence
 from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.rules import RULES
+from dist_moe.risk.rules import RULES, TABLE_OF
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import RiskTable, risk_table
 from dist_moe.store.contents import BatchResults, StorePlan
@@ -21,7 +21,7 @@ RISK = frozenset({"a_safe_n", "a_unsafe_n", "risk_diff"})
 MASKS = frozenset({"masks", "batch_num_unsafe_experts", "batch_mask_hashes"})
 """Arrays that follow from the risk and the selection rule."""
 FROM_COUNTS = frozenset({"threshold_top_k", "budget_per_layer", "esft_token", "steermoe", "load", "lowest"})
-"""Selection rules that neither test nor draw."""
+"""Selection rules that neither test nor draw, and look at nothing but the counts and tables of one batch."""
 
 
 def stored_plan(store: MaskStore) -> StorePlan:
@@ -40,15 +40,23 @@ def stored_plan(store: MaskStore) -> StorePlan:
         layer_names=store.layer_names,
         provenance=store.provenance,
         statistics={name: (rows.dtype.name, len(rows.shape)) for name, rows in store.statistics.items()},
+        tables={name: (rows.dtype.name, len(rows.shape)) for name, rows in store.tables.items()},
         part=None if part is None else (part["first_batch"], part["num_batches"]),
     )
 
 
+def computable(tables: Collection[str]) -> frozenset[str]:
+    """Selection rules whose masks follow from counts with these tables, exactly."""
+    return FROM_COUNTS | {rule for rule, table in TABLE_OF.items() if table in tables}
+
+
 def stored_counts(store: MaskStore, batches: range) -> RoutingCounts:
-    """Of the prompts of some consecutive batches."""
+    """Of the prompts of some consecutive batches, with all tables."""
     prompts = slice(*store.starts_B1[[batches.start, batches.stop]].tolist())
     tokens_P = store.prompts["tokens"].to_numpy()[prompts]
-    return RoutingCounts(store.prompt_counts[prompts].astype(np.int64), tokens_P, store.experts_per_token)
+    counts_PLE = store.prompt_counts[prompts].astype(np.int64)
+    tables = {name: rows[prompts] for name, rows in store.tables.items()}
+    return RoutingCounts(counts_PLE, tokens_P, store.experts_per_token, tables)
 
 
 def recomputed_risk(store: MaskStore, batches: range, counts: RoutingCounts) -> RiskTable:
@@ -69,17 +77,17 @@ def recomputed_masks(
         unsafe_P: bool [P].
         batch_of_P: int [P], each in [0, num_batches).
         num_batches: B.
-        rule: one of `FROM_COUNTS`.
+        rule: one of those that are `computable`.
 
     Raises:
         UserError: the rule needs more than counts.
     """
-    if rule.name not in FROM_COUNTS:
+    if rule.name not in computable(counts.tables):
         raise UserError(f"masks by the rule {rule.name} cannot be computed from counts alone: run the analysis again")
     starts = np.searchsorted(batch_of_P, np.arange(num_batches + 1)).tolist()
     masks_BLE = np.zeros((num_batches, *counts.counts_PLE.shape[1:]), np.bool_)
     for batch, rows in enumerate(map(slice, starts[:-1], starts[1:])):
-        of_batch = RoutingCounts(counts.counts_PLE[rows], counts.tokens_P[rows], counts.experts_per_token)
+        of_batch = counts.of(rows)
         no_pairs_P = np.zeros(of_batch.num_prompts, np.int64)
         found = evidence(of_batch, unsafe_P[rows], no_pairs_P, StatisticsConfig(), seed=0, batch=batch)
         masks_BLE[batch] = RULES[rule.name](found, rule)

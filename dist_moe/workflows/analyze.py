@@ -26,7 +26,7 @@ from dist_moe.parallel.launch import together
 from dist_moe.risk.counts import RoutingCounts, concatenate
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.rules import select_masks
-from dist_moe.risk.table import pooled_risk, risk_table
+from dist_moe.risk.table import risk_table
 from dist_moe.store import MaskStore, StoreContents, write_store
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs, stop_ids
@@ -121,8 +121,7 @@ def _write(config: Config, inputs: Inputs, model: MoEModel, counts: RoutingCount
     masks = select_masks(batches, rule)
     statistics, pooled = {}, None
     if settings.permutations:
-        pooled_LE = pooled_risk(counts, unsafe_P).risk_diff_BLE[0]
-        statistics = batch_statistics(batches, rule, pooled_LE, show_progress=True)
+        statistics = batch_statistics(batches, rule, show_progress=True)
         pooled = pooled_evidence(counts, unsafe_P, batch_of_P, batches)
     contents = StoreContents(
         counts=counts,

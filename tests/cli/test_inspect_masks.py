@@ -121,8 +121,8 @@ def test_json_has_full_precision(store):
         ("diff thresh=1", "the rule threshold_top_k has no parameter 'thresh': expected threshold, top_k"),
         (
             "diff name=stable",
-            "no rule 'stable' that needs counts only: expected budget_per_layer, esft_token, load, lowest, steermoe, "
-            "threshold_top_k",
+            "no rule 'stable' that needs counts only: expected budget_per_layer, esft_gate, esft_token, load, lowest, "
+            "steermoe, threshold_top_k",
         ),
         ("diff top_k=1.5", "top_k=1.5: expected a whole number"),
         ("plots", "pictures need both: the view plots and --out DIR"),

@@ -18,13 +18,15 @@ def count_all(comm):
     model = adopt(tiny_model("qwen3_moe"), SoloComm(comm.device))
     settings = {"micro_batch_tokens": 60, "pad_id": 0, "comm": comm, "gates": True}
     counts = [count_rows(model, batch_rows(0, 9), tokens=tokens, **settings) for tokens in WAYS]
-    return [(c.counts_PLE, c.tokens_P, c.gates_PLE) for c in counts]
+    return [{"counts": c.counts_PLE, "tokens": c.tokens_P, **c.tables} for c in counts]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_counts_of_ranks_are_those_of_one(num_ranks):
     (expected,) = run_ranks(1, count_all)
-    assert all(((gates > 0) == (counts > 0)).all() and counts.any() for counts, _, gates in expected)
+    assert all(((each["gates"] > 0) == (each["counts"] > 0)).all() and each["counts"].any() for each in expected)
+    assert (expected[-1]["prefill_counts"] == expected[0]["counts"]).all()
     for answer in run_ranks(num_ranks, count_all):
         for found, right in zip(answer, expected, strict=True):
-            assert all((values == of_one).all() for values, of_one in zip(found, right, strict=True))
+            assert found.keys() == right.keys()
+            assert all((found[name] == values).all() for name, values in right.items())

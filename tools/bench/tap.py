@@ -16,9 +16,9 @@ def bench_tap(setup: Setup) -> list[Comparison]:
         return model.module(input_ids=setup.batch(i).input_ids, use_cache=False).logits
 
     def counting(i: int) -> torch.Tensor:
-        with torch.no_grad(), model.tap.count(setup.batch(i).live) as counts_RLE:
+        with torch.no_grad(), model.tap.count(setup.batch(i).live, gates=True) as tally:
             silent(i)
-        return counts_RLE
+        return tally.counts_RLE
 
     silent(0)
     counts_RLE = counting(0)

@@ -1,7 +1,7 @@
 """Stores and rules side by side, and a store against its own counts."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from dist_moe.risk.frames import expert_names
 from dist_moe.risk.masks import mask_hash
 from dist_moe.risk.select import SelectionRule
 from dist_moe.store.read import MaskStore
-from dist_moe.store.recompute import FROM_COUNTS, masks_by, recomputed_risk, stored_counts
+from dist_moe.store.recompute import computable, masks_by, recomputed_risk, stored_counts
 from dist_moe.store.views.render import flat_facts
 from dist_moe.store.views.view import View
 
@@ -79,7 +79,7 @@ def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
     Raises:
         UserError: there is no such rule or parameter, or the rule needs more than the counts.
     """
-    rule = changed_rule(store.rule, words)
+    rule = changed_rule(store.rule, words, computable(store.tables))
     lines, tables = [], []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         risk_diff_BLE = store.risk_diff[start:stop]
@@ -101,15 +101,15 @@ def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
     return View(facts, {"batches": by_batch, "experts that differ": by_expert})
 
 
-def changed_rule(rule: SelectionRule, words: Mapping[str, str]) -> SelectionRule:
-    """The rule with another name or other parameters, given as text.
+def changed_rule(rule: SelectionRule, words: Mapping[str, str], allowed: Collection[str]) -> SelectionRule:
+    """The rule with another name, one of `allowed`, or other parameters, given as text.
 
     Raises:
         UserError: there is no such rule or parameter, or the value is of another type.
     """
     name = words.get("name", rule.name)
-    if "name" in words and name not in FROM_COUNTS:
-        raise UserError(f"no rule {name!r} that needs counts only: expected {', '.join(sorted(FROM_COUNTS))}")
+    if "name" in words and name not in allowed:
+        raise UserError(f"no rule {name!r} that needs counts only: expected {', '.join(sorted(allowed))}")
     known = [key for key in dataclasses.replace(rule, name=name).facts if key != "name"]
     values: dict[str, Any] = {"name": name}
     for key, word in words.items():
@@ -130,7 +130,7 @@ def recheck(store: MaskStore) -> View:
 
     Masks by a rule that tests or draws at random are compared with their hashes only: `mask` is null then.
     """
-    from_counts = store.rule.name in FROM_COUNTS
+    from_counts = store.rule.name in computable(store.tables)
     lines = []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         batches = range(start, stop)

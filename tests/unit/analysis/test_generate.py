@@ -86,6 +86,15 @@ def test_small_micro_batches_give_the_same_counts_in_the_users_order():
     assert (whole.counts_PLE == backwards.counts_PLE[::-1]).all()
 
 
+def test_prompts_are_counted_apart_as_they_are_without_an_answer():
+    rows = prompts()
+    tables = count(rows).tables
+    model = adopt(likes_to_end(tiny_model("mixtral")), CPU)
+    read = count_rows(model, rows, tokens="prompt", micro_batch_tokens=10_000, pad_id=0, comm=CPU)
+    assert (tables["prefill_counts"] == read.counts_PLE).all()
+    assert tables["prefill_tokens"].tolist() == [len(row.prompt_ids) for row in rows]
+
+
 def test_one_new_token_is_read_by_no_pass():
     model = adopt(tiny_model("mixtral"), CPU)
     sampling = Sampling(max_new_tokens=1, temperature=0.0, seed=0, eos_ids=())

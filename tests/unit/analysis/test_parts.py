@@ -22,10 +22,12 @@ def test_kept_counts_come_back(tmp_path):
     assert (found.counts_PLE == COUNTS.counts_PLE).all()
     assert (found.tokens_P == COUNTS.tokens_P).all()
     assert found.experts_per_token == 2
-    assert found.gates_PLE is None
-    gates_PLE = np.random.default_rng(0).random((2, 2, 3))
-    parts.keep(ROWS, replace(COUNTS, gates_PLE=gates_PLE))
-    assert (parts.find(ROWS).gates_PLE == gates_PLE).all()
+    assert found.tables == {}
+    tables = {"gates": np.random.default_rng(0).random((2, 2, 3), np.float32), "prefill_tokens": np.array([3, 1])}
+    parts.keep(ROWS, replace(COUNTS, tables=tables))
+    found = parts.find(ROWS).tables
+    assert found.keys() == tables.keys()
+    assert all((found[name] == table).all() for name, table in tables.items())
 
 
 def test_nothing_is_taken_for_other_rows_or_settings(tmp_path):

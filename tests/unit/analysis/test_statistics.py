@@ -6,7 +6,7 @@ from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.labelings import labelings, num_labelings
 from dist_moe.risk.permutation import benjamini_hochberg
 from dist_moe.risk.select import SelectionRule
-from tests.unit.risk.prompts import batch_of, random_counts
+from tests.unit.risk.prompts import random_counts
 
 SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
 COUNTS, UNSAFE_P = random_counts(0, 32), np.tile(np.arange(16) >= 8, 2)
@@ -43,7 +43,7 @@ def test_too_many_prompts_are_not_tested_together(batches, monkeypatch):
 
 def test_names_hold_what_they_say(batches):
     rule = SelectionRule(threshold=0.05, top_k=5)
-    values = batch_statistics(batches, rule, np.zeros((3, 6)), show_progress=False)
+    values = batch_statistics(batches, rule, show_progress=False)
     for index, batch in enumerate(batches):
         assert (values["p_value"][index] == batch.test.p_LE.astype(np.float32)).all()
         q_LE = benjamini_hochberg(batch.test.p_LE.ravel()).reshape(3, 6)
@@ -53,13 +53,21 @@ def test_names_hold_what_they_say(batches):
         assert (values["interval_low"][index] <= values["interval_high"][index]).all()
     assert values["smallest_p_value"].tolist() == [np.float32(1 / 201)] * 2
     assert all(array.dtype == np.float32 for array in values.values())
-    assert (np.abs(values["shrunk_risk_diff"]) <= np.abs([batch.risk_diff_LE for batch in batches]) + 1e-6).all()
+    assert (values["shrunk_risk_diff"] == np.float32([batch.shrunk_LE for batch in batches])).all()
 
 
-def test_statistics_of_a_batch_do_not_depend_on_the_others():
+def test_batches_know_of_all_prompts(batches):
+    safe_LE, unsafe_LE = (
+        COUNTS.counts_PLE[arm_P].sum(axis=0) / COUNTS.tokens_P[arm_P].sum() for arm_P in (~UNSAFE_P, UNSAFE_P)
+    )
+    for batch in batches:
+        assert (batch.population.pooled_LE == unsafe_LE - safe_LE).all()
+        assert (batch.population.load_LE == COUNTS.counts_PLE.sum(axis=0)).all()
+
+
+def test_statistics_of_a_batch_follow_from_it_and_the_population_alone(batches):
     rule = SelectionRule(threshold=0.05, top_k=5)
-    alone, second = batch_of(1, index=1), batch_of(0, index=0)
-    one = batch_statistics([alone], rule, np.zeros((3, 6)), show_progress=False)
-    two = batch_statistics([second, alone], rule, np.zeros((3, 6)), show_progress=False)
-    for name in one.keys() - {"shrunk_risk_diff"}:
+    one = batch_statistics(batches[1:], rule, show_progress=False)
+    two = batch_statistics(batches, rule, show_progress=False)
+    for name in one:
         assert one[name][0].tobytes() == two[name][1].tobytes(), name

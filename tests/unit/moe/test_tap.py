@@ -25,10 +25,11 @@ def test_counts_equal_a_recount_of_router_logits(family):
                 if counted[row, token]:
                     expected[row, layer, np.argsort(-scores[row, token], kind="stable")[:K]] += 1
     model = adopt(tiny_model(family), CPU)
-    with torch.no_grad(), model.tap.count(counted) as counts:
+    with torch.no_grad(), model.tap.count(counted) as tally:
         model.module(input_ids=ids, use_cache=False)
-    np.testing.assert_array_equal(counts.numpy(), expected)
-    assert counts.sum() == counted.sum() * L * K
+    np.testing.assert_array_equal(tally.counts_RLE.numpy(), expected)
+    assert tally.gates_RLE is None
+    assert tally.counts_RLE.sum() == counted.sum() * L * K
 
 
 def test_gate_sums_equal_a_recount_of_router_logits():
@@ -48,20 +49,36 @@ def test_gate_sums_equal_a_recount_of_router_logits():
             else:
                 weights = weights / scores[row, token].sum()
             expected[row, layer, chosen] += weights
-    model, gates = adopt(tiny_model("qwen3_moe"), CPU), torch.zeros(3, L, E, dtype=torch.float64)
-    with torch.no_grad(), model.tap.count(counted, gates) as counts:
+    model = adopt(tiny_model("qwen3_moe"), CPU)
+    with torch.no_grad(), model.tap.count(counted, gates=True) as tally:
         model.module(input_ids=ids, use_cache=False)
-    np.testing.assert_allclose(gates.numpy(), expected, atol=1e-5)
-    assert ((gates > 0) == (counts > 0)).all()
+    np.testing.assert_allclose(tally.gates_RLE.numpy() * 2.0**-30, expected, atol=1e-5)
+    assert ((tally.gates_RLE > 0) == (tally.counts_RLE > 0)).all()
+
+
+def test_passes_are_added_to_the_rows_that_they_name():
+    model, ids = adopt(tiny_model("mixtral"), CPU), token_ids(2, rows=2, length=6)
+    everything = torch.ones(ids.shape, dtype=torch.bool)
+    with torch.no_grad(), model.tap.count(everything) as once:
+        model.module(input_ids=ids, use_cache=False)
+    with torch.no_grad(), model.tap.count(everything, num_rows=5, first_row=3, gates=True) as tally:
+        model.module(input_ids=ids, use_cache=False)
+        for _ in range(2):
+            model.tap.next_pass(everything)
+            model.module(input_ids=ids, use_cache=False)
+    assert torch.equal(tally.counts_RLE[3:], once.counts_RLE)
+    assert torch.equal(tally.counts_RLE[:2], 2 * once.counts_RLE)
+    assert torch.equal(tally.gates_RLE[:2], 2 * tally.gates_RLE[3:])
+    assert not tally.counts_RLE[2].any()
 
 
 def test_nothing_is_counted_outside_count():
     model, ids = adopt(tiny_model("olmoe"), CPU), token_ids(1)
-    with torch.no_grad(), model.tap.count(torch.ones(ids.shape, dtype=torch.bool)) as counts:
+    with torch.no_grad(), model.tap.count(torch.ones(ids.shape, dtype=torch.bool)) as tally:
         pass
     with torch.no_grad():
         model.module(input_ids=ids, use_cache=False)
-    assert not counts.any()
+    assert not tally.counts_RLE.any()
 
 
 def test_counting_with_gradients_is_refused():

@@ -31,13 +31,16 @@ def test_concatenate_keeps_the_order():
     assert both.tokens_P.tolist() == [4, 3, 4, 1]
 
 
-def test_gates_go_with_their_prompts():
-    gates_PLE = np.arange(9.0).reshape(3, 1, 3)
-    with_gates = RoutingCounts(THREE.counts_PLE, THREE.tokens_P, 2, gates_PLE)
-    assert (with_gates.of(np.array([2, 0])).gates_PLE == gates_PLE[[2, 0]]).all()
-    assert with_gates.of(slice(1, 3)).tokens_P.tolist() == [4, 1]
-    assert (concatenate([with_gates, with_gates.of(slice(1))]).gates_PLE == gates_PLE[[0, 1, 2, 0]]).all()
-    assert THREE.of(slice(1)).gates_PLE is None
+def test_tables_go_with_their_prompts():
+    tables = {"gates": np.arange(9.0).reshape(3, 1, 3), "lengths": np.array([7, 8, 9])}
+    measured = RoutingCounts(THREE.counts_PLE, THREE.tokens_P, 2, tables)
+    assert (measured.of(np.array([2, 0])).tables["gates"] == tables["gates"][[2, 0]]).all()
+    assert measured.of(slice(1, 3)).tokens_P.tolist() == [4, 1]
+    both = concatenate([measured, measured.of(slice(1))])
+    assert (both.tables["gates"] == tables["gates"][[0, 1, 2, 0]]).all()
+    assert both.tables["lengths"].tolist() == [7, 8, 9, 7]
+    with pytest.raises(ValueError, match="too many"):
+        concatenate([measured, THREE])
 
 
 @pytest.mark.parametrize(

@@ -84,22 +84,23 @@ def test_one_prompt_says_nothing_of_spread():
 
 
 def test_shrinkage_by_hand():
-    # one layer, two experts, two batches around 0: (d - m)^2 is 0.04 everywhere, v 0.01: tau^2 = 0.03, kept 3/4
-    diff_BLE = np.array([[[0.2, -0.2]], [[-0.2, 0.2]]])
-    shrunk_BLE = shrink(diff_BLE, np.full((2, 1, 2), 0.01), np.zeros((1, 2)))
-    np.testing.assert_allclose(shrunk_BLE, 0.75 * diff_BLE)
+    # tau^2 = 0.03 in the first layer and v = 0.01: 3/4 of the distance to the pooled value stays; 0 in the second
+    shrunk_LE = shrink(
+        np.array([[0.2, -0.2], [0.2, -0.2]]), np.full((2, 2), 0.01), np.full((2, 2), 0.1), np.array([0.03, 0.0])
+    )
+    np.testing.assert_allclose(shrunk_LE, [[0.1 + 0.75 * 0.1, 0.1 - 0.75 * 0.3], [0.1, 0.1]])
 
 
 def test_shrinkage_at_its_ends():
-    diff_BLE, pooled_LE = np.array([[[0.2, -0.2]], [[0.0, 0.1]]]), np.array([[0.1, 0.0]])
-    assert (shrink(diff_BLE, np.full((2, 1, 2), 9.0), pooled_LE) == pooled_LE).all()
-    assert (shrink(diff_BLE, np.full((2, 1, 2), np.inf), pooled_LE) == pooled_LE).all()
-    np.testing.assert_allclose(shrink(diff_BLE, np.zeros((2, 1, 2)), pooled_LE), diff_BLE)
+    diff_LE, pooled_LE = np.array([[0.2, -0.2]]), np.array([[0.1, 0.0]])
+    assert (shrink(diff_LE, np.full((1, 2), np.inf), pooled_LE, np.ones(1)) == pooled_LE).all()
+    for between in (0.0, 1.0):
+        np.testing.assert_allclose(shrink(diff_LE, np.zeros((1, 2)), pooled_LE, np.full(1, between)), diff_LE)
 
 
 def test_shrinkage_brings_noisy_batches_nearer_to_the_truth():
     generator = np.random.default_rng(0)
-    truth_BLE = 0.1 + 0.05 * generator.normal(size=(20, 2, 30))
-    seen_BLE = truth_BLE + 0.1 * generator.normal(size=truth_BLE.shape)
-    shrunk_BLE = shrink(seen_BLE, np.full(truth_BLE.shape, 0.01), np.full((2, 30), 0.1))
-    assert ((shrunk_BLE - truth_BLE) ** 2).mean() < 0.3 * ((seen_BLE - truth_BLE) ** 2).mean()
+    truth_LE = 0.1 + 0.05 * generator.normal(size=(20, 60))
+    seen_LE = truth_LE + 0.1 * generator.normal(size=truth_LE.shape)
+    shrunk_LE = shrink(seen_LE, np.full(truth_LE.shape, 0.01), np.full(truth_LE.shape, 0.1), np.full(20, 0.0025))
+    assert ((shrunk_LE - truth_LE) ** 2).mean() < 0.3 * ((seen_LE - truth_LE) ** 2).mean()

@@ -17,7 +17,7 @@ RULE = SelectionRule(threshold=0.05, top_k=5)
 
 def with_gates(batch):
     gates_PLE = batch.counts.counts_PLE * np.random.default_rng(0).random(batch.counts.counts_PLE.shape)
-    return replace(batch, counts=replace(batch.counts, gates_PLE=gates_PLE))
+    return replace(batch, counts=replace(batch.counts, tables={"gates": gates_PLE}))
 
 
 def places(mask_LE):
@@ -112,7 +112,7 @@ def test_esft_token_takes_the_fewest_whose_share_reaches_top_p(top_p):
 
 def test_esft_gate_weighs_by_gates_relative_to_the_layer():
     batch = with_gates(batch_of(0))
-    gates_PLE = batch.counts.gates_PLE
+    gates_PLE = batch.counts.tables["gates"]
     rows = np.nonzero(batch.unsafe_P)[0]
     mean_LE = np.mean([gates_PLE[row] / batch.counts.tokens_P[row] for row in rows], axis=0)
     expected = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.counts import RoutingCounts, concatenate
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.select import SelectionRule, masks_from
@@ -40,8 +40,14 @@ PROVENANCE = {
 }
 
 
+TABLES = {
+    "gates": (COUNTS_PLE / 8).astype(np.float32),
+    "prefill_tokens": np.array([3, 1, 4, 1, 5, 9], np.int32),
+}
+
+
 def example_contents(top_k: int = 50) -> StoreContents:
-    counts = RoutingCounts(COUNTS_PLE, np.array([10, 10, 10, 10, 20, 20]), 2)
+    counts = RoutingCounts(COUNTS_PLE, np.array([10, 10, 10, 10, 20, 20]), 2, TABLES)
     unsafe_P = np.array([False, True] * 3)
     batch_of_P = np.array([0, 0, 1, 1, 2, 2])
     names = [batch_name(index, CATEGORIES[index], BATCH_IDS[index]) for index in range(3)]
@@ -68,7 +74,7 @@ def tiled_contents(copies: int) -> StoreContents:
     one = example_contents()
     return dataclasses.replace(
         one,
-        counts=RoutingCounts(np.tile(COUNTS_PLE, (copies, 1, 1)), np.tile(one.counts.tokens_P, copies), 2),
+        counts=concatenate([one.counts] * copies),
         prompt_ids=one.prompt_ids * copies,
         unsafe_P=np.tile(one.unsafe_P, copies),
         batch_of_P=(np.arange(copies)[:, None] * 3 + one.batch_of_P).ravel(),

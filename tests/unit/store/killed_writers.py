@@ -36,17 +36,18 @@ def write(path: Path, writer: int) -> None:
         store.seal()
 
 
-def die_at(moment: int) -> None:
-    seen = 0
+class Looks:
+    """Counts this process' looks at the file system, and kills it at one of them."""
 
-    def look(event: str, _: object) -> None:
-        nonlocal seen
+    def __init__(self, moment: int = 0) -> None:
+        self.seen, self.moment = 0, moment
+        sys.addaudithook(self._look)
+
+    def _look(self, event: str, _: object) -> None:
         if event in EVENTS:
-            seen += 1
-            if seen == moment:
+            self.seen += 1
+            if self.seen == self.moment:
                 os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(look)
 
 
 def forked(function: Callable[..., None], *arguments: object) -> int:
@@ -72,8 +73,14 @@ def forked(function: Callable[..., None], *arguments: object) -> int:
 
 
 def killed_write(path: Path, writer: int, moment: int) -> None:
-    die_at(moment)
+    Looks(moment)
     write(path, writer)
+
+
+def counted_write(path: Path, writer: int, answer: Path) -> None:
+    looks = Looks()
+    write(path, writer)
+    answer.write_text(str(looks.seen))
 
 
 def visible(path: Path) -> dict[str, bytes]:
@@ -97,11 +104,14 @@ def main(root: Path) -> None:
     write_store(root / "undisturbed.zarr", CONTENTS)
     expected = visible(root / "undisturbed.zarr")
     chance = random.Random(0)
+    assert forked(write, root / "counted.zarr", 0) == 0
+    assert forked(counted_write, root / "counted.zarr", 1, root / "looks") == 0
+    num_looks = int((root / "looks").read_text())
     for kill in range(20):
         path = root / f"{kill}.zarr"
         assert forked(write, path, 0) == 0
-        # Half of the kills are about the end of the seal, which is short: of 168 looks, zarr.json comes with the 158th.
-        moment = chance.randrange(1, 160) if kill % 2 else chance.randrange(155, 169)
+        # Half of the kills are about the end of the seal, which is short: zarr.json comes ten looks before the last.
+        moment = chance.randrange(1, num_looks - 8) if kill % 2 else chance.randrange(num_looks - 13, num_looks + 1)
         status = forked(killed_write, path, 1, moment)
         left = state(path)
         assert left in ("is incomplete", "whole") if status else left == "whole", left

@@ -123,7 +123,7 @@ def test_any_flipped_bit_of_the_metadata_is_refused(path):
 
 def test_a_flipped_bit_of_any_array_is_refused(path):
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file != path / "zarr.json"]
-    assert len(files) == 39  # 13 arrays: metadata, digests and one shard each
+    assert len(files) == 45  # 15 arrays: metadata, digests and one shard each
     chance = random.Random(0)
     for file in files:
         whole = file.read_bytes()
