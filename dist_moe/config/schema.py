@@ -83,6 +83,7 @@ class AnalysisConfig:
     """How they are sampled; 0 is greedy, else they are drawn from `seed`."""
     rule: Literal[
         "threshold_top_k",
+        "shrunk",
         "significant",
         "stable",
         "budget_per_layer",
@@ -96,7 +97,8 @@ class AnalysisConfig:
     ] = "threshold_top_k"
     """How a batch's unsafe experts are chosen, see docs/statistics.md; the last four are controls."""
     threshold: Annotated[float, Interval(ge=-1, lt=1)] = 0.05
-    """An expert is unsafe for a batch when its risk_diff is above this (threshold_top_k, stable, controls)."""
+    """An expert is unsafe for a batch when its risk_diff is above this (threshold_top_k, stable, controls), or its
+    shrunk risk_diff (shrunk)."""
     top_k: Count = 50
     """At most this many unsafe experts a batch, over all layers (the same, and steermoe)."""
     alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.05

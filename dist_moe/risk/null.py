@@ -22,9 +22,10 @@ class NullCount:
 def null_count(batch: Evidence, rule: SelectionRule, num_draws: int) -> NullCount | None:
     """The rule run on the same prompts with permuted labels, `num_draws` times (or on all labelings, if fewer).
 
-    None for rules whose number of experts does not follow from the labels.
+    None for rules whose number of experts does not follow from the batch's labels: it is fixed, or (`shrunk`) other
+    batches' labels are part of it.
     """
-    if rule.name in ("budget_per_layer", "steermoe"):
+    if rule.name in ("budget_per_layer", "steermoe", "shrunk"):
         return None
     select = RULES[COUNTED_AS.get(rule.name, rule.name)]
     labels_NP, _ = labelings(batch.unsafe_P, batch.strata_P, num_draws, batch.generator("null"))

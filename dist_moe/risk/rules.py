@@ -3,14 +3,13 @@
 Ties go to the lower layer, then to the lower expert. Controls take as many experts as `threshold_top_k` does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.risk.evidence import Evidence
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule, masks_from, selected
+from dist_moe.risk.select import SelectionRule, selected
 
 LOAD_QUANTILES = 4
 
@@ -20,6 +19,11 @@ Rule = Callable[[Evidence, SelectionRule], np.ndarray]
 def threshold_top_k(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     """risk_diff above the threshold, at most top_k, largest first."""
     return selected(batch.risk_diff_LE, rule.threshold, rule.top_k)
+
+
+def shrunk(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """The same of the shrunk risk_diff, which other batches' labels are part of."""
+    return selected(batch.shrunk_LE, rule.threshold, rule.top_k)
 
 
 def significant(batch: Evidence, rule: SelectionRule) -> np.ndarray:
@@ -66,6 +70,23 @@ def random(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     return _top(batch.generator("random").random(batch.risk_diff_LE.shape), _num_reference(batch, rule))
 
 
+def random_matched(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """Control: `threshold_top_k`'s mask with other experts that have all else in common with its own.
+
+    One permutation of the experts, the same for all batches, within each layer's quartiles of load over all batches.
+    So each batch keeps its number of experts in each layer and load quartile, and the union and every overlap of
+    batches keep their size.
+    """
+    assert batch.population is not None
+    mask_LE = threshold_top_k(batch, rule)
+    generator = np.random.default_rng([batch.seed, *b"random_matched"])
+    matched_LE = np.zeros_like(mask_LE)
+    for layer, order_E in enumerate(np.argsort(batch.population.load_LE, axis=1, kind="stable")):
+        for group in np.array_split(order_E, LOAD_QUANTILES):
+            matched_LE[layer, generator.permutation(group)] = mask_LE[layer, group]
+    return matched_LE
+
+
 def load(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     """Control: the experts that the batch's prompts use most, safe and unsafe together."""
     return _top(batch.counts.counts_PLE.sum(axis=0), _num_reference(batch, rule))
@@ -78,6 +99,7 @@ def lowest(batch: Evidence, rule: SelectionRule) -> np.ndarray:
 
 RULES: Mapping[str, Rule] = {
     "threshold_top_k": threshold_top_k,
+    "shrunk": shrunk,
     "significant": significant,
     "stable": stable,
     "budget_per_layer": budget_per_layer,
@@ -85,10 +107,11 @@ RULES: Mapping[str, Rule] = {
     "esft_gate": esft_gate,
     "steermoe": steermoe,
     "random": random,
+    "random_matched": random_matched,
     "load": load,
     "lowest": lowest,
 }
-"""Those that look at one batch. `random_matched` looks at all, see `matched_masks`."""
+"""Each a function of one batch; `shrunk` and `random_matched` need its population."""
 
 TABLE_OF = {"esft_gate": "gates"}
 """Rules that need a table beside the counts, by its name."""
@@ -97,44 +120,32 @@ COUNTED_AS = dict.fromkeys(("random", "random_matched", "load", "lowest"), "thre
 """Controls, and the rule that says how many experts they take."""
 
 
-def select_masks(batches: Sequence[Evidence], rule: SelectionRule) -> ExpertMasks:
-    """The rule's mask of each batch. A batch may get an empty mask; all batches may not.
+def select_mask(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """The experts that the rule calls unsafe for the batch, bool [L, E]; there may be none."""
+    return RULES[rule.name](batch, rule)
+
+
+def require_experts(num_experts_B: np.ndarray, largest_risk_diff: float, rule: SelectionRule) -> None:
+    """A batch may have an empty mask; all batches may not.
+
+    Args:
+        num_experts_B: selected experts of each batch.
+        largest_risk_diff: of any expert of any batch.
 
     Raises:
         UserError: no expert of any batch is selected.
     """
+    if num_experts_B.any():
+        return
     if COUNTED_AS.get(rule.name, rule.name) == "threshold_top_k":
-        reference = masks_from(np.array([batch.risk_diff_LE for batch in batches]), rule)
-        if rule.name == "threshold_top_k":
-            return reference
-        if rule.name == "random_matched":
-            load_LE = np.array([batch.counts.counts_PLE.sum(axis=0) for batch in batches]).sum(axis=0)
-            return ExpertMasks(matched_masks(reference.masks_BLE, load_LE, batches[0].seed))
-    masks_BLE = np.array([RULES[rule.name](batch, rule) for batch in batches])
-    if not masks_BLE.any():
         raise UserError(
-            f"analysis.rule = {rule.name} selects no expert in any of {len(batches)} batches: loosen its setting (see "
-            "docs/statistics.md), use larger batches, or choose another rule"
+            f"no expert of any batch has a risk_diff above analysis.threshold = {rule.threshold}: the largest is "
+            f"{largest_risk_diff:.6g}; set analysis.threshold below that"
         )
-    return ExpertMasks(masks_BLE)
-
-
-def matched_masks(masks_BLE: np.ndarray, load_LE: np.ndarray, seed: int) -> np.ndarray:
-    """Control `random_matched`: masks with other experts that have all else in common with the given ones.
-
-    One permutation of the experts, the same for all batches, within each layer's quartiles of load. So each batch keeps
-    its number of experts in each layer and load quartile, and the union and every overlap of batches keep their size.
-
-    Args:
-        masks_BLE: bool [B, L, E].
-        load_LE: how much each expert is used, over all batches.
-    """
-    generator = np.random.default_rng([seed, *b"random_matched"])
-    matched_BLE = np.zeros_like(masks_BLE)
-    for layer, load_E in enumerate(load_LE):
-        for group in np.array_split(np.argsort(load_E, kind="stable"), LOAD_QUANTILES):
-            matched_BLE[:, layer, generator.permutation(group)] = masks_BLE[:, layer, group]
-    return matched_BLE
+    raise UserError(
+        f"analysis.rule = {rule.name} selects no expert in any of {len(num_experts_B)} batches: loosen its setting "
+        "(see docs/statistics.md), use larger batches, or choose another rule"
+    )
 
 
 def _top_p(share_LE: np.ndarray, top_p: float) -> np.ndarray:

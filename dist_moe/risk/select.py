@@ -10,11 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dist_moe.errors import UserError
-from dist_moe.risk.masks import ExpertMasks
-
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "threshold_top_k": ("threshold", "top_k"),
+    "shrunk": ("threshold", "top_k"),
     "significant": ("alpha", "correction"),
     "stable": ("threshold", "top_k", "frequency"),
     "budget_per_layer": ("per_layer",),
@@ -35,7 +33,8 @@ class SelectionRule:
 
     name: str = "threshold_top_k"
     threshold: float = 0.05
-    """threshold_top_k, stable and the controls: an expert is unsafe when its risk_diff is above this."""
+    """threshold_top_k, stable and the controls: an expert is unsafe when its risk_diff is above this. shrunk: when its
+    shrunk risk_diff is."""
     top_k: int = 50
     """The same, and steermoe: at most this many experts a batch, over all layers."""
     alpha: float = 0.05
@@ -78,18 +77,3 @@ def selected(risk_diff_X: np.ndarray, threshold: float, top_k: int) -> np.ndarra
     mask_X = np.zeros(flat_X.size, np.bool_)
     mask_X[above[np.argsort(-flat_X[above], kind="stable")[:top_k]]] = True
     return mask_X.reshape(risk_diff_X.shape)
-
-
-def masks_from(risk_diff_BLE: np.ndarray, rule: SelectionRule) -> ExpertMasks:
-    """Each batch's mask by the threshold and top_k of `rule`. A batch may get an empty mask; all batches may not.
-
-    Raises:
-        UserError: no expert of any batch is above the threshold.
-    """
-    masks_BLE = np.array([selected(risk_diff_LE, rule.threshold, rule.top_k) for risk_diff_LE in risk_diff_BLE])
-    if not masks_BLE.any():
-        raise UserError(
-            f"no expert of any batch has a risk_diff above analysis.threshold = {rule.threshold}: the largest is "
-            f"{risk_diff_BLE.max():.6g}; set analysis.threshold below that"
-        )
-    return ExpertMasks(masks_BLE)

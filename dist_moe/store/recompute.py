@@ -9,7 +9,7 @@ from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.evidence import evidence
 from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.rules import RULES, TABLE_OF
+from dist_moe.risk.rules import TABLE_OF, select_mask
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import RiskTable, risk_table
 from dist_moe.store.contents import BatchResults, StorePlan
@@ -90,7 +90,7 @@ def recomputed_masks(
         of_batch = counts.of(rows)
         no_pairs_P = np.zeros(of_batch.num_prompts, np.int64)
         found = evidence(of_batch, unsafe_P[rows], no_pairs_P, StatisticsConfig(), seed=0, batch=batch)
-        masks_BLE[batch] = RULES[rule.name](found, rule)
+        masks_BLE[batch] = select_mask(found, rule)
     return ExpertMasks(masks_BLE)
 
 

@@ -24,8 +24,9 @@ from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.parallel.comm import Comm, SoloComm
 from dist_moe.parallel.launch import together
 from dist_moe.risk.counts import RoutingCounts, concatenate
+from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
-from dist_moe.risk.rules import select_masks
+from dist_moe.risk.rules import require_experts, select_mask
 from dist_moe.risk.table import risk_table
 from dist_moe.store import MaskStore, StoreContents, write_store
 from dist_moe.workflows.console import Say, console
@@ -118,7 +119,8 @@ def _write(config: Config, inputs: Inputs, model: MoEModel, counts: RoutingCount
     settings, rule = config.analysis.statistics, selection_rule(config.analysis)
     pairs = [prompt.pair_id for prompt in prompts]
     batches = batch_evidence(counts, unsafe_P, batch_of_P, pairs, settings, config.seed)
-    masks = select_masks(batches, rule)
+    masks = ExpertMasks(np.array([select_mask(batch, rule) for batch in batches]))
+    require_experts(masks.num_experts_B, risk.risk_diff_BLE.max(), rule)
     statistics, pooled = {}, None
     if settings.permutations:
         statistics = batch_statistics(batches, rule, show_progress=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule, masks_from
+from dist_moe.risk.select import SelectionRule, selected
 from dist_moe.risk.table import RiskTable, risk_table
 from dist_moe.store import BatchResults, MaskStore, StoreContents, StorePlan, StoreWriter
 from tools.bench.setup import BATCH_ROWS, Options
@@ -130,6 +130,7 @@ def _store_contents(num_batches: int, num_layers: int, num_experts: int) -> Stor
     counts = RoutingCounts(counts_PLE, tokens_P, top_k)
     batch_of_P = np.arange(num_prompts) // BATCH_ROWS
     facts = _facts(num_batches, num_layers)
+    rule = facts["rule"]
     risk = risk_table(counts, unsafe_P, batch_of_P, num_batches, facts["batch_ids"])
     return StoreContents(
         counts=counts,
@@ -137,7 +138,7 @@ def _store_contents(num_batches: int, num_layers: int, num_experts: int) -> Stor
         unsafe_P=unsafe_P,
         batch_of_P=batch_of_P,
         risk=risk,
-        masks=masks_from(risk.risk_diff_BLE, facts["rule"]),
+        masks=ExpertMasks(np.array([selected(diff_LE, rule.threshold, rule.top_k) for diff_LE in risk.risk_diff_BLE])),
         **facts,
     )
 

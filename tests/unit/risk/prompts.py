@@ -1,10 +1,15 @@
 """Small made-up batches: prompts of different length whose tokens choose k experts each."""
 
+from dataclasses import replace
+from functools import reduce
+from operator import add
+
 import numpy as np
 
 from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.evidence import Evidence, evidence
+from dist_moe.risk.population import PopulationSums
 
 
 def random_counts(seed, num_prompts, num_layers=3, num_experts=6, k=2):
@@ -26,15 +31,21 @@ def half_unsafe(num_prompts):
     return np.arange(num_prompts) >= num_prompts // 2
 
 
-def batch_of(seed, num_prompts=16, index=0, run_seed=0, **settings) -> Evidence:
+def batch_of(seed, num_prompts=16, index=0, run_seed=0, shape=(3, 6, 2), **settings) -> Evidence:
     return evidence(
-        random_counts(seed, num_prompts),
+        random_counts(seed, num_prompts, *shape),
         half_unsafe(num_prompts),
         np.zeros(num_prompts, np.int64),
         StatisticsConfig(**{"permutations": 200, "resamples": 40, "null_draws": 20} | settings),
         run_seed,
         index,
     )
+
+
+def populated(batches) -> list[Evidence]:
+    """The same batches, each of which knows of all."""
+    population = reduce(add, map(PopulationSums.of, batches)).population()
+    return [replace(batch, population=population) for batch in batches]
 
 
 def slow_risk_diff(counts, unsafe_P, rows, estimate):

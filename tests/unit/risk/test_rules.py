@@ -7,10 +7,11 @@ import pytest
 from dist_moe.config.schema import AnalysisConfig
 from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.evidence import Population, evidence
 from dist_moe.risk.overlap import jaccard_matrix
-from dist_moe.risk.rules import COUNTED_AS, RULES, matched_masks, select_masks
+from dist_moe.risk.rules import COUNTED_AS, RULES, require_experts, select_mask
 from dist_moe.risk.select import PARAMETERS, SelectionRule, selected, unsafe_experts
-from tests.unit.risk.prompts import batch_of, slow_risk_diff
+from tests.unit.risk.prompts import batch_of, populated, slow_risk_diff
 
 RULE = SelectionRule(threshold=0.05, top_k=5)
 
@@ -39,12 +40,12 @@ def micro(batch):
 
 def test_every_name_of_the_configuration_is_a_rule():
     names = set(get_args(get_type_hints(AnalysisConfig)["rule"]))
-    assert names == RULES.keys() | {"random_matched"}
+    assert names == RULES.keys()
     assert names >= COUNTED_AS.keys()
     assert names == PARAMETERS.keys()
 
 
-@pytest.mark.parametrize("name", sorted([*RULES, "random_matched"]))
+@pytest.mark.parametrize("name", sorted(RULES))
 def test_the_stored_facts_of_a_rule_are_all_that_it_reads(name):
     rule = SelectionRule(
         name=name, threshold=0.02, top_k=7, alpha=0.9, correction="family", frequency=0.4, per_layer=2, top_p=0.3
@@ -52,10 +53,9 @@ def test_the_stored_facts_of_a_rule_are_all_that_it_reads(name):
     again = SelectionRule(**rule.facts)
     assert again.facts == rule.facts
     assert len(rule.facts) < len(fields(rule))
-    batches = [with_gates(batch_of(seed)) for seed in range(3)]
-    expected, masks = select_masks(batches, rule).masks_BLE, select_masks(batches, again).masks_BLE
-    assert expected.any()
-    assert (masks == expected).all()
+    batches = populated([with_gates(batch_of(seed)) for seed in range(3)])
+    assert any(select_mask(batch, rule).any() for batch in batches)
+    assert all((select_mask(batch, rule) == select_mask(batch, again)).all() for batch in batches)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -69,6 +69,19 @@ def test_threshold_top_k():
     batch = batch_of(0)
     diff_LE = micro(batch)
     assert chosen("threshold_top_k", batch) == sorted(place for place in ranked(diff_LE)[:5] if diff_LE[place] > 0.05)
+
+
+def test_shrunk():
+    batches = populated([batch_of(seed) for seed in range(4)])
+    differs = 0
+    for batch in batches:
+        pooled_LE, between_L1 = batch.population.pooled_LE, batch.population.between_L[:, None]
+        keep_LE = between_L1 / (between_L1 + batch.variance_LE)
+        shrunk_LE = pooled_LE + keep_LE * (micro(batch) - pooled_LE)
+        expected = sorted(place for place in ranked(shrunk_LE)[:5] if shrunk_LE[place] > 0.05)
+        assert chosen("shrunk", batch) == expected
+        differs += expected != chosen("threshold_top_k", batch)
+    assert differs
 
 
 def test_significant():
@@ -153,44 +166,74 @@ def test_random_follows_from_seed_and_batch_alone():
     assert chosen("random", batch_of(0, index=1)) != first
     assert chosen("random", batch_of(0, index=0, run_seed=1)) != first
     rule = replace(RULE, name="random")
-    both = select_masks([batch_of(0), batch_of(0, index=1)], rule).masks_BLE
-    assert places(both[0]) == first
-    assert places(both[1]) == places(select_masks([batch_of(0, index=1)], rule).masks_BLE[0])
+    assert places(select_mask(batch_of(0), rule)) == first
 
 
 def test_random_matched_has_all_in_common_but_the_experts():
     generator = np.random.default_rng(0)
-    masks_BLE = generator.random((6, 4, 32)) < 0.15
-    load_LE = generator.random((4, 32))
-    matched_BLE = matched_masks(masks_BLE, load_LE, seed=3)
+    load_LE = generator.integers(1000, 2000, (4, 32))
+    population = Population(load_LE, np.zeros((4, 32)), np.zeros(4))
+    batches = [replace(batch_of(seed, run_seed=3, shape=(4, 32, 6)), population=population) for seed in range(6)]
+    masks_BLE, matched_BLE = (
+        np.array([select_mask(batch, replace(RULE, name=name, top_k=20)) for batch in batches])
+        for name in ("threshold_top_k", "random_matched")
+    )
     assert (matched_BLE.sum(axis=2) == masks_BLE.sum(axis=2)).all()
     assert matched_BLE.any(axis=0).sum() == masks_BLE.any(axis=0).sum()
     assert (jaccard_matrix(matched_BLE) == jaccard_matrix(masks_BLE)).all()
-    quartile_LE = np.argsort(np.argsort(load_LE, axis=1), axis=1) // 8
+    quartile_LE = np.argsort(np.argsort(load_LE, axis=1, kind="stable"), axis=1) // 8
     for quartile in range(4):
         number_BL = (masks_BLE & (quartile_LE == quartile)).sum(axis=2)
         assert ((matched_BLE & (quartile_LE == quartile)).sum(axis=2) == number_BL).all()
-    assert (matched_BLE & masks_BLE).sum() < 0.5 * masks_BLE.sum()
-    assert (matched_masks(masks_BLE, load_LE, seed=3) == matched_BLE).all()
-    assert (matched_masks(masks_BLE, load_LE, seed=4) != matched_BLE).any()
+    assert 0 < (matched_BLE & masks_BLE).sum() < 0.5 * masks_BLE.sum()
+    rule = replace(RULE, name="random_matched", top_k=20)
+    again, other = (np.array([select_mask(replace(batch, seed=seed), rule) for batch in batches]) for seed in (3, 4))
+    assert (again == matched_BLE).all()
+    assert (other != matched_BLE).any()
 
 
-def test_random_matched_of_batches():
-    batches = [batch_of(seed, index=seed) for seed in range(3)]
-    reference_BLE = select_masks(batches, RULE).masks_BLE
-    masks_BLE = select_masks(batches, replace(RULE, name="random_matched")).masks_BLE
-    assert (masks_BLE.sum(axis=2) == reference_BLE.sum(axis=2)).all()
-    assert (masks_BLE != reference_BLE).any()
+def test_random_matched_is_one_permutation_of_each_layers_quartiles_whatever_the_batch():
+    # drawn layer by layer and quartile by quartile from (seed, name): masks of stores of earlier versions stay the same
+    batches = populated([batch_of(seed, index=seed) for seed in range(3)])
+    load_LE = sum(batch.counts.counts_PLE.sum(axis=0) for batch in batches)
+    generator = np.random.default_rng([0, *b"random_matched"])
+    goes_to = {}
+    for layer in range(3):
+        order = sorted(range(6), key=lambda expert: load_LE[layer, expert])
+        for group in (order[:2], order[2:4], order[4:5], order[5:]):
+            for source, target in zip(group, generator.permutation(group), strict=True):
+                goes_to[layer, source] = layer, int(target)
+    for batch in batches:
+        expected = sorted(goes_to[place] for place in chosen("threshold_top_k", batch))
+        assert chosen("random_matched", batch) == expected
 
 
-def test_a_rule_that_selects_nothing_is_an_error():
-    with pytest.raises(UserError, match=r"analysis.rule = significant selects no expert in any of 1 batches"):
-        select_masks([batch_of(0)], replace(RULE, name="significant", alpha=1e-9))
+@pytest.mark.parametrize("name", ["threshold_top_k", "random", "random_matched", "load", "lowest"])
+def test_no_expert_above_the_threshold_in_any_batch_is_an_error_that_names_the_largest(name):
+    with pytest.raises(UserError) as error:
+        require_experts(np.zeros(2, np.int64), 0.0312, SelectionRule(name=name, threshold=0.05, top_k=50))
+    assert str(error.value) == (
+        "no expert of any batch has a risk_diff above analysis.threshold = 0.05: the largest is 0.0312; "
+        "set analysis.threshold below that"
+    )
+
+
+def test_another_rule_that_selects_nothing_is_an_error():
+    with pytest.raises(UserError) as error:
+        require_experts(np.zeros(1, np.int64), 0.2, replace(RULE, name="significant", alpha=1e-9))
+    assert str(error.value) == (
+        "analysis.rule = significant selects no expert in any of 1 batches: loosen its setting (see "
+        "docs/statistics.md), use larger batches, or choose another rule"
+    )
+
+
+def test_some_batches_may_be_empty():
+    require_experts(np.array([0, 3, 0]), 0.2, RULE)
+    batch = batch_of(0)
+    assert not select_mask(batch, replace(RULE, threshold=0.99)).any()
 
 
 def test_prompts_without_a_counted_token_say_nothing():
-    from dist_moe.risk.evidence import evidence
-
     batch = batch_of(0)
     none = RoutingCounts(np.zeros((1, 3, 6), np.int64), np.zeros(1, np.int64), 2)
     counts = RoutingCounts(

@@ -1,12 +1,10 @@
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dist_moe.errors import UserError
 from dist_moe.risk.frames import risk_frame, select_head
-from dist_moe.risk.select import SelectionRule, masks_from, selection_order, unsafe_experts
+from dist_moe.risk.select import SelectionRule, selected, selection_order, unsafe_experts
 
 # Few distinct values, so that ties and values equal to the threshold are common.
 risk_diffs = hnp.arrays(
@@ -43,9 +41,7 @@ def test_head_of_the_frame_and_mask_are_the_same_experts(risk_diff_LE, top_k):
     expected = slow_unsafe_experts(risk_diff_LE, 0.04, top_k)
     head = select_head(risk_frame(risk_diff_LE, risk_diff_LE, risk_diff_LE), rule)
     assert list(zip(head["layer"], head["expert"], strict=True)) == expected
-    if expected:
-        (mask_LE,) = masks_from(risk_diff_LE[None], rule).masks_BLE
-        assert sorted(map(tuple, np.argwhere(mask_LE).tolist())) == sorted(expected)
+    assert sorted(map(tuple, np.argwhere(selected(risk_diff_LE, 0.04, top_k)).tolist())) == sorted(expected)
 
 
 def test_the_riskiest_are_kept_not_the_first_layers():
@@ -68,17 +64,3 @@ def test_order_does_not_depend_on_memory_layout():
 
 def test_threshold_itself_is_not_unsafe():
     assert unsafe_experts(np.array([[0.05, 0.0500001]]), 0.05, 50) == [(0, 1)]
-
-
-def test_one_batch_may_be_empty():
-    masks = masks_from(np.array([[[0.0, 0.0]], [[0.1, -0.1]]]), SelectionRule(threshold=0.05, top_k=50))
-    assert masks.masks_BLE.tolist() == [[[False, False]], [[True, False]]]
-
-
-def test_all_batches_empty_is_an_error_that_names_the_largest():
-    with pytest.raises(UserError) as error:
-        masks_from(np.array([[[0.0312, -0.0312]], [[0.01, -0.01]]]), SelectionRule(threshold=0.05, top_k=50))
-    assert str(error.value) == (
-        "no expert of any batch has a risk_diff above analysis.threshold = 0.05: the largest is 0.0312; "
-        "set analysis.threshold below that"
-    )

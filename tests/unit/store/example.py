@@ -15,7 +15,7 @@ import numpy as np
 from dist_moe.risk.counts import RoutingCounts, concatenate
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
-from dist_moe.risk.select import SelectionRule, masks_from
+from dist_moe.risk.select import SelectionRule, selected
 from dist_moe.risk.table import RiskTable, risk_table
 from dist_moe.store import StoreContents, write_store
 
@@ -61,7 +61,7 @@ def example_contents(top_k: int = 50) -> StoreContents:
         batch_ids=BATCH_IDS,
         categories=CATEGORIES,
         risk=risk,
-        masks=masks_from(risk.risk_diff_BLE, rule),
+        masks=ExpertMasks(np.array([selected(diff_LE, rule.threshold, rule.top_k) for diff_LE in risk.risk_diff_BLE])),
         rule=rule,
         counted_tokens="prompt",
         layer_names=("model.layers.1.mlp", "model.layers.2.mlp"),
