@@ -55,7 +55,8 @@ class CountedParts:
         write_bytes_atomic(self._path(rows), data + sha256(data).digest())
 
     def _path(self, rows: Sequence[Encoded]) -> Path:
-        text = json.dumps([self.facts, [[row.prompt_ids, row.response_ids, row.span] for row in rows]], sort_keys=True)
+        texts = [[row.prompt_ids, row.response_ids, row.unsafe, row.span] for row in rows]
+        text = json.dumps([self.facts, texts], sort_keys=True)
         return self.directory / f"{sha256(text.encode()).hexdigest()[:32]}.counts"
 
 

@@ -90,6 +90,7 @@ class AnalysisConfig:
         "esft_token",
         "esft_gate",
         "steermoe",
+        "gradient",
         "random",
         "random_matched",
         "load",
@@ -100,7 +101,7 @@ class AnalysisConfig:
     """An expert is unsafe for a batch when its risk_diff is above this (threshold_top_k, stable, controls), or its
     shrunk risk_diff (shrunk)."""
     top_k: Count = 50
-    """At most this many unsafe experts a batch, over all layers (the same, and steermoe)."""
+    """At most this many unsafe experts a batch, over all layers (the same, steermoe and gradient)."""
     alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.05
     """The level of the rule significant."""
     correction: Literal["fdr", "family"] = "fdr"

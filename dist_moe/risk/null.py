@@ -25,7 +25,7 @@ def null_count(batch: Evidence, rule: SelectionRule, num_draws: int) -> NullCoun
     None for rules whose number of experts does not follow from the batch's labels: it is fixed, or (`shrunk`) other
     batches' labels are part of it.
     """
-    if rule.name in ("budget_per_layer", "steermoe", "shrunk"):
+    if rule.name in ("budget_per_layer", "steermoe", "shrunk", "gradient"):
         return None
     select = RULES[COUNTED_AS.get(rule.name, rule.name)]
     labels_NP, _ = labelings(batch.unsafe_P, batch.strata_P, num_draws, batch.generator("null"))

@@ -69,12 +69,14 @@ def analyze(config: Config, comm: Comm) -> None:
 def _count(config: Config, inputs: Inputs, model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> RoutingCounts:
     """Counts of one part, the same on all ranks: those that are kept, or new ones, which are then kept."""
     tokens, gates = _tokens(config, inputs, model), config.analysis.rule == "esft_gate"
+    gradients = config.analysis.rule == "gradient"
     facts = {
         "model_hash": inputs.model_hash,
         "dtype": config.model.dtype,
         "tokens": asdict(tokens) if isinstance(tokens, Sampling) else tokens,
         "micro_batch_tokens": config.analysis.micro_batch_tokens,
         "gates": gates,
+        "gradients": gradients,
     }
     kept = CountedParts(RunDir(config.run_dir).counts, facts)
     found = comm.gather(kept.find(rows) if comm.rank == 0 else None)[0]
@@ -88,6 +90,7 @@ def _count(config: Config, inputs: Inputs, model: MoEModel, rows: Sequence[Encod
         pad_id=inputs.pad_id,
         comm=comm,
         gates=gates,
+        gradients=gradients,
     )
     with together(comm), writing(kept.directory):
         if comm.rank == 0:

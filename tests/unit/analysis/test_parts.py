@@ -37,6 +37,8 @@ def test_nothing_is_taken_for_other_rows_or_settings(tmp_path):
     assert CountedParts(tmp_path, facts | {"model_hash": "n"}).find(ROWS) is None
     for others in (ROWS[:1], ROWS[::-1], [Encoded((1, 2), (3, 4)), ROWS[1]]):
         assert CountedParts(tmp_path, facts).find(others) is None
+    for change in ({"unsafe": True}, {"span": (0, 2)}):
+        assert CountedParts(tmp_path, facts).find([replace(ROWS[0], **change), ROWS[1]]) is None
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])

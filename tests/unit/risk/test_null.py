@@ -29,7 +29,7 @@ def test_controls_have_the_null_of_what_they_imitate(name):
     assert null_count(batch_of(0), replace(RULE, name=name), 20) == null_count(batch_of(0), RULE, 20)
 
 
-@pytest.mark.parametrize("name", ["budget_per_layer", "steermoe", "shrunk"])
+@pytest.mark.parametrize("name", ["budget_per_layer", "steermoe", "shrunk", "gradient"])
 def test_a_number_that_does_not_follow_from_the_batch_has_no_null(name):
     assert null_count(batch_of(0), replace(RULE, name=name), 20) is None
 
