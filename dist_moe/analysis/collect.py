@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dist_moe.analysis.generate import Sampling, count_generated
+from dist_moe.analysis.gradients import gradient_table
 from dist_moe.data.batches import token_budget
 from dist_moe.data.tokens import CountedTokens, Encoded, collate
 from dist_moe.moe.model import MoEModel
@@ -29,13 +30,15 @@ def count_rows(
     pad_id: int,
     comm: Comm,
     gates: bool = False,
+    gradients: bool = False,
 ) -> RoutingCounts:
     """Routing counts of R prompts in their order, the same on every rank; all ranks call it with the same rows.
 
-    `model` must hold all experts on this rank. `tokens` is what is counted of the given rows (prompt, completion or
-    all), or how the model writes the answers that are; then there are tables `prefill_counts` and `prefill_tokens` of
-    the prompts, which the model reads before it writes. `micro_batch_tokens` bounds a forward pass, padding included.
-    With `gates` there is a table `gates`, the counted tokens' sums of routing weights.
+    `model` must hold all experts on this rank. `tokens` is what is counted of the given rows (prompt, completion, all
+    or span), or how the model writes the answers that are; then there are tables `prefill_counts` and `prefill_tokens`
+    of the prompts, which the model reads before it writes. `micro_batch_tokens` bounds a forward pass and its padding.
+    With `gates` there is a table `gates`, the counted tokens' sums of routing weights, and with `gradients` one of what
+    `gradient_table` gives.
     """
     shape_LE = (model.shape.num_layers, model.shape.num_experts)
     shapes: dict[str, tuple[int, ...]] = {"counts": shape_LE, "tokens": ()}
@@ -61,6 +64,8 @@ def count_rows(
     tables = {name: values.astype(np.int32) for name, values in arrays.items() if name.startswith("prefill")}
     if gates:
         tables["gates"] = (arrays["gates"] * GATE_UNIT).astype(np.float32)
+    if gradients:
+        tables["gradients"] = gradient_table(model, rows, comm)
     return RoutingCounts(arrays["counts"], arrays["tokens"], model.shape.top_k, tables)
 
 

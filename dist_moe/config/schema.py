@@ -73,9 +73,10 @@ class StatisticsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AnalysisConfig:
-    tokens: Literal["prompt", "completion", "all", "generated"] = "prompt"
-    """Which tokens are counted; padding never is. generated: those of the model's own answer, counted while it decodes,
-    but for the answer's last, which no forward pass reads."""
+    tokens: Literal["prompt", "completion", "all", "span", "generated"] = "prompt"
+    """Which tokens are counted; padding never is. span: those with a character of the row's `span`, a piece of its
+    text; of a row without one, none. generated: those of the model's own answer, counted while it decodes, but for the
+    answer's last, which no forward pass reads."""
     max_new_tokens: Count = 64
     """Length of the model's own answers, for tokens: generated."""
     temperature: NonNegative = 0.0
@@ -89,6 +90,7 @@ class AnalysisConfig:
         "esft_token",
         "esft_gate",
         "steermoe",
+        "gradient",
         "random",
         "random_matched",
         "load",
@@ -99,7 +101,7 @@ class AnalysisConfig:
     """An expert is unsafe for a batch when its risk_diff is above this (threshold_top_k, stable, controls), or its
     shrunk risk_diff (shrunk)."""
     top_k: Count = 50
-    """At most this many unsafe experts a batch, over all layers (the same, and steermoe)."""
+    """At most this many unsafe experts a batch, over all layers (the same, steermoe and gradient)."""
     alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.05
     """The level of the rule significant."""
     correction: Literal["fdr", "family"] = "fdr"

@@ -1,25 +1,27 @@
 """The file formats of prompts: .jsonl, .csv, .parquet, and a directory that `datasets.save_to_disk` wrote.
 
-Each reader yields a place (line, or row from 1) and the cells by column name; what a row means is `rows`' matter.
+Each reader yields a place (line, or row from 1) and the cells by column name; what a row means, and so which
+columns there are, is `rows`' matter.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dist_moe.errors import UserError
 
-COLUMNS = ("id", "prompt", "messages", "response", "label", "category")
-
 Row = Mapping[str, Any]
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Line (in binary formats: row) number from 1, and the row. Raises UserError for what cannot be read."""
+def read_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row]]:
+    """Line (in binary formats: row) number from 1, and the row's cells in those of `columns` that the file has.
+
+    Other columns are left out in every format alike. Raises UserError for what cannot be read.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file; data.paths takes .jsonl, .csv and .parquet files and saved datasets")
     reader = _read_saved_dataset if path.is_dir() else _READERS.get(path.suffix)
@@ -27,9 +29,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise UserError(f"{path}: unknown extension {path.suffix!r}; expected {', '.join(_READERS)} or a saved dataset")
     num_rows = 0
     try:
-        for item in reader(path):
+        for number, row in reader(path, columns):
             num_rows += 1
-            yield item
+            yield number, {name: cell for name, cell in row.items() if name in columns}
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; save the file as UTF-8"
@@ -40,7 +42,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise UserError(f"{path}: no rows; fill the file or remove it from data.paths")
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, text in enumerate(file, start=1):
             if not text.strip():
@@ -51,7 +53,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
             yield number, row
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_csv(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         header: list[str] = []
@@ -81,18 +83,18 @@ def _json(text: str, where: str) -> Any:
         raise UserError(f"{where}not valid JSON: {error.msg} at column {error.colno}") from error
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row]]:
     from pyarrow import ArrowException, parquet
 
     try:
         file = parquet.ParquetFile(path)
-        table = file.read([name for name in file.schema_arrow.names if name in COLUMNS])
+        table = file.read([name for name in file.schema_arrow.names if name in columns])
     except ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
     yield from enumerate(table.to_pylist(), start=1)
 
 
-def _read_saved_dataset(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_saved_dataset(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row]]:
     import datasets
 
     dataset = datasets.load_from_disk(path)
@@ -101,7 +103,7 @@ def _read_saved_dataset(path: Path) -> Iterator[tuple[int, Row]]:
             splits = ", ".join(str(path / split) for split in dataset)
             raise UserError(f"{path}: {len(dataset)} splits; name those to use in data.paths: {splits}")
         (dataset,) = dataset.values()
-    dataset = dataset.select_columns([name for name in dataset.column_names if name in COLUMNS])
+    dataset = dataset.select_columns([name for name in dataset.column_names if name in columns])
     # class labels are stored as numbers and meant as names; -1 is no label
     classes = {name: kind for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, row in enumerate(dataset, start=1):

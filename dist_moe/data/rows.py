@@ -1,9 +1,9 @@
 """Rows of the prompt files, as values that do not depend on the files' order or format.
 
 A row has `prompt` (text) or `messages` (a list of {role, content} that ends with the user; JSON in a .csv cell),
-`label` (safe | unsafe), and optionally `response`, `category`, `id` and `pair_id`, which a safe and an unsafe row that
-differ in little else have in common. Other columns, and other keys of a message, are ignored. An empty cell, a blank
-text and null all mean "not given".
+`label` (safe | unsafe), and optionally `response`, `category`, `id`, `pair_id`, which a safe and an unsafe row that
+differ in little else have in common, and `span`, a piece of its text whose tokens `analysis.tokens: span` counts. Other
+columns, and other keys of a message, are ignored. An empty cell, a blank text and null all mean "not given".
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from dist_moe.data.formats import Row, read_rows
 from dist_moe.errors import UserError
 
+COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id", "span")
+"""All that a row can have: what is not here reaches `parse_row` from no format."""
 ROLES = ("system", "user", "assistant")
 
 
@@ -38,13 +40,16 @@ class Prompt:
     category: str | None
     source: str
     pair_id: str | None = None
+    span: str | None = None
 
     @property
     def content(self) -> str:
         """Canonical JSON of everything in the row but its id and its place."""
         turns = [[message.role, message.content] for message in self.messages]
-        pair = [] if self.pair_id is None else [self.pair_id]
-        return json.dumps([turns, self.response, self.unsafe, self.category, *pair])
+        rest = [self.pair_id, self.span]
+        while rest and rest[-1] is None:  # hashes of rows without a later column are what they were before it
+            rest.pop()
+        return json.dumps([turns, self.response, self.unsafe, self.category, *rest])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
     unnamed: set[str] = set()
     num_copies = num_refusals = num_silent = 0
     for path in paths:
-        for number, row in read_rows(path):
+        for number, row in read_rows(path, COLUMNS):
             parsed = parse_row(row, f"{path}:{number}")
             prompt = replace(parsed, response=refusal) if parsed.unsafe and parsed.response is None else parsed
             if not prompt.id:
@@ -112,6 +117,7 @@ def parse_row(row: Row, source: str) -> Prompt:
         category=_text(row, "category", source),
         source=source,
         pair_id=_text(row, "pair_id", source),
+        span=_text(row, "span", source),
     )
 
 

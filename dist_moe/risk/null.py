@@ -23,7 +23,7 @@ def has_null(rule: SelectionRule) -> bool:
     """Whether the rule's number of experts follows from the batch's labels: for some it is fixed, and in `shrunk` other
     batches' labels are part of it.
     """
-    return rule.name not in ("budget_per_layer", "steermoe", "shrunk")
+    return rule.name not in ("budget_per_layer", "steermoe", "shrunk", "gradient")
 
 
 def null_count(batch: Evidence, rule: SelectionRule, num_draws: int) -> NullCount:

@@ -65,6 +65,14 @@ def steermoe(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     return selected(np.abs(batch.risk_diff_LE), -1.0, rule.top_k)
 
 
+def gradient(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """The top_k largest, over all layers, of mean |d loss / d weight| of an expert, mean over the unsafe prompts, each
+    with the loss of its own response. Safe prompts play no part. The counts must have a table `gradients`.
+    """
+    gradients_PLE = batch.counts.tables["gradients"][batch.unsafe_P]
+    return _top(gradients_PLE.mean(axis=0, dtype=np.float64), rule.top_k)
+
+
 def random(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     """Control: experts drawn at random over all layers, anew for each batch."""
     return _top(batch.generator("random").random(batch.risk_diff_LE.shape), _num_reference(batch, rule))
@@ -106,6 +114,7 @@ RULES: Mapping[str, Rule] = {
     "esft_token": esft_token,
     "esft_gate": esft_gate,
     "steermoe": steermoe,
+    "gradient": gradient,
     "random": random,
     "random_matched": random_matched,
     "load": load,
@@ -113,7 +122,7 @@ RULES: Mapping[str, Rule] = {
 }
 """Each a function of one batch; `shrunk` and `random_matched` need its population."""
 
-TABLE_OF = {"esft_gate": "gates"}
+TABLE_OF = {"esft_gate": "gates", "gradient": "gradients"}
 """Rules that need a table beside the counts, by its name."""
 
 COUNTED_AS = dict.fromkeys(("random", "random_matched", "load", "lowest"), "threshold_top_k")

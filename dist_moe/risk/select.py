@@ -19,6 +19,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "esft_token": ("top_p",),
     "esft_gate": ("top_p",),
     "steermoe": ("top_k",),
+    "gradient": ("top_k",),
     "random": ("threshold", "top_k"),
     "random_matched": ("threshold", "top_k"),
     "load": ("threshold", "top_k"),
@@ -36,7 +37,7 @@ class SelectionRule:
     """threshold_top_k, stable and the controls: an expert is unsafe when its risk_diff is above this. shrunk: when its
     shrunk risk_diff is."""
     top_k: int = 50
-    """The same, and steermoe: at most this many experts a batch, over all layers."""
+    """The same, steermoe and gradient: at most this many experts a batch, over all layers."""
     alpha: float = 0.05
     """significant: the level."""
     correction: Literal["fdr", "family"] = "fdr"

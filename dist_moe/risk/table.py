@@ -70,7 +70,7 @@ def risk_table(
         batch, arm = empty[0]
         raise UserError(
             f"{batch_names[batch]}: its {('safe', 'unsafe')[arm]} prompts have no counted token, so they have no rate: "
-            "choose another analysis.tokens, or give these rows responses"
+            "choose another analysis.tokens, or give these rows what it counts: a response, or with tokens: span a span"
         )
     rates_ABLE = counts_ABLE / tokens_AB[:, :, None, None]
     return RiskTable(rates_ABLE[0], rates_ABLE[1])

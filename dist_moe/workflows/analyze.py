@@ -36,6 +36,7 @@ from dist_moe.parallel.launch import together
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.rules import require_experts
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
+from dist_moe.store.arrays import attributes
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs, stop_ids
 from dist_moe.workflows.run_dir import RunDir, require_absent
@@ -80,6 +81,7 @@ def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedT
             pad_id=inputs.pad_id,
             comm=comm,
             gates=config.analysis.gates,
+            gradients=config.analysis.rule == "gradient",
         )
         with together(comm), writing(parts.directory):
             if comm.rank == 0:
@@ -90,7 +92,7 @@ def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, say
     """Write this job's share of the store; if nothing is left to others, publish it and tell what is in it."""
     run = RunDir(config.run_dir)
     settings, rule = config.analysis.statistics, plan.rule
-    name = sha256(json.dumps([plan.provenance, rule.facts, plan.counted_tokens], sort_keys=True).encode()).hexdigest()
+    name = sha256(json.dumps(attributes(plan), sort_keys=True).encode()).hexdigest()
     unfinished = run.analysis / f"{name[:32]}.zarr"
     with together(comm), writing(run.analysis):
         writer = StoreWriter(unfinished, plan)
@@ -141,6 +143,8 @@ def _store_plan(config: Config, inputs: Inputs, outline: PreTrainedModel) -> Sto
     tables: dict[str, tuple[str, int]] = {"gates": ("float32", 3)} if config.analysis.gates else {}
     if config.analysis.tokens == "generated":
         tables |= {"prefill_counts": ("int32", 3), "prefill_tokens": ("int32", 1)}
+    if config.analysis.rule == "gradient":
+        tables["gradients"] = ("float32", 3)
     return StorePlan(
         prompt_ids=tuple(row.id for row in rows),
         unsafe_P=np.array([row.unsafe for row in rows]),
@@ -190,6 +194,7 @@ def _count_facts(config: Config, inputs: Inputs, outline: PreTrainedModel) -> di
         "tokens": asdict(tokens) if isinstance(tokens, Sampling) else tokens,
         "micro_batch_tokens": config.analysis.micro_batch_tokens,
         "gates": config.analysis.gates,
+        "gradients": config.analysis.rule == "gradient",
     }
 
 

@@ -59,12 +59,14 @@ def read_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
 
 
 def _cuts(cut: Truncation) -> list[str]:
-    """What was cut to data.max_length; a cut response is training data that was lost, so it is always said."""
+    """What was cut to data.max_length; a cut response or span is data that was lost, so it is always said."""
     lines = []
     if cut.num_prompts_cut:
         lines.append(f"rows whose prompt lost its start to data.max_length = {cut.max_length}: {cut.num_prompts_cut}")
     if cut.num_responses_cut:
         lines.append(f"rows whose response lost its end to data.max_length = {cut.max_length}: {cut.num_responses_cut}")
+    if cut.num_spans_cut:
+        lines.append(f"rows whose span lost tokens to data.max_length = {cut.max_length}: {cut.num_spans_cut}")
     return lines
 
 

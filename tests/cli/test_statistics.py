@@ -2,14 +2,20 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from dist_moe.cli.main import main
+from dist_moe.data.rows import read_prompts
 from dist_moe.store.read import MaskStore
 from tests.checkpoint import write_jsonl
 from tests.cli.conftest import new_run
+from tests.cli.test_spans import IDS
 
 B_L_E = {"macro_risk_diff", "interval_low", "interval_high", "p_value", "family_p_value", "q_value", "stability"}
 FEW = ["--analysis.statistics.permutations", "300", "--analysis.statistics.resamples", "50"]
@@ -81,6 +87,47 @@ def test_esft_gate_counts_gates(run, capsys):
     assert store.rule.facts == {"name": "esft_gate", "top_p": 0.6}
     assert store.masks[:].any(axis=2).all()
     assert "permuted labels: mean" in printed
+
+
+def test_gradient_measures_gradients_of_unsafe_rows(run, capsys):
+    printed, store = analyze(run, capsys, "--analysis.rule", "gradient", "--analysis.top_k", "7")
+    assert store.rule.facts == {"name": "gradient", "top_k": 7}
+    assert "permuted labels: mean" not in printed
+    gradients_PLE = store.tables["gradients"][:]
+    assert gradients_PLE.dtype == np.float32
+    assert (gradients_PLE.any(axis=(1, 2)) == store.prompts["unsafe"]).all()
+    model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    rows = {row["id"]: row for row in unsafe_rows_by_id(run)}
+    for number, name in enumerate(store.prompts["id"]):
+        if name in rows:
+            expected_LE = mean_gradients(model, rows[name]["prompt"].split(), ["sorry", "w1", "w2"])
+            assert np.allclose(gradients_PLE[number], expected_LE, rtol=1e-4, atol=1e-9)
+    for batch in store.batches:
+        mine_P = (store.prompts["batch"] == batch.index) & store.prompts["unsafe"]
+        mean_LE = gradients_PLE[mine_P].astype(np.float64).mean(axis=0)
+        order = sorted(np.ndindex(mean_LE.shape), key=lambda place: (-mean_LE[place], place))
+        assert sorted(store.unsafe_experts(batch.index)) == sorted(order[:7])
+    again = subprocess.run([sys.executable, "tools/inspect_masks.py", run.masks, "recheck"], capture_output=True)
+    assert again.returncode == 0
+
+
+def unsafe_rows_by_id(run):
+    prompts = read_prompts([run.data], "sorry w1 w2").prompts
+    return [{"id": each.id, "prompt": each.messages[0].content} for each in prompts if each.unsafe]
+
+
+def mean_gradients(model, prompt, response):
+    """[L, E] by the definition, plain transformers and its autograd."""
+    ids = [IDS[word] for word in ("<user>", *prompt, "<end>", "<assistant>", *response, "<end>")]
+    first = len(ids) - len(response) - 1
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1 : -1]
+    model.zero_grad(set_to_none=True)
+    torch.nn.functional.cross_entropy(logits, torch.tensor(ids[first:])).backward()
+    experts = [module for name, module in model.named_modules() if name.endswith(".experts")]
+    return [
+        torch.cat([weight.grad.flatten(1) for weight in module.parameters()], 1).abs().mean(1).numpy()
+        for module in experts
+    ]
 
 
 def test_significant_without_tests_is_refused(run, capsys):

@@ -153,7 +153,9 @@ def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
     is_completion[:, ids_RS.shape[1] // 2 :] = True
     labels = ids_RS.masked_fill(~is_completion, IGNORED)
     everywhere = torch.ones_like(is_completion)
-    return TokenBatch(ids_RS, torch.ones_like(ids_RS), labels, is_completion, everywhere, is_unsafe=everywhere)
+    return TokenBatch(
+        ids_RS, torch.ones_like(ids_RS), labels, is_completion, everywhere, is_unsafe=everywhere, in_span=everywhere
+    )
 
 
 class PlainRouteMask:

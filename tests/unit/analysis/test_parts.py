@@ -91,6 +91,7 @@ def test_nothing_is_taken_for_other_rows_labels_or_settings(tmp_path):
         lambda row: dataclasses.replace(row, prompt_ids=(*row.prompt_ids, 9)),
         lambda row: dataclasses.replace(row, prompt_ids=(row.prompt_ids[0],), response_ids=(row.prompt_ids[1], 4)),
         lambda row: dataclasses.replace(row, unsafe=not row.unsafe),
+        lambda row: dataclasses.replace(row, span=(0, 2)),
     ):
         others = all_parts(tmp_path, rows=lambda batch, change=change: [change(row) for row in rows_of(batch)])
         assert others.missing(range(3)) == [0, 1, 2]

@@ -4,6 +4,7 @@ import csv
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dist_moe.data.rows import Message, Prompt, read_prompts
+from dist_moe.data.rows import COLUMNS, Message, Prompt, read_prompts
 from dist_moe.errors import UserError
 
 REFUSAL = "No, sorry."
@@ -98,6 +99,57 @@ def test_every_format_gives_the_same_rows(write: Writer, tmp_path: Path) -> None
     )
 
 
+FULL: list[dict[str, Any]] = [
+    {
+        "id": "a",
+        "messages": CHAT,
+        "response": "hi",
+        "label": "safe",
+        "category": "chat",
+        "pair_id": "x",
+        "span": "“hi”, 世",
+    },
+    {
+        "id": "b",
+        "prompt": "How do I break in?",
+        "response": "No.",
+        "label": "unsafe",
+        "category": "hacking",
+        "pair_id": "x",
+    },
+]
+"""Every column is given in some row."""
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_format_gives_every_column(write: Writer, tmp_path: Path) -> None:
+    assert set().union(*FULL) == set(COLUMNS)
+    read_set = read_prompts([write(tmp_path, FULL)], REFUSAL)
+    assert [replace(prompt, source="") for prompt in read_set.prompts] == [
+        Prompt(
+            id="a",
+            messages=(Message("system", "Be brief."), Message("user", "Say\n“hi”, 世界")),
+            response="hi",
+            unsafe=False,
+            category="chat",
+            source="",
+            pair_id="x",
+            span="“hi”, 世",
+        ),
+        Prompt(
+            id="b",
+            messages=(Message("user", "How do I break in?"),),
+            response="No.",
+            unsafe=True,
+            category="hacking",
+            source="",
+            pair_id="x",
+        ),
+    ]
+    (tmp_path / "lines").mkdir()
+    assert read_set.data_hash == read_prompts([write_jsonl(tmp_path / "lines", FULL)], REFUSAL).data_hash
+
+
 @pytest.mark.parametrize("write", WRITERS[1:])
 def test_hash_is_the_same_in_every_format_and_order(write: Writer, tmp_path: Path) -> None:
     expected = read_prompts([write_jsonl(tmp_path, ROWS)], REFUSAL)
@@ -118,6 +170,7 @@ def test_hash_is_the_same_in_every_format_and_order(write: Writer, tmp_path: Pat
         {"category": "other"},
         {"id": "other"},
         {"pair_id": "other"},
+        {"span": "other"},
     ],
 )
 def test_hash_changes_with_each_field(change: dict[str, str], tmp_path: Path) -> None:
@@ -167,6 +220,15 @@ def test_rows_of_a_pair(tmp_path: Path) -> None:
     assert prompt.pair_id is None
     with pytest.raises(UserError, match=r"rows.jsonl:1: `pair_id` must be text"):
         read(tmp_path, '{"prompt": "p", "label": "safe", "pair_id": [7]}')
+
+
+def test_a_span_is_part_of_the_content_and_no_pair(tmp_path: Path) -> None:
+    row = {"prompt": "p", "response": "r", "label": "safe"}
+    (prompt,) = read_prompts([write_jsonl(tmp_path, [row | {"span": "p"}])], REFUSAL).prompts
+    assert prompt.span == "p"
+    assert prompt.content == '[[["user", "p"]], "r", false, null, null, "p"]'
+    with pytest.raises(UserError, match=r"rows.jsonl:1: `span` must be text"):
+        read_prompts([write_jsonl(tmp_path, [row | {"span": ["p"]}])], REFUSAL)
 
 
 def test_whole_number_ids_are_text(tmp_path: Path) -> None:

@@ -16,9 +16,13 @@ from tests.unit.risk.prompts import batch_of, populated, slow_risk_diff
 RULE = SelectionRule(threshold=0.05, top_k=5)
 
 
-def with_gates(batch):
-    gates_PLE = batch.counts.counts_PLE * np.random.default_rng(0).random(batch.counts.counts_PLE.shape)
-    return replace(batch, counts=replace(batch.counts, tables={"gates": gates_PLE}))
+def with_tables(batch):
+    generator = np.random.default_rng(0)
+    tables = {
+        "gates": batch.counts.counts_PLE * generator.random(batch.counts.counts_PLE.shape),
+        "gradients": generator.integers(0, 5, batch.counts.counts_PLE.shape).astype(np.float32),
+    }
+    return replace(batch, counts=replace(batch.counts, tables=tables))
 
 
 def places(mask_LE):
@@ -53,7 +57,7 @@ def test_the_stored_facts_of_a_rule_are_all_that_it_reads(name):
     again = SelectionRule(**rule.facts)
     assert again.facts == rule.facts
     assert len(rule.facts) < len(fields(rule))
-    batches = populated([with_gates(batch_of(seed)) for seed in range(3)])
+    batches = populated([with_tables(batch_of(seed)) for seed in range(3)])
     assert any(select_mask(batch, rule).any() for batch in batches)
     assert all((select_mask(batch, rule) == select_mask(batch, again)).all() for batch in batches)
 
@@ -124,7 +128,7 @@ def test_esft_token_takes_the_fewest_whose_share_reaches_top_p(top_p):
 
 
 def test_esft_gate_weighs_by_gates_relative_to_the_layer():
-    batch = with_gates(batch_of(0))
+    batch = with_tables(batch_of(0))
     gates_PLE = batch.counts.tables["gates"]
     rows = np.nonzero(batch.unsafe_P)[0]
     mean_LE = np.mean([gates_PLE[row] / batch.counts.tokens_P[row] for row in rows], axis=0)
@@ -149,6 +153,20 @@ def test_steermoe_takes_both_signs():
     diff_LE = micro(batch_of(0))
     assert chosen("steermoe", batch_of(0)) == sorted(ranked(np.abs(diff_LE))[:5])
     assert min(diff_LE[place] for place in chosen("steermoe", batch_of(0))) < 0
+
+
+def test_gradient_takes_the_largest_means_over_unsafe_prompts_lower_places_first():
+    batch = with_tables(batch_of(0))
+    rows = np.nonzero(batch.unsafe_P)[0].tolist()
+    mean_LE = np.zeros((3, 6))
+    for place in np.ndindex(3, 6):
+        mean_LE[place] = sum(int(batch.counts.tables["gradients"][(row, *place)]) for row in rows) / len(rows)
+    assert len(np.unique(mean_LE)) < mean_LE.size  # there are ties
+    for top_k in range(1, 19):
+        assert chosen("gradient", batch, top_k=top_k) == sorted(ranked(mean_LE)[:top_k])
+    safe = batch.counts.tables["gradients"] * ~batch.unsafe_P[:, None, None]
+    more = replace(batch.counts, tables={"gradients": batch.counts.tables["gradients"] + 9 * safe})
+    assert chosen("gradient", replace(batch, counts=more)) == chosen("gradient", batch)
 
 
 def test_controls_take_as_many_as_the_threshold_does():

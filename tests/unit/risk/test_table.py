@@ -85,7 +85,7 @@ def test_an_arm_without_a_counted_token_is_named(unsafe_tokens, arm):
         risk_table(counts, np.array([False, True] * 2), np.array([0, 0, 1, 1]), 2, names)
     assert str(error.value) == (
         f"batch 1 (heists, 11bb): its {arm} prompts have no counted token, so they have no rate: "
-        "choose another analysis.tokens, or give these rows responses"
+        "choose another analysis.tokens, or give these rows what it counts: a response, or with tokens: span a span"
     )
 
 
