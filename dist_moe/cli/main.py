@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("verify", help="prove that only the union's experts differ; status 1 if not")
     command.add_argument("base", type=Path, help="base model directory")
     command.add_argument("model", type=Path, help="exported model directory")
-    command.add_argument("--masks", type=Path, required=True, help="mask store of the run")
+    command.add_argument("--masks", required=True, help="mask store of the run, a directory or URL")
     command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
     command.add_argument("run", type=Path, help="run directory")
     command.add_argument("--data", type=Path, nargs="*", default=[], help="prompt files to score instead of the run's")

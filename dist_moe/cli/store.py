@@ -9,7 +9,7 @@ from typing import Any
 
 def add_store_commands(commands: Any) -> None:
     """Add both to the subparsers of `dist-moe`."""
-    store = commands.add_parser("store", help="check, repair, merge or compare mask stores")
+    store = commands.add_parser("store", help="check, repair, merge, copy or compare mask stores")
     actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
     action = actions.add_parser("check", help="every file against its digest; status 1 if damaged or incomplete")
     action.add_argument("stores", nargs="+", metavar="STORE", help="directory or URL")
@@ -19,6 +19,9 @@ def add_store_commands(commands: Any) -> None:
     action = actions.add_parser("merge", help="join stores with parts of one analysis")
     action.add_argument("stores", nargs="+", metavar="STORE", help="parts, as directories or URLs")
     action.add_argument("--out", type=Path, required=True, help="the new store")
+    action = actions.add_parser("copy", help="the same bytes elsewhere, each file compared with its digest")
+    action.add_argument("store", metavar="STORE", help="directory or URL")
+    action.add_argument("place", metavar="PLACE", help="new directory or URL, where nothing is yet")
     action = actions.add_parser("diff", help="facts, batches and experts in which two stores differ; status 1 if any")
     action.add_argument("first", metavar="STORE", help="directory or URL")
     action.add_argument("second", metavar="STORE", help="directory or URL")
@@ -48,4 +51,6 @@ def run_store(args: argparse.Namespace) -> int:
         return store.repair_store(args.store, args.out, print)
     if args.action == "merge":
         return store.merge_stores(args.stores, args.out, print)
+    if args.action == "copy":
+        return store.copy_to(args.store, args.place, print)
     return store.diff_stores(args.first, args.second, print, as_json=args.json)

@@ -127,8 +127,8 @@ class AnalysisConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    masks: Path | None = None
-    """Mask store; default: masks.zarr in the run directory."""
+    masks: Text | None = None
+    """Mask store, a directory or a URL that fsspec knows; default: masks.zarr in the run directory."""
     mode: Literal["route", "update"] = "route"
     """route: experts outside the batch's mask are not routable. update: routing untouched, only they are updated."""
     fill: Literal["shrink", "best", "bias"] = "shrink"

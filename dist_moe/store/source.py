@@ -55,7 +55,7 @@ class Remote:
         try:
             self._files, self._root = fsspec.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise UserError(f"cannot read {url}: {_one_line(error)}") from None
+            raise UserError(f"cannot read {url}: {one_line(error)}") from None
 
     def read(self, key: str) -> bytes | None:
         return self._ask(lambda: self._files.cat_file(f"{self._root}/{key}"), None)
@@ -77,7 +77,12 @@ class Remote:
 
 def open_source(place: str | Path) -> Source:
     """A directory, or a URL with "://" in it."""
-    return Remote(place) if isinstance(place, str) and "://" in place else Directory(Path(place))
+    return Remote(place) if isinstance(place, str) and is_url(place) else Directory(Path(place))
+
+
+def is_url(place: str) -> bool:
+    """Whether fsspec reads and writes there; anything else is a directory."""
+    return "://" in place
 
 
 def _visible(keys: Iterator[str]) -> list[str]:
@@ -91,8 +96,9 @@ def _as_user_error(place: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise
     except OSError as error:
-        raise UserError(f"cannot read {place}: {_one_line(error)}") from None
+        raise UserError(f"cannot read {place}: {one_line(error)}") from None
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's text without its line breaks."""
     return " ".join(str(error).split())

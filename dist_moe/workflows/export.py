@@ -87,7 +87,7 @@ def _require_base(base: Path, expected: str, what: Path) -> None:
         )
 
 
-def verify(base: Path, out: Path, masks: Path, say: Say) -> bool:
+def verify(base: Path, out: Path, masks: str, say: Say) -> bool:
     """Whether `out` differs from `base` in the experts of the store's union only; says what it saw."""
     for path in (base, out):
         check_model_dir(path)

@@ -1,4 +1,4 @@
-"""Mask stores as wholes: what `dist-moe store check|repair|merge|diff` run."""
+"""Mask stores as wholes: what `dist-moe store check|repair|merge|copy|diff` run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dist_moe.errors import UserError
 from dist_moe.store import MaskStore, views
+from dist_moe.store.copy import copy_store
 from dist_moe.store.merge import merge
 from dist_moe.store.repair import repair
 from dist_moe.workflows.console import Say
@@ -69,6 +70,18 @@ def merge_stores(places: Sequence[str], out: Path, say: Say) -> int:
     merge([MaskStore.open(place) for place in places], out)
     store = MaskStore.open(out)
     say(f"{out}: {len(store.batch_ids)} batches of {len(places)} stores, digest {store.digest}")
+    return 0
+
+
+def copy_to(store: str, place: str, say: Say) -> int:
+    """Copy a whole store, from and to a directory or URL.
+
+    Raises:
+        UserError: there is no whole store, there is something at `place`, or it cannot be written.
+    """
+    copy_store(MaskStore.open(store), place)
+    copied = MaskStore.open(place)
+    say(f"{place}: {len(copied.batch_ids)} batches of {store}, digest {copied.digest}")
     return 0
 
 

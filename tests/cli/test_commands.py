@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dist_moe.cli.main import main
+from dist_moe.config.load import load_config
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.risk.masks import mask_hash
 from dist_moe.store.read import MaskStore
@@ -188,3 +189,23 @@ def test_analysis_of_the_models_own_answers(fresh, capsys):
     assert store.provenance["max_new_tokens"] == 5
     assert store.provenance["temperature"] == 0
     assert set(store.prompts["tokens"]) <= {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+def test_masks_behind_a_url(trained, protocol, tmp_path, capsys):
+    """Copied there, trained from there and verified with: as from the run directory."""
+    url = f"memory://masks-of-{tmp_path.name}/masks.zarr" if protocol == "memory" else f"file://{tmp_path}/m.zarr"
+    assert main(["store", "copy", str(trained.masks), url]) == 0
+    run_dir = tmp_path / "run"
+    arguments = ["--config", str(trained.config), "--run-dir", str(run_dir)]
+    assert main(["train", *arguments, "--train.masks", url]) == 0
+    assert load_config(run_dir / "train.yaml").train.masks == url
+    assert [(line["batch_id"], line["mask_hash"], line["loss"]) for line in metrics(run_dir)] == [
+        (line["batch_id"], line["mask_hash"], line["loss"]) for line in metrics(trained.run_dir)
+    ]
+    assert main(["export", str(run_dir), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(trained.model), str(tmp_path / "out"), "--masks", url]) == 0
+    assert "Verified" in capsys.readouterr().out
+    assert main(["verify", str(trained.model), str(tmp_path / "out"), "--masks", f"{url}.not"]) == 2
+    assert f"no mask store at {url}.not" in capsys.readouterr().err

@@ -72,20 +72,6 @@ def test_counts_are_those_of_the_marked_tokens(fresh, num_ranks):
         assert np.array_equal(counts_LE, expected[name]), name
 
 
-def test_other_spans_are_counted_anew(fresh):
-    """Counts that an earlier start has kept are those of its spans."""
-    rows, _ = marked_rows()
-    arguments = ["analyze", "--config", str(fresh.config), "--analysis.tokens", "span"]
-    write_jsonl(fresh.data, rows)
-    assert main([*arguments, "--analysis.part", "1/1"]) == 0
-    assert main([*arguments, "--analysis.part", "1/1"]) == 0
-    kept = list((fresh.run_dir / "counts").iterdir())
-    rows[0]["span"] = rows[0]["prompt"]
-    write_jsonl(fresh.data, rows)
-    assert main([*arguments, "--analysis.part", "1/1"]) == 0
-    assert len(list((fresh.run_dir / "counts").iterdir())) == len(kept) + 1
-
-
 def test_a_wrong_span_is_one_line_whatever_is_counted(fresh, capsys):
     rows = prompt_rows()
     rows[3]["span"] = "w0 w0 w0 w0 w0 w0 w0"

@@ -94,3 +94,16 @@ def test_diff(store, run, tmp_path):
     assert "L01_E03" in text
     status, text = run("diff", store, tmp_path / "nothing.zarr", "--json")
     assert status == 2
+
+
+def test_copy(store, run, tmp_path):
+    digest = MaskStore.open(store).digest
+    place = f"file://{tmp_path}/other/masks.zarr"
+    assert run("copy", store, place) == (0, f"{place}: 3 batches of {store}, digest {digest}\n")
+    assert run("copy", place, tmp_path / "back.zarr")[0] == 0
+    assert visible(tmp_path / "back.zarr") == visible(store)
+    assert run("copy", store, place) == (2, f"dist-moe: error: {place} exists: choose another place or remove it\n")
+    hurt(store / "masks" / "c" / "0" / "0" / "0")
+    status, text = run("copy", store, tmp_path / "damaged.zarr")
+    assert (status, "array masks is not as it was written" in text) == (2, True)
+    assert not (tmp_path / "damaged.zarr").exists()

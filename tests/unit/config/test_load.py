@@ -242,7 +242,7 @@ configs = st.builds(
     batches=st.builds(BatchConfig, batch_size=st.just(10), safe_ratio=st.floats(0.1, 0.9)),
     train=st.builds(
         TrainConfig,
-        masks=st.none() | paths,
+        masks=st.none() | words,
         lr=positive,
         eps=positive,
         betas=st.tuples(decay, decay),

@@ -1,0 +1,80 @@
+"""Copying a whole store from one place to another, each file compared with its digest on the way.
+
+zarr.json comes last: what a killed copy leaves does not open as a store.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dist_moe.errors import UserError
+from dist_moe.files import atomic_directory, writing
+from dist_moe.store.files import damaged
+from dist_moe.store.layout import ROOT_METADATA, SUMS, root_digest, sha256
+from dist_moe.store.read import MaskStore
+from dist_moe.store.source import is_url, one_line, open_source
+
+
+def copy_store(store: MaskStore, place: str) -> None:
+    """Write the same bytes to `place`, a directory or a URL that fsspec can write to.
+
+    A directory appears there complete, or not at all.
+
+    Raises:
+        UserError: there is something at `place` already, it cannot be written, or the store is damaged.
+    """
+    if open_source(place).exists():
+        raise UserError(f"{place} exists: choose another place or remove it")
+    if is_url(place):
+        _put_all(store, _remote_writer(place))
+        return
+    path = Path(place)
+    with writing(path), atomic_directory(path) as directory:
+        _put_all(store, _directory_writer(directory))
+
+
+def _put_all(store: MaskStore, put: Callable[[str, bytes], None]) -> None:
+    for key, data in _checked_files(store):
+        put(key, data)
+
+
+def _checked_files(store: MaskStore) -> Iterator[tuple[str, bytes]]:
+    files = store.files
+    for array, digest in files.array_digests.items():
+        for file in sorted(files.sums(array)):
+            yield f"{array}/{file}", files.read(array, file)
+        if store.version > 1:
+            sums = files.source.read(f"{array}/{SUMS}")
+            if sums is None or sha256(sums) != digest:
+                raise damaged(str(store.path), f"array {array} is not as it was written ({SUMS})")
+            yield f"{array}/{SUMS}", sums
+    root = files.source.read(ROOT_METADATA)
+    if root is None or root_digest(json.loads(root), files.array_digests) != store.digest:
+        raise damaged(str(store.path), f"{ROOT_METADATA} is not as it was when the copy began")
+    yield ROOT_METADATA, root
+
+
+def _directory_writer(directory: Path) -> Callable[[str, bytes], None]:
+    def put(key: str, data: bytes) -> None:
+        path = directory / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    return put
+
+
+def _remote_writer(url: str) -> Callable[[str, bytes], None]:
+    import fsspec
+
+    files, root = fsspec.url_to_fs(url)
+
+    def put(key: str, data: bytes) -> None:
+        path = f"{root}/{key}"
+        try:
+            files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            files.pipe_file(path, data)
+        except (OSError, NotImplementedError, ValueError) as error:  # the last two: a read-only file system
+            reason = one_line(error) or "its file system is read-only"
+            raise UserError(f"cannot write {url}: {reason}; remove what is there before another try") from None
+
+    return put
