@@ -75,7 +75,7 @@ def pooled_evidence(
     kept_P = counts.tokens_P > 0
     strata_P = np.zeros(num_prompts, np.int64)
     strata_P[kept_P] = np.concatenate([batch.strata_P for batch in batches])
-    strata_P += batch_of_P * (num_prompts + 1)
+    strata_P = np.where(strata_P > 0, strata_P + batch_of_P * (num_prompts + 1), -batch_of_P)
     return evidence(counts, unsafe_P, strata_P, settings, batches[0].seed, len(batches))
 
 

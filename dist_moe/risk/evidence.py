@@ -60,7 +60,7 @@ class Evidence:
     @cached_property
     def variance_LE(self) -> np.ndarray:
         """Sampling variance of `risk_diff_LE`."""
-        return sampling_variance(self.counts, self.unsafe_P)
+        return sampling_variance(self.counts, self.unsafe_P, self.strata_P)
 
     @cached_property
     def shrunk_LE(self) -> np.ndarray:
@@ -77,6 +77,7 @@ class Evidence:
         return bootstrap_interval(
             self.counts,
             self.unsafe_P,
+            self.strata_P,
             estimate=self.estimate,
             num_resamples=self.settings.resamples,
             confidence=self.settings.confidence,
@@ -99,6 +100,7 @@ class Evidence:
         return selection_frequency(
             self.counts,
             self.unsafe_P,
+            self.strata_P,
             threshold=rule.threshold,
             top_k=rule.top_k,
             estimate=self.estimate,
@@ -115,6 +117,9 @@ def evidence(
     seed: int,
     batch: int,
 ) -> Evidence:
-    """Prompts without a counted token are left out: they have no rate, and say nothing."""
+    """One batch. Prompts without a counted token are left out: they have no rate, and say nothing. Their partners then
+    have none."""
     kept_P = counts.tokens_P > 0
+    broken_P = (strata_P > 0) & np.isin(strata_P, strata_P[~kept_P])
+    strata_P = np.where(broken_P, 0, strata_P)
     return Evidence(counts.of(kept_P), unsafe_P[kept_P], strata_P[kept_P], settings, seed, batch)

@@ -4,22 +4,14 @@ import numpy as np
 
 from dist_moe.risk.contrast import Estimate, all_risk_diffs
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.resamples import half_samples
 from dist_moe.risk.select import selected
-
-
-def half_samples(unsafe_P: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """bool [N, P]: half of each arm's prompts (rounded down, at least one), drawn without replacement."""
-    chosen_NP = np.zeros((num_resamples, len(unsafe_P)), np.bool_)
-    for arm_P in (unsafe_P, ~unsafe_P):
-        size = int(arm_P.sum())
-        first_N = np.broadcast_to(np.arange(size) < max(1, size // 2), (num_resamples, size))
-        chosen_NP[:, arm_P] = generator.permuted(first_N, axis=1)
-    return chosen_NP
 
 
 def selection_frequency(
     counts: RoutingCounts,
     unsafe_P: np.ndarray,
+    strata_P: np.ndarray,
     *,
     threshold: float,
     top_k: int,
@@ -32,7 +24,7 @@ def selection_frequency(
     Stability selection (Meinshausen, Bühlmann 2010). A half-sample is noisier than the batch, so more experts pass the
     threshold in it by chance; only a frequency near 1 says much.
     """
-    chosen_NP = half_samples(unsafe_P, num_resamples, generator)
+    chosen_NP = half_samples(unsafe_P, strata_P, num_resamples, generator)
     times_LE = np.zeros(counts.counts_PLE.shape[1:], np.int64)
     for diff_LE in all_risk_diffs(chosen_NP & unsafe_P, chosen_NP & ~unsafe_P, counts, estimate):
         times_LE += selected(diff_LE, threshold, top_k)

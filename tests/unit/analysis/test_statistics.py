@@ -3,7 +3,7 @@ import pytest
 
 from dist_moe.analysis.statistics import batch_evidence, batch_statistics, pooled_evidence
 from dist_moe.config.schema import StatisticsConfig
-from dist_moe.risk.labelings import labelings, num_labelings
+from dist_moe.risk.labelings import labelings, num_labelings, units_of
 from dist_moe.risk.permutation import benjamini_hochberg
 from dist_moe.risk.select import SelectionRule
 from tests.unit.risk.prompts import random_counts
@@ -31,6 +31,7 @@ def test_each_batch_has_its_own_prompts(batches):
 def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs(batches):
     pooled = pooled_evidence(COUNTS, UNSAFE_P, BATCH_OF_P, batches)
     assert num_labelings(pooled.unsafe_P, pooled.strata_P) == 2 * 2 * 924 * 12870
+    assert units_of(pooled.unsafe_P, pooled.strata_P)[2].tolist() == [[0, 8], [2, 10]]
     labels_NP, _ = labelings(pooled.unsafe_P, pooled.strata_P, 50, np.random.default_rng(0))
     assert (labels_NP[:, :16].sum(axis=1) == 8).all()
     assert (labels_NP[:, 0] != labels_NP[:, 8]).all()

@@ -7,7 +7,7 @@ from dist_moe.risk import contrast
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.labelings import labelings
 from dist_moe.risk.permutation import benjamini_hochberg, permutation_test
-from dist_moe.risk.simulate import Population, performance
+from dist_moe.risk.simulate import Scenario, performance
 from tests.unit.risk.prompts import half_unsafe, random_counts, slow_risk_diff
 
 
@@ -81,8 +81,8 @@ def test_the_same_seed_gives_the_same_p():
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])
 def test_level_holds_without_an_effect_though_the_threshold_selects_many(spread):
-    population = Population(num_layers=4, num_experts=32, spread=spread)
-    found = performance(population, num_batches=200, num_permutations=199, alpha=0.05, seed=1)
+    scenario = Scenario(num_layers=4, num_experts=32, spread=spread)
+    found = performance(scenario, num_batches=200, num_permutations=199, alpha=0.05, seed=1)
     assert found.family_error <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 200)
     assert found.family_error >= 0.05 - 2.6 * np.sqrt(0.05 * 0.95 / 200)
     assert found.fdr_error <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 200)
@@ -91,8 +91,8 @@ def test_level_holds_without_an_effect_though_the_threshold_selects_many(spread)
 
 def test_power_grows_with_effect_and_prompts():
     def power(**changes):
-        population = Population(num_layers=2, num_experts=32, **changes)
-        return performance(population, num_batches=20, num_permutations=199, alpha=0.05, seed=2).family_power
+        scenario = Scenario(num_layers=2, num_experts=32, **changes)
+        return performance(scenario, num_batches=20, num_permutations=199, alpha=0.05, seed=2).family_power
 
     small, large = power(effect=2.0), power(effect=4.0)
     more = power(effect=2.0, num_safe=32, num_unsafe=32)

@@ -1,0 +1,45 @@
+from dataclasses import replace
+
+import numpy as np
+
+from dist_moe.risk.estimates import bootstrap_interval, sampling_variance
+from dist_moe.risk.resamples import half_samples
+from dist_moe.risk.select import SelectionRule, unsafe_experts
+from tests.unit.risk.prompts import batch_of, slow_risk_diff
+
+PAIRS_P = np.tile([1, 2, 3, 4, 5, 0, 0, 0], 2)
+BATCH = replace(batch_of(0), strata_P=PAIRS_P)
+
+
+def test_intervals_are_of_pairs():
+    interval, apart = (
+        bootstrap_interval(
+            BATCH.counts,
+            BATCH.unsafe_P,
+            strata_P,
+            estimate="micro",
+            num_resamples=40,
+            confidence=0.95,
+            generator=BATCH.generator("bootstrap"),
+        )
+        for strata_P in (PAIRS_P, 0 * PAIRS_P)
+    )
+    assert (np.array(BATCH.interval) == interval).all()
+    assert (np.array(interval) != apart).any()
+
+
+def test_variance_is_of_pairs():
+    variance_LE, apart_LE = (
+        sampling_variance(BATCH.counts, BATCH.unsafe_P, strata_P) for strata_P in (PAIRS_P, 0 * PAIRS_P)
+    )
+    assert (BATCH.variance_LE == variance_LE).all()
+    assert (variance_LE != apart_LE).any()
+
+
+def test_stability_is_of_pairs():
+    times_LE = np.zeros((3, 6))
+    for chosen_P in half_samples(BATCH.unsafe_P, PAIRS_P, 40, BATCH.generator("half-samples")):
+        diff_LE = slow_risk_diff(BATCH.counts, BATCH.unsafe_P, np.nonzero(chosen_P)[0], "micro")
+        for place in unsafe_experts(diff_LE, 0.05, 5):
+            times_LE[place] += 1
+    np.testing.assert_allclose(BATCH.stability_LE(SelectionRule(threshold=0.05, top_k=5)), times_LE / 40)
