@@ -1,5 +1,5 @@
-"""Print the tables of docs/statistics.md, of made-up batches: how often the tests are wrong, and what they find; how often
-intervals hold the truth.
+"""Print the tables of docs/statistics.md, of made-up batches: how often the tests are wrong, and what they find; how
+often intervals hold the truth.
 
 python tools/power.py       some minutes on one core
 """
