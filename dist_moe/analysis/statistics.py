@@ -20,6 +20,7 @@ from dist_moe.risk.labelings import strata_of
 from dist_moe.risk.null import null_count
 from dist_moe.risk.population import PopulationSums
 from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.stability import stability
 
 POOLED_LIMIT = 1 << 24
 """Labelings times prompts up to which the pooled table is tested: 128 MiB of weights an arm."""
@@ -97,7 +98,7 @@ def _of_batch(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarray | fl
         "p_value": batch.test.p_LE,
         "family_p_value": batch.test.family_p_LE,
         "q_value": batch.test.q_LE,
-        "stability": batch.stability_LE(rule),
+        "stability": stability(batch, rule),
         "smallest_p_value": batch.test.smallest_p,
     }
     null = null_count(batch, rule, batch.settings.null_draws)
@@ -111,7 +112,7 @@ def add_statistics(frame: pd.DataFrame, pooled: Evidence, rule: SelectionRule) -
         "interval_low": low_LE,
         "interval_high": high_LE,
         "q_value": pooled.test.q_LE,
-        "stability": pooled.stability_LE(rule),
+        "stability": pooled.frequency_LE(rule),
     }
     where = frame["layer"].to_numpy(), frame["expert"].to_numpy()
     return frame.assign(**{name: value_LE[where] for name, value_LE in columns.items()})

@@ -6,6 +6,7 @@ from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.labelings import labelings, num_labelings, units_of
 from dist_moe.risk.permutation import benjamini_hochberg
 from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.stability import stability
 from tests.unit.risk.prompts import random_counts
 
 SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
@@ -43,14 +44,14 @@ def test_too_many_prompts_are_not_tested_together(batches, monkeypatch):
 
 
 def test_names_hold_what_they_say(batches):
-    rule = SelectionRule(threshold=0.05, top_k=5)
+    rule = SelectionRule(name="budget_per_layer", per_layer=2)
     values = batch_statistics(batches, rule, show_progress=False)
     for index, batch in enumerate(batches):
         assert (values["p_value"][index] == batch.test.p_LE.astype(np.float32)).all()
         q_LE = benjamini_hochberg(batch.test.p_LE.ravel()).reshape(3, 6)
         assert (values["q_value"][index] == q_LE.astype(np.float32)).all()
         assert (values["family_p_value"][index] == batch.test.family_p_LE.astype(np.float32)).all()
-        assert (values["stability"][index] == batch.stability_LE(rule).astype(np.float32)).all()
+        assert (values["stability"][index] == stability(batch, rule).astype(np.float32)).all()
         assert (values["interval_low"][index] <= values["interval_high"][index]).all()
     assert values["smallest_p_value"].tolist() == [np.float32(1 / 201)] * 2
     assert all(array.dtype == np.float32 for array in values.values())

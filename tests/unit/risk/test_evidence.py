@@ -42,4 +42,13 @@ def test_stability_is_of_pairs():
         diff_LE = slow_risk_diff(BATCH.counts, BATCH.unsafe_P, np.nonzero(chosen_P)[0], "micro")
         for place in unsafe_experts(diff_LE, 0.05, 5):
             times_LE[place] += 1
-    np.testing.assert_allclose(BATCH.stability_LE(SelectionRule(threshold=0.05, top_k=5)), times_LE / 40)
+    np.testing.assert_allclose(BATCH.frequency_LE(SelectionRule(threshold=0.05, top_k=5)), times_LE / 40)
+
+
+def test_some_of_the_prompts_keep_their_pairs():
+    rows_P = np.isin(np.arange(16), [0, 8, 2, 10, 6, 7, 13, 14])
+    half = BATCH.of(rows_P)
+    assert (half.counts.counts_PLE == BATCH.counts.counts_PLE[rows_P]).all()
+    assert half.unsafe_P.tolist() == [False] * 4 + [True] * 4
+    assert half.strata_P.tolist() == [1, 3, 0, 0, 1, 3, 0, 0]
+    assert (half.seed, half.batch, half.settings) == (BATCH.seed, BATCH.batch, BATCH.settings)

@@ -96,7 +96,7 @@ def test_significant():
 
 def test_stable():
     batch = batch_of(0)
-    frequency_LE = batch.stability_LE(RULE)
+    frequency_LE = batch.frequency_LE(RULE)
     assert chosen("stable", batch, frequency=0.5) == places(frequency_LE >= 0.5) != []
     assert chosen("stable", batch, frequency=1.0) == places(frequency_LE == 1.0)
 
