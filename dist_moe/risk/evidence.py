@@ -98,6 +98,7 @@ class Evidence:
             self.strata_P,
             num_permutations=self.settings.permutations,
             estimate=self.estimate,
+            statistic=self.settings.statistic,
             generator=self.generator("permutation"),
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.estimates import bootstrap_interval, risk_diff
-from dist_moe.risk.permutation import permutation_test
+from dist_moe.risk.permutation import Statistic, permutation_test
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,9 @@ class Performance:
     """Mean number of experts with risk_diff above 0.05."""
 
 
-def performance(scenario: Scenario, *, num_batches: int, num_permutations: int, alpha: float, seed: int) -> Performance:
+def performance(
+    scenario: Scenario, *, num_batches: int, num_permutations: int, alpha: float, statistic: Statistic, seed: int
+) -> Performance:
     """Error rates and power of the permutation test. An expert counts as affected if `effect` was added to it."""
     affected_LE = np.zeros((scenario.num_layers, scenario.num_experts), np.bool_)
     affected_LE[:, : scenario.num_affected] = scenario.effect > 0
@@ -90,6 +92,7 @@ def performance(scenario: Scenario, *, num_batches: int, num_permutations: int, 
             strata_P,
             num_permutations=num_permutations,
             estimate="micro",
+            statistic=statistic,
             generator=generator,
         )
         family_LE, fdr_LE = test.family_p_LE <= alpha, test.q_LE <= alpha

@@ -45,6 +45,15 @@ def test_stability_is_of_pairs():
     np.testing.assert_allclose(BATCH.frequency_LE(SelectionRule(threshold=0.05, top_k=5)), times_LE / 40)
 
 
+def test_family_wise_p_is_of_the_statistic_that_is_set():
+    by_statistic = {
+        statistic: replace(BATCH, settings=replace(BATCH.settings, statistic=statistic)).test.family_p_LE
+        for statistic in ("difference", "standardized")
+    }
+    assert (BATCH.test.family_p_LE == by_statistic["standardized"]).all()
+    assert (by_statistic["difference"] != by_statistic["standardized"]).any()
+
+
 def test_some_of_the_prompts_keep_their_pairs():
     rows_P = np.isin(np.arange(16), [0, 8, 2, 10, 6, 7, 13, 14])
     half = BATCH.of(rows_P)
