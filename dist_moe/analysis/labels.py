@@ -65,7 +65,7 @@ class LabelledBatches:
         """All prompts as one batch, whose labels are exchanged within batches only."""
         rows = map(slice, self.starts[:-1], self.starts[1:])
         strata_P = np.concatenate([strata_of(self.unsafe_P[each], self.pair_ids[each]) for each in rows])
-        strata_P += self.batch_of_P * (len(strata_P) + 1)
+        strata_P = np.where(strata_P > 0, strata_P + self.batch_of_P * (len(strata_P) + 1), -self.batch_of_P)
         return evidence(counts, self.unsafe_P, strata_P, settings, seed, self.first + len(self.names))
 
 

@@ -18,6 +18,7 @@ from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.null import has_null, null_count
 from dist_moe.risk.rules import TABLE_OF, select_mask
 from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.stability import stability
 from dist_moe.risk.table import risk_table
 from dist_moe.store import BatchResults
 
@@ -108,7 +109,7 @@ def batch_statistics(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarr
         "p_value": batch.test.p_LE,
         "family_p_value": batch.test.family_p_LE,
         "q_value": batch.test.q_LE,
-        "stability": batch.stability_LE(rule),
+        "stability": stability(batch, rule),
         "smallest_p_value": batch.test.smallest_p,
     }
     if not has_null(rule):
@@ -124,7 +125,7 @@ def add_statistics(frame: pd.DataFrame, pooled: Evidence, rule: SelectionRule) -
         "interval_low": low_LE,
         "interval_high": high_LE,
         "q_value": pooled.test.q_LE,
-        "stability": pooled.stability_LE(rule),
+        "stability": pooled.frequency_LE(rule),
     }
     where = frame["layer"].to_numpy(), frame["expert"].to_numpy()
     return frame.assign(**{name: value_LE[where] for name, value_LE in columns.items()})

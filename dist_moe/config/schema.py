@@ -69,6 +69,9 @@ class StatisticsConfig:
     estimate: Literal["micro", "macro"] = "micro"
     """What tests, intervals and stability look at. micro: tokens pooled, as risk_diff is defined. macro: the mean of
     the prompts' rates, in which long prompts do not weigh more."""
+    statistic: Literal["difference", "standardized"] = "standardized"
+    """What family-wise p takes the largest of over experts: the difference, or the difference in units of what it
+    varies by when labels are permuted."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -4,6 +4,8 @@ import numpy as np
 
 from dist_moe.risk.contrast import Estimate, all_risk_diffs, risk_diffs
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.labelings import units_of
+from dist_moe.risk.resamples import bootstrap_weights
 
 
 def risk_diff(counts: RoutingCounts, unsafe_P: np.ndarray, estimate: Estimate) -> np.ndarray:
@@ -14,18 +16,10 @@ def risk_diff(counts: RoutingCounts, unsafe_P: np.ndarray, estimate: Estimate) -
     return all_risk_diffs(unsafe_P[None], ~unsafe_P[None], counts, estimate)[0]
 
 
-def bootstrap_weights(unsafe_P: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """int64 [N, P]: how often each prompt is drawn when each arm is resampled with replacement to its own size."""
-    weights_NP = np.empty((num_resamples, len(unsafe_P)), np.int64)
-    for arm_P in (unsafe_P, ~unsafe_P):
-        size = int(arm_P.sum())
-        weights_NP[:, arm_P] = generator.multinomial(size, np.full(size, 1 / size), size=num_resamples)
-    return weights_NP
-
-
 def bootstrap_interval(
     counts: RoutingCounts,
     unsafe_P: np.ndarray,
+    strata_P: np.ndarray,
     *,
     estimate: Estimate,
     num_resamples: int,
@@ -34,10 +28,11 @@ def bootstrap_interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper end of the percentile bootstrap interval of risk_diff over prompts, float64 [L, E] each.
 
-    Prompts are resampled, not tokens, as the tokens of one prompt are not independent (Efron, Tibshirani 1993, ch. 13).
+    Prompts are resampled, not tokens, as the tokens of one prompt are not independent (Efron, Tibshirani 1993, ch. 13);
+    pairs as wholes, as the prompts of a pair are not independent either.
     With eight prompts an arm such an interval is too short: its real coverage is nearer 0.9 than 0.95.
     """
-    weights_NP = bootstrap_weights(unsafe_P, num_resamples, generator)
+    weights_NP = bootstrap_weights(unsafe_P, strata_P, num_resamples, generator)
     tail = (1 - confidence) / 2
     ends_2X = np.empty((2, counts.counts_PLE[0].size))
     for columns, diff_NX in risk_diffs(weights_NP * unsafe_P, weights_NP * ~unsafe_P, counts, estimate):
@@ -46,21 +41,30 @@ def bootstrap_interval(
     return low_LE, high_LE
 
 
-def sampling_variance(counts: RoutingCounts, unsafe_P: np.ndarray) -> np.ndarray:
+def sampling_variance(counts: RoutingCounts, unsafe_P: np.ndarray, strata_P: np.ndarray) -> np.ndarray:
     """Variance of a batch's micro risk_diff over the choice of its prompts, float64 [L, E].
 
-    Each arm's rate r = Σ c / Σ t is a ratio estimate, of linearised variance n / (n - 1) Σ (c_p - r t_p)² / (Σ t)²
-    (Cochran 1977, ch. 6); the arms' variances add. Infinite when an arm has one prompt, which says nothing of spread.
+    Each arm's rate r = Σ c / Σ t is a ratio estimate. To first order a prompt adds z = (c - r t) / Σ t to it, so the
+    variance is the sum of n / (n - 1) Σ (z - mean z)² over three strata (Cochran 1977, ch. 5 and 6): the n unsafe
+    prompts without a partner, the safe ones, and pairs, where z is the unsafe prompt's less the safe one's. A stratum
+    of one is compared with 0, the mean of all z, and its z² is added. Infinite when an arm has one prompt, which says
+    nothing of spread.
     """
-    variance_LE = np.zeros(counts.counts_PLE.shape[1:])
-    for arm_P in (unsafe_P, ~unsafe_P):
+    shape_LE = counts.counts_PLE.shape[1:]
+    if min(unsafe_P.sum(), (~unsafe_P).sum()) < 2:
+        return np.full(shape_LE, np.inf)
+    effect_PLE = np.empty((len(unsafe_P), *shape_LE))
+    for arm_P, sign in ((unsafe_P, 1), (~unsafe_P, -1)):
         counts_NLE, tokens_N = counts.counts_PLE[arm_P], counts.tokens_P[arm_P]
-        size, total = len(tokens_N), tokens_N.sum()
-        if size < 2:
-            return np.full_like(variance_LE, np.inf)
-        rate_LE = counts_NLE.sum(axis=0) / total
-        residual_NLE = counts_NLE - rate_LE * tokens_N[:, None, None]
-        variance_LE += size / (size - 1) * (residual_NLE**2).sum(axis=0) / total**2
+        rate_LE = counts_NLE.sum(axis=0) / tokens_N.sum()
+        effect_PLE[arm_P] = (counts_NLE - rate_LE * tokens_N[:, None, None]) * (sign / tokens_N.sum())
+    variance_LE = np.zeros(shape_LE)
+    for units_UM in units_of(unsafe_P, strata_P):
+        effect_ULE = effect_PLE[units_UM].sum(axis=1)
+        number = len(effect_ULE)
+        if number > 1:
+            effect_ULE -= effect_ULE.mean(axis=0)
+        variance_LE += number / max(1, number - 1) * (effect_ULE**2).sum(axis=0)
     return variance_LE
 
 

@@ -8,12 +8,12 @@ from functools import cached_property
 import numpy as np
 
 from dist_moe.config.schema import StatisticsConfig
-from dist_moe.risk.contrast import Estimate
+from dist_moe.risk.contrast import Estimate, all_risk_diffs
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.estimates import bootstrap_interval, risk_diff, sampling_variance, shrink
 from dist_moe.risk.permutation import PermutationTest, permutation_test
-from dist_moe.risk.select import SelectionRule
-from dist_moe.risk.stability import selection_frequency
+from dist_moe.risk.resamples import half_samples
+from dist_moe.risk.select import Choice, SelectionRule, threshold_top_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,12 @@ class Evidence:
         """The same prompts with other labels."""
         return replace(self, unsafe_P=unsafe_P)
 
+    def of(self, rows_P: np.ndarray) -> Evidence:
+        """Some of the prompts, bool [P]; pairs must be whole."""
+        return replace(
+            self, counts=self.counts.of(rows_P), unsafe_P=self.unsafe_P[rows_P], strata_P=self.strata_P[rows_P]
+        )
+
     @cached_property
     def risk_diff_LE(self) -> np.ndarray:
         """Tokens pooled: the definition."""
@@ -60,7 +66,7 @@ class Evidence:
     @cached_property
     def variance_LE(self) -> np.ndarray:
         """Sampling variance of `risk_diff_LE`."""
-        return sampling_variance(self.counts, self.unsafe_P)
+        return sampling_variance(self.counts, self.unsafe_P, self.strata_P)
 
     @cached_property
     def shrunk_LE(self) -> np.ndarray:
@@ -77,6 +83,7 @@ class Evidence:
         return bootstrap_interval(
             self.counts,
             self.unsafe_P,
+            self.strata_P,
             estimate=self.estimate,
             num_resamples=self.settings.resamples,
             confidence=self.settings.confidence,
@@ -91,20 +98,28 @@ class Evidence:
             self.strata_P,
             num_permutations=self.settings.permutations,
             estimate=self.estimate,
+            statistic=self.settings.statistic,
             generator=self.generator("permutation"),
         )
 
-    def stability_LE(self, rule: SelectionRule) -> np.ndarray:
-        """How often half of the prompts select each expert by the rule's threshold and top_k."""
-        return selection_frequency(
-            self.counts,
-            self.unsafe_P,
-            threshold=rule.threshold,
-            top_k=rule.top_k,
-            estimate=self.estimate,
-            num_resamples=self.settings.resamples,
-            generator=self.generator("half-samples"),
-        )
+    @cached_property
+    def half_samples_NP(self) -> np.ndarray:
+        """bool [N, P], see `dist_moe.risk.resamples.half_samples`."""
+        generator = self.generator("half-samples")
+        return half_samples(self.unsafe_P, self.strata_P, self.settings.resamples, generator)
+
+    def frequency_LE(self, rule: SelectionRule, choose: Choice = threshold_top_k) -> np.ndarray:
+        """Share of half-samples whose difference makes `choose` select each expert, float64 [L, E].
+
+        Stability selection (Meinshausen, Bühlmann 2010). A half-sample is noisier than the batch, so more experts pass
+        the threshold in it by chance; only a frequency near 1 says much.
+        """
+        chosen_NP, times_LE = self.half_samples_NP, np.zeros(self.counts.counts_PLE.shape[1:], np.int64)
+        for diff_LE in all_risk_diffs(
+            chosen_NP & self.unsafe_P, chosen_NP & ~self.unsafe_P, self.counts, self.estimate
+        ):
+            times_LE += choose(diff_LE, rule)
+        return times_LE / len(chosen_NP)
 
 
 def evidence(
@@ -116,6 +131,9 @@ def evidence(
     batch: int,
     population: Population | None = None,
 ) -> Evidence:
-    """Prompts without a counted token are left out: they have no rate, and say nothing."""
+    """One batch. Prompts without a counted token are left out: they have no rate, and say nothing. Their partners then
+    have none."""
     kept_P = counts.tokens_P > 0
+    broken_P = (strata_P > 0) & np.isin(strata_P, strata_P[~kept_P])
+    strata_P = np.where(broken_P, 0, strata_P)
     return Evidence(counts.of(kept_P), unsafe_P[kept_P], strata_P[kept_P], settings, seed, batch, population)

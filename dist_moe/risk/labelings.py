@@ -1,7 +1,8 @@
 """Other ways in which a batch's prompts could have been labelled safe and unsafe.
 
-Labels are exchanged within strata only: the two prompts of a pair are a stratum, all prompts without a partner are
-another. For pairs alone this is the sign-flip test.
+Labels are exchanged within strata only: the two prompts of a pair are a stratum, with a number above 0; prompts without
+a partner have 0 or a number below it, and those of one number are a stratum. For pairs alone this is the sign-flip
+test.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,14 @@ def strata_of(unsafe_P: np.ndarray, pair_ids: tuple[str | None, ...]) -> np.ndar
             number += 1
             strata_P[prompts] = number
     return strata_P
+
+
+def units_of(unsafe_P: np.ndarray, strata_P: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions of the prompts that belong together, one unit a row: unsafe prompts without a partner [U, 1], safe ones
+    [U, 1], and pairs [U, 2]."""
+    alone_P, paired = strata_P <= 0, np.nonzero(strata_P > 0)[0]
+    pairs_U2 = paired[np.argsort(strata_P[paired], kind="stable")].reshape(-1, 2)
+    return np.argwhere(alone_P & unsafe_P), np.argwhere(alone_P & ~unsafe_P), pairs_U2
 
 
 def num_labelings(unsafe_P: np.ndarray, strata_P: np.ndarray) -> int:

@@ -5,6 +5,7 @@ of whole prompts are exchanged.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from dist_moe.risk.contrast import Estimate, risk_diffs
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.estimates import risk_diff
 from dist_moe.risk.labelings import labelings
+
+Statistic = Literal["difference", "standardized"]
 
 TIE = 1e-12
 """Differences of rates that are equal by arithmetic may differ by rounding; they count as ties, against the finding."""
@@ -25,7 +28,7 @@ class PermutationTest:
     """float64 [L, E]: p of each expert alone."""
     family_p_LE: np.ndarray
     """Adjusted for all L * E experts (Westfall, Young 1993, single-step max-T): the chance, if labels mean nothing,
-    that any expert of the batch differs as much."""
+    that any expert of the batch differs as much. `statistic` says how experts are compared with each other."""
     q_LE: np.ndarray
     """Benjamini, Hochberg 1995: the least false discovery rate at which the expert is called."""
     smallest_p: float
@@ -39,21 +42,32 @@ def permutation_test(
     *,
     num_permutations: int,
     estimate: Estimate,
+    statistic: Statistic,
     generator: np.random.Generator,
 ) -> PermutationTest:
     """Compare risk_diff with what it is under other labelings of the same prompts (see `labelings`).
+
+    The maximum over experts is of the difference, or (`standardized`) of the difference / (s + median s), where s is
+    the expert's `spread_over_labelings`. s is the same for all labelings, so that the test stays exact, and an expert's
+    own p the same. The median keeps experts that are hardly used, whose s is small, from deciding (Tusher et al. 2001).
 
     p = #{>= observed} / N over all N labelings where they can be listed, else (1 + #{>= observed}) / (1 + N) over N
     drawn ones (Phipson, Smyth 2010), which is never 0.
     """
     labels_NP, exact = labelings(unsafe_P, strata_P, num_permutations, generator)
     observed_X = risk_diff(counts, unsafe_P, estimate).ravel() - TIE
+    unit_X = np.ones(observed_X.size)
+    if statistic == "standardized":
+        spread_X = spread_over_labelings(counts, unsafe_P, strata_P, estimate).ravel()
+        if (spread_X > TIE).any():
+            unit_X = spread_X + np.median(spread_X[spread_X > TIE])
     reached_X = np.empty(observed_X.size, np.int64)
     largest_N = np.full(len(labels_NP), -np.inf)
     for columns, diff_NX in risk_diffs(labels_NP, ~labels_NP, counts, estimate):
         reached_X[columns] = (diff_NX >= observed_X[columns]).sum(axis=0)
+        diff_NX /= unit_X[columns]
         np.maximum(largest_N, diff_NX.max(axis=1), out=largest_N)
-    family_X = len(largest_N) - np.searchsorted(np.sort(largest_N), observed_X)
+    family_X = len(largest_N) - np.searchsorted(np.sort(largest_N), observed_X / unit_X)
     own = 0 if exact else 1
     p_X, family_p_X = ((reached + own) / (len(labels_NP) + own) for reached in (reached_X, family_X))
     shape = counts.counts_PLE.shape[1:]
@@ -63,6 +77,28 @@ def permutation_test(
         benjamini_hochberg(p_X).reshape(shape),
         1 / (len(labels_NP) + own),
     )
+
+
+def spread_over_labelings(
+    counts: RoutingCounts, unsafe_P: np.ndarray, strata_P: np.ndarray, estimate: Estimate
+) -> np.ndarray:
+    """Standard deviation of risk_diff over all labelings, to first order and but for a factor that all experts share.
+
+    With z = c - r t (micro; r the rate of all prompts) or c / t (macro), the sum of the unsafe prompts' z has the
+    variance a (n - a) / (n (n - 1)) Σ (z - mean z)² in a stratum of n prompts, a of them unsafe (sampling without
+    replacement, Cochran 1977, ch. 2); strata add. float64 [L, E].
+    """
+    rate_LE = counts.counts_PLE.sum(axis=0) / counts.tokens_P.sum()
+    variance_LE = np.zeros(rate_LE.shape)
+    for stratum in np.unique(strata_P):
+        members_P = strata_P == stratum
+        size, unsafe = int(members_P.sum()), int(unsafe_P[members_P].sum())
+        if 0 < unsafe < size:
+            counts_NLE, tokens_N11 = counts.counts_PLE[members_P], counts.tokens_P[members_P, None, None]
+            value_NLE = counts_NLE - rate_LE * tokens_N11 if estimate == "micro" else counts_NLE / tokens_N11
+            value_NLE -= value_NLE.mean(axis=0)
+            variance_LE += unsafe * (size - unsafe) / (size * (size - 1)) * (value_NLE**2).sum(axis=0)
+    return np.sqrt(variance_LE)
 
 
 def benjamini_hochberg(p_X: np.ndarray) -> np.ndarray:

@@ -9,21 +9,28 @@ import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.risk.evidence import Evidence
-from dist_moe.risk.select import SelectionRule, selected
+from dist_moe.risk.select import (
+    OF_DIFFERENCE,
+    Choice,
+    SelectionRule,
+    first_of_each_layer,
+    selected,
+    threshold_top_k,
+)
 
 LOAD_QUANTILES = 4
 
 Rule = Callable[[Evidence, SelectionRule], np.ndarray]
 
 
-def threshold_top_k(batch: Evidence, rule: SelectionRule) -> np.ndarray:
-    """risk_diff above the threshold, at most top_k, largest first."""
-    return selected(batch.risk_diff_LE, rule.threshold, rule.top_k)
+def of_difference(choose: Choice) -> Rule:
+    """A rule that looks at risk_diff alone."""
+    return lambda batch, rule: choose(batch.risk_diff_LE, rule)
 
 
 def shrunk(batch: Evidence, rule: SelectionRule) -> np.ndarray:
-    """The same of the shrunk risk_diff, which other batches' labels are part of."""
-    return selected(batch.shrunk_LE, rule.threshold, rule.top_k)
+    """Threshold and top_k of the shrunk risk_diff, which other batches' labels are part of."""
+    return threshold_top_k(batch.shrunk_LE, rule)
 
 
 def significant(batch: Evidence, rule: SelectionRule) -> np.ndarray:
@@ -34,12 +41,7 @@ def significant(batch: Evidence, rule: SelectionRule) -> np.ndarray:
 
 def stable(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     """Selected by threshold_top_k in at least the share `frequency` of half-samples (Meinshausen, Bühlmann 2010)."""
-    return batch.stability_LE(rule) >= rule.frequency
-
-
-def budget_per_layer(batch: Evidence, rule: SelectionRule) -> np.ndarray:
-    """The per_layer largest risk_diff of each layer."""
-    return _first_of_each_layer(batch.risk_diff_LE, np.full(len(batch.risk_diff_LE), rule.per_layer))
+    return batch.frequency_LE(rule) >= rule.frequency
 
 
 def esft_token(batch: Evidence, rule: SelectionRule) -> np.ndarray:
@@ -58,11 +60,6 @@ def esft_gate(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     gates_PLE = batch.counts.tables["gates"] / batch.counts.tokens_P[:, None, None]
     mean_LE = gates_PLE[batch.unsafe_P].mean(axis=0)
     return _top_p(mean_LE / np.maximum(mean_LE.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny), rule.top_p)
-
-
-def steermoe(batch: Evidence, rule: SelectionRule) -> np.ndarray:
-    """SteerMoE (arXiv 2509.09660): the top_k largest |risk_diff| over all layers, of either sign; no threshold."""
-    return selected(np.abs(batch.risk_diff_LE), -1.0, rule.top_k)
 
 
 def gradient(batch: Evidence, rule: SelectionRule) -> np.ndarray:
@@ -86,7 +83,7 @@ def random_matched(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     batches keep their size.
     """
     assert batch.population is not None
-    mask_LE = threshold_top_k(batch, rule)
+    mask_LE = threshold_top_k(batch.risk_diff_LE, rule)
     generator = np.random.default_rng([batch.seed, *b"random_matched"])
     matched_LE = np.zeros_like(mask_LE)
     for layer, order_E in enumerate(np.argsort(batch.population.load_LE, axis=1, kind="stable")):
@@ -106,14 +103,12 @@ def lowest(batch: Evidence, rule: SelectionRule) -> np.ndarray:
 
 
 RULES: Mapping[str, Rule] = {
-    "threshold_top_k": threshold_top_k,
+    **{name: of_difference(choose) for name, choose in OF_DIFFERENCE.items()},
     "shrunk": shrunk,
     "significant": significant,
     "stable": stable,
-    "budget_per_layer": budget_per_layer,
     "esft_token": esft_token,
     "esft_gate": esft_gate,
-    "steermoe": steermoe,
     "gradient": gradient,
     "random": random,
     "random_matched": random_matched,
@@ -162,17 +157,12 @@ def _top_p(share_LE: np.ndarray, top_p: float) -> np.ndarray:
     reached_LE = np.cumsum(-np.sort(-share_LE, axis=1), axis=1) >= top_p - 1e-12
     # argmax of all-false is 0: where null experts keep a layer's shares from ever reaching top_p, all are taken
     number_L = np.where(reached_LE.any(axis=1), reached_LE.argmax(axis=1) + 1, share_LE.shape[1])
-    return _first_of_each_layer(share_LE, number_L)
+    return first_of_each_layer(share_LE, number_L)
 
 
 def _num_reference(batch: Evidence, rule: SelectionRule) -> int:
-    return int(threshold_top_k(batch, rule).sum())
+    return int(threshold_top_k(batch.risk_diff_LE, rule).sum())
 
 
 def _top(score_LE: np.ndarray, number: int) -> np.ndarray:
     return selected(score_LE.astype(np.float64), -np.inf, number)
-
-
-def _first_of_each_layer(score_LE: np.ndarray, number_L: np.ndarray) -> np.ndarray:
-    rank_LE = np.argsort(np.argsort(-score_LE, axis=1, kind="stable"), axis=1, kind="stable")
-    return rank_LE < number_L[:, None]

@@ -4,7 +4,7 @@ The order of these steps is the definition. Cutting to top_k before sorting woul
 whatever their risk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,3 +78,34 @@ def selected(risk_diff_X: np.ndarray, threshold: float, top_k: int) -> np.ndarra
     mask_X = np.zeros(flat_X.size, np.bool_)
     mask_X[above[np.argsort(-flat_X[above], kind="stable")[:top_k]]] = True
     return mask_X.reshape(risk_diff_X.shape)
+
+
+def first_of_each_layer(score_LE: np.ndarray, number_L: np.ndarray) -> np.ndarray:
+    """The largest scores of each layer as a mask, bool [L, E]; equal scores: the lower expert first."""
+    rank_LE = np.argsort(np.argsort(-score_LE, axis=1, kind="stable"), axis=1, kind="stable")
+    return rank_LE < number_L[:, None]
+
+
+def threshold_top_k(risk_diff_LE: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """Above the threshold, at most top_k, largest first."""
+    return selected(risk_diff_LE, rule.threshold, rule.top_k)
+
+
+def budget_per_layer(risk_diff_LE: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """The per_layer largest of each layer."""
+    return first_of_each_layer(risk_diff_LE, np.full(len(risk_diff_LE), rule.per_layer))
+
+
+def steermoe(risk_diff_LE: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """SteerMoE (arXiv 2509.09660): the top_k largest |risk_diff| over all layers, of either sign; no threshold."""
+    return selected(np.abs(risk_diff_LE), -1.0, rule.top_k)
+
+
+Choice = Callable[[np.ndarray, SelectionRule], np.ndarray]
+
+OF_DIFFERENCE: Mapping[str, Choice] = {
+    "threshold_top_k": threshold_top_k,
+    "budget_per_layer": budget_per_layer,
+    "steermoe": steermoe,
+}
+"""Rules that look at a difference [L, E] alone."""

@@ -2,38 +2,23 @@
 
 import numpy as np
 
-from dist_moe.risk.contrast import Estimate, all_risk_diffs
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.select import selected
+from dist_moe.risk.evidence import Evidence
+from dist_moe.risk.rules import RULES
+from dist_moe.risk.select import OF_DIFFERENCE, SelectionRule, threshold_top_k
+
+WHOLE_RULES = frozenset({"shrunk", "esft_token", "esft_gate", "gradient"})
+"""Rules that look at more than a difference, and are cheap enough to run on every half-sample."""
 
 
-def half_samples(unsafe_P: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """bool [N, P]: half of each arm's prompts (rounded down, at least one), drawn without replacement."""
-    chosen_NP = np.zeros((num_resamples, len(unsafe_P)), np.bool_)
-    for arm_P in (unsafe_P, ~unsafe_P):
-        size = int(arm_P.sum())
-        first_N = np.broadcast_to(np.arange(size) < max(1, size // 2), (num_resamples, size))
-        chosen_NP[:, arm_P] = generator.permuted(first_N, axis=1)
-    return chosen_NP
+def stability(batch: Evidence, rule: SelectionRule) -> np.ndarray:
+    """Share of half-samples in which the batch's own rule selects each expert, float64 [L, E].
 
-
-def selection_frequency(
-    counts: RoutingCounts,
-    unsafe_P: np.ndarray,
-    *,
-    threshold: float,
-    top_k: int,
-    estimate: Estimate,
-    num_resamples: int,
-    generator: np.random.Generator,
-) -> np.ndarray:
-    """Share of half-samples in which sorting, threshold and top_k select each expert, float64 [L, E].
-
-    Stability selection (Meinshausen, Bühlmann 2010). A half-sample is noisier than the batch, so more experts pass the
-    threshold in it by chance; only a frequency near 1 says much.
+    `significant` would need a test of each half-sample, and `stable` is a frequency itself: theirs is that of threshold
+    and top_k, as is that of the controls.
     """
-    chosen_NP = half_samples(unsafe_P, num_resamples, generator)
-    times_LE = np.zeros(counts.counts_PLE.shape[1:], np.int64)
-    for diff_LE in all_risk_diffs(chosen_NP & unsafe_P, chosen_NP & ~unsafe_P, counts, estimate):
-        times_LE += selected(diff_LE, threshold, top_k)
-    return times_LE / num_resamples
+    if rule.name not in WHOLE_RULES:
+        return batch.frequency_LE(rule, OF_DIFFERENCE.get(rule.name, threshold_top_k))
+    times_LE = np.zeros(batch.counts.counts_PLE.shape[1:], np.int64)
+    for chosen_P in batch.half_samples_NP:
+        times_LE += RULES[rule.name](batch.of(chosen_P), rule)
+    return times_LE / len(batch.half_samples_NP)

@@ -1,5 +1,10 @@
 """An analysis that was killed, or shared out over jobs, gives the store of one that was not."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from dist_moe.analysis import parts
@@ -146,3 +151,28 @@ def test_damaged_counts_are_one_line(fresh, capsys, monkeypatch, kind):
 def test_a_wrong_part_is_one_line(fresh, capsys):
     assert main(["analyze", "--config", str(fresh.config), "--analysis.part", "3/2"]) == 2
     assert "analysis.part is '3/2': expected I/N" in capsys.readouterr().err
+
+
+def run_killed(run, *seed):
+    """Each start's (parts counted, steps written, status)."""
+    command = [sys.executable, "-m", "tests.cli.killed_analysis", str(run.config), *seed]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    return [tuple(map(int, line.split()[1:])) for line in done.stdout.splitlines() if line.startswith("run ")]
+
+
+@pytest.mark.timeout(250)
+def test_an_analysis_that_is_killed_until_it_ends_well_gives_the_same_store(fresh):
+    assert run_killed(fresh) == [(2, 2, 0)]
+    expected = MaskStore.open(fresh.masks).digest
+    fresh.masks.rename(fresh.root / "undisturbed.zarr")
+    runs = run_killed(fresh, "2")
+    assert [status for *_, status in runs] == [-9] * (len(runs) - 1) + [0]
+    assert len(runs) > 4
+    # what was kept is not done again: a part or step is done once more only where the kill came before it was kept
+    assert sum(counted for counted, *_ in runs) <= 6
+    assert all(counted == 0 for counted, *_ in runs[4:])
+    assert MaskStore.open(fresh.masks).digest == expected
+    assert not (fresh.run_dir / "analysis").exists()

@@ -71,9 +71,7 @@ def test_no_data_file(fresh, capsys):
 def test_an_arm_without_counted_tokens(fresh, capsys):
     rows = [{k: v for k, v in row.items() if k != "response"} for row in prompt_rows()]
     write_jsonl(fresh.data, rows)
-    line = refused(
-        capsys, fresh.root, "analyze", "--config", fresh.config, "--analysis.tokens", "completion", counted=True
-    )
+    line = refused(capsys, fresh.root, "analyze", "--config", fresh.config, "--analysis.tokens", "completion")
     assert "batch 0 (hacking" in line
     assert "safe prompts have no counted token" in line
     assert "analysis.tokens" in line

@@ -32,6 +32,7 @@ def bench_permutation(options: Options) -> list[Comparison]:
             np.zeros(PROMPTS, np.int64),
             num_permutations=number,
             estimate="micro",
+            statistic="difference",
             generator=np.random.default_rng(i),
         )
 

@@ -6,11 +6,12 @@ import pytest
 from dist_moe.analysis.labels import labelled
 from dist_moe.analysis.statistics import batch_results, statistic_kinds
 from dist_moe.config.schema import StatisticsConfig
-from dist_moe.risk.labelings import labelings, num_labelings
+from dist_moe.risk.labelings import labelings, num_labelings, units_of
 from dist_moe.risk.permutation import benjamini_hochberg
 from dist_moe.risk.population import PopulationSums
 from dist_moe.risk.rules import TABLE_OF
 from dist_moe.risk.select import PARAMETERS, SelectionRule
+from dist_moe.risk.stability import stability
 from tests.unit.risk.prompts import random_counts
 
 SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
@@ -39,6 +40,7 @@ def test_each_batch_has_its_own_prompts(batches):
 def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs():
     pooled = LABELS.pooled(COUNTS, SETTINGS, seed=3)
     assert num_labelings(pooled.unsafe_P, pooled.strata_P) == 2 * 2 * 924 * 12870
+    assert units_of(pooled.unsafe_P, pooled.strata_P)[2].tolist() == [[0, 8], [2, 10]]
     labels_NP, _ = labelings(pooled.unsafe_P, pooled.strata_P, 50, np.random.default_rng(0))
     assert (labels_NP[:, :16].sum(axis=1) == 8).all()
     assert (labels_NP[:, 0] != labels_NP[:, 8]).all()
@@ -51,13 +53,14 @@ def test_too_many_prompts_are_not_tested_together(monkeypatch):
 
 
 def test_names_hold_what_they_say(batches):
-    values = batch_results(COUNTS, LABELS, RULE, SETTINGS, 3, POPULATION, show_progress=False).statistics
+    rule = SelectionRule(name="budget_per_layer", per_layer=2)
+    values = batch_results(COUNTS, LABELS, rule, SETTINGS, 3, POPULATION, show_progress=False).statistics
     for index, batch in enumerate(batches):
         assert (values["p_value"][index] == batch.test.p_LE.astype(np.float32)).all()
         q_LE = benjamini_hochberg(batch.test.p_LE.ravel()).reshape(3, 6)
         assert (values["q_value"][index] == q_LE.astype(np.float32)).all()
         assert (values["family_p_value"][index] == batch.test.family_p_LE.astype(np.float32)).all()
-        assert (values["stability"][index] == batch.stability_LE(RULE).astype(np.float32)).all()
+        assert (values["stability"][index] == stability(batch, rule).astype(np.float32)).all()
         assert (values["interval_low"][index] <= values["interval_high"][index]).all()
     assert values["smallest_p_value"].tolist() == [np.float32(1 / 201)] * 2
     assert all(array.dtype == np.float32 for array in values.values())

@@ -2,7 +2,7 @@ from itertools import permutations
 
 import numpy as np
 
-from dist_moe.risk.labelings import labelings, num_labelings, strata_of
+from dist_moe.risk.labelings import labelings, num_labelings, strata_of, units_of
 from tests.unit.risk.prompts import half_unsafe
 
 NO_PAIRS = np.zeros(6, np.int64)
@@ -12,6 +12,14 @@ def test_only_complete_pairs_of_both_arms_are_strata():
     unsafe_P = np.array([False, False, False, True, True, True, True])
     assert strata_of(unsafe_P, ("a", "b", None, "a", "c", "c", None)).tolist() == [1, 0, 0, 1, 0, 0, 0]
     assert strata_of(unsafe_P, ("a", "a", None, "a", "b", "b", "b")).tolist() == [0] * 7
+
+
+def test_units_are_pairs_and_prompts_without_a_partner_of_either_arm():
+    unsafe_P, strata_P = np.array([0, 0, 0, 1, 1, 1, 1]) == 1, np.array([2, -1, 7, 0, 7, -1, 2])
+    unsafe, safe, pairs = units_of(unsafe_P, strata_P)
+    assert unsafe.tolist() == [[3], [5]]
+    assert safe.tolist() == [[1]]
+    assert pairs.tolist() == [[0, 6], [2, 4]]
 
 
 def test_all_labelings_where_they_can_be_listed():

@@ -100,7 +100,7 @@ def test_significant():
 
 def test_stable():
     batch = batch_of(0)
-    frequency_LE = batch.stability_LE(RULE)
+    frequency_LE = batch.frequency_LE(RULE)
     assert chosen("stable", batch, frequency=0.5) == places(frequency_LE >= 0.5) != []
     assert chosen("stable", batch, frequency=1.0) == places(frequency_LE == 1.0)
 
@@ -249,6 +249,17 @@ def test_some_batches_may_be_empty():
     require_experts(np.array([0, 3, 0]), 0.2, RULE)
     batch = batch_of(0)
     assert not select_mask(batch, replace(RULE, threshold=0.99)).any()
+
+
+def test_a_prompt_whose_partner_has_no_counted_token_has_no_partner():
+    batch = batch_of(0)
+    tokens_P = batch.counts.tokens_P * (np.arange(16) != 9)
+    counts = replace(
+        batch.counts, counts_PLE=batch.counts.counts_PLE * (tokens_P > 0)[:, None, None], tokens_P=tokens_P
+    )
+    strata_P = np.tile([1, 2, 3, 0, 0, 0, 0, 0], 2)
+    found = evidence(counts, batch.unsafe_P, strata_P, batch.settings, 0, 0)
+    assert found.strata_P.tolist() == [1, 0, 3, 0, 0, 0, 0, 0, 1, 3, 0, 0, 0, 0, 0]
 
 
 def test_prompts_without_a_counted_token_say_nothing():

@@ -1,47 +1,73 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
-from dist_moe.risk.select import unsafe_experts
-from dist_moe.risk.stability import half_samples, selection_frequency
-from tests.unit.risk.prompts import half_unsafe, random_counts, slow_risk_diff
+from dist_moe.risk.evidence import evidence
+from dist_moe.risk.resamples import half_samples
+from dist_moe.risk.rules import RULES, select_mask
+from dist_moe.risk.select import SelectionRule, unsafe_experts
+from dist_moe.risk.stability import stability
+from tests.unit.risk.prompts import batch_of, populated, slow_risk_diff
 
-
-def test_half_of_each_arm_without_replacement():
-    unsafe_P = np.arange(9) >= 4
-    chosen_NP = half_samples(unsafe_P, 500, np.random.default_rng(0))
-    assert (chosen_NP[:, ~unsafe_P].sum(axis=1) == 2).all()
-    assert (chosen_NP[:, unsafe_P].sum(axis=1) == 2).all()
-    np.testing.assert_allclose(chosen_NP.mean(axis=0), [0.5] * 4 + [0.4] * 5, atol=0.08)
-    assert half_samples(half_unsafe(2), 3, np.random.default_rng(0)).all()
-
-
-def test_frequency_is_that_of_the_rule_over_half_samples():
-    counts, unsafe_P = random_counts(4, 10), half_unsafe(10)
-    times_LE = np.zeros((3, 6))
-    for chosen_P in half_samples(unsafe_P, 25, np.random.default_rng(1)):
-        for place in unsafe_experts(slow_risk_diff(counts, unsafe_P, np.nonzero(chosen_P)[0], "micro"), 0.1, 4):
-            times_LE[place] += 1
-    frequency_LE = selection_frequency(
-        counts,
-        unsafe_P,
-        threshold=0.1,
-        top_k=4,
-        estimate="micro",
-        num_resamples=25,
-        generator=np.random.default_rng(1),
-    )
-    np.testing.assert_allclose(frequency_LE, times_LE / 25)
-    assert frequency_LE.max() > 0
+RULE = SelectionRule(threshold=0.05, top_k=5, per_layer=2, top_p=0.4)
+PAIRS_P = np.tile([1, 2, 3, 4, 5, 0, 0, 0], 2)
+OWN = {"threshold_top_k", "shrunk", "budget_per_layer", "esft_token", "esft_gate", "steermoe"}
 
 
-def test_an_expert_below_the_threshold_is_never_selected():
-    counts, unsafe_P = random_counts(4, 10), half_unsafe(10)
-    frequency_LE = selection_frequency(
-        counts,
-        unsafe_P,
-        threshold=1.0,
-        top_k=50,
-        estimate="micro",
-        num_resamples=25,
-        generator=np.random.default_rng(1),
-    )
-    assert not frequency_LE.any()
+@pytest.fixture(scope="module")
+def batch():
+    one, *others = [batch_of(seed, index=seed) for seed in range(3)]
+    gates_PLE = one.counts.counts_PLE * np.random.default_rng(0).random(one.counts.counts_PLE.shape)
+    one = replace(one, strata_P=PAIRS_P, counts=replace(one.counts, gates_PLE=gates_PLE))
+    return populated([one, *others])[0]
+
+
+def slow_frequency(batch, select):
+    times_LE, drawn = np.zeros((3, 6)), half_samples(batch.unsafe_P, PAIRS_P, 40, batch.generator("half-samples"))
+    for chosen_P in drawn:
+        times_LE += select(chosen_P)
+    return times_LE / len(drawn)
+
+
+def by_threshold(batch, chosen_P, estimate):
+    mask_LE = np.zeros((3, 6))
+    diff_LE = slow_risk_diff(batch.counts, batch.unsafe_P, np.nonzero(chosen_P)[0], estimate)
+    for place in unsafe_experts(diff_LE, 0.05, 5):
+        mask_LE[place] = 1
+    return mask_LE
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_it_is_the_share_of_half_samples_in_which_the_rule_itself_selects(batch, name):
+    rule = replace(RULE, name=name)
+
+    def of_half(chosen_P):
+        half = evidence(
+            batch.counts.of(chosen_P),
+            batch.unsafe_P[chosen_P],
+            PAIRS_P[chosen_P],
+            batch.settings,
+            batch.seed,
+            batch.batch,
+        )
+        return select_mask(replace(half, population=batch.population), rule)
+
+    found_LE = stability(batch, rule)
+    np.testing.assert_allclose(found_LE, slow_frequency(batch, of_half))
+    assert len(np.unique(found_LE)) > 2
+    if name != "threshold_top_k":
+        assert (found_LE != stability(batch, RULE)).any()
+
+
+@pytest.mark.parametrize("estimate", ["micro", "macro"])
+@pytest.mark.parametrize("name", sorted(RULES.keys() - OWN | {"threshold_top_k"}))
+def test_it_is_that_of_threshold_and_top_k_where_the_rule_itself_cannot_run(batch, name, estimate):
+    batch = replace(batch, settings=replace(batch.settings, estimate=estimate))
+    expected_LE = slow_frequency(batch, lambda chosen_P: by_threshold(batch, chosen_P, estimate))
+    np.testing.assert_allclose(stability(batch, replace(RULE, name=name)), expected_LE)
+    assert expected_LE.max() > 0
+
+
+def test_an_expert_below_the_threshold_is_never_selected(batch):
+    assert not stability(batch, replace(RULE, threshold=0.999)).any()

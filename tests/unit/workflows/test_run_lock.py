@@ -48,10 +48,12 @@ def test_a_job_waits_for_one_that_ends_meanwhile(tmp_path):
     tmp_path.joinpath("metrics.jsonl").touch()
     first = run_lock(tmp_path, COMM, ignore)
     first.__enter__()
-    release = threading.Timer(0.4, first.__exit__, (None, None, None))
+    ending = []
+    release = threading.Timer(0.4, lambda: (ending.append(True), first.__exit__(None, None, None)))
     release.start()
     with run_lock(tmp_path, COMM, ignore):
-        assert not release.is_alive()
+        assert ending
+        release.join()
         held = os.open(tmp_path / ".lock", os.O_RDWR)
         with pytest.raises(BlockingIOError):  # it has the file that is there, not the one that the first has removed
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
