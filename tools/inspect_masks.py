@@ -14,6 +14,7 @@
     python tools/inspect_masks.py runs/olmoe/masks.zarr diff runs/b/masks.zarr         what differs from another store
     python tools/inspect_masks.py runs/olmoe/masks.zarr diff threshold=0.02 top_k=20   what another rule would select
     python tools/inspect_masks.py runs/olmoe/masks.zarr diff name=lowest               likewise, by name
+    python tools/inspect_masks.py runs/olmoe/masks.zarr prefill            reading the prompts against answering them
     python tools/inspect_masks.py runs/olmoe/masks.zarr recheck            rates and masks computed again from counts
     python tools/inspect_masks.py runs/olmoe/masks.zarr check              compare every file with its digest
     python tools/inspect_masks.py runs/olmoe/masks.zarr plots --out DIR    pictures, PNG and SVG (needs matplotlib)
@@ -71,13 +72,15 @@ def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
             return views.diff_rule(store, dict(change.split("=", 1) for change in changes))
         case ["diff", other]:
             return views.diff(store, MaskStore.open(other))
+        case ["prefill"]:
+            return views.prefill(store)
         case ["recheck"]:
             return views.recheck(store)
         case ["check"]:
             return views.check(store)
     raise UserError(
         f"no view {' '.join(words)!r}: expected summary, batch N, expert L E, layers, overlap [A B], categories, "
-        "category NAME, growth, aggregated, diff STORE, diff PARAMETER=VALUE, recheck, check or plots "
+        "category NAME, growth, aggregated, diff STORE, diff PARAMETER=VALUE, prefill, recheck, check or plots "
         "--out DIR"
     )
 

@@ -116,7 +116,7 @@ def test_json_has_full_precision(store):
         (
             "batch",
             "no view 'batch': expected summary, batch N, expert L E, layers, overlap [A B], categories, category NAME, "
-            "growth, aggregated, diff STORE, diff PARAMETER=VALUE, recheck, check or plots --out DIR",
+            "growth, aggregated, diff STORE, diff PARAMETER=VALUE, prefill, recheck, check or plots --out DIR",
         ),
         ("diff thresh=1", "the rule threshold_top_k has no parameter 'thresh': expected threshold, top_k"),
         (

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from dist_moe.cli.main import main
 from dist_moe.data.rows import read_prompts
+from dist_moe.errors import UserError
+from dist_moe.store import views
 from dist_moe.store.read import MaskStore
 from tests.checkpoint import write_jsonl
 from tests.cli.conftest import new_run
@@ -146,3 +148,29 @@ def test_pairs_are_tested_as_pairs(run, tmp_path, capsys):
     printed, store = analyze(run, capsys, "--data.paths", str(data))
     assert store.statistics["smallest_p_value"][:].tolist() == [2.0**-8, 2.0**-8]
     assert "Smallest p that a batch's labels can give: 0.0039 to 0.0039" in printed
+
+
+def test_reading_the_prompts_is_kept_apart_from_answering(run, capsys):
+    """What `prefill` compares the answers with is what an analysis of the prompts alone finds."""
+    read = analyze(run, capsys)[1]
+    counts, tokens, masks = read.prompt_counts[:], read.prompts["tokens"].tolist(), read.masks[:]
+    answered = analyze(run, capsys, "--analysis.tokens", "generated", "--analysis.max_new_tokens", "6")[1]
+    assert (answered.tables["prefill_counts"][:] == counts).all()
+    assert answered.tables["prefill_tokens"][:].tolist() == tokens
+    assert (answered.prompt_counts[:] != counts).any()
+    by_batch = views.prefill(answered).tables["batches"]
+    for batch, mask_LE in enumerate(answered.masks[:]):
+        sizes = [int(both.sum()) for both in (mask_LE & masks[batch], mask_LE & ~masks[batch], ~mask_LE & masks[batch])]
+        assert by_batch.loc[batch, ["in_both", "only_in_first", "only_in_second"]].tolist() == sizes
+        assert sizes[0] < sum(sizes)
+    with pytest.raises(UserError, match="no counts of its prompts apart from answers"):
+        views.prefill(analyze(run, capsys)[1])
+
+
+def test_gates_are_kept_unless_they_are_turned_off(run, capsys):
+    store = analyze(run, capsys)[1]
+    assert ((store.tables["gates"][:] > 0) == (store.prompt_counts[:] > 0)).all()
+    assert analyze(run, capsys, "--analysis.no-gates")[1].tables == {}
+    arguments = ["--overwrite", "--analysis.rule", "esft_gate", "--analysis.no-gates"]
+    assert main(["analyze", "--config", str(run.config), *arguments]) == 2
+    assert "analysis.rule = esft_gate needs analysis.gates: set it to true" in capsys.readouterr().err

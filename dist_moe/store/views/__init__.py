@@ -1,9 +1,10 @@
 """Questions about a mask store, each answered by a `View`: some facts and some tables. Nothing is printed here."""
 
-from dist_moe.store.views.compare import check, diff, diff_rule, recheck
+from dist_moe.store.views.compare import check, diff, recheck
 from dist_moe.store.views.experts import aggregated, batch, category, expert
 from dist_moe.store.views.overlap import categories, growth, overlap, overlap_of_two
 from dist_moe.store.views.render import as_csv, as_json, as_text
+from dist_moe.store.views.rules import diff_rule, prefill
 from dist_moe.store.views.sizes import layers, summary
 from dist_moe.store.views.view import View, find_batch
 
@@ -25,6 +26,7 @@ __all__ = [
     "layers",
     "overlap",
     "overlap_of_two",
+    "prefill",
     "recheck",
     "summary",
 ]

@@ -1,7 +1,5 @@
-"""Stores and rules side by side, and a store against its own counts."""
+"""Stores side by side, and a store against its own counts and digests."""
 
-import dataclasses
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,6 @@ import pandas as pd
 from dist_moe.errors import UserError
 from dist_moe.risk.frames import expert_names
 from dist_moe.risk.masks import mask_hash
-from dist_moe.risk.select import SelectionRule
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import computable, masks_by, recomputed_risk, stored_counts
 from dist_moe.store.views.render import flat_facts
@@ -39,7 +36,7 @@ def diff(one: MaskStore, other: MaskStore) -> View:
     shared = [(index, places[batch_id]) for index, batch_id in enumerate(one.batch_ids) if batch_id in places]
     batches, experts = [], []
     for here, there in shared:
-        line, table = _difference(one, here, one.masks[here], other.masks[there])
+        line, table = difference(one, here, one.masks[here], other.masks[there])
         batches.append(line)
         experts.append(table)
     by_batch = pd.DataFrame(batches, columns=BATCH_COLUMNS)
@@ -67,62 +64,6 @@ def diff(one: MaskStore, other: MaskStore) -> View:
         "batches in one store only": pd.DataFrame(only, columns=["store", "id", "category"]),
     }
     return View(summary, tables)
-
-
-def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
-    """The stored masks against those of another rule, selected from the counts.
-
-    Args:
-        store: one whose counts are intact.
-        words: parameters of the rule and their values as text, such as threshold and "0.02"; with `name` another rule.
-
-    Raises:
-        UserError: there is no such rule or parameter, or the rule needs more than the counts.
-    """
-    rule = changed_rule(store.rule, words, computable(store.tables))
-    lines, tables = [], []
-    for start, stop in store.masks.slabs(0, len(store.masks)):
-        risk_diff_BLE = store.risk_diff[start:stop]
-        others = masks_by(store, range(start, stop), rule).masks_BLE
-        for index, (mask_LE, other_LE) in enumerate(zip(store.masks[start:stop], others, strict=True), start):
-            line, table = _difference(store, index, mask_LE, other_LE)
-            table["risk_diff"] = risk_diff_BLE[index - start][table["layer"], table["expert"]]
-            lines.append(line)
-            tables.append(table)
-    by_batch = pd.DataFrame(lines, columns=BATCH_COLUMNS)
-    by_expert = pd.concat(tables, ignore_index=True)
-    facts = {
-        "first": store.rule.facts,
-        "second": rule.facts,
-        "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
-        "experts_that_differ": len(by_expert),
-        "mean_jaccard": float(by_batch["jaccard"].mean()),
-    }
-    return View(facts, {"batches": by_batch, "experts that differ": by_expert})
-
-
-def changed_rule(rule: SelectionRule, words: Mapping[str, str], allowed: Collection[str]) -> SelectionRule:
-    """The rule with another name, one of `allowed`, or other parameters, given as text.
-
-    Raises:
-        UserError: there is no such rule or parameter, or the value is of another type.
-    """
-    name = words.get("name", rule.name)
-    if "name" in words and name not in allowed:
-        raise UserError(f"no rule {name!r} that needs counts only: expected {', '.join(sorted(allowed))}")
-    known = [key for key in dataclasses.replace(rule, name=name).facts if key != "name"]
-    values: dict[str, Any] = {"name": name}
-    for key, word in words.items():
-        if key == "name":
-            continue
-        if key not in known:
-            raise UserError(f"the rule {name} has no parameter {key!r}: expected {', '.join(known)}")
-        kind = type(getattr(rule, key))
-        try:
-            values[key] = kind(word)
-        except ValueError:
-            raise UserError(f"{key}={word}: expected {'a whole number' if kind is int else 'a number'}") from None
-    return dataclasses.replace(rule, **values)
 
 
 def recheck(store: MaskStore) -> View:
@@ -174,7 +115,7 @@ def check(store: MaskStore) -> View:
     return View({"store": str(store.path), "digest": store.digest, "intact": True}, {"arrays": store.arrays})
 
 
-def _difference(
+def difference(
     store: MaskStore, index: int, mask_LE: np.ndarray, other_LE: np.ndarray
 ) -> tuple[tuple[Any, ...], pd.DataFrame]:
     layers, experts = np.nonzero(mask_LE != other_LE)

@@ -12,14 +12,15 @@ from tests.unit.risk.prompts import batch_of, populated, slow_risk_diff
 
 RULE = SelectionRule(threshold=0.05, top_k=5, per_layer=2, top_p=0.4)
 PAIRS_P = np.tile([1, 2, 3, 4, 5, 0, 0, 0], 2)
-OWN = {"threshold_top_k", "shrunk", "budget_per_layer", "esft_token", "esft_gate", "steermoe"}
+OWN = {"threshold_top_k", "shrunk", "budget_per_layer", "esft_token", "esft_gate", "steermoe", "gradient"}
 
 
 @pytest.fixture(scope="module")
 def batch():
     one, *others = [batch_of(seed, index=seed) for seed in range(3)]
     gates_PLE = one.counts.counts_PLE * np.random.default_rng(0).random(one.counts.counts_PLE.shape)
-    one = replace(one, strata_P=PAIRS_P, counts=replace(one.counts, gates_PLE=gates_PLE))
+    tables = {"gates": gates_PLE, "gradients": gates_PLE[::-1]}
+    one = replace(one, strata_P=PAIRS_P, counts=replace(one.counts, tables=tables))
     return populated([one, *others])[0]
 
 
