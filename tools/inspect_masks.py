@@ -25,12 +25,12 @@ store. The store is only read; neither torch nor the model is needed.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from dist_moe.cli.pipe import end_with_reader
 from dist_moe.errors import UserError
 from dist_moe.risk.names import parse_expert_name
 from dist_moe.store import MaskStore, views
@@ -86,7 +86,6 @@ def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
 
 
 def main() -> int:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `inspect_masks.py ... | head` ends quietly
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", help="the mask store, a directory such as masks.zarr")
     parser.add_argument("view", nargs="*", help="one of the views above, with its arguments; default: summary")
@@ -115,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_with_reader(main))

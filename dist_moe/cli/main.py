@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_moe import __version__
+from dist_moe.cli.pipe import end_with_reader
 from dist_moe.cli.store import add_store_commands, run_import, run_store
 from dist_moe.errors import LostRankError, UserError
 
@@ -17,12 +18,20 @@ if TYPE_CHECKING:
     from dist_moe.parallel.comm import Comm
 
 CONFIG_COMMANDS = ("analyze", "train")
+PRINTING_COMMANDS = ("checkpoint", "store", "import", "inspect-model", "families")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a `UserError` is one line on stderr and status 2, anything else keeps its traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] and words[0] in PRINTING_COMMANDS:
+        return end_with_reader(lambda: _status(words))
+    return _status(words)
+
+
+def _status(argv: list[str]) -> int:
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(argv)
     except UserError as error:
         _print_error(error)
         return 2
