@@ -63,8 +63,9 @@ class LabelledBatches:
 
     def pooled(self, counts: RoutingCounts, settings: StatisticsConfig, seed: int) -> Evidence:
         """All prompts as one batch, whose labels are exchanged within batches only."""
-        rows = map(slice, self.starts[:-1], self.starts[1:])
-        strata_P = np.concatenate([strata_of(self.unsafe_P[each], self.pair_ids[each]) for each in rows])
+        kept_P = counts.tokens_P > 0
+        strata_P = np.zeros(len(kept_P), np.int64)
+        strata_P[kept_P] = np.concatenate([batch.strata_P for batch in self.evidence(counts, settings, seed)])
         strata_P = np.where(strata_P > 0, strata_P + self.batch_of_P * (len(strata_P) + 1), -self.batch_of_P)
         return evidence(counts, self.unsafe_P, strata_P, settings, seed, self.first + len(self.names))
 

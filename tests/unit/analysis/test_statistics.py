@@ -6,6 +6,7 @@ import pytest
 from dist_moe.analysis.labels import labelled
 from dist_moe.analysis.statistics import batch_results, statistic_kinds
 from dist_moe.config.schema import StatisticsConfig
+from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.labelings import labelings, num_labelings, units_of
 from dist_moe.risk.permutation import benjamini_hochberg
 from dist_moe.risk.population import PopulationSums
@@ -44,6 +45,16 @@ def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs():
     labels_NP, _ = labelings(pooled.unsafe_P, pooled.strata_P, 50, np.random.default_rng(0))
     assert (labels_NP[:, :16].sum(axis=1) == 8).all()
     assert (labels_NP[:, 0] != labels_NP[:, 8]).all()
+
+
+def test_a_prompt_whose_partner_has_no_counted_token_exchanges_labels_in_its_own_batch():
+    labels = labelled((16, 16), UNSAFE_P.tolist(), [*[None] * 16, *PAIRS[:16]], ("batch 0", "batch 1"))
+    tokens_P = COUNTS.tokens_P * (np.arange(32) != 24)  # the partner of 16
+    counts = RoutingCounts(COUNTS.counts_PLE * (tokens_P > 0)[:, None, None], tokens_P, COUNTS.experts_per_token)
+    pooled = labels.pooled(counts, SETTINGS, seed=3)
+    # 13 prompts of the second batch have no partner, 7 of them safe; one pair is left
+    assert num_labelings(pooled.unsafe_P, pooled.strata_P) == 12870 * 1716 * 2
+    assert units_of(pooled.unsafe_P, pooled.strata_P)[2].tolist() == [[18, 25]]
 
 
 def test_too_many_prompts_are_not_tested_together(monkeypatch):
