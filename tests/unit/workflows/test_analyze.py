@@ -1,0 +1,82 @@
+"""Both passes of an analysis with made-up counts: what they need does not grow with the number of batches."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dist_moe.analysis import parts as parts_module
+from dist_moe.analysis.labels import labelled
+from dist_moe.analysis.parts import CountedParts
+from dist_moe.analysis.statistics import selection_rule, statistic_kinds
+from dist_moe.config.schema import AnalysisConfig, Config, DataConfig, ModelConfig, StatisticsConfig
+from dist_moe.data.tokens import Encoded
+from dist_moe.parallel.comm import SoloComm
+from dist_moe.risk.counts import RoutingCounts
+from dist_moe.store import MaskStore, StorePlan, arrays
+from dist_moe.workflows import analyze
+
+SIZE, L, E, K = 16, 8, 64, 4
+UNSAFE = [number >= SIZE // 2 for number in range(SIZE)]
+
+
+def counted(model, rows, **settings):
+    generator = np.random.default_rng([row.prompt_ids[0] for row in rows])
+    counts_PLE = np.zeros((len(rows), L, E), np.int64)
+    counts_PLE[:, :, :K] = generator.integers(1, 9, (len(rows), L, K))
+    return RoutingCounts(counts_PLE, np.full(len(rows), 9), K)
+
+
+def peak_bytes(tmp_path, num_batches):
+    """Of both passes; leaves a store that is whole."""
+    config = Config(
+        run_dir=tmp_path / str(num_batches),
+        model=ModelConfig(path=tmp_path),
+        data=DataConfig(paths=(tmp_path,)),
+        analysis=AnalysisConfig(statistics=StatisticsConfig(permutations=10, resamples=5, null_draws=2)),
+    )
+    names = tuple(f"batch {batch}" for batch in range(num_batches))
+    labels = labelled([SIZE] * num_batches, UNSAFE * num_batches, [None] * SIZE * num_batches, names)
+    rule = selection_rule(config.analysis)
+    plan = StorePlan(
+        prompt_ids=tuple(map(str, range(SIZE * num_batches))),
+        unsafe_P=labels.unsafe_P,
+        batch_of_P=labels.batch_of_P,
+        batch_ids=names,
+        categories=("one",) * num_batches,
+        num_experts=E,
+        experts_per_token=K,
+        rule=rule,
+        counted_tokens="prompt",
+        layer_names=tuple(map(str, range(L))),
+        provenance={"model_hash": "m", "tokenizer_hash": "t", "data_hash": "d"},
+        statistics=statistic_kinds(rule, config.analysis.statistics),
+    )
+    directory = config.run_dir / "analysis"
+    comm = SoloComm(torch.device("cpu"))
+    tracemalloc.start()
+    parts = CountedParts(directory, {}, labels, lambda batch: [Encoded((batch,), (), unsafe) for unsafe in UNSAFE])
+    analyze._count(config, SimpleNamespace(pad_id=0), parts, "prompt", comm)
+    analyze._write(config, parts, plan, comm, print)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    (path,) = directory.glob("*.zarr")
+    store = MaskStore.open(path)
+    assert len(store.batches) == num_batches
+    assert (store.prompt_counts[:SIZE] == counted(None, parts.rows(0)).counts_PLE).all()
+    return peak
+
+
+@pytest.mark.usefixtures("tmp_path")
+def test_memory_does_not_grow_with_the_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_module, "ROWS_AT_ONCE", SIZE)
+    monkeypatch.setattr(arrays, "batches_per_file", lambda num_batches: 1)
+    for name, function in (("load_model", lambda *_: None), ("count_rows", counted), ("_publish", lambda *_: None)):
+        monkeypatch.setattr(analyze, name, function)
+    peak_bytes(tmp_path, 1)  # what is imported and cached once
+    few, many = peak_bytes(tmp_path, 4), peak_bytes(tmp_path, 24)
+    counts_of_a_batch = 8 * SIZE * L * E
+    assert few > counts_of_a_batch, "nothing was measured"
+    assert many - few < counts_of_a_batch
