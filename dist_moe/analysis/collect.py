@@ -34,11 +34,11 @@ def count_rows(
 ) -> RoutingCounts:
     """Routing counts of R prompts in their order, the same on every rank; all ranks call it with the same rows.
 
-    `model` must hold all experts on this rank. `tokens` is what is counted of the given rows (prompt, completion, all
-    or span), or how the model writes the answers that are; then there are tables `prefill_counts` and `prefill_tokens`
-    of the prompts, which the model reads before it writes. `micro_batch_tokens` bounds a forward pass and its padding.
-    With `gates` there is a table `gates`, the counted tokens' sums of routing weights, and with `gradients` one of what
-    `gradient_table` gives.
+    Ranks of `comm` may share the experts of `model`; these then run their passes together. `tokens` is what is counted
+    of the given rows (prompt, completion, all or span), or how the model writes the answers that are; then there are
+    tables `prefill_counts` and `prefill_tokens` of the prompts, which the model reads before it writes.
+    `micro_batch_tokens` bounds a forward pass and its padding. With `gates` there is a table `gates`, the counted
+    tokens' sums of routing weights, and with `gradients` one of what `gradient_table` gives.
     """
     shape_LE = (model.shape.num_layers, model.shape.num_experts)
     shapes: dict[str, tuple[int, ...]] = {"counts": shape_LE, "tokens": ()}
@@ -52,14 +52,16 @@ def count_rows(
     sums = {
         name: torch.zeros(len(rows), *shape, dtype=torch.int64, device=comm.device) for name, shape in shapes.items()
     }
-    for indices in token_budget(lengths, micro_batch_tokens)[comm.rank :: comm.size]:
+    micro_batches = token_budget(lengths, micro_batch_tokens)
+    num_idle = -len(micro_batches) % model.layers[0].comm.size  # ranks that share experts run as many passes each
+    for indices in [*micro_batches, *[[]] * num_idle][comm.rank :: comm.size]:
         chosen = [rows[i] for i in indices]
         if isinstance(tokens, Sampling):
             measured = count_generated(model, chosen, tokens, pad_id, gates=gates)
         else:
             measured = _count_given(model, chosen, tokens, pad_id, gates=gates)
         for name, values in measured.items():
-            sums[name][indices] = values
+            sums[name][indices] = values[: len(indices)]
     arrays = {name: comm.sum_(values).cpu().numpy() for name, values in sums.items()}
     tables = {name: values.astype(np.int32) for name, values in arrays.items() if name.startswith("prefill")}
     if gates:

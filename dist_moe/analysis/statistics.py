@@ -46,6 +46,11 @@ def selection_rule(analysis: AnalysisConfig) -> SelectionRule:
         )
     if TABLE_OF.get(analysis.rule) == "gates" and not analysis.gates:
         raise UserError(f"analysis.rule = {analysis.rule} needs analysis.gates: set it to true")
+    if analysis.rule == "gradient" and analysis.ep_size > 1:
+        raise UserError(
+            "analysis.rule = gradient needs all experts on each rank, but analysis.ep_size is "
+            f"{analysis.ep_size}: set it to 1"
+        )
     return SelectionRule(
         name=analysis.rule,
         threshold=analysis.threshold,

@@ -121,6 +121,9 @@ class AnalysisConfig:
     micro_batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
     depend on the number of ranks."""
+    ep_size: Count = 1
+    """Ranks that share the experts of one copy of the model while they count, as of one too large for a single GPU.
+    1: each rank has a whole copy. Must divide the number of ranks; not with the rule gradient."""
     part: Text | None = None
     """I/N: do the I-th of N shares. N jobs can so share an analysis, in any order, and each twice: first they count,
     then, when all is counted, they write masks. The last completes the store, exactly as one job would have. A job

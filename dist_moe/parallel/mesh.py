@@ -33,8 +33,10 @@ class Mesh:
         return cls(comm, comm, SoloComm(comm.device))
 
     @classmethod
-    def of(cls, comm: Comm, ep_size: int | None) -> Mesh:
+    def of(cls, comm: Comm, ep_size: int | None, setting: str = "parallel.ep_size") -> Mesh:
         """`ep_size` ranks share the experts of a replica; None: all. Called by all ranks together.
+
+        `setting` is where a user has said so.
 
         Raises:
             UserError: the ranks do not divide into replicas of `ep_size`.
@@ -42,7 +44,7 @@ class Mesh:
         ep_size = ep_size or comm.size
         if comm.size % ep_size:
             raise UserError(
-                f"parallel.ep_size is {ep_size}, but {comm.size} rank(s) do not divide into replicas of {ep_size}: "
+                f"{setting} is {ep_size}, but {comm.size} rank(s) do not divide into replicas of {ep_size}: "
                 "choose a divisor, or start another number of ranks"
             )
         if ep_size == comm.size:

@@ -31,8 +31,9 @@ from dist_moe.files import publish, writing
 from dist_moe.moe.discover import find_moe_layers, moe_shape
 from dist_moe.moe.load import empty_model
 from dist_moe.moe.model import load_model
-from dist_moe.parallel.comm import Comm, SoloComm
+from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.parallel.mesh import Mesh
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.rules import require_experts
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
@@ -45,9 +46,10 @@ from dist_moe.workflows.run_dir import RunDir, require_absent
 def analyze(config: Config, comm: Comm) -> None:
     """Count routing for every batch, choose each batch's unsafe experts, and write the mask store.
 
-    Every rank holds the whole model and takes a part of the rows, and then of the batches.
+    Every rank takes a part of the rows, and then of the batches.
     """
     say, run = console(comm), RunDir(config.run_dir)
+    mesh = Mesh.of(comm, config.analysis.ep_size, "analysis.ep_size")
     with together(comm):
         require_absent(run.masks, config.overwrite)
         share_of(config.analysis.part, 0)
@@ -56,7 +58,7 @@ def analyze(config: Config, comm: Comm) -> None:
         outline = empty_model(config.model.path)
         plan = _store_plan(config, inputs, outline)
         parts = CountedParts(run.analysis, _count_facts(config, inputs, outline), _labels(inputs), inputs.rows)
-    _count(config, inputs, parts, _tokens(config, inputs, outline), comm)
+    _count(config, inputs, parts, _tokens(config, inputs, outline), mesh)
     missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
     if missing:
         say(f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done")
@@ -64,14 +66,14 @@ def analyze(config: Config, comm: Comm) -> None:
     _write(config, parts, plan, comm, say)
 
 
-def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedTokens | Sampling, comm: Comm) -> None:
+def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedTokens | Sampling, mesh: Mesh) -> None:
     """Count those parts of this job's share that nobody has counted; without any the weights are not read."""
-    share = share_of(config.analysis.part, len(parts.parts))
+    comm, share = mesh.world, share_of(config.analysis.part, len(parts.parts))
     missing = comm.gather(parts.missing(share) if comm.rank == 0 else None)[0]
     if not missing:
         return
     with together(comm):
-        model = load_model(config.model, SoloComm(comm.device))
+        model = load_model(config.model, mesh.ep)
     for part in tqdm(missing, desc="Routing", unit="part", disable=comm.rank != 0):
         counts = count_rows(
             model,
@@ -191,6 +193,7 @@ def _count_facts(config: Config, inputs: Inputs, outline: PreTrainedModel) -> di
     return {
         "model_hash": inputs.model_hash,
         "dtype": config.model.dtype,
+        "ep_size": config.analysis.ep_size,
         "tokens": asdict(tokens) if isinstance(tokens, Sampling) else tokens,
         "micro_batch_tokens": config.analysis.micro_batch_tokens,
         "gates": config.analysis.gates,

@@ -77,6 +77,11 @@ def test_an_arm_without_counted_tokens(fresh, capsys):
     assert "analysis.tokens" in line
 
 
+def test_experts_that_cannot_be_shared(fresh, capsys):
+    line = refused(capsys, fresh.root, "analyze", "--config", fresh.config, "--analysis.ep_size", "2")
+    assert "analysis.ep_size is 2, but 1 rank(s) do not divide into replicas of 2" in line
+
+
 def test_a_threshold_that_selects_nothing(fresh, capsys):
     line = refused(
         capsys, fresh.root, "analyze", "--config", fresh.config, "--analysis.threshold", "0.99", counted=True

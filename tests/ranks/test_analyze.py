@@ -42,13 +42,15 @@ def config(tmp_path_factory):
         ["--analysis.rule", "esft_gate", "--analysis.micro_batch_tokens", "60"],
         ["--analysis.tokens", "generated", "--analysis.max_new_tokens", "5", "--analysis.temperature", "1.0"],
         ["--analysis.rule", "shrunk", "--analysis.threshold", "0.01"],
+        ["--analysis.no-gates", "--analysis.ep_size", "all"],
     ],
 )
 def test_any_number_of_ranks_writes_the_same_store(config, tmp_path, arguments):
     arguments = [*arguments, "--analysis.statistics.permutations", "50", "--analysis.statistics.resamples", "10"]
     digests = set()
     for num_ranks in (1, 2, 3):
-        answers = run_ranks(num_ranks, analyzed, config, tmp_path / str(num_ranks), arguments)
+        given = [str(num_ranks) if argument == "all" else argument for argument in arguments]
+        answers = run_ranks(num_ranks, analyzed, config, tmp_path / str(num_ranks), given)
         digests |= {digest for digest, _ in answers}
         assert [written for _, written in answers] == [list(range(5))[rank::num_ranks] for rank in range(num_ranks)]
         assert not (tmp_path / str(num_ranks) / "analysis").exists()

@@ -1,11 +1,13 @@
 """Routing counts of several ranks are those of one, whatever is counted, and so are the bits of gates and gradients."""
 
+import numpy as np
 import pytest
 
 from dist_moe.analysis.collect import count_rows
 from dist_moe.analysis.generate import Sampling
 from dist_moe.moe.model import adopt
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.parallel.mesh import Mesh
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_training import batch_rows
 from tests.tiny import tiny_model
@@ -31,3 +33,26 @@ def test_counts_of_ranks_are_those_of_one(num_ranks):
         for found, right in zip(answer, expected, strict=True):
             assert found.keys() == right.keys()
             assert all((found[name] == values).all() for name, values in right.items())
+
+
+def count_shared(comm, ep_size):
+    mesh = Mesh.of(comm, ep_size)
+    model = adopt(tiny_model("qwen3_moe"), mesh.ep)
+    settings = {"micro_batch_tokens": 60, "pad_id": 0, "comm": comm, "gates": True}
+    counts = [count_rows(model, batch_rows(0, 9), tokens=tokens, **settings) for tokens in WAYS]
+    return [{"counts": c.counts_PLE, "tokens": c.tokens_P, **c.tables} for c in counts]
+
+
+@pytest.mark.parametrize(("num_ranks", "ep_size"), [(2, 2), (3, 3), (4, 2)])
+def test_ranks_that_share_experts_count_what_one_does(num_ranks, ep_size):
+    """Whatever their number of micro-batches; answers end at different lengths on different ranks."""
+    (expected,) = run_ranks(1, count_shared, 1)
+    assert len(set(expected[-1]["tokens"].tolist())) > 2
+    for answer in run_ranks(num_ranks, count_shared, ep_size):
+        for found, right in zip(answer, expected, strict=True):
+            assert found.keys() == right.keys()
+            for name, values in right.items():
+                if name == "gates":
+                    np.testing.assert_allclose(found[name], values, rtol=2e-6, atol=1e-7)
+                else:
+                    assert (found[name] == values).all(), name

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dist_moe.analysis.labels import labelled
-from dist_moe.analysis.statistics import batch_results, statistic_kinds
-from dist_moe.config.schema import StatisticsConfig
+from dist_moe.analysis.statistics import batch_results, selection_rule, statistic_kinds
+from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
+from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.labelings import labelings, num_labelings, units_of
 from dist_moe.risk.permutation import benjamini_hochberg
@@ -99,3 +100,16 @@ def test_results_of_a_batch_do_not_depend_on_those_beside_it():
     assert (both.risk.risk_diff_BLE[1] == alone.risk.risk_diff_BLE[0]).all()
     for name, values in alone.statistics.items():
         assert values[0].tobytes() == both.statistics[name][1].tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "gradient", "ep_size": 4}, "rule = gradient needs all experts on each rank, but .*ep_size is 4"),
+        ({"rule": "esft_gate", "gates": False}, "rule = esft_gate needs analysis.gates"),
+        ({"rule": "significant", "statistics": StatisticsConfig(permutations=0)}, "permutations is 0: set it to 2000"),
+    ],
+)
+def test_a_rule_without_what_it_needs_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        selection_rule(AnalysisConfig(**settings))

@@ -14,11 +14,12 @@ from dist_moe.analysis.statistics import selection_rule, statistic_kinds
 from dist_moe.config.schema import AnalysisConfig, Config, DataConfig, ModelConfig, StatisticsConfig
 from dist_moe.data.tokens import Encoded
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.parallel.mesh import Mesh
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.store import MaskStore, StorePlan, arrays
 from dist_moe.workflows import analyze
 
-SIZE, L, E, K = 16, 8, 64, 4
+SIZE, L, E, K = 16, 24, 128, 4
 UNSAFE = [number >= SIZE // 2 for number in range(SIZE)]
 
 
@@ -58,7 +59,7 @@ def peak_bytes(tmp_path, num_batches):
     comm = SoloComm(torch.device("cpu"))
     tracemalloc.start()
     parts = CountedParts(directory, {}, labels, lambda batch: [Encoded((batch,), (), unsafe) for unsafe in UNSAFE])
-    analyze._count(config, SimpleNamespace(pad_id=0), parts, "prompt", comm)
+    analyze._count(config, SimpleNamespace(pad_id=0), parts, "prompt", Mesh.one_replica(comm))
     analyze._write(config, parts, plan, comm, print)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
