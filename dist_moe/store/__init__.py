@@ -5,7 +5,7 @@
 in docs/formats.md. NumPy, pandas and Zarr only: a store is read without torch.
 """
 
-from dist_moe.store.contents import BatchResults, StoreContents, StorePlan
+from dist_moe.store.contents import BatchResults, StorePlan
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import BatchInfo, MaskStore
 from dist_moe.store.write import StoreWriter, write_store
@@ -14,7 +14,6 @@ __all__ = [
     "BatchInfo",
     "BatchResults",
     "MaskStore",
-    "StoreContents",
     "StorePlan",
     "StoreWriter",
     "require_same_origin",

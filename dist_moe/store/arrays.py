@@ -84,12 +84,11 @@ def result_files(plan: StorePlan, index: int, results: BatchResults) -> dict[str
 
 
 def _values(plan: StorePlan, batches: range, results: BatchResults) -> dict[str, np.ndarray]:
+    results.check(plan, batches)
     counts, risk, masks = results.counts, results.risk, results.masks
     specs = result_specs(plan)
-    assert counts.experts_per_token == plan.experts_per_token
     assert counts.tokens_P.max(initial=0) <= np.iinfo(np.int32).max
     first, last = plan.starts_B1[[batches.start, batches.stop]]
-    assert counts.num_prompts == last - first
     batch_of_P = plan.batch_of_P[first:last]
     places = batch_of_P - batches.start, np.arange(first, last) - plan.starts_B1[batch_of_P]
     of_prompts = {}

@@ -1,6 +1,5 @@
 """What a mask store holds: a plan, known before any model runs, and the results of its batches."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,10 +82,32 @@ class BatchResults:
     def num_batches(self) -> int:
         return len(self.masks.masks_BLE)
 
+    def of(self, plan: StorePlan, batches: range) -> "BatchResults":
+        """Those of some consecutive batches, from those of the whole plan."""
+        self.check(plan, range(len(plan.batch_ids)))
+        rows = slice(batches.start, batches.stop)
+        prompts = slice(*plan.starts_B1[[batches.start, batches.stop]].tolist())
+        return BatchResults(
+            counts=self.counts.of(prompts),
+            risk=RiskTable(self.risk.a_safe_n_BLE[rows], self.risk.a_unsafe_n_BLE[rows]),
+            masks=ExpertMasks(self.masks.masks_BLE[rows]),
+            statistics={name: values[rows] for name, values in self.statistics.items()},
+        )
 
-def kinds(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, int]]:
-    """Type and number of axes by name, as a plan has them."""
-    return {name: (values.dtype.name, values.ndim) for name, values in arrays.items()}
+    def check(self, plan: StorePlan, batches: range) -> None:
+        """Assert that these are what the plan says of some consecutive batches: as many, and all types and shapes."""
+        first, last = plan.starts_B1[[batches.start, batches.stop]].tolist()
+        shape_BLE, shape_PLE = ((size, *plan.shape_BLE[1:]) for size in (len(batches), last - first))
+        assert self.counts.experts_per_token == plan.experts_per_token
+        assert self.counts.counts_PLE.shape == shape_PLE
+        assert self.risk.a_safe_n_BLE.shape == self.masks.masks_BLE.shape == shape_BLE
+        for arrays, kinds, shape in (
+            (self.statistics, plan.statistics, shape_BLE),
+            (self.counts.tables, plan.tables, shape_PLE),
+        ):
+            found = {name: (values.dtype.name, values.shape) for name, values in arrays.items()}
+            expected = {name: (dtype, shape[:ndim]) for name, (dtype, ndim) in kinds.items()}
+            assert found == expected, f"{found} for {expected}"
 
 
 def concatenate_results(parts: Sequence[BatchResults]) -> BatchResults:
@@ -100,62 +121,3 @@ def concatenate_results(parts: Sequence[BatchResults]) -> BatchResults:
         masks=ExpertMasks(np.concatenate([part.masks.masks_BLE for part in parts])),
         statistics={name: np.concatenate([part.statistics[name] for part in parts]) for name in parts[0].statistics},
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreContents:
-    """All that one analysis found, and where it came from; see `StorePlan` and `BatchResults` for the fields."""
-
-    counts: RoutingCounts
-    """Of all P prompts."""
-    prompt_ids: tuple[str, ...]
-    unsafe_P: np.ndarray
-    batch_of_P: np.ndarray
-    batch_ids: tuple[str, ...]
-    categories: tuple[str, ...]
-    risk: RiskTable
-    """Of the B batches."""
-    masks: ExpertMasks
-    """Of the B batches."""
-    rule: SelectionRule
-    counted_tokens: str
-    layer_names: tuple[str, ...]
-    provenance: Mapping[str, Any]
-    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Further results by name (q-values, stability, ...), each float32 or int32, of shape [B, L, E] or [B]."""
-    part: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        num_prompts, num_layers, num_experts = self.counts.counts_PLE.shape
-        assert len(self.prompt_ids) == num_prompts
-        assert self.masks.masks_BLE.shape == (len(self.batch_ids), num_layers, num_experts)
-        assert self.risk.a_safe_n_BLE.shape == self.masks.masks_BLE.shape
-        assert len(self.layer_names) == num_layers
-        for name, values in self.statistics.items():
-            assert values.shape in (self.masks.masks_BLE.shape, (len(self.batch_ids),)), f"{name} is {values.shape}"
-        _ = self.plan  # which checks the rest
-
-    @property
-    def plan(self) -> StorePlan:
-        fields = [each.name for each in dataclasses.fields(StorePlan)]
-        given = {name: getattr(self, name) for name in fields if name in self.__dataclass_fields__}
-        return StorePlan(
-            **given
-            | {
-                "num_experts": self.counts.counts_PLE.shape[2],
-                "experts_per_token": self.counts.experts_per_token,
-                "statistics": kinds(self.statistics),
-                "tables": kinds(self.counts.tables),
-            }
-        )
-
-    def results(self, batches: range) -> BatchResults:
-        """Those of some consecutive batches."""
-        rows = slice(batches.start, batches.stop)
-        prompts = slice(*self.plan.starts_B1[[batches.start, batches.stop]])
-        return BatchResults(
-            counts=self.counts.of(prompts),
-            risk=RiskTable(self.risk.a_safe_n_BLE[rows], self.risk.a_unsafe_n_BLE[rows]),
-            masks=ExpertMasks(self.masks.masks_BLE[rows]),
-            statistics={name: values[rows] for name, values in self.statistics.items()},
-        )

@@ -14,21 +14,21 @@ from typing import Any
 from dist_moe.errors import UserError
 from dist_moe.files import atomic_directory, write_bytes_atomic
 from dist_moe.store.arrays import attributes, plan_arrays, result_files, result_specs
-from dist_moe.store.contents import BatchResults, StoreContents, StorePlan
+from dist_moe.store.contents import BatchResults, StorePlan
 from dist_moe.store.layout import FACTS, ROOT_METADATA, SUMS, WRITING, parse_sums, root_digest, sha256, sums_text
 from dist_moe.store.zarr_arrays import METADATA, array_metadata, encode_file, plain
 
 
-def write_store(path: Path, contents: StoreContents, *, overwrite: bool = False) -> None:
-    """Write a store that appears at `path` complete, or not at all.
+def write_store(path: Path, plan: StorePlan, results: BatchResults, *, overwrite: bool = False) -> None:
+    """Write a store of the results of all batches of the plan; it appears at `path` complete, or not at all.
 
     Raises:
         UserError: `path` exists, and `overwrite` is false.
     """
     with atomic_directory(path, overwrite=overwrite) as directory:
-        writer = StoreWriter(directory, contents.plan, sync=False)
+        writer = StoreWriter(directory, plan, sync=False)
         for batches in writer.missing:
-            writer.write(batches, contents.results(batches))
+            writer.write(batches, results.of(plan, batches))
         writer.seal()
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from dist_moe.errors import UserError
 from dist_moe.risk.select import SelectionRule
 from dist_moe.store import MaskStore, write_store
-from dist_moe.store.pickles.convert import store_contents
+from dist_moe.store.pickles.convert import plan_and_results
 from dist_moe.store.pickles.older import Older, read_older
 from dist_moe.workflows.console import Say
 
@@ -44,8 +44,7 @@ def import_pickle(
     if out.suffix == ".zarr":
         if threshold is None or top_k is None:
             raise UserError("a mask store needs the rule that selects its experts: give --threshold and --top-k")
-        contents = store_contents(older, SelectionRule(threshold=threshold, top_k=top_k))
-        write_store(out, contents)
+        write_store(out, *plan_and_results(older, SelectionRule(threshold=threshold, top_k=top_k)))
         store = MaskStore.open(out)
         selected = [set(store.unsafe_experts(batch)) for batch in range(len(store.masks))]
         same = sum(now == set(before) for now, before in zip(selected, older.batches, strict=False))

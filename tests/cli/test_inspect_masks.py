@@ -1,7 +1,6 @@
 """tools/inspect_masks.py as a person types it; in a process where torch cannot be imported."""
 
 import csv
-import dataclasses
 import io
 import json
 import subprocess
@@ -145,9 +144,9 @@ def test_a_wrong_store_is_one_line_and_status_2(tmp_path):
 
 def test_recheck_of_a_store_that_does_not_follow_from_its_counts(tmp_path):
     contents = example_contents()
-    masks_BLE = contents.masks.masks_BLE.copy()
+    masks_BLE = contents.results.masks.masks_BLE.copy()
     masks_BLE[1, 0, 0] = True
-    write_store(tmp_path / "masks.zarr", dataclasses.replace(contents, masks=ExpertMasks(masks_BLE)))
+    write_store(tmp_path / "masks.zarr", *contents.changed(masks=ExpertMasks(masks_BLE)))
     result = inspect(tmp_path / "masks.zarr", "recheck", "--json")
     assert (result.returncode, result.stderr) == (1, "")
     found = json.loads(result.stdout)
@@ -157,7 +156,7 @@ def test_recheck_of_a_store_that_does_not_follow_from_its_counts(tmp_path):
 
 
 def test_diff_of_two_stores(store, tmp_path):
-    write_store(tmp_path / "other.zarr", example_contents(top_k=1))
+    write_store(tmp_path / "other.zarr", *example_contents(top_k=1))
     found = json.loads(answer(store, "diff", tmp_path / "other.zarr", "--json"))
     assert found["tables"]["facts that differ"] == [{"fact": "selection_rule.top_k", "first": 50, "second": 1}]
     assert [row["Layer_Expert"] for row in found["tables"]["experts that differ"]] == ["L01_E03"]

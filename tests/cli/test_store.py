@@ -72,9 +72,9 @@ def test_repair(store, run, tmp_path):
 
 def test_merge(run, tmp_path):
     contents = tiled_contents(4)
-    write_store(tmp_path / "whole.zarr", contents)
+    write_store(tmp_path / "whole.zarr", *contents)
     for start, stop in ((0, 5), (5, 12)):
-        write_store(tmp_path / f"{start}.zarr", part(contents, start, stop))
+        write_store(tmp_path / f"{start}.zarr", *part(contents, start, stop))
     status, text = run("merge", tmp_path / "5.zarr", tmp_path / "0.zarr", "--out", tmp_path / "merged.zarr")
     assert status == 0
     assert "merged.zarr: 12 batches of 2 stores, digest" in text
@@ -87,7 +87,7 @@ def test_merge(run, tmp_path):
 
 def test_diff(store, run, tmp_path):
     assert run("diff", store, store)[0] == 0
-    write_store(tmp_path / "other.zarr", example_contents(top_k=1))
+    write_store(tmp_path / "other.zarr", *example_contents(top_k=1))
     status, text = run("diff", store, tmp_path / "other.zarr")
     assert status == 1
     assert "selection_rule.top_k" in text

@@ -6,9 +6,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule, selected
 from dist_moe.risk.table import RiskTable, risk_table
-from dist_moe.store import BatchResults, MaskStore, StoreContents, StorePlan, StoreWriter
+from dist_moe.store import BatchResults, MaskStore, StorePlan, StoreWriter
 from tools.bench.setup import BATCH_ROWS, Options
 from tools.bench.timing import Fact
 
@@ -25,9 +25,9 @@ GOAL_BITS, GOAL_FILES, GOAL_MS = 1.1, 999.0, 5.0
 
 def bench_store(options: Options) -> list[Fact]:
     """A store as an analysis writes it (16 prompts a batch, skewed counts), and one with very many masks."""
-    contents = _store_contents(*options.store_shape)
+    plan = _plan(*options.store_shape, rows=BATCH_ROWS)
     sparse = SparseMasks(*options.masks_shape)
-    full = _measure("store", contents.plan, contents.results, options.store_shape, options.repetitions)
+    full = _measure("store", plan, partial(_results(plan).of, plan), options.store_shape, options.repetitions)
     del full["store: bits a mask cell"]  # its masks repeat within a file
     masks = _measure("masks", sparse.plan, sparse.results, options.masks_shape, options.repetitions)
     return [Fact(name, value) for name, value in (full | masks).items()]
@@ -81,15 +81,7 @@ class SparseMasks:
 
     def __init__(self, num_batches: int, num_layers: int, num_experts: int) -> None:
         self.shape_LE = num_layers, num_experts
-        self.plan = StorePlan(
-            prompt_ids=tuple(f"prompt-{prompt}" for prompt in range(2 * num_batches)),
-            unsafe_P=np.arange(2 * num_batches) % 2 == 1,
-            batch_of_P=np.arange(2 * num_batches) // 2,
-            num_experts=num_experts,
-            experts_per_token=8,
-            statistics={},
-            **_facts(num_batches, num_layers),
-        )
+        self.plan = _plan(num_batches, num_layers, num_experts, rows=2)
 
     def results(self, batches: range) -> BatchResults:
         generator = np.random.default_rng(batches.start)
@@ -104,43 +96,40 @@ class SparseMasks:
         return BatchResults(counts=counts, risk=RiskTable(zeros_BLE, zeros_BLE), masks=masks)
 
 
-def _facts(num_batches: int, num_layers: int) -> dict[str, Any]:
-    return {
-        "batch_ids": tuple(f"{batch:016x}" for batch in range(num_batches)),
-        "categories": ("category",) * num_batches,
-        "rule": SelectionRule(threshold=0.05, top_k=50),
-        "counted_tokens": "prompt",
-        "layer_names": tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
-        "provenance": {"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
-    }
+def _plan(num_batches: int, num_layers: int, num_experts: int, rows: int) -> StorePlan:
+    num_prompts = num_batches * rows
+    return StorePlan(
+        prompt_ids=tuple(f"prompt-{prompt}" for prompt in range(num_prompts)),
+        unsafe_P=np.arange(num_prompts) % 2 == 1,
+        batch_of_P=np.arange(num_prompts) // rows,
+        batch_ids=tuple(f"{batch:016x}" for batch in range(num_batches)),
+        categories=("category",) * num_batches,
+        num_experts=num_experts,
+        experts_per_token=8,
+        rule=SelectionRule(threshold=0.05, top_k=50),
+        counted_tokens="prompt",
+        layer_names=tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
+        provenance={"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
+        statistics={},
+    )
 
 
-def _store_contents(num_batches: int, num_layers: int, num_experts: int) -> StoreContents:
+def _results(plan: StorePlan) -> BatchResults:
+    num_batches, num_layers, num_experts = plan.shape_BLE
     generator = np.random.default_rng(0)
     # Drawing is slow, so these repeat; rates and counts compress no better for it, as no two batches share a chunk.
     num_drawn = min(num_batches, 40)
-    num_prompts = num_batches * BATCH_ROWS
-    unsafe_P = np.arange(num_prompts) % 2 == 1
     popularity_ALE = generator.lognormal(sigma=1.0, size=(2, num_layers, num_experts))
     popularity_ALE[1] = 0.7 * popularity_ALE[0] + 0.3 * popularity_ALE[1]
-    drawn_PLE = generator.poisson(popularity_ALE[unsafe_P[: num_drawn * BATCH_ROWS].astype(int)])
-    counts_PLE = np.resize(drawn_PLE, (num_prompts, num_layers, num_experts))
-    top_k = 8
+    drawn_PLE = generator.poisson(popularity_ALE[plan.unsafe_P[: num_drawn * BATCH_ROWS].astype(int)])
+    counts_PLE = np.resize(drawn_PLE, (len(plan.prompt_ids), num_layers, num_experts))
+    top_k = plan.experts_per_token
     tokens_P = np.maximum(counts_PLE.max((1, 2)), -(-counts_PLE.sum(2).max(1) // top_k))
     counts = RoutingCounts(counts_PLE, tokens_P, top_k)
-    batch_of_P = np.arange(num_prompts) // BATCH_ROWS
-    facts = _facts(num_batches, num_layers)
-    rule = facts["rule"]
-    risk = risk_table(counts, unsafe_P, batch_of_P, num_batches, facts["batch_ids"])
-    return StoreContents(
-        counts=counts,
-        prompt_ids=tuple(f"prompt-{prompt}" for prompt in range(num_prompts)),
-        unsafe_P=unsafe_P,
-        batch_of_P=batch_of_P,
-        risk=risk,
-        masks=ExpertMasks(np.array([selected(diff_LE, rule.threshold, rule.top_k) for diff_LE in risk.risk_diff_BLE])),
-        **facts,
-    )
+    risk = risk_table(counts, plan.unsafe_P, plan.batch_of_P, num_batches, plan.batch_ids)
+    rule = plan.rule
+    masks = ExpertMasks(np.array([selected(diff_LE, rule.threshold, rule.top_k) for diff_LE in risk.risk_diff_BLE]))
+    return BatchResults(counts=counts, risk=risk, masks=masks)
 
 
 def _files(path: Path) -> list[Path]:

@@ -10,15 +10,15 @@ from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import risk_table
-from dist_moe.store.contents import StoreContents
+from dist_moe.store.contents import BatchResults, StorePlan
 from dist_moe.store.pickles.older import Older
 from dist_moe.store.recompute import recomputed_masks
 
 UNKNOWN = "unknown: imported"
 
 
-def store_contents(older: Older, rule: SelectionRule) -> StoreContents:
-    """A store's contents: counts from the file's logits, and masks selected from them by `rule`.
+def plan_and_results(older: Older, rule: SelectionRule) -> tuple[StorePlan, BatchResults]:
+    """What a store is written from: counts from the file's logits, and masks selected from them by `rule`.
 
     The file's own lists are not taken over, as they may come from no rule that there is.
 
@@ -49,15 +49,14 @@ def store_contents(older: Older, rule: SelectionRule) -> StoreContents:
     all_counts = RoutingCounts(counts_PLE, tokens_P, k)
     risk = risk_table(all_counts, unsafe_P, batch_of_P, len(data), names)
     digest = hashlib.sha256(older.path.read_bytes()).hexdigest()
-    return StoreContents(
-        counts=all_counts,
+    plan = StorePlan(
         prompt_ids=tuple(f"batch {batch} prompt {number}" for number, batch in enumerate(batch_of)),
         unsafe_P=unsafe_P,
         batch_of_P=batch_of_P,
         batch_ids=tuple(hashlib.sha256(f"{digest} {batch}".encode()).hexdigest()[:16] for batch in range(len(data))),
         categories=(UNKNOWN,) * len(data),
-        risk=risk,
-        masks=recomputed_masks(all_counts, unsafe_P, batch_of_P, len(data), rule),
+        num_experts=counts_PLE.shape[2],
+        experts_per_token=k,
         rule=rule,
         counted_tokens="generated",
         layer_names=tuple(f"layer {layer}" for layer in range(counts_PLE.shape[1])),
@@ -66,7 +65,10 @@ def store_contents(older: Older, rule: SelectionRule) -> StoreContents:
             "imported_from": older.path.name,
             "imported_sha256": digest,
         },
+        statistics={},
     )
+    masks = recomputed_masks(all_counts, unsafe_P, batch_of_P, len(data), rule)
+    return plan, BatchResults(counts=all_counts, risk=risk, masks=masks)
 
 
 def _counts(path: Path, batch: int, logits_LTE: Any, k: int) -> tuple[np.ndarray, int]:

@@ -9,15 +9,17 @@ Risk differences (layer 0 | layer 1), and with threshold 0.05 the unsafe experts
 
 import dataclasses
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dist_moe.risk.counts import RoutingCounts, concatenate
+from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.select import SelectionRule, selected
-from dist_moe.risk.table import RiskTable, risk_table
-from dist_moe.store import StoreContents, write_store
+from dist_moe.risk.table import risk_table
+from dist_moe.store import BatchResults, StorePlan, write_store
+from dist_moe.store.contents import concatenate_results
 
 CATEGORIES = ("hexes", "hexes", "heists")
 BATCH_IDS = ("00aa11bb22cc33dd", "11bb22cc33dd44ee", "22cc33dd44ee55ff")
@@ -46,47 +48,63 @@ TABLES = {
 }
 
 
-def example_contents(top_k: int = 50) -> StoreContents:
+class Contents(NamedTuple):
+    plan: StorePlan
+    results: BatchResults
+
+    def changed(self, **fields: Any) -> "Contents":
+        """With other fields of either; the plan says of statistics and tables what the results have."""
+        of_results = {name: fields.pop(name) for name in fields.keys() & BatchResults.__dataclass_fields__.keys()}
+        results = dataclasses.replace(self.results, **of_results)
+        statistics, tables = (
+            {name: (values.dtype.name, values.ndim) for name, values in arrays.items()}
+            for arrays in (results.statistics, results.counts.tables)
+        )
+        return Contents(dataclasses.replace(self.plan, statistics=statistics, tables=tables, **fields), results)
+
+
+def example_contents(top_k: int = 50) -> Contents:
     counts = RoutingCounts(COUNTS_PLE, np.array([10, 10, 10, 10, 20, 20]), 2, TABLES)
     unsafe_P = np.array([False, True] * 3)
     batch_of_P = np.array([0, 0, 1, 1, 2, 2])
     names = [batch_name(index, CATEGORIES[index], BATCH_IDS[index]) for index in range(3)]
     risk = risk_table(counts, unsafe_P, batch_of_P, 3, names)
     rule = SelectionRule(threshold=0.05, top_k=top_k)
-    return StoreContents(
-        counts=counts,
+    plan = StorePlan(
         prompt_ids=("p0", "p1 é", "", 'p"3', "p4", "p5\x00"),
         unsafe_P=unsafe_P,
         batch_of_P=batch_of_P,
         batch_ids=BATCH_IDS,
         categories=CATEGORIES,
-        risk=risk,
-        masks=ExpertMasks(np.array([selected(diff_LE, rule.threshold, rule.top_k) for diff_LE in risk.risk_diff_BLE])),
+        num_experts=4,
+        experts_per_token=2,
         rule=rule,
         counted_tokens="prompt",
         layer_names=("model.layers.1.mlp", "model.layers.2.mlp"),
         provenance=PROVENANCE,
+        statistics={},
+        tables={"gates": ("float32", 3), "prefill_tokens": ("int32", 1)},
     )
+    masks = ExpertMasks(np.array([selected(diff_LE, rule.threshold, rule.top_k) for diff_LE in risk.risk_diff_BLE]))
+    return Contents(plan, BatchResults(counts=counts, risk=risk, masks=masks))
 
 
-def tiled_contents(copies: int) -> StoreContents:
+def tiled_contents(copies: int) -> Contents:
     """The example's three batches over and over, with ids of their own."""
-    one = example_contents()
-    return dataclasses.replace(
-        one,
-        counts=concatenate([one.counts] * copies),
-        prompt_ids=one.prompt_ids * copies,
-        unsafe_P=np.tile(one.unsafe_P, copies),
-        batch_of_P=(np.arange(copies)[:, None] * 3 + one.batch_of_P).ravel(),
-        batch_ids=tuple(f"{index:016x}" for index in range(3 * copies)),
-        categories=one.categories * copies,
-        risk=RiskTable(
-            np.tile(one.risk.a_safe_n_BLE, (copies, 1, 1)), np.tile(one.risk.a_unsafe_n_BLE, (copies, 1, 1))
+    plan, results = example_contents()
+    return Contents(
+        dataclasses.replace(
+            plan,
+            prompt_ids=plan.prompt_ids * copies,
+            unsafe_P=np.tile(plan.unsafe_P, copies),
+            batch_of_P=(np.arange(copies)[:, None] * 3 + plan.batch_of_P).ravel(),
+            batch_ids=tuple(f"{index:016x}" for index in range(3 * copies)),
+            categories=plan.categories * copies,
         ),
-        masks=ExpertMasks(np.tile(one.masks.masks_BLE, (copies, 1, 1))),
+        concatenate_results([results] * copies),
     )
 
 
 def write_example(path: Path) -> Path:
-    write_store(path, example_contents())
+    write_store(path, *example_contents())
     return path

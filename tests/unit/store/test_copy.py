@@ -15,8 +15,8 @@ from tests.unit.store.version_1 import write_version_1
 @pytest.fixture(params=["version 1", "version 2"])
 def path(tmp_path, request):
     if request.param == "version 1":
-        return write_version_1(tmp_path / "masks.zarr", example_contents())
-    write_store(tmp_path / "masks.zarr", tiled_contents(50))  # several files an array
+        return write_version_1(tmp_path / "masks.zarr", *example_contents())
+    write_store(tmp_path / "masks.zarr", *tiled_contents(50))  # several files an array
     return tmp_path / "masks.zarr"
 
 
@@ -80,7 +80,7 @@ def test_a_copy_to_a_directory_that_breaks_off_leaves_nothing(path, tmp_path):
 @pytest.mark.parametrize("key", ["masks/c", "masks/zarr.json", "masks/SHA256SUMS"])
 def test_damage_is_not_copied(tmp_path, memory, key):
     path = tmp_path / "masks.zarr"
-    write_store(path, tiled_contents(50))
+    write_store(path, *tiled_contents(50))
     file = path / key if (path / key).is_file() else min(f for f in (path / key).rglob("*") if f.is_file())
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -93,7 +93,7 @@ def test_damage_is_not_copied(tmp_path, memory, key):
 
 def test_a_root_that_changed_since_it_was_opened_is_not_copied(tmp_path, memory):
     path = tmp_path / "masks.zarr"
-    write_store(path, tiled_contents(50))
+    write_store(path, *tiled_contents(50))
     store = MaskStore.open(path)
     (path / "zarr.json").write_text((path / "zarr.json").read_text().replace("prompt", "answer", 1))
     with pytest.raises(UserError, match=r"is damaged: zarr.json is not as it was"):
@@ -127,7 +127,7 @@ def test_a_place_that_holds_something_is_refused(path, tmp_path, memory, what):
     ],
 )
 def test_a_url_where_nothing_can_be_written_is_one_line(tmp_path, place, message):
-    write_store(tmp_path / "masks.zarr", example_contents())
+    write_store(tmp_path / "masks.zarr", *example_contents())
     with pytest.raises(UserError) as error:
         copy_store(MaskStore.open(tmp_path / "masks.zarr"), place)
     assert message in str(error.value)

@@ -30,7 +30,7 @@ if moment == "before the rename":
 else:
     put = write.StoreWriter._put
     write.StoreWriter._put = lambda self, key, data: die() if key.startswith(moment) else put(self, key, data)
-write.write_store(path, example_contents())
+write.write_store(path, *example_contents())
 """
 
 

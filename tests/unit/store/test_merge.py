@@ -8,42 +8,38 @@ import pytest
 from dist_moe.errors import UserError
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule
-from dist_moe.store import MaskStore, StoreContents, write_store
+from dist_moe.store import MaskStore, write_store
 from dist_moe.store.merge import merge
-from tests.unit.store.example import PROVENANCE, example_contents, tiled_contents
+from tests.unit.store.example import PROVENANCE, Contents, example_contents, tiled_contents
 from tests.unit.store.killed_writers import visible
 from tests.unit.store.version_1 import write_version_1
 
 
-def whole() -> StoreContents:
-    contents = tiled_contents(50)
+def whole() -> Contents:
     q_BLE = np.random.default_rng(0).random((150, 2, 4)).astype(np.float32)
-    return dataclasses.replace(contents, statistics={"q": q_BLE})
+    return tiled_contents(50).changed(statistics={"q": q_BLE})
 
 
-def part(contents: StoreContents, start: int, stop: int, *, numbered: bool = True) -> StoreContents:
+def part(contents: Contents, start: int, stop: int, *, numbered: bool = True) -> Contents:
     """What a job has that analyses only these batches."""
-    results = contents.results(range(start, stop))
-    prompts = (contents.batch_of_P >= start) & (contents.batch_of_P < stop)
-    return dataclasses.replace(
-        contents,
-        counts=results.counts,
-        risk=results.risk,
-        masks=results.masks,
-        statistics=results.statistics,
-        prompt_ids=tuple(np.array(contents.prompt_ids, object)[prompts]),
-        unsafe_P=contents.unsafe_P[prompts],
-        batch_of_P=contents.batch_of_P[prompts] - start,
-        batch_ids=contents.batch_ids[start:stop],
-        categories=contents.categories[start:stop],
-        part=(start, len(contents.batch_ids)) if numbered else None,
+    plan, results = contents
+    prompts = (plan.batch_of_P >= start) & (plan.batch_of_P < stop)
+    own = dataclasses.replace(
+        plan,
+        prompt_ids=tuple(np.array(plan.prompt_ids, object)[prompts]),
+        unsafe_P=plan.unsafe_P[prompts],
+        batch_of_P=plan.batch_of_P[prompts] - start,
+        batch_ids=plan.batch_ids[start:stop],
+        categories=plan.categories[start:stop],
+        part=(start, len(plan.batch_ids)) if numbered else None,
     )
+    return Contents(own, results.of(plan, range(start, stop)))
 
 
 def write_parts(tmp_path, contents, borders, **options):
     stores = []
     for start, stop in borders:
-        write_store(tmp_path / f"{start}.zarr", part(contents, start, stop, **options))
+        write_store(tmp_path / f"{start}.zarr", *part(contents, start, stop, **options))
         stores.append(MaskStore.open(tmp_path / f"{start}.zarr"))
     return stores
 
@@ -51,7 +47,7 @@ def write_parts(tmp_path, contents, borders, **options):
 @pytest.mark.parametrize("numbered", [True, False])
 def test_parts_are_the_whole_bit_for_bit(tmp_path, numbered):
     contents = whole()
-    write_store(tmp_path / "whole.zarr", contents)
+    write_store(tmp_path / "whole.zarr", *contents)
     stores = write_parts(tmp_path, contents, [(0, 7), (7, 100), (100, 150)], numbered=numbered)
     merge(stores[::-1] if numbered else stores, tmp_path / "merged.zarr")
     assert visible(tmp_path / "merged.zarr") == visible(tmp_path / "whole.zarr")
@@ -59,10 +55,10 @@ def test_parts_are_the_whole_bit_for_bit(tmp_path, numbered):
 
 def test_an_older_version_can_be_a_part(tmp_path):
     contents = tiled_contents(2)
-    contents = dataclasses.replace(contents, counts=dataclasses.replace(contents.counts, tables={}))
-    write_store(tmp_path / "whole.zarr", contents)
-    write_store(tmp_path / "first.zarr", part(contents, 0, 2, numbered=False))
-    write_version_1(tmp_path / "second.zarr", part(contents, 2, 6, numbered=False))
+    contents = contents.changed(counts=dataclasses.replace(contents.results.counts, tables={}))
+    write_store(tmp_path / "whole.zarr", *contents)
+    write_store(tmp_path / "first.zarr", *part(contents, 0, 2, numbered=False))
+    write_version_1(tmp_path / "second.zarr", *part(contents, 2, 6, numbered=False))
     merge([MaskStore.open(tmp_path / name) for name in ("first.zarr", "second.zarr")], tmp_path / "merged.zarr")
     assert visible(tmp_path / "merged.zarr") == visible(tmp_path / "whole.zarr")
 
@@ -92,15 +88,15 @@ def test_parts_that_do_not_make_the_plan(tmp_path, borders, message):
     ],
 )
 def test_stores_of_two_analyses(tmp_path, change, message):
-    write_store(tmp_path / "one.zarr", example_contents())
-    write_store(tmp_path / "other.zarr", dataclasses.replace(example_contents(), **change))
+    write_store(tmp_path / "one.zarr", *example_contents())
+    write_store(tmp_path / "other.zarr", *example_contents().changed(**change))
     with pytest.raises(UserError, match=f"are not of one analysis: {message}"):
         merge([MaskStore.open(tmp_path / name) for name in ("one.zarr", "other.zarr")], tmp_path / "merged.zarr")
 
 
 def test_a_batch_in_two_stores(tmp_path):
-    write_store(tmp_path / "one.zarr", example_contents())
-    write_store(tmp_path / "other.zarr", example_contents())
+    write_store(tmp_path / "one.zarr", *example_contents())
+    write_store(tmp_path / "other.zarr", *example_contents())
     with pytest.raises(
         UserError, match=r"batch 00aa11bb22cc33dd is in .*one\.zarr and in .*other\.zarr: merge it once"
     ):
@@ -109,7 +105,7 @@ def test_a_batch_in_two_stores(tmp_path):
 
 def test_masks_are_carried_over_even_if_they_do_not_follow_from_counts(tmp_path):
     contents = example_contents()
-    masks = ExpertMasks(~contents.masks.masks_BLE)
-    write_store(tmp_path / "one.zarr", dataclasses.replace(contents, masks=masks))
+    masks = ExpertMasks(~contents.results.masks.masks_BLE)
+    write_store(tmp_path / "one.zarr", *contents.changed(masks=masks))
     merge([MaskStore.open(tmp_path / "one.zarr")], tmp_path / "merged.zarr")
     assert MaskStore.open(tmp_path / "merged.zarr").masks[:].tobytes() == masks.masks_BLE.tobytes()

@@ -51,7 +51,7 @@ def test_very_many_batches_are_shown_by_category(store, monkeypatch):
 
 
 def test_growth(tmp_path):
-    write_store(tmp_path / "masks.zarr", tiled_contents(2))
+    write_store(tmp_path / "masks.zarr", *tiled_contents(2))
     store = MaskStore.open(tmp_path / "masks.zarr")
     stored, mean = plots.growth_figure(store).axes[0].lines
     assert stored.get_ydata().tolist() == [1, 2, 2, 2, 2, 2]

@@ -1,7 +1,5 @@
 """What follows from the counts is restored to the last byte; what does not is refused, and nothing is touched."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -19,7 +17,7 @@ SOURCES = ["prompt_counts", "prompt_tokens", "prompt_ids", "prompt_unsafe", "pro
 
 @pytest.fixture
 def path(tmp_path):
-    write_store(tmp_path / "masks.zarr", tiled_contents(50))
+    write_store(tmp_path / "masks.zarr", *tiled_contents(50))
     return tmp_path / "masks.zarr"
 
 
@@ -78,7 +76,7 @@ def test_a_lost_file_and_an_added_one(path):
 def test_sources_cannot_be_computed(tmp_path, array):
     path = tmp_path / "masks.zarr"
     q_BLE = np.zeros((3, 2, 4), np.float32)
-    write_store(path, dataclasses.replace(example_contents(), statistics={"q": q_BLE}))
+    write_store(path, *example_contents().changed(statistics={"q": q_BLE}))
     (file,) = ((each.parent, each.name) for each in (path / array / "c").rglob("*") if each.is_file())
     hurt(path, file[0], file[1])
     with pytest.raises(UserError, match=f"cannot be repaired: {array} cannot be computed from the rest"):
@@ -87,10 +85,10 @@ def test_sources_cannot_be_computed(tmp_path, array):
 
 
 def test_an_older_version_becomes_a_new_store(tmp_path):
-    path = write_version_1(tmp_path / "one.zarr", example_contents())
+    path = write_version_1(tmp_path / "one.zarr", *example_contents())
     hurt(path, "masks", "c/0/0/0")
     done = repair(MaskStore.open(path), tmp_path / "new.zarr")
     assert not done.exact
     store = MaskStore.open(tmp_path / "new.zarr")
     assert store.version == 2
-    assert store.masks[:].tobytes() == example_contents().masks.masks_BLE.tobytes()
+    assert store.masks[:].tobytes() == example_contents().results.masks.masks_BLE.tobytes()

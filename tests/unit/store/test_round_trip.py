@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule, unsafe_experts
 from dist_moe.risk.table import risk_table
-from dist_moe.store import BatchInfo, MaskStore, StoreContents, read, write_store
+from dist_moe.store import BatchInfo, BatchResults, MaskStore, StorePlan, read, write_store
 from tests.unit.store.example import (
     BATCH_IDS,
     CATEGORIES,
@@ -33,14 +32,14 @@ def store(tmp_path):
 
 
 def test_arrays_come_back_bit_for_bit(store):
-    contents = example_contents()
-    assert store.masks[:].tobytes() == contents.masks.masks_BLE.tobytes()
-    assert store.risk_diff[:].tobytes() == contents.risk.risk_diff_BLE.tobytes()
-    assert store.a_safe_n[:].tobytes() == contents.risk.a_safe_n_BLE.tobytes()
-    assert store.a_unsafe_n[:].tobytes() == contents.risk.a_unsafe_n_BLE.tobytes()
+    plan, results = example_contents()
+    assert store.masks[:].tobytes() == results.masks.masks_BLE.tobytes()
+    assert store.risk_diff[:].tobytes() == results.risk.risk_diff_BLE.tobytes()
+    assert store.a_safe_n[:].tobytes() == results.risk.a_safe_n_BLE.tobytes()
+    assert store.a_unsafe_n[:].tobytes() == results.risk.a_unsafe_n_BLE.tobytes()
     np.testing.assert_array_equal(store.prompt_counts[:], COUNTS_PLE)
     assert store.prompts.to_dict(orient="list") == {
-        "id": list(contents.prompt_ids),
+        "id": list(plan.prompt_ids),
         "unsafe": [False, True] * 3,
         "batch": [0, 0, 1, 1, 2, 2],
         "tokens": [10, 10, 10, 10, 20, 20],
@@ -99,21 +98,21 @@ def test_unsafe_experts_are_those_of_the_mask_in_order_of_risk(tmp_path):
     masks_BLE = np.zeros((5, 4, 16), bool)
     for batch, experts in enumerate(expected):
         masks_BLE[batch, *np.transpose(experts)] = True
-    contents = StoreContents(
-        counts=counts,
+    plan = StorePlan(
         prompt_ids=tuple(map(str, range(40))),
         unsafe_P=unsafe_P,
         batch_of_P=batch_of_P,
         batch_ids=tuple("abcde"),
         categories=tuple("vwxyz"),
-        risk=risk,
-        masks=ExpertMasks(masks_BLE),
+        num_experts=16,
+        experts_per_token=1,
         rule=rule,
         counted_tokens="all",
         layer_names=tuple("klmn"),
         provenance=PROVENANCE,
+        statistics={},
     )
-    write_store(tmp_path / "masks.zarr", contents)
+    write_store(tmp_path / "masks.zarr", plan, BatchResults(counts=counts, risk=risk, masks=ExpertMasks(masks_BLE)))
     store = MaskStore.open(tmp_path / "masks.zarr")
     assert [store.unsafe_experts(batch) for batch in range(5)] == expected
     assert [batch.num_unsafe_experts for batch in store.batches] == [len(experts) for experts in expected]
@@ -149,7 +148,7 @@ def test_mean_of_batches_weighs_batches(store):
 
 
 def test_global_unsafe_experts_obey_top_k(tmp_path):
-    write_store(tmp_path / "masks.zarr", example_contents(top_k=1))
+    write_store(tmp_path / "masks.zarr", *example_contents(top_k=1))
     store = MaskStore.open(tmp_path / "masks.zarr")
     assert store.global_unsafe_experts()["Layer_Expert"].tolist() == ["L00_E02"]
     assert store.unsafe_experts(1) == [(0, 2)]
@@ -181,9 +180,8 @@ def test_digests_are_those_of_the_documented_format(tmp_path):
 
 
 def test_other_contents_other_digest(tmp_path):
-    write_store(tmp_path / "one.zarr", example_contents())
-    contents = dataclasses.replace(example_contents(), provenance=PROVENANCE | {"seed": 8})
-    write_store(tmp_path / "other.zarr", contents)
+    write_store(tmp_path / "one.zarr", *example_contents())
+    write_store(tmp_path / "other.zarr", *example_contents().changed(provenance=PROVENANCE | {"seed": 8}))
     assert MaskStore.open(tmp_path / "one.zarr").digest != MaskStore.open(tmp_path / "other.zarr").digest
 
 
@@ -215,15 +213,15 @@ def test_reading_changes_nothing(tmp_path):
 def test_an_existing_store_is_kept_unless_told(tmp_path):
     path = write_example(tmp_path / "masks.zarr")
     with pytest.raises(UserError, match=r"masks\.zarr exists: choose another path or remove it"):
-        write_store(path, example_contents(top_k=1))
+        write_store(path, *example_contents(top_k=1))
     assert MaskStore.open(path).rule.top_k == 50
-    write_store(path, example_contents(top_k=1), overwrite=True)
+    write_store(path, *example_contents(top_k=1), overwrite=True)
     assert MaskStore.open(path).rule.top_k == 1
 
 
 def test_many_batches_are_few_files(tmp_path):
     many = tiled_contents(200)
-    write_store(tmp_path / "masks.zarr", many)
+    write_store(tmp_path / "masks.zarr", *many)
     # 600 batches: ten files of up to 64.
     assert {path.name for path in (tmp_path / "masks.zarr" / "masks" / "c").iterdir()} == set("0123456789")
     store = MaskStore.open(tmp_path / "masks.zarr")

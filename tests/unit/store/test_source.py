@@ -15,7 +15,7 @@ URL = "memory://bucket/masks.zarr"
 @pytest.fixture(params=["version 1", "version 2"])
 def url(tmp_path, request):
     if request.param == "version 1":
-        path = write_version_1(tmp_path / "masks.zarr", example_contents())
+        path = write_version_1(tmp_path / "masks.zarr", *example_contents())
     else:
         path = write_example(tmp_path / "masks.zarr")
     memory = fsspec.filesystem("memory")
@@ -26,11 +26,11 @@ def url(tmp_path, request):
 
 def test_a_url_is_read_as_a_path(url):
     store = MaskStore.open(url)
-    contents = example_contents()
+    plan, results = example_contents()
     assert store.path == URL
-    np.testing.assert_array_equal(store.masks[1], contents.masks.masks_BLE[1])
-    assert store.prompt_counts[:].tobytes() == contents.counts.counts_PLE.astype(np.int32).tobytes()
-    assert store.batch_ids == contents.batch_ids
+    np.testing.assert_array_equal(store.masks[1], results.masks.masks_BLE[1])
+    assert store.prompt_counts[:].tobytes() == results.counts.counts_PLE.astype(np.int32).tobytes()
+    assert store.batch_ids == plan.batch_ids
     store.check()
 
 

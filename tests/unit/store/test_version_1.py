@@ -1,7 +1,5 @@
 """Stores of format version 1 still open, give the same answers, and are checked as well."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -15,11 +13,11 @@ from tests.unit.store.version_1 import write_version_1
 @pytest.fixture
 def stores(tmp_path):
     # The second batch's mask is empty: zarr-python stores no chunk for it.
-    masks_BLE = example_contents().masks.masks_BLE.copy()
+    masks_BLE = example_contents().results.masks.masks_BLE.copy()
     masks_BLE[1] = False
-    contents = dataclasses.replace(example_contents(), masks=ExpertMasks(masks_BLE))
-    write_store(tmp_path / "two.zarr", contents)
-    one = MaskStore.open(write_version_1(tmp_path / "one.zarr", contents))
+    contents = example_contents().changed(masks=ExpertMasks(masks_BLE))
+    write_store(tmp_path / "two.zarr", *contents)
+    one = MaskStore.open(write_version_1(tmp_path / "one.zarr", *contents))
     return one, MaskStore.open(tmp_path / "two.zarr")
 
 

@@ -53,7 +53,7 @@ def test_summary_counts_layers_with_k_experts_as_full(tmp_path):
     masks_BLE = np.zeros((3, 2, 4), bool)
     masks_BLE[0, 0, :2] = True
     masks_BLE[0, 1, :3] = True
-    write_store(tmp_path / "masks.zarr", dataclasses.replace(example_contents(), masks=ExpertMasks(masks_BLE)))
+    write_store(tmp_path / "masks.zarr", *example_contents().changed(masks=ExpertMasks(masks_BLE)))
     view = views.summary(MaskStore.open(tmp_path / "masks.zarr"))
     assert rows(view.tables["batches"], "layers_with_none", "layers_below_k") == [[0, 0], [2, 0], [2, 0]]
     assert view.facts["batches_with_none"] == 2
@@ -114,8 +114,8 @@ def test_overlap(store):
 
 @pytest.mark.parametrize("name", ["category", "batch", "0"])
 def test_a_category_may_have_the_name_of_a_column(tmp_path, name):
-    contents = dataclasses.replace(example_contents(), categories=(name, name, "heists"))
-    write_store(tmp_path / "masks.zarr", contents)
+    contents = example_contents().changed(categories=(name, name, "heists"))
+    write_store(tmp_path / "masks.zarr", *contents)
     store = MaskStore.open(tmp_path / "masks.zarr")
     assert views.overlap(store).tables["Jaccard, categories"]["jaccard"].tolist() == [0.5]
     assert views.category(store, name).facts["batches"] == [0, 1]
@@ -218,13 +218,12 @@ def test_a_store_is_the_same_as_itself_and_as_its_copy(store, tmp_path):
 def test_diff_of_stores_with_other_masks_facts_and_batches(store, tmp_path):
     masks_BLE = store.masks[:]
     masks_BLE[2] = [[True, False, False, False], [False, False, False, False]]
-    other = dataclasses.replace(
-        example_contents(),
+    other = example_contents().changed(
         masks=ExpertMasks(masks_BLE),
         batch_ids=("aa", *BATCH_IDS[1:]),
         provenance=PROVENANCE | {"seed": 8},
     )
-    write_store(tmp_path / "other.zarr", other)
+    write_store(tmp_path / "other.zarr", *other)
     view = views.diff(store, MaskStore.open(tmp_path / "other.zarr"))
     assert view.facts["same"] is False
     assert view.facts["batches_in_both"] == 2
@@ -268,22 +267,20 @@ def test_recheck(store, tmp_path):
         "batches_that_differ": 0,
         "same": True,
     }
-    contents = example_contents()
-    safe_BLE = contents.risk.a_safe_n_BLE.copy()
+    risk = example_contents().results.risk
+    safe_BLE = risk.a_safe_n_BLE.copy()
     safe_BLE[0, 1, 1] = np.nextafter(safe_BLE[0, 1, 1], 2)
-    write_store(
-        tmp_path / "other.zarr",
-        dataclasses.replace(contents, risk=dataclasses.replace(contents.risk, a_safe_n_BLE=safe_BLE)),
-    )
+    changed = example_contents().changed(risk=dataclasses.replace(risk, a_safe_n_BLE=safe_BLE))
+    write_store(tmp_path / "other.zarr", *changed)
     view = views.recheck(MaskStore.open(tmp_path / "other.zarr"))
     assert rows(view.tables["batches that differ"], "batch", "rates", "mask", "mask_hash") == [[0, False, True, True]]
 
 
 def test_recheck_of_a_rule_that_needs_more_than_the_counts(tmp_path):
     contents = example_contents()
-    rule = dataclasses.replace(contents.rule, name="significant")
-    masks = ExpertMasks(~contents.masks.masks_BLE)
-    write_store(tmp_path / "masks.zarr", dataclasses.replace(contents, rule=rule, masks=masks))
+    rule = dataclasses.replace(contents.plan.rule, name="significant")
+    masks = ExpertMasks(~contents.results.masks.masks_BLE)
+    write_store(tmp_path / "masks.zarr", *contents.changed(rule=rule, masks=masks))
     view = views.recheck(MaskStore.open(tmp_path / "masks.zarr"))
     assert (view.facts["same"], view.facts["masks_computed"]) == (True, False)
     assert rows(view.tables["batches"], "rates", "mask", "mask_hash") == [[True, None, True]] * 3

@@ -20,11 +20,11 @@ CONTENTS = tiled_contents(50)  # 150 batches: three files of each array
 
 def write(writer, steps):
     for batches in steps:
-        writer.write(batches, CONTENTS.results(batches))
+        writer.write(batches, CONTENTS.results.of(CONTENTS.plan, batches))
 
 
 def test_parts_in_any_order_are_the_store_of_one_writer(tmp_path):
-    write_store(tmp_path / "one.zarr", CONTENTS)
+    write_store(tmp_path / "one.zarr", *CONTENTS)
     path = tmp_path / "parts.zarr"
     one, other = StoreWriter(path, CONTENTS.plan), StoreWriter(path, CONTENTS.plan)
     assert one.missing == [range(64), range(64, 128), range(128, 150)]
@@ -47,7 +47,7 @@ def test_parts_in_any_order_are_the_store_of_one_writer(tmp_path):
 
 
 def test_two_that_write_the_same_do_no_harm(tmp_path, monkeypatch):
-    write_store(tmp_path / "one.zarr", CONTENTS)
+    write_store(tmp_path / "one.zarr", *CONTENTS)
     path = tmp_path / "parts.zarr"
     one, other = StoreWriter(path, CONTENTS.plan), StoreWriter(path, CONTENTS.plan)
     steps = one.missing
@@ -92,7 +92,7 @@ def test_results_must_be_those_of_a_whole_step(tmp_path):
     writer = StoreWriter(tmp_path / "masks.zarr", CONTENTS.plan)
     for batches, results in ((range(63), range(63)), (range(64), range(63)), (range(1, 65), range(1, 65))):
         with pytest.raises(AssertionError):
-            writer.write(batches, CONTENTS.results(results))
+            writer.write(batches, CONTENTS.results.of(CONTENTS.plan, results))
 
 
 @pytest.mark.parametrize(

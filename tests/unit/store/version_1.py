@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from dist_moe.store import StoreContents
+from dist_moe.store import BatchResults, StorePlan
 
 
-def write_version_1(path: Path, contents: StoreContents) -> Path:
-    counts, risk, masks = contents.counts, contents.risk, contents.masks
+def write_version_1(path: Path, plan: StorePlan, results: BatchResults) -> Path:
+    counts, risk, masks = results.counts, results.risk, results.masks
     texts = {
-        "prompt_ids": contents.prompt_ids,
-        "batch_ids": contents.batch_ids,
-        "batch_categories": contents.categories,
+        "prompt_ids": plan.prompt_ids,
+        "batch_ids": plan.batch_ids,
+        "batch_categories": plan.categories,
         "batch_mask_hashes": [masks.hash(batch) for batch in range(len(masks.masks_BLE))],
     }
     arrays = {
-        "prompt_unsafe": contents.unsafe_P,
-        "prompt_batch": contents.batch_of_P.astype(np.int32),
+        "prompt_unsafe": plan.unsafe_P,
+        "prompt_batch": plan.batch_of_P.astype(np.int32),
         "prompt_tokens": counts.tokens_P,
         "prompt_counts": counts.counts_PLE.astype(np.int32),
         "batch_num_unsafe_experts": masks.num_experts_B.astype(np.int32),
@@ -34,11 +34,11 @@ def write_version_1(path: Path, contents: StoreContents) -> Path:
         "format": "dist_moe.masks",
         "format_version": 1,
         "dist_moe_version": "0.1.0",
-        "selection_rule": {name: getattr(contents.rule, name) for name in ("name", "threshold", "top_k")},
-        "counted_tokens": contents.counted_tokens,
+        "selection_rule": {name: getattr(plan.rule, name) for name in ("name", "threshold", "top_k")},
+        "counted_tokens": plan.counted_tokens,
         "experts_per_token": counts.experts_per_token,
-        "layer_names": list(contents.layer_names),
-        "provenance": dict(contents.provenance),
+        "layer_names": list(plan.layer_names),
+        "provenance": dict(plan.provenance),
     }
     group = zarr.create_group(store=path, zarr_format=3, attributes=attributes)
     for name, data in arrays.items():
