@@ -27,6 +27,7 @@ from dist_moe.analysis.statistics import batch_results, selection_rule, statisti
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
 from dist_moe.data.tokens import CountedTokens
+from dist_moe.errors import UserError
 from dist_moe.files import publish, writing
 from dist_moe.moe.discover import find_moe_layers, moe_shape
 from dist_moe.moe.load import empty_model
@@ -97,6 +98,8 @@ def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, say
     name = sha256(json.dumps(attributes(plan), sort_keys=True).encode()).hexdigest()
     unfinished = run.analysis / f"{name[:32]}.zarr"
     with together(comm), writing(run.analysis):
+        if parts.missing(range(len(parts.parts))):
+            raise UserError(f"rank {comm.rank} does not see {run.analysis}: run_dir must be where all nodes see it")
         writer = StoreWriter(unfinished, plan)
         share = share_of(config.analysis.part, writer.num_steps)
     missing = comm.gather([step for step in share if writer.is_missing(step)])[0]

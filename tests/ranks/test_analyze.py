@@ -55,3 +55,14 @@ def test_any_number_of_ranks_writes_the_same_store(config, tmp_path, arguments):
         assert [written for _, written in answers] == [list(range(5))[rank::num_ranks] for rank in range(num_ranks)]
         assert not (tmp_path / str(num_ranks) / "analysis").exists()
     assert len(digests) == 1
+
+
+def analyzed_apart(comm, config, run_dir):
+    return analyze.analyze(load_config(config, ["--run-dir", str(run_dir / str(comm.rank))], prog="test"), comm)
+
+
+def test_a_run_directory_that_ranks_do_not_share_is_one_line(config, tmp_path):
+    with pytest.raises(
+        AssertionError, match=r"UserError: rank 1 does not see .*run_dir must be where all nodes see it"
+    ):
+        run_ranks(2, analyzed_apart, config, tmp_path)
