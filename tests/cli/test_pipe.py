@@ -59,7 +59,7 @@ def test_the_inspection_tool_too(trained):
 
 def test_head_gets_its_lines(tmp_path):
     """More output than a pipe holds: the command is still writing when `head` has left."""
-    write_store(tmp_path / "masks.zarr", tiled_contents(700))
+    write_store(tmp_path / "masks.zarr", *tiled_contents(700))
     line = f"set -o pipefail; {sys.executable} tools/inspect_masks.py --json {tmp_path}/masks.zarr | head -n 2"
     done = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, check=False, timeout=200, cwd=REPOSITORY
