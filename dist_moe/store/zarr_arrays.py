@@ -65,6 +65,7 @@ def array_metadata(spec: ArraySpec) -> bytes:
     return bytes(files[METADATA].to_bytes())
 
 
+@lru_cache
 def parse_array_metadata(data: bytes) -> ArraySpec:
     """The spec in an array's zarr.json."""
     array = zarr.open_array(MemoryStore({METADATA: Buffer.from_bytes(data)}), mode="r")
