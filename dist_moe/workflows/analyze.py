@@ -57,9 +57,10 @@ def analyze(config: Config, comm: Comm) -> None:
         selection_rule(config.analysis)  # its error comes before the model runs
         inputs = read_inputs(config, say)
         outline = empty_model(config.model.path)
-        plan = _store_plan(config, inputs, outline)
-        parts = CountedParts(run.analysis, _count_facts(config, inputs, outline), _labels(inputs), inputs.rows)
-    _count(config, inputs, parts, _tokens(config, inputs, outline), mesh)
+        tokens, labels = _tokens(config, inputs, outline), _labels(inputs)
+        plan = _store_plan(config, inputs, outline, labels)
+        parts = CountedParts(run.analysis, _count_facts(config, inputs, tokens), labels, inputs.rows)
+    _count(config, inputs, parts, tokens, mesh)
     missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
     if missing:
         say(f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done")
@@ -140,10 +141,9 @@ def _publish(config: Config, unfinished: Path, labels: LabelledBatches, say: Say
     say(f"Masks: {run.masks}")
 
 
-def _store_plan(config: Config, inputs: Inputs, outline: PreTrainedModel) -> StorePlan:
+def _store_plan(config: Config, inputs: Inputs, outline: PreTrainedModel, labels: LabelledBatches) -> StorePlan:
     """What the store will hold, before anything is counted."""
     plan, shape = inputs.plan, moe_shape(outline, find_moe_layers(outline))
-    rows = [inputs.prompts.prompts[row] for batch in plan.batches for row in batch.rows]
     rule = selection_rule(config.analysis)
     tables: dict[str, tuple[str, int]] = {"gates": ("float32", 3)} if config.analysis.gates else {}
     if config.analysis.tokens == "generated":
@@ -151,9 +151,9 @@ def _store_plan(config: Config, inputs: Inputs, outline: PreTrainedModel) -> Sto
     if config.analysis.rule == "gradient":
         tables["gradients"] = ("float32", 3)
     return StorePlan(
-        prompt_ids=tuple(row.id for row in rows),
-        unsafe_P=np.array([row.unsafe for row in rows]),
-        batch_of_P=np.repeat(np.arange(len(plan.batches)), [len(batch.rows) for batch in plan.batches]),
+        prompt_ids=tuple(inputs.prompts.prompts[row].id for batch in plan.batches for row in batch.rows),
+        unsafe_P=labels.unsafe_P,
+        batch_of_P=labels.batch_of_P,
         batch_ids=tuple(batch.id for batch in plan.batches),
         categories=tuple(batch.category for batch in plan.batches),
         num_experts=shape.num_experts,
@@ -190,9 +190,8 @@ def _tokens(config: Config, inputs: Inputs, outline: PreTrainedModel) -> Counted
     )
 
 
-def _count_facts(config: Config, inputs: Inputs, outline: PreTrainedModel) -> dict[str, Any]:
+def _count_facts(config: Config, inputs: Inputs, tokens: CountedTokens | Sampling) -> dict[str, Any]:
     """All that counts follow from, but the rows."""
-    tokens = _tokens(config, inputs, outline)
     return {
         "model_hash": inputs.model_hash,
         "dtype": config.model.dtype,
