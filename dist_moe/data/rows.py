@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_moe.data.formats import Row, read_rows
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, shown
 
 COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id", "span")
 """All that a row can have: what is not here reaches `parse_row` from no format."""
@@ -104,7 +104,7 @@ def parse_row(row: Row, source: str) -> Prompt:
         raise UserError(f"{source}: expected either `prompt` or `messages`, with text in it, got {found}")
     label = row.get("label") or None
     if label not in ("safe", "unsafe"):
-        raise UserError(f"{source}: `label` must be safe or unsafe, got {_short(label)}")
+        raise UserError(f"{source}: `label` must be safe or unsafe, got {shown(label)}")
     for key in ("id", "pair_id"):
         name = row.get(key)
         if isinstance(name, int) and not isinstance(name, bool):  # a number in .jsonl is text in .csv
@@ -123,15 +123,15 @@ def parse_row(row: Row, source: str) -> Prompt:
 
 def _messages(messages: Any, source: str) -> tuple[Message, ...]:
     if not isinstance(messages, list):
-        raise UserError(f"{source}: `messages` must be a list of {{role, content}}, got {_short(messages)}")
+        raise UserError(f"{source}: `messages` must be a list of {{role, content}}, got {shown(messages)}")
     turns = []
     for i, message in enumerate(messages):
         where = f"{source}: messages[{i}]"
         if not isinstance(message, dict):
-            raise UserError(f"{where}: expected {{role, content}}, got {_short(message)}")
+            raise UserError(f"{where}: expected {{role, content}}, got {shown(message)}")
         role, content = message.get("role"), _text(message, "content", where)
         if role not in ROLES:
-            raise UserError(f"{where}: `role` must be one of {', '.join(ROLES)}, got {_short(role)}")
+            raise UserError(f"{where}: `role` must be one of {', '.join(ROLES)}, got {shown(role)}")
         if content is None:
             raise UserError(f"{where}: `content` is empty")
         turns.append(Message(role, content))
@@ -146,12 +146,7 @@ def _text(row: Row, key: str, where: str) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
-        raise UserError(f"{where}: `{key}` must be text, got {_short(value)}")
+        raise UserError(f"{where}: `{key}` must be text, got {shown(value)}")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError(f"{where}: `{key}` has half of a surrogate pair (\\ud800-\\udfff), which no tokenizer takes")
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, shown
 
 
 def untrimmed(backend: Tokenizer) -> Tokenizer:
@@ -47,7 +47,7 @@ def span_tokens(
         at += len(text)
         num_before += len(its_ids)
     if not inside:
-        raise UserError(f"{source}: `span` {_short(span)} has no token: the tokenizer drops all its characters")
+        raise UserError(f"{source}: `span` {shown(span)} has no token: the tokenizer drops all its characters")
     return min(inside), max(inside) + 1
 
 
@@ -55,16 +55,12 @@ def _only_place(span: str, text: str, source: str) -> int:
     start = text.find(span)
     if start < 0:
         raise UserError(
-            f"{source}: `span` {_short(span)} is not in this row: expected a piece of the prompt or the response, "
+            f"{source}: `span` {shown(span)} is not in this row: expected a piece of the prompt or the response, "
             "letter for letter as the chat template writes it"
         )
     if text.find(span, start + 1) >= 0:
         raise UserError(
-            f"{source}: `span` {_short(span)} is more than once in this row, as the chat template writes it: "
+            f"{source}: `span` {shown(span)} is more than once in this row, as the chat template writes it: "
             "make it longer, until it is there only once"
         )
     return start
-
-
-def _short(span: str) -> str:
-    return repr(span if len(span) <= 60 else f"{span[:57]}...")

@@ -94,15 +94,14 @@ def recomputed_masks(
     return ExpertMasks(masks_BLE)
 
 
-def masks_by(store: MaskStore, batches: range, rule: SelectionRule) -> ExpertMasks:
-    """What the rule selects in some consecutive batches of a store, from the counts of their prompts.
+def masks_by(store: MaskStore, batches: range, rule: SelectionRule, counts: RoutingCounts) -> ExpertMasks:
+    """What the rule selects in some consecutive batches of a store, from `counts` of their prompts.
 
     Raises:
         UserError: the rule needs more than counts.
     """
     prompts = store.prompts.iloc[slice(*store.starts_B1[[batches.start, batches.stop]].tolist())]
     batch_of_P = prompts["batch"].to_numpy() - batches.start
-    counts = stored_counts(store, batches)
     return recomputed_masks(counts, prompts["unsafe"].to_numpy(), batch_of_P, len(batches), rule)
 
 
@@ -114,6 +113,6 @@ def stored_results(store: MaskStore, batches: range, broken: Collection[str] = (
         risk = recomputed_risk(store, batches, counts)
     else:
         risk = RiskTable(store.a_safe_n[rows], store.a_unsafe_n[rows])
-    masks = masks_by(store, batches, store.rule) if "masks" in broken else ExpertMasks(store.masks[rows])
+    masks = masks_by(store, batches, store.rule, counts) if "masks" in broken else ExpertMasks(store.masks[rows])
     statistics = {name: values[rows] for name, values in store.statistics.items()}
     return BatchResults(counts=counts, risk=risk, masks=masks, statistics=statistics)

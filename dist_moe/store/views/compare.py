@@ -75,11 +75,12 @@ def recheck(store: MaskStore) -> View:
     lines = []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         batches = range(start, stop)
-        risk = recomputed_risk(store, batches, stored_counts(store, batches))
+        counts = stored_counts(store, batches)
+        risk = recomputed_risk(store, batches, counts)
         stored = store.risk_diff[start:stop], store.a_safe_n[start:stop], store.a_unsafe_n[start:stop]
         found = risk.risk_diff_BLE, risk.a_safe_n_BLE, risk.a_unsafe_n_BLE
         masks_BLE = store.masks[start:stop]
-        expected_BLE = masks_by(store, batches, store.rule).masks_BLE if from_counts else masks_BLE
+        expected_BLE = masks_by(store, batches, store.rule, counts).masks_BLE if from_counts else masks_BLE
         for index in batches:
             row = index - start
             info = store.batches[index]

@@ -12,7 +12,7 @@ from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule
 from dist_moe.store.read import MaskStore
-from dist_moe.store.recompute import computable, masks_by, recomputed_masks
+from dist_moe.store.recompute import computable, masks_by, stored_counts
 from dist_moe.store.views.compare import BATCH_COLUMNS, difference
 from dist_moe.store.views.view import View
 
@@ -29,7 +29,7 @@ def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
     """
     rule = changed_rule(store.rule, words, computable(store.tables))
     facts: dict[str, Any] = {"first": store.rule.facts, "second": rule.facts}
-    return _against(store, lambda batches: masks_by(store, batches, rule), facts)
+    return _against(store, lambda batches: masks_by(store, batches, rule, stored_counts(store, batches)), facts)
 
 
 def prefill(store: MaskStore) -> View:
@@ -50,9 +50,7 @@ def prefill(store: MaskStore) -> View:
         prompts = slice(*store.starts_B1[[batches.start, batches.stop]].tolist())
         counts_PLE, tokens_P = (store.tables[f"prefill_{name}"][prompts] for name in ("counts", "tokens"))
         counts = RoutingCounts(counts_PLE.astype(np.int64), tokens_P.astype(np.int64), store.experts_per_token)
-        labels = store.prompts.iloc[prompts]
-        batch_of_P = labels["batch"].to_numpy() - batches.start
-        return recomputed_masks(counts, labels["unsafe"].to_numpy(), batch_of_P, len(batches), store.rule)
+        return masks_by(store, batches, store.rule, counts)
 
     return _against(store, masks, {"first": "answers", "second": "prompts", "rule": store.rule.facts})
 

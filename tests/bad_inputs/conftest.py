@@ -1,0 +1,35 @@
+"""A finished run on a tiny model, made once; every case works in a copy of it."""
+
+import os
+import shutil
+
+import pytest
+
+from dist_moe.cli.main import main
+from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Analyzed and trained, with relative paths, so that a copy is as good."""
+    root = tmp_path_factory.mktemp("finished")
+    before = os.getcwd()
+    os.chdir(root)
+    try:
+        model = save_checkpoint(root / "model").relative_to(root)
+        data = write_jsonl(root / "prompts.jsonl", prompt_rows()).relative_to(root)
+        write_config(root / "run.yaml", model, data, "run")
+        for command in ("analyze", "train"):
+            assert main([command, "--config", "run.yaml"]) == 0
+    finally:
+        os.chdir(before)
+    return root
+
+
+@pytest.fixture
+def copy(finished, tmp_path, monkeypatch):
+    """A private copy of the finished run, which is the current directory."""
+    root = tmp_path / "case"
+    shutil.copytree(finished, root)
+    monkeypatch.chdir(root)
+    return root
