@@ -5,6 +5,7 @@
 #   make test  [ARGS=tests/unit]       all tests, or those named
 #   make lint                          style, types, room order, shell scripts, documentation
 #   make bench [ARGS=...]              speed
+#   make mutations [ARGS=wiring]       break the code in many places, one at a time: each time a test must go red
 #   make soak  [ARGS="--kills 100"]    training jobs killed at random moments, compared with undisturbed ones bit for bit
 #   make docs                          rewrite docs/configuration.md, and the table of model types in docs/families.md (minutes)
 
@@ -17,7 +18,7 @@ STAMP := .venv/setup.stamp
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: setup demo test lint bench soak docs slurm-packages
+.PHONY: setup demo test lint bench mutations soak docs slurm-packages
 
 setup: $(STAMP)
 
@@ -50,6 +51,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tools.bench $(ARGS)
+
+mutations: setup
+	$(BIN)/python -m tools.mutations $(ARGS)
 
 soak: setup
 	$(BIN)/python -m tools.soak $(ARGS)
