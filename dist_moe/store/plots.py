@@ -29,7 +29,7 @@ def write_plots(store: MaskStore, out: Path) -> list[Path]:
     try:
         import matplotlib
     except ImportError:
-        raise UserError("plots need matplotlib: pip install 'dist_moe[plots]'") from None
+        raise UserError("plots need matplotlib: pip install matplotlib") from None
     figures = {
         "risk_diff": risk_figure(store),
         "selected": selected_figure(store),

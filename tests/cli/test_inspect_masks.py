@@ -181,7 +181,7 @@ def test_pictures_without_matplotlib(store, tmp_path):
     command = [sys.executable, "-c", without, str(TOOL), str(store), "plots", "--out", str(tmp_path / "plots")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 2
-    assert result.stderr == "inspect_masks.py: error: plots need matplotlib: pip install 'dist_moe[plots]'\n"
+    assert result.stderr == "inspect_masks.py: error: plots need matplotlib: pip install matplotlib\n"
     assert not (tmp_path / "plots").exists()
 
 
