@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import TYPE_CHECKING
 
 from dist_moe import __version__
@@ -56,6 +58,9 @@ def launched_main(command: str) -> int:
                     _print_error(error)
                 # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
                 return 2
+    except UserError as error:  # there is no job: each process says why
+        _print_error(error)
+        return 2
     except LostRankError as error:
         _print_error(error)
         return 1
@@ -69,11 +74,13 @@ def _print_error(error: Exception) -> None:
 def _run_workflow(
     command: str, config_path: Path, overrides: Sequence[str], comm: Comm, launcher: int | None = None
 ) -> None:
-    from dist_moe.config.load import load_config
+    from dist_moe.config.load import load_config, settings_of
     from dist_moe.parallel.launch import together
 
-    with together(comm):
+    with together(comm) as same:
+        same |= {"command": command, **_versions()}
         config = load_config(config_path, overrides, prog=f"dist-moe {command}")
+        same |= settings_of(config)
     if command == "analyze":
         from dist_moe.workflows.analyze import analyze
 
@@ -82,6 +89,12 @@ def _run_workflow(
         from dist_moe.workflows.train import train
 
         train(config, comm, launcher)
+
+
+def _versions() -> dict[str, str]:
+    """What computes; importing it all would take seconds."""
+    libraries = ("torch", "transformers", "deepspeed")
+    return {"dist_moe": __version__, "python": python_version()} | {name: version(name) for name in libraries}
 
 
 def _run(argv: list[str]) -> int:

@@ -24,6 +24,7 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from dist_moe.config.schema import Config, num_safe_rows
 from dist_moe.errors import UserError
+from dist_moe.files import write_text_atomic
 
 
 class _Constructor(SafeConstructor):
@@ -77,8 +78,14 @@ def save_config(config: Config, path: Path) -> None:
     yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel declares it as None
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(_plain(config), file)
+    text = StringIO()
+    yaml.dump(_plain(config), text)
+    write_text_atomic(path, text.getvalue())
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key, as plain text, numbers and lists."""
+    return dict(_items(_plain(config)))
 
 
 def _leaves(section: type, prefix: str = "") -> Iterator[tuple[str, TypeAdapter[Any], bool]]:

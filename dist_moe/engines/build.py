@@ -12,7 +12,7 @@ from dist_moe.engines.local import LocalEngine
 from dist_moe.errors import UserError
 from dist_moe.moe.model import MoEModel
 from dist_moe.parallel.comm import Comm, GroupComm
-from dist_moe.parallel.launch import launched
+from dist_moe.parallel.rendezvous import launched
 from dist_moe.training.engine import Engine
 
 EngineName = Literal["local", "deepspeed", "fsdp"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 from collections.abc import Iterator
@@ -13,31 +12,36 @@ import torch.distributed as dist
 
 from dist_moe.errors import LostRankError, UserError
 from dist_moe.parallel.comm import Comm, GroupComm, SoloComm
+from dist_moe.parallel.rendezvous import TIMEOUT, Launch, meet, number
 
-TIMEOUT = datetime.timedelta(minutes=30)
 LOST_CONNECTION = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe")
 """In what gloo raises, wherever in torch, when the process at the other end is gone."""
 
 
-def launched() -> bool:
-    """Whether a launcher started this process: RANK and WORLD_SIZE are the launchers' common protocol."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def local_device() -> torch.device:
-    """This process's GPU by LOCAL_RANK, or the CPU where there is none."""
+    """This process's GPU by LOCAL_RANK, or the CPU where there is none.
+
+    Raises:
+        UserError: there is no such GPU, or LOCAL_RANK is no number.
+    """
+    index = number(os.environ, "LOCAL_RANK") if "LOCAL_RANK" in os.environ else 0
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK is {index}, but {torch.cuda.device_count()} GPU(s) are visible here: start at most one "
+            "process a GPU on each node"
+        )
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
 
 def _share_cores() -> None:
     """Split this node's cores between its ranks, where nobody has said how: more threads than cores cost a factor."""
-    num_local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun's and deepspeed's name
-    if num_local and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(num_local)))
+    named = [name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if os.environ.get(name)]  # torchrun's, deepspeed's
+    if named and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // number(os.environ, named[0], least=1)))
 
 
 @contextmanager
@@ -47,15 +51,19 @@ def process_group() -> Iterator[Comm]:
     A clean end waits for all ranks; an error does not, so that the launcher can end the others.
 
     Raises:
+        UserError: what the launcher says makes no job, or its processes cannot meet.
         LostRankError: another process has died, as the next exchange with it shows. With nccl it does not: there the
             launcher ends the others, or `TIMEOUT` does.
     """
     device = local_device()
-    if not launched():
+    launch = Launch.of(os.environ)
+    if launch is None:
         yield SoloComm(device)
         return
     _share_cores()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    store = meet(launch)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.num_ranks, timeout=TIMEOUT)
     assert dist.group.WORLD is not None
     comm = GroupComm(dist.group.WORLD, device)
     try:
@@ -72,16 +80,37 @@ def process_group() -> Iterator[Comm]:
 
 
 @contextmanager
-def together(comm: Comm) -> Iterator[None]:
+def together(comm: Comm) -> Iterator[dict[str, object]]:
     """A phase that may fail on some ranks only: a `UserError` on any rank becomes one `UserError` on all.
 
-    Nothing inside may wait for other ranks.
+    What the block puts into the mapping that it gets (name -> a value with a short repr) must be the same on all ranks.
+    A difference is told first, as it may be why a rank has failed. Nothing inside may wait for other ranks.
+
+    Raises:
+        UserError: on all ranks.
     """
-    message = None
+    message, facts = None, dict[str, object]()
     try:
-        yield
+        yield facts
     except UserError as error:
         message = str(error)
-    messages = [m for m in comm.gather(message) if m is not None]
-    if messages:
-        raise UserError(messages[0])
+    answers = comm.gather((message, {name: repr(value) for name, value in facts.items()}))
+    _require_same([facts for _, facts in answers])
+    for rank, (message, _) in enumerate(answers):
+        if message is not None:
+            raise UserError(message if rank == 0 else f"rank {rank}: {message}")
+
+
+def _require_same(ranks: list[dict[str, str]]) -> None:
+    """Compare what each rank has, as far as it has come, with rank 0; the first difference is told."""
+    for name, expected in ranks[0].items():
+        for rank, facts in enumerate(ranks):
+            if facts.get(name, expected) != expected:
+                raise UserError(
+                    f"ranks differ: {name} is {_cut(expected)} on rank 0, {_cut(facts[name])} on rank {rank}; give all "
+                    "ranks the same command, configuration, files and versions"
+                )
+
+
+def _cut(text: str, width: int = 100) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import Comm, GroupComm, SoloComm
-from dist_moe.parallel.launch import TIMEOUT
+from dist_moe.parallel.rendezvous import TIMEOUT
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,12 @@ def analyze(config: Config, comm: Comm) -> None:
     """
     say, run = console(comm), RunDir(config.run_dir)
     mesh = Mesh.of(comm, config.analysis.ep_size, "analysis.ep_size")
-    with together(comm):
+    with together(comm) as same:
         require_absent(run.masks, config.overwrite)
         share_of(config.analysis.part, 0)
         selection_rule(config.analysis)  # its error comes before the model runs
         inputs = read_inputs(config, say)
+        same |= inputs.facts
         outline = empty_model(config.model.path)
         tokens, labels = _tokens(config, inputs, outline), _labels(inputs)
         plan = _store_plan(config, inputs, outline, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,6 +28,18 @@ class Inputs:
     pad_id: int
     model_hash: str
     tokenizer_hash: str
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What must be the same on all ranks."""
+        return {
+            "the number of rows": len(self.prompts.prompts),
+            "the data's hash": self.prompts.data_hash,
+            "the model's hash": self.model_hash,
+            "the tokenizer's hash": self.tokenizer_hash,
+            "the tokens' hash": sha256(repr(self.encoded.rows).encode()).hexdigest(),
+            "the batches' hash": sha256(" ".join(batch.id for batch in self.plan.batches).encode()).hexdigest(),
+        }
 
     def rows(self, batch: int) -> list[Encoded]:
         """The encoded rows of one batch, safe ones first."""

@@ -56,11 +56,13 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
 def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     say, run = console(comm), RunDir(config.run_dir)
     mesh = Mesh.of(comm, config.parallel.ep_size)
-    with together(comm):
+    with together(comm) as same:
         name = engine_name(config)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         store = MaskStore.open(config.train.masks or run.masks)
+        same["the mask store's digest"] = store.digest
         inputs = read_inputs(config, say)
+        same |= inputs.facts
         require_same_origin(
             store,
             model_hash=inputs.model_hash,

@@ -1,0 +1,215 @@
+"""How a launcher's processes find each other: what it says of itself, checked, and a first meeting that does not hang.
+
+torch would wait half an hour, or for ever, for a rank that another WORLD_SIZE or RANK keeps from coming. Here every
+process says at the job's store who it is, and rank 0 tells all of them at once what does not fit.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from dist_moe.errors import LostRankError, UserError, refused_by_library, shown
+
+TIMEOUT = datetime.timedelta(minutes=30)
+ANSWER = datetime.timedelta(seconds=10)
+"""For the store to answer where something listens; it takes milliseconds."""
+STRAY_S = 10.0
+"""For a process that has no place in the job to find the others, which it keeps waiting."""
+LAUNCHERS = "launchers (torchrun, deepspeed, accelerate) set it"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Where a launcher has put this process, by the variables that all launchers set."""
+
+    rank: int
+    num_ranks: int
+    address: str
+    port: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Launch | None:
+        """None: no launcher has started this process.
+
+        Raises:
+            UserError: the variables do not say it.
+        """
+        if not launched(environment):
+            return None
+        num_ranks = number(environment, "WORLD_SIZE", least=1)
+        rank = number(environment, "RANK")
+        for name, given in (
+            ("MASTER_ADDR", environment.get("MASTER_ADDR")),
+            ("MASTER_PORT", "MASTER_PORT" in environment),
+        ):
+            if not given:
+                raise UserError(f"RANK is set, but {name} is not: {LAUNCHERS}")
+        return cls(rank, num_ranks, environment["MASTER_ADDR"], number(environment, "MASTER_PORT", 1, 65535))
+
+    @property
+    def place(self) -> str:
+        """Where the ranks meet."""
+        return f"MASTER_ADDR {self.address}, MASTER_PORT {self.port}"
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process: RANK and WORLD_SIZE are the launchers' common protocol.
+
+    Raises:
+        UserError: one of them is set without the other.
+    """
+    given = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
+    if len(given) == 1:
+        other = "WORLD_SIZE" if given == ["RANK"] else "RANK"
+        raise UserError(
+            f"{given[0]} is set, but {other} is not: launchers (torchrun, deepspeed, accelerate) set both; for one "
+            f"process unset {given[0]}"
+        )
+    return len(given) == 2
+
+
+def number(environment: Mapping[str, str], name: str, least: int = 0, most: int | None = None) -> int:
+    """A whole number from the environment.
+
+    Raises:
+        UserError: it is none, or out of range.
+    """
+    text = environment[name]
+    limits = f"from {least}" if most is None else f"from {least} to {most}"
+    if not (text.isascii() and text.isdecimal()) or int(text) < least or (most is not None and int(text) > most):
+        raise UserError(f"{name} is {shown(text)}: expected a whole number {limits}; {LAUNCHERS}")
+    return int(text)
+
+
+def meet(launch: Launch) -> dist.Store:
+    """The job's store, when all its ranks have come to it. Called by every process of the job.
+
+    Raises:
+        UserError: in every process, the processes were not started as one job; or they cannot meet at all.
+        LostRankError: rank 0 has ended meanwhile.
+    """
+    whole = _connect(launch)
+    store = dist.PrefixStore("dist_moe", whole)
+    num_come = store.add("come", 1)
+    store.set(f"come/{num_come}", f"{launch.rank} {launch.num_ranks}")
+    if launch.rank == 0 and not store.check(["verdict"]):
+        store.set("verdict", _judge(store, launch.num_ranks))
+    try:
+        store.wait(["verdict"], TIMEOUT)
+    except RuntimeError:
+        raise LostRankError(
+            f"rank {launch.rank}: rank 0 has ended before all ranks had come to {launch.place}"
+        ) from None
+    verdict = store.get("verdict").decode()
+    if not verdict and num_come > launch.num_ranks:
+        verdict = f"{launch.place}: {num_come} processes have come, but WORLD_SIZE is {launch.num_ranks}"
+    store.add("told", 1)
+    if verdict:
+        limit = time.monotonic() + STRAY_S
+        while launch.rank == 0 and store.add("told", 0) < store.add("come", 0) and time.monotonic() < limit:
+            time.sleep(0.01)  # the store ends with rank 0
+        raise UserError(f"{verdict}: give each process of the job its own RANK, and all the same WORLD_SIZE")
+    return dist.PrefixStore("group", whole)
+
+
+def _judge(store: dist.Store, num_ranks: int) -> str:
+    """On rank 0: what does not fit together, or nothing when all ranks have come, each once."""
+    seen: set[int] = set()
+    limit = time.monotonic() + TIMEOUT.total_seconds()
+    while len(seen) < num_ranks:
+        key = f"come/{len(seen) + 1}"
+        while not store.check([key]):
+            if time.monotonic() > limit:
+                missing = ", ".join(str(rank) for rank in range(num_ranks) if rank not in seen)
+                return f"of {num_ranks} ranks these have not come in {TIMEOUT}: {shown(missing)}"
+            time.sleep(0.01)
+        rank, its_num_ranks = map(int, store.get(key).split())
+        if its_num_ranks != num_ranks:
+            return f"WORLD_SIZE is {num_ranks} on rank 0, {its_num_ranks} on rank {rank}"
+        if rank >= num_ranks:
+            return _beyond(rank, num_ranks)
+        if rank in seen:
+            return f"two processes have RANK {rank}"
+        seen.add(rank)
+    return ""
+
+
+def _beyond(rank: int, num_ranks: int) -> str:
+    return f"RANK is {rank}, but WORLD_SIZE is {num_ranks}, so that the last rank is {num_ranks - 1}"
+
+
+def _connect(launch: Launch) -> dist.Store:
+    """The store that rank 0, or torchrun, holds at the job's address."""
+    is_beyond = launch.rank >= launch.num_ranks
+    if launch.rank > 0 and not _listens(launch, STRAY_S if is_beyond else TIMEOUT.total_seconds()):
+        if is_beyond:
+            raise UserError(f"{_beyond(launch.rank, launch.num_ranks)}: start as many processes as WORLD_SIZE says")
+        raise UserError(f"{launch.place}: rank {launch.rank} has waited there for rank 0 in vain for {TIMEOUT}")
+    if launch.rank == 0 and not dist.is_torchelastic_launched():
+        _require_free(launch)
+    found: list[dist.Store] = []
+
+    def open_store() -> None:
+        # a world of 1: without it rank 0 would wait here for a number of processes, whichever they are
+        store, *_ = next(rendezvous(f"env://?rank={launch.rank}&world_size=1", timeout=ANSWER))
+        found.append(store)
+
+    advice = "see that it is rank 0's host, and a port that nothing else uses (--master_port)"
+    what = f"{launch.place}: rank {launch.rank} cannot meet the others there"
+    with refused_by_library(what, advice, (RuntimeError, OSError)):
+        _within(ANSWER, open_store)
+    found[0].set_timeout(TIMEOUT)
+    return found[0]
+
+
+def _within(limit: datetime.timedelta, function: Callable[[], None]) -> None:
+    """Call a function that may never come back: torch waits without a limit for whoever else listens at the port."""
+    raised: list[Exception] = []
+
+    def call() -> None:
+        try:
+            function()
+        except (RuntimeError, OSError) as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(2 * limit.total_seconds())
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {2 * limit}")
+    if raised:
+        raise raised[0]
+
+
+def _listens(launch: Launch, seconds: float) -> bool:
+    """Wait until something listens where rank 0 will."""
+    limit = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((launch.address, launch.port), timeout=ANSWER.total_seconds()).close()
+            return True
+        except OSError:
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.1)
+
+
+def _require_free(launch: Launch) -> None:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("", launch.port))
+        except OSError as error:
+            raise UserError(
+                f"MASTER_PORT {launch.port} is not to be had on {socket.gethostname()} ({error.strerror}): choose "
+                "another (--master_port), or end the job that has it"
+            ) from None
