@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_moe.data.tokens import Encoded
+from dist_moe.data.tokens import IGNORED, Encoded, collate
 from dist_moe.moe.bank import ExpertLayer
 from dist_moe.moe.model import MoEModel
 from dist_moe.parallel.comm import Comm
@@ -28,11 +28,10 @@ def expert_gradients(model: MoEModel, row: Encoded) -> torch.Tensor:
     all experts on this rank, and is left as it was.
     """
     device = model.layers[0].comm.device
-    input_ids = torch.tensor([row.prompt_ids + row.response_ids], device=device)
+    batch = collate([row], pad_id=0).to(device)
     with _AbsoluteMeans(model).collected() as means_LE, torch.enable_grad():
-        logits = model.module(input_ids=input_ids, use_cache=False).logits
-        first = len(row.prompt_ids)
-        F.cross_entropy(logits[0, first - 1 : -1].float(), input_ids[0, first:]).backward()
+        logits = model.module(input_ids=batch.input_ids, use_cache=False).logits
+        F.cross_entropy(logits[0, :-1].float(), batch.labels[0, 1:], ignore_index=IGNORED).backward()
     return means_LE
 
 

@@ -45,6 +45,8 @@ class DataConfig:
     """Longest row in tokens. A longer row loses the start of its prompt first, never silently its response."""
     chat_template: Path | None = None
     """A Jinja file that replaces the tokenizer's own chat template."""
+    template_date: Text = "2025-01-01"
+    """What a chat template is told that asks for the date: so the same rows give the same tokens on any day."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,8 +78,10 @@ class StatisticsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AnalysisConfig:
-    tokens: Literal["prompt", "completion", "all", "span", "generated"] = "prompt"
-    """Which tokens are counted; padding never is. span: those with a character of the row's `span`, a piece of its
+    tokens: Literal["content", "prompt", "completion", "all", "span", "generated"] = "content"
+    """Which tokens are counted; padding never is. content: the prompt's with a character of its messages' own texts.
+    prompt: all of the prompt's, those that the chat template writes too. completion: the answer and the token that ends
+    its turn. span: those with a character of the row's `span`, a piece of its
     text; of a row without one, none. generated: those of the model's own answer, counted while it decodes, but for the
     answer's last, which no forward pass reads."""
     max_new_tokens: Count = 64

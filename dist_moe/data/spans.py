@@ -1,12 +1,15 @@
-"""Where a row's `span`, a marked piece of its text, lies among its tokens."""
+"""From characters of a text to the tokens that have them."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
 from dist_moe.errors import UserError, shown
+
+Range = tuple[int, int]
 
 
 def untrimmed(backend: Tokenizer) -> Tokenizer:
@@ -22,36 +25,40 @@ def untrimmed(backend: Tokenizer) -> Tokenizer:
     return copy
 
 
-def span_tokens(
-    span: str, texts: Sequence[str], ids: Sequence[Sequence[int]], backend: Tokenizer, source: str
-) -> tuple[int, int]:
-    """The tokens that have a character of `span`, as a half-open range of the tokens of all texts together.
+def tokens_with(characters: Range, offsets: Sequence[Range]) -> Range:
+    """The tokens that have one of these characters, as a half-open range; empty where the tokenizer drops them all.
 
-    Args:
-        texts: parts of one text, which are tokenised apart; the span may reach over their boundaries.
-        ids: the tokens of each part.
-        backend: see `untrimmed`.
+    `offsets` are the tokens' characters, in the order of the text. A token that the tokenizer puts before a character,
+    as a dummy prefix, has that character's offsets, and so goes with it.
+    """
+    start, stop = characters
+    first = bisect_right(offsets, start, key=lambda offset: offset[1])
+    return first, max(first, bisect_left(offsets, stop, key=lambda offset: offset[0]))
+
+
+def joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
+    """The same positions as non-empty ranges that do not touch, in order."""
+    out: list[Range] = []
+    for start, stop in sorted(ranges):
+        if out and start <= out[-1][1]:
+            out[-1] = out[-1][0], max(stop, out[-1][1])
+        elif start < stop:
+            out.append((start, stop))
+    return tuple(out)
+
+
+def cut(ranges: Sequence[Range], first: int, stop: int) -> tuple[Range, ...]:
+    """What is left of ranges when only the positions from `first` up to `stop` are, counted from `first`."""
+    clipped = [(max(a, first) - first, min(b, stop) - first) for a, b in ranges]
+    return tuple((a, b) for a, b in clipped if a < b)
+
+
+def span_place(span: str, text: str, source: str) -> Range:
+    """The characters of a row's `span` in its text.
 
     Raises:
-        UserError: the span is not in the text exactly once, or no token has a character of it.
+        UserError: it is not there exactly once.
     """
-    start = _only_place(span, "".join(texts), source)
-    stop = start + len(span)
-    inside = []
-    at = num_before = 0
-    for text, its_ids in zip(texts, ids, strict=True):
-        encoding = backend.encode(text, add_special_tokens=False)
-        assert encoding.ids == list(its_ids)
-        offsets = ((at + first, at + last) for first, last in encoding.offsets)
-        inside += [num_before + i for i, (first, last) in enumerate(offsets) if first < stop and start < last]
-        at += len(text)
-        num_before += len(its_ids)
-    if not inside:
-        raise UserError(f"{source}: `span` {shown(span)} has no token: the tokenizer drops all its characters")
-    return min(inside), max(inside) + 1
-
-
-def _only_place(span: str, text: str, source: str) -> int:
     start = text.find(span)
     if start < 0:
         raise UserError(
@@ -63,4 +70,4 @@ def _only_place(span: str, text: str, source: str) -> int:
             f"{source}: `span` {shown(span)} is more than once in this row, as the chat template writes it: "
             "make it longer, until it is there only once"
         )
-    return start
+    return start, start + len(span)

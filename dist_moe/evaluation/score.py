@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig
 
+from dist_moe.analysis.generate import Sampling, write_answers
 from dist_moe.data.batches import micro_batches
 from dist_moe.data.tokens import Encoded, collate, collate_prompts
 from dist_moe.moe.model import MoEModel
@@ -40,16 +40,12 @@ def score_rows(
 
     `refusals` are the lower-case beginnings that count as a refusal; `progress` is told the rows done each time.
     """
-    generation = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=list(eos_ids) or None
-    )
+    greedy = Sampling(max_new_tokens=max_new_tokens, temperature=0, seed=0, eos_ids=tuple(eos_ids))
     scores = []
     for indices in micro_batches(range(len(rows)), micro_batch_size):
         chosen = [rows[i] for i in indices]
         losses, numbers = _response_losses(model, chosen, pad_id)
-        for answer, loss, number in zip(
-            _answers(model, chosen, generation, pad_id, decode), losses, numbers, strict=True
-        ):
+        for answer, loss, number in zip(_answers(model, chosen, greedy, pad_id, decode), losses, numbers, strict=True):
             refused = answer.strip().lower().startswith(tuple(refusals))
             scores.append(RowScore(loss, number, answer, refused))
         progress(len(chosen))
@@ -68,18 +64,9 @@ def _response_losses(model: MoEModel, rows: Sequence[Encoded], pad_id: int) -> t
     return sums.tolist(), torch.bincount(row_n, minlength=len(rows)).tolist()
 
 
-@torch.no_grad()
 def _answers(
-    model: MoEModel,
-    rows: Sequence[Encoded],
-    generation: GenerationConfig,
-    pad_id: int,
-    decode: Callable[[list[int]], str],
+    model: MoEModel, rows: Sequence[Encoded], greedy: Sampling, pad_id: int, decode: Callable[[list[int]], str]
 ) -> list[str]:
-    """Greedy answers."""
     device = model.layers[0].comm.device
-    input_ids, live = collate_prompts(rows, pad_id)
-    out = model.module.generate(  # type: ignore[operator]  # mypy sees nn.Module's __getattr__
-        input_ids.to(device), attention_mask=live.long().to(device), generation_config=generation
-    )
-    return [decode(ids) for ids in out[:, input_ids.shape[1] :].tolist()]
+    input_ids, is_prompt = (tensor.to(device) for tensor in collate_prompts(rows, pad_id))
+    return [decode(ids) for ids in write_answers(model, input_ids, is_prompt, is_prompt, greedy, pad_id)]

@@ -13,6 +13,7 @@ def require_same_origin(
     model_hash: str | None = None,
     tokenizer_hash: str | None = None,
     data_hash: str | None = None,
+    tokens_hash: str | None = None,
     batch_ids: Sequence[str] | None = None,
 ) -> None:
     """Refuse a store that was made from something else than what this run has.
@@ -22,6 +23,7 @@ def require_same_origin(
         model_hash: this run's; likewise the others. None: this run has no such thing to compare.
         tokenizer_hash: see model_hash.
         data_hash: see model_hash.
+        tokens_hash: see model_hash. A store of a version that kept none is refused.
         batch_ids: this run's batches in their order.
 
     Raises:
@@ -31,9 +33,10 @@ def require_same_origin(
         ("model", model_hash, "model.path"),
         ("tokenizer", tokenizer_hash, "model.path or data.chat_template"),
         ("data", data_hash, "data.paths"),
+        ("tokens", tokens_hash, "data.chat_template, data.template_date and data.max_length"),
     )
     for what, here, key in given:
-        stored = store.provenance[f"{what}_hash"]
+        stored = store.provenance.get(f"{what}_hash", "not kept")
         if here is not None and here != stored:
             raise UserError(
                 f"{store.path} was made from other {what}: hash {stored[:12]} there, {here[:12]} in this run; "

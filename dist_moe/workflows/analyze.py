@@ -40,7 +40,7 @@ from dist_moe.risk.rules import require_experts
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
 from dist_moe.store.arrays import attributes
 from dist_moe.workflows.console import Say, console
-from dist_moe.workflows.inputs import Inputs, read_inputs, stop_ids
+from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.run_dir import RunDir, require_absent
 
 
@@ -58,8 +58,8 @@ def analyze(config: Config, comm: Comm) -> None:
         inputs = read_inputs(config, say)
         same |= inputs.facts
         outline = empty_model(config.model.path)
-        tokens, labels = _tokens(config, inputs, outline), _labels(inputs)
-        plan = _store_plan(config, inputs, outline, labels)
+        tokens, labels = _tokens(config, inputs), _labels(inputs)
+        plan = _store_plan(config, inputs, tokens, outline, labels)
         parts = CountedParts(run.analysis, _count_facts(config, inputs, tokens), labels, inputs.rows)
     _count(config, inputs, parts, tokens, mesh)
     missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
@@ -142,7 +142,13 @@ def _publish(config: Config, unfinished: Path, labels: LabelledBatches, say: Say
     say(f"Masks: {run.masks}")
 
 
-def _store_plan(config: Config, inputs: Inputs, outline: PreTrainedModel, labels: LabelledBatches) -> StorePlan:
+def _store_plan(
+    config: Config,
+    inputs: Inputs,
+    tokens: CountedTokens | Sampling,
+    outline: PreTrainedModel,
+    labels: LabelledBatches,
+) -> StorePlan:
     """What the store will hold, before anything is counted."""
     plan, shape = inputs.plan, moe_shape(outline, find_moe_layers(outline))
     rule = selection_rule(config.analysis)
@@ -162,7 +168,7 @@ def _store_plan(config: Config, inputs: Inputs, outline: PreTrainedModel, labels
         rule=rule,
         counted_tokens=config.analysis.tokens,
         layer_names=shape.layer_names,
-        provenance=_provenance(config, inputs),
+        provenance=_provenance(config, inputs, tokens),
         statistics=statistic_kinds(rule, config.analysis.statistics),
         tables=tables,
     )
@@ -179,7 +185,7 @@ def _labels(inputs: Inputs) -> LabelledBatches:
     )
 
 
-def _tokens(config: Config, inputs: Inputs, outline: PreTrainedModel) -> CountedTokens | Sampling:
+def _tokens(config: Config, inputs: Inputs) -> CountedTokens | Sampling:
     analysis = config.analysis
     if analysis.tokens != "generated":
         return analysis.tokens
@@ -187,7 +193,7 @@ def _tokens(config: Config, inputs: Inputs, outline: PreTrainedModel) -> Counted
         max_new_tokens=analysis.max_new_tokens,
         temperature=analysis.temperature,
         seed=config.seed,
-        eos_ids=stop_ids(inputs, outline),
+        eos_ids=inputs.end_ids,
     )
 
 
@@ -197,19 +203,20 @@ def _count_facts(config: Config, inputs: Inputs, tokens: CountedTokens | Samplin
         "model_hash": inputs.model_hash,
         "dtype": config.model.dtype,
         "ep_size": config.analysis.ep_size,
-        "tokens": asdict(tokens) if isinstance(tokens, Sampling) else tokens,
+        "tokens": tokens.facts if isinstance(tokens, Sampling) else tokens,
         "micro_batch_tokens": config.analysis.micro_batch_tokens,
         "gates": config.analysis.gates,
         "gradients": config.analysis.rule == "gradient",
     }
 
 
-def _provenance(config: Config, inputs: Inputs) -> dict[str, Any]:
+def _provenance(config: Config, inputs: Inputs, tokens: CountedTokens | Sampling) -> dict[str, Any]:
     analysis = config.analysis
     facts: dict[str, Any] = {
         "model_hash": inputs.model_hash,
         "tokenizer_hash": inputs.tokenizer_hash,
         "data_hash": inputs.prompts.data_hash,
+        "tokens_hash": inputs.tokens_hash,
         "model_path": str(config.model.path),
         "data_paths": [str(path) for path in config.data.paths],
         "seed": config.seed,
@@ -217,6 +224,4 @@ def _provenance(config: Config, inputs: Inputs) -> dict[str, Any]:
         "safe_ratio": config.batches.safe_ratio,
         "statistics": asdict(analysis.statistics),
     }
-    if analysis.tokens == "generated":
-        facts |= {"max_new_tokens": analysis.max_new_tokens, "temperature": analysis.temperature}
-    return facts
+    return facts | (tokens.facts if isinstance(tokens, Sampling) else {})

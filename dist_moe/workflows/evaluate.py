@@ -18,7 +18,7 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.launch import local_device
 from dist_moe.training.save import load_experts, read_index
 from dist_moe.workflows.console import Say
-from dist_moe.workflows.inputs import Inputs, read_inputs, stop_ids
+from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.run_dir import trained_run
 
 
@@ -54,7 +54,7 @@ def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.Dat
             max_new_tokens=config.evaluation.max_new_tokens,
             micro_batch_size=config.evaluation.micro_batch_size,
             pad_id=inputs.pad_id,
-            eos_ids=stop_ids(inputs, model.module),
+            eos_ids=inputs.end_ids,
             progress=bar.update,
         )
     return score_frame(

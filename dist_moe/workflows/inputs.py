@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from hashlib import sha256
+from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from dist_moe.config.schema import Config
+from dist_moe.config.schema import Config, DataConfig
 from dist_moe.data.batches import BatchPlan, describe, plan_batches
+from dist_moe.data.encode import EncodedSet, Findings, encode, pad_token_id, tokenizer_hash
 from dist_moe.data.rows import PromptSet, read_prompts
-from dist_moe.data.tokens import Encoded, EncodedSet, Truncation, encode, pad_token_id, tokenizer_hash
-from dist_moe.errors import UserError
+from dist_moe.data.tokens import Encoded, tokens_hash
+from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.checkpoint import model_hash
 from dist_moe.moe.model import check_model_dir
+
+COPY_AGAIN = "copy or download the checkpoint again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,11 @@ class Inputs:
     encoded: EncodedSet
     plan: BatchPlan
     pad_id: int
+    end_ids: tuple[int, ...]
+    """With which the model ends an answer: the tokenizer's end, and those that the checkpoint's settings name."""
     model_hash: str
     tokenizer_hash: str
+    tokens_hash: str
 
     @property
     def facts(self) -> dict[str, object]:
@@ -37,7 +45,7 @@ class Inputs:
             "the data's hash": self.prompts.data_hash,
             "the model's hash": self.model_hash,
             "the tokenizer's hash": self.tokenizer_hash,
-            "the tokens' hash": sha256(repr(self.encoded.rows).encode()).hexdigest(),
+            "the tokens' hash": self.tokens_hash,
             "the batches' hash": sha256(" ".join(batch.id for batch in self.plan.batches).encode()).hexdigest(),
         }
 
@@ -48,43 +56,127 @@ class Inputs:
 
 def read_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
     """Read and check everything but the weights; tells what a user should know of the data."""
-    check_model_dir(config.model.path)
-    prompts = read_prompts(config.data.paths, config.data.refusal)
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True, trust_remote_code=False)
-    template = None
-    if config.data.chat_template is not None:
-        if not config.data.chat_template.is_file():
-            raise UserError(f"data.chat_template: no file {config.data.chat_template}")
-        template = config.data.chat_template.read_text()
-    encoded = encode(prompts.prompts, tokenizer, config.data.max_length, template)
+    path, data = config.model.path, config.data
+    check_model_dir(path)
+    today, template = _template_date(data), _chat_template(data)
+    prompts = read_prompts(data.paths, data.refusal)
+    tokenizer = read_tokenizer(path)
+    with refused_by_library(f"{path / 'config.json'} cannot be read", COPY_AGAIN):
+        model = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    end_ids = _end_ids(path, model, tokenizer)
+    encoded = encode(prompts.prompts, tokenizer, data.max_length, template, today=today, end_ids=end_ids)
+    num_ids = model.get_text_config().vocab_size
+    _check_ids(prompts, encoded, tokenizer, path, num_ids)
     plan = plan_batches(prompts.prompts, config.batches.batch_size, config.batches.safe_ratio, config.seed)
-    for line in (*prompts.notes, *_cuts(encoded.truncation), *describe(plan)):
+    for line in (*prompts.notes, *_lengths(data, model), *_findings(encoded.findings, data), *describe(plan)):
         say(line)
+    pad_id = pad_token_id(tokenizer)
     return Inputs(
         tokenizer=tokenizer,
         prompts=prompts,
         encoded=encoded,
         plan=plan,
-        pad_id=pad_token_id(tokenizer),
-        model_hash=model_hash(config.model.path),
+        pad_id=pad_id if pad_id < num_ids else 0,
+        end_ids=end_ids,
+        model_hash=model_hash(path),
         tokenizer_hash=tokenizer_hash(tokenizer, template),
+        tokens_hash=tokens_hash(encoded.rows),
     )
 
 
-def _cuts(cut: Truncation) -> list[str]:
-    """What was cut to data.max_length; a cut response or span is data that was lost, so it is always said."""
-    lines = []
-    if cut.num_prompts_cut:
-        lines.append(f"rows whose prompt lost its start to data.max_length = {cut.max_length}: {cut.num_prompts_cut}")
-    if cut.num_responses_cut:
-        lines.append(f"rows whose response lost its end to data.max_length = {cut.max_length}: {cut.num_responses_cut}")
-    if cut.num_spans_cut:
-        lines.append(f"rows whose span lost tokens to data.max_length = {cut.max_length}: {cut.num_spans_cut}")
-    return lines
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory.
+
+    Raises:
+        UserError: it cannot be read, or the directory has none, of which transformers would make one of a few tokens.
+    """
+    advice = f"{COPY_AGAIN}, with its tokenizer files"
+    with refused_by_library(f"model.path: the tokenizer of {path} cannot be read", advice):
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    others = [name for kind, name in tokenizer.vocab_files_names.items() if kind != "tokenizer_file"]
+    files = ["tokenizer.json"], others
+    if not any(names and all((path / name).is_file() for name in names) for names in files):
+        raise UserError(f"model.path: {path} has no tokenizer: expected a tokenizer.json beside config.json; {advice}")
+    return tokenizer
 
 
-def stop_ids(inputs: Inputs, model: PreTrainedModel) -> tuple[int, ...]:
-    """Where an answer ends: the tokenizer's end, and those that the model's generation settings name."""
-    named = model.generation_config.eos_token_id
-    ids = {inputs.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
-    return tuple(sorted(ids - {None}))
+def _chat_template(data: DataConfig) -> str | None:
+    file = data.chat_template
+    if file is None:
+        return None
+    if not file.is_file():
+        raise UserError(f"data.chat_template: no file {file}")
+    with refused_by_library(f"data.chat_template: {file} cannot be read", "expected a Jinja file, UTF-8 text"):
+        return file.read_text(encoding="utf-8")
+
+
+def _template_date(data: DataConfig) -> date:
+    try:
+        return date.fromisoformat(data.template_date)
+    except ValueError as error:
+        raise UserError(
+            f"data.template_date is {shown(data.template_date)}: expected a day of the calendar, such as 2025-01-31"
+        ) from error
+
+
+def _end_ids(path: Path, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    with refused_by_library(f"{path / 'generation_config.json'} cannot be read", f"{COPY_AGAIN}, or remove the file"):
+        if (path / "generation_config.json").is_file():
+            settings = GenerationConfig.from_pretrained(path, local_files_only=True)
+        else:
+            settings = GenerationConfig.from_model_config(model)
+    named = settings.eos_token_id
+    ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    if not all(type(each) is int for each in ids):
+        raise UserError(f"{path}: eos_token_id is {shown(named)}: expected the number of a token, or a list of such")
+    return tuple(sorted(ids))
+
+
+def _check_ids(
+    prompts: PromptSet, encoded: EncodedSet, tokenizer: PreTrainedTokenizerBase, path: Path, num_ids: int
+) -> None:
+    """Refuse a token that the model has no embedding of."""
+    for prompt, row in zip(prompts.prompts, encoded.rows, strict=True):
+        largest = max(row.prompt_ids + row.response_ids + row.inference_ids)
+        if largest >= num_ids:
+            raise UserError(
+                f"{prompt.source}: the token {shown(tokenizer.convert_ids_to_tokens(largest))} has id {largest}, but "
+                f"the model has ids up to {num_ids - 1} (vocab_size): {path} holds the tokenizer of another model"
+            )
+
+
+def _lengths(data: DataConfig, model: PreTrainedConfig) -> list[str]:
+    limit = getattr(model.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or data.max_length <= limit:
+        return []
+    return [
+        f"data.max_length = {data.max_length} is above the model's max_position_embeddings = {limit}: "
+        "longer rows are at positions that the model does not know"
+    ]
+
+
+def _findings(found: Findings, data: DataConfig) -> list[str]:
+    """What was cut, which is data that was lost, and where rows are not as a user may think; each once."""
+    lines = [
+        (found.prompts_cut, f"whose prompt lost its start to data.max_length = {found.max_length}"),
+        (found.responses_cut, f"whose response lost its end to data.max_length = {found.max_length}"),
+        (found.spans_cut, f"whose span lost tokens to data.max_length = {found.max_length}"),
+        (
+            found.straddling,
+            "in which one token has the end of the prompt and the start of the answer: it is the answer's",
+        ),
+        (
+            found.other_prompts,
+            "whose prompt has other tokens before the answer than alone, as inference feeds it; in the first, "
+            f"{found.other_prompt}",
+        ),
+        (found.changed, "whose answer the chat template changes: what it writes is trained"),
+        (found.endless, "without a token that ends the answer's turn: training does not teach the model to stop"),
+        (found.lost, "in which the chat template leaves out or changes a message: it does not count as content"),
+    ]
+    said = [f"rows {text}: {number}" for number, text in lines if number]
+    if found.date_asked:
+        said.append(f"The chat template asks for the date: it is told data.template_date = {data.template_date}")
+    if found.example is not None:
+        said.append(f"Trained is what is between >>> and <<<: {found.example}")
+    return said

@@ -68,6 +68,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
             model_hash=inputs.model_hash,
             tokenizer_hash=inputs.tokenizer_hash,
             data_hash=inputs.prompts.data_hash,
+            tokens_hash=inputs.tokens_hash,
             batch_ids=[batch.id for batch in inputs.plan.batches],
         )
         facts = resume_facts(config, inputs, store)

@@ -154,7 +154,15 @@ def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
     labels = ids_RS.masked_fill(~is_completion, IGNORED)
     everywhere = torch.ones_like(is_completion)
     return TokenBatch(
-        ids_RS, torch.ones_like(ids_RS), labels, is_completion, everywhere, is_unsafe=everywhere, in_span=everywhere
+        ids_RS,
+        torch.ones_like(ids_RS),
+        labels,
+        is_completion,
+        ~is_completion,
+        everywhere,
+        is_unsafe=everywhere,
+        in_content=everywhere,
+        in_span=everywhere,
     )
 
 

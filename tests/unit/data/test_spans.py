@@ -7,8 +7,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dist_moe.data.encode import encode
 from dist_moe.data.rows import Message, Prompt
-from dist_moe.data.tokens import Encoded, collate, encode
+from dist_moe.data.tokens import Encoded, collate
 from dist_moe.errors import UserError
 from tests.unit.data.conftest import TEMPLATE
 
@@ -168,7 +169,7 @@ def test_errors_name_the_line(tokenizer: PreTrainedTokenizerFast) -> None:
         encode([row("x" * 100, "ab", "cd")], tokenizer, 1024, None)
 
 
-# prompt "abcd|" and response "wxyz|", a token a letter
+# prompt "abcd<eos>" and response "wxyz<eos>", a token a letter
 @pytest.mark.parametrize(
     ("span", "max_length", "left", "num_cut"),
     [
@@ -176,9 +177,9 @@ def test_errors_name_the_line(tokenizer: PreTrainedTokenizerFast) -> None:
         ("bc", 9, (0, 2), 0),
         ("bc", 8, (0, 1), 1),
         ("bc", 7, None, 1),
-        ("d|wx", 6, (0, 3), 1),
-        ("d|wx", 3, (0, 3), 1),
-        ("d|wx", 2, (0, 2), 1),
+        ("d<eos>wx", 6, (0, 3), 1),
+        ("d<eos>wx", 3, (0, 3), 1),
+        ("d<eos>wx", 2, (0, 2), 1),
         ("yz", 6, (3, 5), 0),
         ("yz", 5, (3, 5), 0),
         ("yz", 4, (3, 4), 1),
@@ -188,10 +189,10 @@ def test_errors_name_the_line(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_truncation_moves_and_cuts_spans(
     tokenizer: PreTrainedTokenizerFast, span: str, max_length: int, left: tuple[int, int] | None, num_cut: int
 ) -> None:
-    template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+    template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
     encoded = encode([row(span, "abcd", "wxyz"), row(None)], tokenizer, max_length, template)
     assert encoded.rows[0].span == left
-    assert encoded.truncation.num_spans_cut == num_cut
+    assert encoded.findings.spans_cut == num_cut
     if left is not None:
         ids = encoded.rows[0].prompt_ids + encoded.rows[0].response_ids
         text = tokenizer.decode(list(ids[slice(*left)]))

@@ -7,9 +7,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from dist_moe.data.encode import encode, pad_token_id, tokenizer_hash
 from dist_moe.data.rows import Message, Prompt
-from dist_moe.data.tokens import Encoded, collate, encode, pad_token_id, tokenizer_hash
+from dist_moe.data.tokens import Encoded, collate
 from dist_moe.errors import UserError
+
+ENDED = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
 
 
 def prompt(response: str | None, text: str = "hi") -> Prompt:
@@ -24,57 +27,44 @@ def texts(tokenizer: PreTrainedTokenizerFast, row: Encoded) -> tuple[str, str]:
 
 
 def test_rows_are_rendered_by_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoded = encode([prompt("no"), prompt(None)], tokenizer, 1024, None)
+    encoded = encode([prompt("yes"), prompt(None)], tokenizer, 1024, None)
     assert [texts(tokenizer, row) for row in encoded.rows] == [
-        ("<bos><|system|>S<eos><|user|>hi<eos><|assistant|>", "no<eos>"),
+        ("<bos><|system|>S<eos><|user|>hi<eos><|assistant|>", "yes<eos>"),
         ("<bos><|system|>S<eos><|user|>hi<eos><|assistant|>", ""),
     ]
     assert encoded.rows[0].prompt_ids[0] == tokenizer.bos_token_id
     assert tokenizer.bos_token_id not in encoded.rows[0].prompt_ids[1:]
     assert encoded.rows[0].response_ids[-1] == tokenizer.eos_token_id
-    assert (encoded.truncation.num_prompts_cut, encoded.truncation.num_responses_cut) == (0, 0)
+    assert (encoded.findings.prompts_cut, encoded.findings.responses_cut) == (0, 0)
 
 
 def test_no_rows(tokenizer: PreTrainedTokenizerFast) -> None:
     assert encode([], tokenizer, 1024, None).rows == ()
 
 
-def test_the_boundary_is_that_of_inference(tokenizer: PreTrainedTokenizerFast) -> None:
-    (row,) = encode([prompt("no")], tokenizer, 1024, None).rows
-    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "hi"}]
-    assert list(row.prompt_ids) == tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False
-    )
-    together = tokenizer("".join(texts(tokenizer, row)), add_special_tokens=False)["input_ids"]
-    assert tokenizer.vocab[">n"] in together  # in one piece the boundary would vanish inside a token
-    assert tokenizer.vocab[">n"] not in row.prompt_ids + row.response_ids
-
-
 def test_another_template_replaces_the_tokenizers_own(tokenizer: PreTrainedTokenizerFast) -> None:
-    template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
-    (row,) = encode([prompt("no")], tokenizer, 1024, template).rows
-    assert texts(tokenizer, row) == ("S|hi|", "no|")
+    (row,) = encode([prompt("no")], tokenizer, 1024, ENDED).rows
+    assert texts(tokenizer, row) == ("S<eos>hi<eos>", "no<eos>")
 
 
-# the prompt "S|hi|" is 5 tokens, the response "answer|" 7
+# the prompt "S<eos>hi<eos>" is 5 tokens, the response "answer<eos>" 7
 @pytest.mark.parametrize(
     ("max_length", "before", "after", "cut"),
     [
-        (12, "S|hi|", "answer|", (0, 0)),
-        (11, "|hi|", "answer|", (1, 0)),
-        (8, "|", "answer|", (1, 0)),
-        (7, "|", "answer", (1, 1)),
-        (4, "|", "ans", (1, 1)),
+        (12, "S<eos>hi<eos>", "answer<eos>", (0, 0)),
+        (11, "<eos>hi<eos>", "answer<eos>", (1, 0)),
+        (8, "<eos>", "answer<eos>", (1, 0)),
+        (7, "<eos>", "answer", (1, 1)),
+        (4, "<eos>", "ans", (1, 1)),
     ],
 )
 def test_the_prompts_start_is_cut_before_the_responses_end(
     tokenizer: PreTrainedTokenizerFast, max_length: int, before: str, after: str, cut: tuple[int, int]
 ) -> None:
-    template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
-    encoded = encode([prompt("answer")], tokenizer, max_length, template)
+    encoded = encode([prompt("answer")], tokenizer, max_length, ENDED)
     assert texts(tokenizer, encoded.rows[0]) == (before, after)
-    assert (encoded.truncation.num_prompts_cut, encoded.truncation.num_responses_cut) == cut
-    assert encoded.truncation.max_length == max_length
+    assert (encoded.findings.prompts_cut, encoded.findings.responses_cut) == cut
+    assert encoded.findings.max_length == max_length
 
 
 def test_a_long_prompt_without_response_is_cut_and_counted(
@@ -84,7 +74,7 @@ def test_a_long_prompt_without_response_is_cut_and_counted(
     encoded = encode([prompt(None, text="x" * 50), prompt(None)], tokenizer, 40, "{{ messages[1]['content'] }}")
     logging.getLogger("transformers").removeHandler(caplog.handler)
     assert [len(row.prompt_ids) for row in encoded.rows] == [40, 2]
-    assert encoded.truncation.num_prompts_cut == 1
+    assert encoded.findings.prompts_cut == 1
     assert caplog.text == ""  # nothing about the model's length of 32 tokens
 
 
@@ -93,12 +83,14 @@ def test_a_long_prompt_without_response_is_cut_and_counted(
     [
         (
             "{{ 'a' if add_generation_prompt else 'b' }}{{ messages | length }}",
-            "does not continue its text for generation",
+            "the chat template does not write the answer",
         ),
-        ("{{ messages[0]['content'] }}", "does not continue its text for generation"),
-        ("{{ raise_exception('No system role') }}", "the chat template does not take this row: No system role"),
-        ("{% if %}", "the chat template does not take this row: "),
-        ("{% if messages | length == 3 %}x{% endif %}", "renders this prompt to no token"),
+        ("{{ messages[0]['content'] }}", "the chat template does not write the answer"),
+        (
+            "{{ raise_exception('No system role') }}",
+            "the chat template does not take this row (TemplateError: No system role)",
+        ),
+        ("{% if messages | length == 3 %}{{ messages[2]['content'] }}{% endif %}", "renders this prompt to no token"),
     ],
 )
 def test_templates_that_cannot_be_used(tokenizer: PreTrainedTokenizerFast, template: str, message: str) -> None:

@@ -37,6 +37,7 @@ PROVENANCE = {
     "model_hash": "a1" * 32,
     "tokenizer_hash": "b2" * 32,
     "data_hash": "c3" * 32,
+    "tokens_hash": "d4" * 32,
     "seed": 7,
     "batches": {"batch_size": 2, "safe_ratio": 0.5},
 }

@@ -1,10 +1,10 @@
 import pytest
 
 from dist_moe.errors import UserError
-from dist_moe.store import MaskStore, require_same_origin
-from tests.unit.store.example import BATCH_IDS, PROVENANCE, write_example
+from dist_moe.store import MaskStore, require_same_origin, write_store
+from tests.unit.store.example import BATCH_IDS, PROVENANCE, example_contents, write_example
 
-HASHES = {name: PROVENANCE[name] for name in ("model_hash", "tokenizer_hash", "data_hash")}
+HASHES = {name: PROVENANCE[name] for name in ("model_hash", "tokenizer_hash", "data_hash", "tokens_hash")}
 
 
 @pytest.fixture
@@ -28,15 +28,26 @@ def test_what_a_run_does_not_have_is_not_compared(store):
         ("model", "a1" * 6, "set model.path to"),
         ("tokenizer", "b2" * 6, "set model.path or data.chat_template to"),
         ("data", "c3" * 6, "set data.paths to"),
+        ("tokens", "d4" * 6, "set data.chat_template, data.template_date and data.max_length to"),
     ],
 )
-def test_what_differs_is_named(store, what, stored, todo):
+def test_what_differs_in_provenance_is_named(store, what, stored, todo):
     with pytest.raises(UserError) as error:
         require_same_origin(store, **HASHES | {f"{what}_hash": "0123456789abcdef"}, batch_ids=BATCH_IDS)
     assert str(error.value) == (
         f"{store.path} was made from other {what}: hash {stored} there, 0123456789ab in this run; {todo} what the "
         "masks were made from, or run the analysis again"
     )
+
+
+def test_provenance_of_a_version_that_kept_no_tokens_is_refused(tmp_path):
+    kept = {name: value for name, value in PROVENANCE.items() if name != "tokens_hash"}
+    path = tmp_path / "masks.zarr"
+    write_store(path, *example_contents().changed(provenance=kept))
+    with pytest.raises(
+        UserError, match=r"other tokens: hash not kept there, d4d4d4d4d4d4 in this run.* run the analysis"
+    ):
+        require_same_origin(MaskStore.open(path), **HASHES)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,245 @@
+"""From prompts to token ids, as inference makes them, and what of a row is trained.
+
+A row's whole text, with the answer, is tokenised once, and cut where the answer begins: a token with a character of the
+answer is the answer's. Trained are these tokens and the next special one, which ends the turn. What the template writes
+before the answer is prompt; what it writes between the two is read but not trained; what comes after is left out.
+docs/design.md says why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
+
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from dist_moe.data.places import Rendered, num_common, rendered
+from dist_moe.data.rows import Prompt
+from dist_moe.data.spans import cut, joined, span_place, tokens_with, untrimmed
+from dist_moe.data.template import DAY, ChatTemplate, template_text
+from dist_moe.data.tokens import Encoded
+from dist_moe.errors import UserError, refused_by_library, shown
+
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What encoding found out, in numbers of rows."""
+
+    max_length: int
+    prompts_cut: int
+    """Of more than `max_length` tokens: they lost the start of the prompt."""
+    responses_cut: int
+    """They lost the end of the response."""
+    spans_cut: int
+    """They lost tokens of their span."""
+    straddling: int
+    """A token has characters both of the answer and of what stands before it."""
+    other_prompts: int
+    """Without such a token: the prompt's tokens are others than those of the prompt alone, which inference feeds."""
+    changed: int
+    """The template writes another answer than the row gives."""
+    endless: int
+    """No token ends the answer's turn."""
+    lost: int
+    """The template leaves out a message, or changes it: it is no content."""
+    date_asked: bool
+    """The template has asked for the date."""
+    other_prompt: str | None
+    """Of the first such row: what the template writes before the answer, and what where the model is to answer."""
+    example: str | None
+    """The first row with a response, its trained part between >>> and <<<."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSet:
+    """Rows in the order of the prompts."""
+
+    rows: tuple[Encoded, ...]
+    findings: Findings
+
+
+def encode(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    chat_template: str | None = None,
+    *,
+    today: date = DAY,
+    end_ids: Collection[int] = (),
+) -> EncodedSet:
+    """Token ids of each prompt and response, at most `max_length` together.
+
+    A longer row first loses the start of its prompt, down to one token, then the end of its response. `end_ids` are
+    what the model may end an answer with, beside the tokenizer's special tokens; `today` is the template's date.
+
+    Raises:
+        UserError: there is no chat template, it refuses a row or does not write its answer, the tokenizer refuses it,
+            or a row's span is not in its text exactly once.
+    """
+    template = ChatTemplate(tokenizer, chat_template, today)
+    encoder = _Encoder(tokenizer, max_length, end_ids)
+    rows: list[Encoded] = []
+    for start in range(0, len(prompts), ROWS_AT_ONCE):
+        chosen = prompts[start : start + ROWS_AT_ONCE]
+        rows += encoder.rows(chosen, [rendered(prompt, template) for prompt in chosen])
+    names = ("prompts_cut", "responses_cut", "spans_cut", "straddling", "other_prompts", "changed", "endless", "lost")
+    findings = Findings(
+        max_length=max_length,
+        date_asked=template.date_asked,
+        other_prompt=encoder.other_prompt,
+        example=encoder.example,
+        **{name: encoder.numbers[name] for name in names},
+    )
+    return EncodedSet(tuple(rows), findings)
+
+
+class _Encoder:
+    """One tokenizer, and what it has found so far."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, end_ids: Collection[int]) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.backend = untrimmed(_backend(tokenizer))
+        added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.ends = ({*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id}) | set(end_ids)
+        self.numbers: Counter[str] = Counter()
+        self.other_prompt: str | None = None
+        self.example: str | None = None
+
+    def rows(self, prompts: Sequence[Prompt], texts: Sequence[Rendered]) -> list[Encoded]:
+        with refused_by_library(
+            f"{self.tokenizer.name_or_path}: the tokenizer does not take the text of the rows",
+            "copy the checkpoint's tokenizer files again, or take another tokenizer.json",
+        ):
+            whole = self.backend.encode_batch([text.text for text in texts], add_special_tokens=False)
+            alone = self.backend.encode_batch([text.asked for text in texts], add_special_tokens=False)
+        return [
+            self._row(prompt, text, encoding, of_prompt.ids)
+            for prompt, text, encoding, of_prompt in zip(prompts, texts, whole, alone, strict=True)
+        ]
+
+    def _row(self, prompt: Prompt, text: Rendered, encoding: Encoding, alone_ids: list[int]) -> Encoded:
+        ids, offsets = encoding.ids, encoding.offsets
+        first = last = end = len(ids)
+        if text.answer is not None:
+            first, last, end = self._answer(text.answer, ids, offsets)
+            if first == last:
+                raise UserError(f"{prompt.source}: the response has no token: the tokenizer drops all its characters")
+            self._note(prompt, text, ids, offsets, alone_ids, (first, last, end))
+        if not first or not alone_ids:
+            raise UserError(
+                f"{prompt.source}: the chat template renders this prompt to no token; see data.chat_template"
+            )
+        self.numbers["lost"] += text.num_lost > 0
+        num_kept = max(1, min(first, self.max_length - (end - first)))
+        start, stop = first - num_kept, first - num_kept + min(end - first + num_kept, self.max_length)
+        self.numbers["prompts_cut"] += start > 0
+        self.numbers["responses_cut"] += stop < end
+        content = [tokens_with(message, offsets) for message in text.messages]
+        kept, fed = tuple(ids[start:first]), tuple(alone_ids[-self.max_length :])
+        return Encoded(
+            kept,
+            tuple(ids[first:stop]),
+            prompt.unsafe,
+            span=self._span(prompt, text.text[: offsets[end - 1][1]], offsets, (start, stop)),
+            content=cut(joined([(a, min(b, first)) for a, b in content]), start, stop),
+            gap=next(iter(cut([(last, end - 1)], start, stop)), None),
+            alone_ids=None if fed == kept else fed,
+        )
+
+    def _answer(
+        self, answer: tuple[int, int], ids: Sequence[int], offsets: Sequence[tuple[int, int]]
+    ) -> tuple[int, int, int]:
+        """Where the answer's tokens begin and stop, and where its turn does."""
+        first, last = tokens_with(answer, offsets)
+        if first < last and offsets[first][0] < answer[0] and ids[first] in self.ends:
+            first += 1  # a special token that swallows blanks after it is the template's all the same
+        if first < last and offsets[last - 1][1] > answer[1] and ids[last - 1] in self.ends:
+            return first, last - 1, last  # and so is one that swallows blanks before it
+        end = next((i + 1 for i in range(last, len(ids)) if ids[i] in self.ends), last)
+        self.numbers["endless"] += end == last
+        return first, last, end
+
+    def _span(
+        self, prompt: Prompt, text: str, offsets: Sequence[tuple[int, int]], kept: tuple[int, int]
+    ) -> tuple[int, int] | None:
+        if prompt.span is None:
+            return None
+        start, stop = tokens_with(span_place(prompt.span, text, prompt.source), offsets)
+        if start == stop:
+            raise UserError(
+                f"{prompt.source}: `span` {shown(prompt.span)} has no token: the tokenizer drops all its characters"
+            )
+        left = cut([(start, stop)], *kept)
+        self.numbers["spans_cut"] += left != ((start - kept[0], stop - kept[0]),)
+        return left[0] if left else None
+
+    def _note(
+        self,
+        prompt: Prompt,
+        text: Rendered,
+        ids: list[int],
+        offsets: Sequence[tuple[int, int]],
+        alone_ids: list[int],
+        places: tuple[int, int, int],
+    ) -> None:
+        """What a user should know of a row with an answer."""
+        assert text.answer is not None
+        first, last, end = places
+        straddles = first < len(ids) and offsets[first][0] < text.answer[0]
+        self.numbers["straddling"] += straddles
+        self.numbers["changed"] += text.is_changed
+        if not straddles and ids[:first] != alone_ids:
+            self.numbers["other_prompts"] += 1
+            if self.other_prompt is None:
+                self.other_prompt = _difference(text.text[: text.answer[0]], text.asked)
+        if self.example is None:
+            before, answer, between, turn_end, after = (
+                str(self.tokenizer.decode(part))
+                for part in (
+                    ids[:first],
+                    ids[first:last],
+                    ids[last : end - 1],
+                    ids[max(end - 1, last) : end],
+                    ids[end:],
+                )
+            )
+            if len(answer) > 80:
+                answer = f"{answer[:50]} ... {answer[-20:]}"
+            rest = f"{between}>>>{turn_end}<<<{after}" if between else ""
+            trained = f">>>{answer}<<<{rest}" if between else f">>>{answer}{turn_end}<<<{after}"
+            line = repr(f"{before[-60:]}{trained[:240]}")[1:-1]
+            self.example = f"{prompt.source}: {'...' if len(before) > 60 else ''}{line}"
+
+
+def _difference(before: str, asked: str) -> str:
+    """Two texts behind what they have in common."""
+    same = num_common(before, asked)
+    return f"{shown(before[same:])} in the place of {shown(asked[same:])}"
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's padding id, else its end-of-sequence id, else 0: no result depends on it."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> str:
+    """sha256 of the fast tokenizer's serialised backend, its special tokens and the chat template in use.
+
+    Padding and truncation are left out: they are settings of the last call, not of the tokenizer.
+    """
+    backend = json.loads(_backend(tokenizer).to_str()) | {"padding": None, "truncation": None}
+    state = [backend, tokenizer.special_tokens_map, template_text(tokenizer, chat_template)]
+    return sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    if not tokenizer.is_fast:
+        raise UserError(f"{tokenizer.name_or_path}: no fast tokenizer; model.path needs a tokenizer.json")
+    return tokenizer.backend_tokenizer

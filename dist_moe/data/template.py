@@ -1,0 +1,84 @@
+"""A chat template as transformers renders it, but for its clock, which stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime, time
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from dist_moe.data.rows import Message
+from dist_moe.errors import UserError, refused_by_library
+
+DAY = date(2025, 1, 1)
+"""What a template takes for today where nobody says otherwise."""
+MARK = "\ue0f0{}\ue0f1"
+"""Stands for the text of a message, by its number; private characters, which no template treats."""
+
+
+class ChatTemplate:
+    """The template in use, the tokenizer's own or `text`; `today` is what `strftime_now` tells it.
+
+    Raises:
+        UserError: there is none, or it is no Jinja.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str | None = None, today: date = DAY) -> None:
+        self.tokenizer, self.text = tokenizer, template_text(tokenizer, text)
+        self.date_asked = False
+        self._marked: dict[tuple[tuple[str, ...], bool], str] = {}
+        self._noon = datetime.combine(today, time(12))
+        with refused_by_library(
+            f"{_place(tokenizer)}: the chat template is no Jinja", "correct it, or name another in data.chat_template"
+        ):
+            compiled = _compile_jinja_template(self.text)
+        compiled.globals["strftime_now"] = self._now  # transformers keeps what it has compiled, and renders that
+
+    def render(self, messages: Sequence[Message], source: str, *, to_answer: bool) -> str:
+        """The text of a conversation; with `to_answer` up to where the model starts to answer.
+
+        Raises:
+            UserError: names `source`; the template has refused the conversation, or has failed.
+        """
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        with refused_by_library(
+            f"{source}: the chat template does not take this row",
+            "change the row, or the template (the tokenizer's own, or data.chat_template)",
+        ):
+            text = self.tokenizer.apply_chat_template(
+                turns, chat_template=self.text, tokenize=False, add_generation_prompt=to_answer
+            )
+        assert isinstance(text, str)  # tokenize=False
+        return text
+
+    def marked(self, messages: Sequence[Message], source: str, *, to_answer: bool) -> str:
+        """As `render`, with a `MARK` in the place of each message's text; one for each sequence of roles."""
+        roles = tuple(message.role for message in messages)
+        if (roles, to_answer) not in self._marked:
+            marks = [Message(role, MARK.format(number)) for number, role in enumerate(roles)]
+            self._marked[roles, to_answer] = self.render(marks, source, to_answer=to_answer)
+        return self._marked[roles, to_answer]
+
+    def _now(self, form: str) -> str:
+        self.date_asked = True
+        return self._noon.strftime(form)
+
+
+def template_text(tokenizer: PreTrainedTokenizerBase, text: str | None) -> str:
+    """The Jinja text in use.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return tokenizer.get_chat_template(text)
+    except ValueError as error:
+        raise UserError(
+            f"{_place(tokenizer)}: the tokenizer has no chat template (or no default one); "
+            "name a Jinja file in data.chat_template"
+        ) from error
+
+
+def _place(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.name_or_path)
