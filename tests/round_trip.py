@@ -33,6 +33,15 @@ def plain(path: Path):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
+def loading_info(path: Path) -> dict:
+    """What plain transformers says while it loads; nothing is missing or of another shape."""
+    info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)[1]
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert not info["error_msgs"]
+    return info
+
+
 def train(model: MoEModel, folder: Path) -> np.ndarray:
     """New weights for the two most used experts of the first and last layer, saved as a run does; the union [L, E]."""
     union_LE = np.zeros((model.shape.num_layers, E), bool)
@@ -70,6 +79,8 @@ def round_trip(base: Path, tmp_path: Path) -> None:
     layout = HubLayout(base, tensors)
     export_checkpoint(base, trained_changes(layout, tensors, tmp_path / "experts"), out, "card")
     torch.testing.assert_close(logits(plain(out)), after, rtol=0, atol=1e-5)
+    # a part that the class has no place for (vision, audio) is as unexpected as in the base
+    assert loading_info(out) == loading_info(base)
     seen = verify_checkpoint(base, out, union_LE)
     assert seen.violations == []
     assert seen.changed_experts == set(map(tuple, np.argwhere(union_LE).tolist()))

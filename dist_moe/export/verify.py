@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dist_moe.errors import refused_by_library
 from dist_moe.export.changes import row_of
-from dist_moe.export.export import BASE_CARD, CARD, other_files
+from dist_moe.export.export import BASE_CARD, CARD, other_files, unread_weights
 from dist_moe.files import hash_file
-from dist_moe.moe.checkpoint import StoredTensor, read_tensors, shard_files
+from dist_moe.moe.checkpoint import AGAIN, StoredTensor, as_tensor, read_tensors, weight_files
 from dist_moe.moe.hub import HubLayout, HubTensor
+from dist_moe.moe.misfits import finite
 from dist_moe.risk.names import expert_name
 
 BLOCK = 1 << 26
@@ -31,6 +33,8 @@ class Verification:
     """(layer, expert), inside the union or not."""
     violations: list[str] = field(default_factory=list)
     """One line for each difference outside the union."""
+    unread: list[str] = field(default_factory=list)
+    """Files of weights in the compared directory that transformers does not read, so they were not compared."""
 
     def expert_lines(self) -> list[str]:
         """The changed experts by name, one line a layer."""
@@ -41,12 +45,14 @@ class Verification:
 def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verification:
     """Compare two model directories; `union_LE` bool [L, E] says which experts' tensors may differ.
 
-    Tensors are compared as a stream of bytes. All other files that act on the model must be equal too: a configuration,
-    a tokenizer or a shard more or less changes behaviour. Model cards may differ.
+    What `from_pretrained` reads of the one is compared with what it reads of the other: tensors as a stream of bytes,
+    and all other files that act on the model, as a configuration or a tokenizer more or less changes behaviour. Index
+    and names of the shards must be the same too. Model cards may differ.
     """
     old, new = read_tensors(base), read_tensors(out)
     layout = HubLayout(base, old)
     result = Verification(num_tensors=len(old), num_bytes=sum(t.stop - t.start for t in old.values()))
+    result.unread = unread_weights(out)
     result.violations += _file_differences(base, out)
     result.violations += [f"{name}: in the base, but not in {out}" for name in sorted(old.keys() - new.keys())]
     result.violations += [f"{name}: in {out}, but not in the base" for name in sorted(new.keys() - old.keys())]
@@ -65,9 +71,13 @@ def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verificati
                 result.violations.append(f"{name} row {row}: changed, but it is not an expert's")
                 continue
             result.changed_experts.add((hub.layer, expert))
+            label = expert_name(hub.layer, expert)
             if not union_LE[hub.layer, expert]:
-                label = expert_name(hub.layer, expert)
                 result.violations.append(f"{name} row {row}: changed, but {label} is not in the union")
+                continue
+            of_expert = after if hub.expert is not None else row_of(after, hub.row(expert))
+            if not finite(as_tensor(of_expert.bytes(), after.dtype)):
+                result.violations.append(f"{name} row {row}: {label} has a value that is NaN or infinite")
     return result
 
 
@@ -101,12 +111,16 @@ def _file_differences(base: Path, out: Path) -> list[str]:
     old, new = _compared_files(base), _compared_files(out)
     lines = [f"{name}: in the base, but not in {out}" for name in sorted(old - new)]
     lines += [f"{name}: in {out}, but not in the base" for name in sorted(new - old)]
-    shards = {file.name for file in shard_files(base)}
-    changed = (name for name in sorted(old & new - shards) if hash_file(base / name) != hash_file(out / name))
+    changed = (name for name in sorted(old & new - {*weight_files(base).shards}) if _differ(base / name, out / name))
     return lines + [f"{name}: changed, but it is not an expert's" for name in changed]
 
 
+def _differ(before: Path, after: Path) -> bool:
+    with refused_by_library(f"{after}: cannot be compared with {before}", AGAIN, (OSError,)):
+        return hash_file(before) != hash_file(after)
+
+
 def _compared_files(path: Path) -> set[str]:
-    """Shards and all other files of a model directory that act on the model: not its cards, not hidden ones."""
-    names = {*other_files(path), *(file.name for file in shard_files(path))} - {CARD, BASE_CARD}
+    """Weights and all other files of a model directory that act on the model: not its cards, not hidden ones."""
+    names = {*other_files(path), *weight_files(path).names} - {CARD, BASE_CARD}
     return {name for name in names if not name.startswith(".")}

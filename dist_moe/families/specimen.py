@@ -70,8 +70,11 @@ class Specimen:
         return path
 
     def reloaded(self, path: Path) -> PreTrainedModel:
-        """A checkpoint as plain transformers loads it."""
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype)
+        """A checkpoint as plain transformers loads it, for which every tensor must be a weight, and the reverse."""
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype, output_loading_info=True)
+        model: PreTrainedModel = loaded[0]
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            require(not loaded[1][what], f"{path.name} as from_pretrained reads it: {what} {list(loaded[1][what])[:3]}")
         return model
 
     def once(self, function: Callable[[Specimen], T]) -> T:

@@ -1,6 +1,10 @@
-"""A Hugging Face checkpoint as bytes: which tensor lies where in which safetensors file.
+"""A Hugging Face checkpoint as bytes: which files are its weights, and which tensor lies where in them.
 
-Export patches and verify compares these bytes, so neither ever holds a model, and what is not touched keeps every bit,
+What `transformers.AutoModelForCausalLM.from_pretrained` reads is the checkpoint, and nothing else that lies beside it:
+a leftover shard of an earlier save or a sidecar (value_head.safetensors, adapter_model.safetensors, ...) is not there
+for anything in this package. Loading, hashing, exporting, describing and verifying all ask `weight_files`.
+
+Export patches and verify compares bytes, so neither ever holds a model, and what is not touched keeps every bit,
 headers included. The safetensors layout is public: 8 bytes of header length, a JSON header, then the data.
 """
 
@@ -8,16 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, refused_by_library, shown
 
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+AGAIN = "copy or download it again"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The types of weights that can be trained, by their names in a safetensors header."""
 EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
 """Where a tensor of one expert has the expert's number in its name."""
 Row = int | slice
@@ -47,6 +57,11 @@ class StoredTensor:
         return np.memmap(self.file, np.uint8, "r", offset=self.start, shape=(self.stop - self.start,))
 
 
+def as_tensor(data: np.ndarray, dtype: str) -> torch.Tensor:
+    """Raw bytes, uint8, as values of one of `DTYPES`, in a flat copy."""
+    return torch.from_numpy(data.copy()).view(DTYPES[dtype])
+
+
 def rows_per_expert(tensor: StoredTensor, num_dims: int, num_experts: int) -> int | None:
     """How many rows one expert has in a tensor of all E experts, which becomes a weight of `num_dims` dimensions.
 
@@ -60,51 +75,118 @@ def expert_row(expert: int, rows: int | None) -> Row:
     return expert if rows is None else slice(expert * rows, (expert + 1) * rows)
 
 
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files that hold the weights of a model directory, by their names in it."""
+
+    index: str | None
+    shards: tuple[str, ...]
+    """In the order in which they are read; a name may lead into a subdirectory."""
+    weight_map: dict[str, str]
+    """What the index says, tensor -> shard; nothing is read by it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Index and shards."""
+        return self.shards if self.index is None else (self.index, *self.shards)
+
+
+def weight_files(path: Path) -> WeightFiles:
+    """The weights of a model directory as `from_pretrained` finds them, without a variant.
+
+    That is the file, or the index, that `transformers_weights` in config.json names; else model.safetensors; else the
+    shards that model.safetensors.index.json names. All other files are not read.
+
+    Raises:
+        UserError: there is none of them, or an index that transformers does not read, or that names a file which is not
+            there or not inside the directory. A symbolic link is a file like any other.
+    """
+    named = read_json(path / CONFIG).get("transformers_weights") if os.path.isfile(path / CONFIG) else None
+    if named is not None:
+        first = _inside(path / CONFIG, named)
+    else:
+        first = next((name for name in (SINGLE, INDEX) if os.path.isfile(path / name)), SINGLE)
+    if not os.path.isfile(path / first):
+        expected = first if named is not None else f"{SINGLE} or {INDEX}"
+        raise UserError(
+            f"{path} has no *.safetensors file that transformers reads: expected {expected} beside config.json "
+            "(pickled weights are not read; convert them with transformers' save_pretrained)"
+        )
+    if not first.endswith(".index.json"):
+        return WeightFiles(None, (first,), {})
+    index = path / first
+    content = read_json(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(content.get("metadata"), dict):
+        raise UserError(
+            f'{index}: expected an object {{"metadata": {{...}}, "weight_map": {{tensor: file, ...}}}}, as '
+            f"transformers reads no other index: {AGAIN}"
+        )
+    shards = tuple(sorted({_inside(index, name) for name in weight_map.values()}))
+    for name in shards:
+        if not os.path.isfile(path / name):
+            raise UserError(f"{index}: names the shard {shown(name)}, which is not there: {AGAIN}")
+    return WeightFiles(first, shards, weight_map)
+
+
+def _inside(where: Path, name: object) -> str:
+    """A name of a file of weights in the directory of `where`, or below it."""
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise UserError(f"{where}: names {shown(name)} as a file of weights, expected NAME.safetensors: {AGAIN}")
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise UserError(f"{where}: names the file {shown(name)} outside of its directory, which is not read: {AGAIN}")
+    return name
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The one object that a JSON file of a model directory holds; anything else is a `UserError`."""
+    with refused_by_library(f"{file}: not readable as JSON", AGAIN):
+        value = json.loads(file.read_bytes())
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, found {shown(value)}: {AGAIN}")
+    return value
+
+
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file. A file that is cut short or not safetensors is a `UserError`."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    """The tensors of one safetensors file, as the library takes them. A file that it refuses is a `UserError`."""
+    damaged = f"{file}: not a complete safetensors file: cut short or damaged"
+    with refused_by_library(f"{file}: cannot be read", AGAIN, (OSError,)), file.open("rb") as stream:
+        with refused_by_library(damaged, AGAIN, (SafetensorError, OSError)):
+            safe_open(file, "pt").__exit__(None, None, None)  # checks the whole header against the file's size
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise UserError(f"{file}: not a complete safetensors file ({size} bytes): copy or download it again")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise UserError(f"{file}: its safetensors header is not readable: copy or download it again") from error
+        content = stream.read(length)
     tensors = {}
-    for name, entry in header.items():
+    for name, entry in json.loads(content, object_pairs_hook=list):
         if name == "__metadata__":
             continue
-        start, stop = (8 + length + offset for offset in entry["data_offsets"])
-        if stop > size:
-            raise UserError(f"{file}: tensor {name} ends at byte {stop}, but the file has {size}: it is cut short")
-        tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), start, stop)
+        fields = dict(entry)
+        if name in tensors:
+            raise UserError(f"{file}: tensor {shown(name)} is there twice: {AGAIN}")
+        start, stop = (8 + length + offset for offset in fields["data_offsets"])
+        tensors[name] = StoredTensor(file, fields["dtype"], tuple(fields["shape"]), start, stop)
     return tensors
 
 
-def shard_files(path: Path) -> list[Path]:
-    """The safetensors files of a model directory, in the order of their names."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{path}: no *.safetensors file: expected a model in Hugging Face format")
-    return files
-
-
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a model directory. A shard that its index names and that is not there is a `UserError`."""
-    files = shard_files(path)
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-            if not (path / name).is_file():
-                raise UserError(f"{index}: names the shard {name}, which is not there: copy or download it again")
-    return {name: tensor for file in files for name, tensor in read_header(file).items()}
+    """All tensors of a model directory, as `from_pretrained` sees them.
+
+    transformers takes from an index the names of the files only, and reads all that is in these, in the order of their
+    names. So a tensor that the index gives to a shard without it is where it is found, or missing; and of two tensors
+    of one name the later file's counts, whatever the index says.
+    """
+    files = weight_files(path).shards
+    return {name: tensor for file in files for name, tensor in read_header(path / file).items()}
 
 
 def model_hash(path: Path) -> str:
     """sha256 over config.json and every byte of the weights: two models with one different bit have two hashes."""
     total = hashlib.sha256()
-    for file in (path / "config.json", *shard_files(path)):
-        with file.open("rb") as stream:
-            total.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    for name in (CONFIG, *weight_files(path).shards):
+        with (
+            refused_by_library(f"{path / name}: cannot be read", AGAIN, (OSError,)),
+            (path / name).open("rb") as stream,
+        ):
+            digest = hashlib.file_digest(stream, "sha256").digest()
+        total.update(name.encode() + digest)
     return total.hexdigest()

@@ -84,6 +84,8 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
             raise UserError(f"{name}: model type '{family}' is not supported: it normalises each expert's output")
         block, experts = modules[name.rpartition(".")[0]], modules[name]
         num_experts = experts.get_parameter("down_proj").shape[0]
+        if num_experts < 1:
+            raise UserError(f"{name}: config.json says that a layer has {num_experts} experts, expected at least 1")
         num_null = getattr(experts, "num_null_experts", 0)
         router, shape = _router(block, num_experts, num_experts + max(num_null, EXTRA_ROUTER_ROWS), name)
         layers.append(MoELayer(index, name, block, experts, num_experts, router, shape, num_null))
@@ -95,7 +97,10 @@ def moe_shape(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> MoEShape:
     sizes = sorted({layer.num_experts for layer in layers})
     if len(sizes) > 1:
         raise UserError(f"model type '{model.config.model_type}': layers differ in their number of experts: {sizes}")
-    return MoEShape(len(layers), sizes[0], _top_k(model.config), tuple(layer.name for layer in layers))
+    top_k, most = _top_k(model.config), min(layer.num_experts + layer.num_null_experts for layer in layers)
+    if not 1 <= top_k <= most:
+        raise UserError(f"config.json says that a token goes to {top_k} experts, expected 1 to {most}, as a layer has")
+    return MoEShape(len(layers), sizes[0], top_k, tuple(layer.name for layer in layers))
 
 
 def require_routers(model: PreTrainedModel) -> None:

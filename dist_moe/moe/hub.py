@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from dist_moe.errors import UserError
 from dist_moe.moe.adapters.adapt import own_conversions
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.checkpoint import EXPERT_NUMBER, Row, StoredTensor, expert_number, expert_row, rows_per_expert
 from dist_moe.moe.discover import MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.internals import WeightConversion
 from dist_moe.moe.load import empty_model
+from dist_moe.moe.misfits import refuse_misfits
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,7 @@ class HubLayout:
         self._conversion = WeightConversion(model, tensors, own_conversions(model))
         target_of = self._conversion.target_of
         layer_of = {f"{x.name}.{weight}": x.index for x in self._layers for weight in expert_weights(x.experts)}
-        for target in layer_of.keys() - target_of.values():
-            raise UserError(f"{path}: tensor {target} is not in the checkpoint, whole or by expert")
+        refuse_misfits(model, self._layers, path, tensors, self._conversion)
         self.tensors: dict[str, HubTensor] = {}
         for name, target in target_of.items():
             expert = expert_number(name)

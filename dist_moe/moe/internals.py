@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -109,6 +110,8 @@ class WeightConversion:
     """How the tensors of one checkpoint become a model's weights, and back: transformers' own rules.
 
     `target_of`: checkpoint tensor -> the weight of the model that it becomes (the first of several, where it is split).
+    `split`: such a first weight -> all that come of the same tensors.
+    `unchanged`: tensors that become a weight as they are, under another name at most.
     """
 
     def __init__(self, model: PreTrainedModel, names: Iterable[str], own: Sequence[Conversion] = ()) -> None:
@@ -117,15 +120,38 @@ class WeightConversion:
         self._rules = [*own, *get_model_conversion_mapping(model)]
         renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in self._rules if isinstance(rule, WeightConverter)]
+        targets_of = {source: rule.target_patterns for rule in converters for source in rule.source_patterns}
         prefix, weights = model.base_model_prefix, model.state_dict()
         self.target_of: dict[str, str] = {}
+        self.split: dict[str, list[str]] = {}
+        self.unchanged: set[str] = set()
         for name in sorted(self._names, key=dot_natural_key):
-            target, _ = rename_source_key(name, renamings, converters, prefix, weights)
+            target, converter = rename_source_key(name, renamings, converters, prefix, weights)
             if target not in weights and name in weights:
-                target, _ = rename_source_key(name, [], [], prefix, weights)
+                target, converter = rename_source_key(name, [], [], prefix, weights)
             self.target_of[name] = target
+            if converter is None:
+                self.unchanged.add(name)
+            else:
+                first, *_ = names = targets_of[converter]
+                self.split[target] = [target.replace(first, other) for other in names]
         # as from_pretrained leaves it: the way back takes only the rules that this checkpoint needs
         model._weight_conversions = [rule for rule in self._rules if rule.was_used()]  # type: ignore[assignment]
+
+    def unused(self) -> dict[str, str]:
+        """The tensors that no weight takes -> their names in the model, but for those that the family leaves out."""
+        weights = self.model.state_dict()
+        names = {name: target for name, target in self.target_of.items() if target not in weights}
+        info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(names.values()))
+        self.model._adjust_missing_and_unexpected_keys(info)  # type: ignore[arg-type]  # it needs no more than these two
+        return {name: target for name, target in names.items() if target in info.unexpected_keys}
+
+    def missing(self) -> set[str]:
+        """The weights that no tensor becomes, but for those that the family does without or that are tied."""
+        given = {part for target in self.target_of.values() for part in self.split.get(target, [target])}
+        return self._missing(
+            SimpleNamespace(missing_keys=self.model.state_dict().keys() - given, unexpected_keys=set())
+        )
 
     def to_checkpoint(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights by the model's names -> tensors by the checkpoint's; of experts any number, counted from 0."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
 from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
@@ -22,6 +23,8 @@ from dist_moe.moe.route_mask import RouteMask
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
+
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(slots=True)
@@ -67,10 +70,10 @@ def check_model_dir(path: Path) -> None:
         raise UserError(f"model.path: no directory {path}: expected a model in Hugging Face format")
     if not (path / "config.json").is_file():
         raise UserError(f"model.path: {path} has no config.json: expected a model in Hugging Face format")
-    if not any(path.glob("*.safetensors")):
+    if is_peft_available() and (path / ADAPTER).is_file():
         raise UserError(
-            f"model.path: {path} has no *.safetensors file: expected weights beside config.json "
-            "(pickled weights are not read; convert them with transformers' save_pretrained)"
+            f"{path / ADAPTER}: with peft installed, transformers loads this adapter with the model: merge it into the "
+            "weights (peft's merge_and_unload, then save_pretrained), or remove the file"
         )
     read_tensors(path)
 

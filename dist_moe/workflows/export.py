@@ -102,6 +102,8 @@ def verify(base: Path, out: Path, masks: str, say: Say) -> bool:
     )
     for line in seen.expert_lines():
         say(f"  {line}")
+    if seen.unread:
+        say(f"Not read by transformers, so not compared: {', '.join(seen.unread)}")
     for line in seen.violations[:SHOWN_VIOLATIONS]:
         say(f"VIOLATION {line}")
     if len(seen.violations) > SHOWN_VIOLATIONS:

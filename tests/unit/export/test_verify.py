@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dist_moe.export import verify
+from dist_moe.export.changes import locate, overwrite
 from dist_moe.export.export import export_checkpoint
 from dist_moe.export.verify import verify_checkpoint
 from dist_moe.moe.checkpoint import read_tensors
@@ -85,7 +86,6 @@ FILES = {
     "tokenizer.json": "{}",
     "tokenizer_config.json": "{}",
     "chat_template.jinja": "other",
-    "model.safetensors.index.json": '{"weight_map": {}}',
 }
 
 
@@ -108,11 +108,46 @@ def test_a_file_too_much_and_a_file_too_few(trained, out, name):
     ]
 
 
-def test_a_shard_that_hides_another(trained, out):
-    """A file with equal tensors under a later name: transformers might read the one or the other."""
+def test_reader_a_changed_index(trained, out):
+    index = out / "model.safetensors.index.json"
+    index.write_text(json.dumps(json.loads(index.read_text())))
+    seen = verify_checkpoint(trained.base, out, UNION)
+    assert seen.violations == ["model.safetensors.index.json: changed, but it is not an expert's"]
+
+
+def test_reader_a_shard_that_the_index_does_not_name_is_told_and_not_compared(trained, out):
+    """Other values under known names in a later file: transformers reads what the index names only."""
     shard = min(out.glob("*.safetensors"))
-    (out / "zz.safetensors").write_bytes(shard.read_bytes())
-    assert verify_checkpoint(trained.base, out, UNION).violations == [f"zz.safetensors: in {out}, but not in the base"]
+    (out / "zz.safetensors").write_bytes(shard.read_bytes()[:-4] + b"\1\2\3\4")
+    seen = verify_checkpoint(trained.base, out, UNION)
+    assert (seen.violations, seen.unread) == ([], ["zz.safetensors"])
+
+
+def test_reader_a_shard_that_the_index_names_hides_another(trained, out):
+    """The same file, but in the index: now transformers reads it, and takes its values."""
+    shard = min(out.glob("*.safetensors"))
+    (out / "zz.safetensors").write_bytes(shard.read_bytes()[:-4] + b"\1\2\3\4")
+    index = out / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["no tensor of this name"] = "zz.safetensors"
+    index.write_text(json.dumps(content))
+    seen = verify_checkpoint(trained.base, out, UNION)
+    (changed,) = (line.split(" row")[0] for line in seen.violations if "row" in line)
+    assert changed in read_tensors(out)
+    assert seen.violations[:2] == [
+        f"zz.safetensors: in {out}, but not in the base",
+        "model.safetensors.index.json: changed, but it is not an expert's",
+    ]
+    assert seen.unread == []
+
+
+def test_reader_a_trained_value_that_is_not_finite(trained, out):
+    key = min(key for key, _ in trained.changes() if "down_proj" in key)
+    target = locate(read_tensors(out), key)
+    overwrite(target, np.full((target.stop - target.start) // 4, np.nan, np.float32).view(np.uint8))
+    (line,) = verify_checkpoint(trained.base, out, UNION).violations
+    assert line.startswith(key.split("[")[0])
+    assert "L00_E03 has a value that is NaN or infinite" in line
 
 
 def test_cards_and_hidden_files_may_differ(trained, out):
