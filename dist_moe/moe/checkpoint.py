@@ -123,9 +123,11 @@ def weight_files(path: Path) -> WeightFiles:
             f"transformers reads no other index: {AGAIN}"
         )
     shards = tuple(sorted({_inside(index, name) for name in weight_map.values()}))
-    for name in shards:
-        if not os.path.isfile(path / name):
-            raise UserError(f"{index}: names the shard {shown(name)}, which is not there: {AGAIN}")
+    lost = [name for name in shards if not os.path.isfile(path / name)]
+    if lost == list(shards):
+        raise UserError(f"{path} has no *.safetensors file that {first} names ({shown(lost[0])}, ...): {AGAIN}")
+    if lost:
+        raise UserError(f"{index}: names the shard {shown(lost[0])}, which is not there: {AGAIN}")
     return WeightFiles(first, shards, weight_map)
 
 
