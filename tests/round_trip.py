@@ -46,7 +46,7 @@ def train(model: MoEModel, folder: Path) -> np.ndarray:
     """New weights for the two most used experts of the first and last layer, saved as a run does; the union [L, E]."""
     union_LE = np.zeros((model.shape.num_layers, E), bool)
     for layer in (model.layers[0], model.layers[-1]):
-        union_LE[layer.index, layer.dispatched_E.topk(2).indices.numpy()] = True
+        union_LE[layer.index, layer.received_S.topk(2).indices.numpy()] = True
     generator, saved = torch.Generator().manual_seed(3), {}
     for layer, expert in np.argwhere(union_LE).tolist():
         for name, row in model.layers[layer].row(expert).items():

@@ -164,6 +164,9 @@ class TrainConfig:
     """Learning rate after the warm-up."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up."""
+    audit: NonNegativeInt = 100
+    """Steps from one to the next in which a digest of every expert's weights and optimizer state outside the batch's
+    mask, and of every dense weight, is compared before and after, and so in the first and last; 0: in none."""
     micro_batch_size: Count | None = None
     """Rows a rank passes through the model at once; default: all its rows of the batch."""
     activation_checkpointing: bool = False

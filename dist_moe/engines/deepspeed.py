@@ -13,6 +13,7 @@ partitions expert weights. Where the user asks for stage 3, `zero.py` cuts up th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -23,6 +24,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from dist_moe.engines.local import stored_tensors
 from dist_moe.engines.zero import PartitionedDense
 
 
@@ -50,7 +52,7 @@ class DeepSpeedEngine:
     ) -> None:
         take_over_process_group()
         zero = user_config.get("zero_optimization", {})
-        self.dense = PartitionedDense(module, zero, micro_batch_size) if zero.get("stage") == 3 else None
+        self.partitioned = PartitionedDense(module, zero, micro_batch_size) if zero.get("stage") == 3 else None
         config = {
             "steps_per_print": None,
             **user_config,
@@ -73,5 +75,9 @@ class DeepSpeedEngine:
     def step(self, *, last: bool) -> None:
         assert self.engine.is_gradient_accumulation_boundary() == last
         self.engine.step()
-        if self.dense is not None:
-            self.dense.release()
+        if self.partitioned is not None:
+            self.partitioned.release()
+
+    def dense(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in stored_tensors(self.engine.module):
+            yield name, getattr(tensor, "ds_tensor", tensor)  # ZeRO-3's piece of it

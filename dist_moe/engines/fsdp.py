@@ -7,9 +7,12 @@ trains, because autograd starts at the same layer on all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
@@ -32,3 +35,10 @@ class FsdpEngine(LocalEngine):
                 fully_shard(layer, mesh=mesh)
         fully_shard(module, mesh=mesh)
         super().__init__(module, optimizer, schedule)
+
+    def dense(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+        for name, tensor in super().dense():
+            yield name, tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,3 +28,15 @@ class LocalEngine:
         if last:
             self.optimizer.step()
             self.schedule.step()
+
+    def dense(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return stored_tensors(self.module)
+
+
+def stored_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, and the buffers that a checkpoint has: others, as of rotary embeddings, may follow a row's length."""
+    yield from module.named_parameters()
+    for prefix, part in module.named_modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if name not in part._non_persistent_buffers_set:
+                yield f"{prefix}.{name}", buffer

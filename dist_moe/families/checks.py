@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
 from dist_moe.export.changes import overwrite, row_of, trained_changes
@@ -30,8 +31,8 @@ from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.mesh import Mesh
-from dist_moe.risk.masks import mask_hash
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promise
 from dist_moe.training.save import save_experts
 from dist_moe.training.step import MaskedStep
 
@@ -81,12 +82,12 @@ def route(specimen: Specimen) -> None:
 def _require_only(specimen: Specimen, model: MoEModel, allowed_LE: torch.Tensor, num_allowed: int) -> None:
     what = f"with {num_allowed} allowed experts"
     for layer in model.layers:
-        layer.dispatched_E.zero_()
+        layer.received_S.zero_()
     model.route_mask.set(RoutePlan(allowed_LE))
     logits = specimen.logits(model.module)
     logits.float().square().mean().backward()
     grads = [view for layer in model.layers for views in layer.grads.values() for view in views.values()]
-    sent_LE = torch.stack([layer.dispatched_E for layer in model.layers])
+    sent_LE = torch.stack([layer.received_S for layer in model.layers])
     require(bool(logits.isfinite().all()), f"{what} a logit is not finite")
     require(all(bool(grad.isfinite().all()) for grad in grads), f"{what} a gradient is not finite")
     require(not sent_LE[~allowed_LE].any(), f"{what} a token was sent to a forbidden one")
@@ -132,11 +133,13 @@ def _trained(specimen: Specimen) -> tuple[MoEModel, SelectiveAdamW]:
     union_LE = torch.stack(masks).any(0)
     optimizer = SelectiveAdamW(model.layers, union_LE, Mesh.one_replica(COMM), lr=1e-2)
     engine = LocalEngine(model.module, optimizer, LambdaLR(optimizer, lambda _: 1.0))
-    step = MaskedStep(model, optimizer, engine, COMM, lambda mask_LE: None)
+    labels = [False] * len(specimen.ids_RS)
+    promises = {str(i): Promise.of(mask_LE.numpy(), labels) for i, mask_LE in enumerate(masks)}
+    step = MaskedStep(model, optimizer, engine, COMM, TrainConfig(mode="update"), promises.__getitem__)
     batch = collate([Encoded(tuple(ids[:4]), tuple(ids[4:])) for ids in specimen.ids_RS.tolist()], pad_id=0)
-    for mask_LE in masks:
+    for i, mask_LE in enumerate(masks):
         before = _bits(model, optimizer)
-        result = step(mask_LE, mask_hash(mask_LE.numpy()), [batch])
+        result = step(str(i), mask_LE, [batch])
         after = _bits(model, optimizer)
         moved = {key for key, tensors in after.items() if not all(map(torch.equal, tensors, before[key]))}
         active = {(int(layer), int(expert)) for layer, expert in mask_LE.nonzero()}

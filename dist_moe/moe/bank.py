@@ -58,12 +58,10 @@ class ExpertLayer:
     layout: FlatLayout
     transposed: bool
     """Weights are [in, out] instead of [out, in]."""
-    dispatched_E: torch.Tensor
-    """How many (token, expert) pairs this rank has sent to each expert since `reset`: what was really used."""
+    received_S: torch.Tensor
+    """int64, how many rows each slot's expert has got since this was zeroed, whatever rank sent them: what was used."""
     live_T: torch.Tensor | None = None
     """Tokens that count, bool [T]; the others (padding) are not sent to any expert. None: all."""
-    masked_T: torch.Tensor | None = None
-    """The tokens that `dispatched_E` counts, those under a routing mask, bool [T]. None: all."""
     anchor: torch.Tensor | None = None
     """A scalar that requires gradients in every layer from the batch's first trained one on, on all ranks alike."""
     grads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -113,7 +111,7 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
                 bank=bank,
                 layout=FlatLayout.of(bank),
                 transposed=bool(layer.experts.is_transposed),
-                dispatched_E=torch.zeros(len(key_E), dtype=torch.int64, device=comm.device),
+                received_S=torch.zeros(num_slots, dtype=torch.int64, device=comm.device),
             )
         )
         setattr(layer.experts, ATTRIBUTE, taken[-1])

@@ -78,17 +78,14 @@ class _Dispatch:
         past_end = size * num_slots  # the key of dropped pairs: the sort puts them last
         key, order = torch.sort(key_Tk.masked_fill(~keep_Tk, past_end).reshape(-1), stable=True)
         sent = torch.bincount(key, minlength=past_end + 1)[:-1]
-        if layer.masked_T is None:
-            layer.dispatched_E += sent[layer.key_E]
-        else:
-            watched = index_Tk[keep_Tk & layer.masked_T[:, None]]
-            layer.dispatched_E += torch.bincount(watched, minlength=len(layer.key_E))
         self.pair_n = order[:num_kept]
         self.token_n = self.pair_n // index_Tk.shape[1]
         self.position_Tk = torch.zeros_like(index_Tk)
         self.position_Tk.view(-1)[self.pair_n] = torch.arange(num_kept, device=order.device)
         received = layer.comm.swap_counts(sent.view(size, num_slots))
-        self.ends = received.sum(0).cumsum(0)[: len(layer.local)].to(torch.int32)
+        received_S = received.sum(0)
+        layer.received_S += received_S
+        self.ends = received_S.cumsum(0)[: len(layer.local)].to(torch.int32)
         self.layer = layer
         self.send, self.recv = [num_kept], [num_kept]
         self.by_slot: torch.Tensor | None = None

@@ -82,6 +82,11 @@ def apply_gate(experts: nn.Module, pre: torch.Tensor) -> torch.Tensor:
     return result
 
 
+def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What an experts module is called with, by the interface's names."""
+    return dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+
+
 def use_experts(model: PreTrainedModel, name: str, function: Callable[..., torch.Tensor]) -> None:
     """Send all experts modules of a model through `function(module, hidden, top_k_index, top_k_weights)`."""
     ALL_EXPERTS_FUNCTIONS.register(name, function)

@@ -47,11 +47,8 @@ class MoEModel:
             layer.live_T = live_T
 
     def set_masked(self, masked_RS: torch.Tensor | None) -> None:
-        """To which tokens of the coming forward pass the routing mask applies; only theirs count as sent. None: all."""
-        masked_T = None if masked_RS is None else masked_RS.reshape(-1)
-        self.route_mask.masked_T = masked_T
-        for layer in self.layers:
-            layer.masked_T = masked_T
+        """To which tokens of the coming forward pass the routing mask applies. None: all."""
+        self.route_mask.masked_T = None if masked_RS is None else masked_RS.reshape(-1)
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass; where autograd starts is still what `train_from` says."""

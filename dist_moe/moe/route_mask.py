@@ -25,6 +25,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dist_moe.moe.discover import MoELayer
+from dist_moe.moe.internals import named_arguments
 
 Fill = Literal["shrink", "best", "bias"]
 Scope = Literal["all", "unsafe"]
@@ -61,19 +62,31 @@ def surviving_slots(mask_LE: torch.Tensor, top_k: int) -> float:
     return float(num_allowed_L.clamp(max=top_k).sum()) / (len(mask_LE) * top_k)
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one layer's router has applied in its last pass; bool [T, E], or [1, E] where it is alike for all tokens."""
+
+    allowed_TE: torch.Tensor
+    """Experts that could be chosen."""
+    lifted_TE: torch.Tensor
+    """Experts whose logits were lifted by `bias`."""
+    bias: float
+
+
 class RouteMask:
     """Hooks on all MoE blocks of a model; `set` puts a plan in force until the next one.
 
     `masked_T` bool [T] says to which tokens of the coming forward pass the plan applies, recomputation in its backward
-    included; None: to all. `applied_LE` is what the routers have really applied since `set`, which is what a monitor
-    should look at.
+    included; None: to all. `applied` is what each layer's router has really applied in its last pass, None where its
+    logits never came by: it is what a monitor should look at.
     """
 
     def __init__(self, layers: tuple[MoELayer, ...], top_k: int, device: torch.device) -> None:
         self.top_k = top_k
         self.plan: RoutePlan | None = None
         self.masked_T: torch.Tensor | None = None
-        self.applied_LE = torch.ones(len(layers), layers[0].num_experts, dtype=torch.bool, device=device)
+        self.applied: list[Applied | None] = [None] * len(layers)
+        self._device, self._shape_LE = device, (len(layers), layers[0].num_experts)
         self._routing: dict[int, _Routing] = {}
         for layer in layers:
             layer.block.register_forward_pre_hook(self._enter(layer))
@@ -84,13 +97,19 @@ class RouteMask:
 
     def set(self, plan: RoutePlan | None) -> None:
         """Put a plan in force, for all tokens; None: no mask."""
-        device = self.applied_LE.device
-        self.plan = None if plan is None else replace(plan, allowed_LE=plan.allowed_LE.to(device))
+        self.plan = None if plan is None else replace(plan, allowed_LE=plan.allowed_LE.to(self._device))
         self.masked_T = None
-        self.applied_LE.fill_(True)
+        self.applied = [None] * len(self.applied)
+
+    @property
+    def applied_LE(self) -> torch.Tensor:
+        """bool [L, E]: the experts that the routers have left to every token in their last pass."""
+        everything_E = torch.ones(self._shape_LE[1], dtype=torch.bool, device=self._device)
+        return torch.stack([everything_E if a is None else a.allowed_TE.all(0) for a in self.applied])
 
     def _enter(self, layer: MoELayer) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
+            self.applied[layer.index] = None
             if self.plan is not None:
                 routing = _Routing(layer, self.plan, self.masked_T, self.top_k)
                 self._routing[layer.index] = routing
@@ -111,8 +130,8 @@ class RouteMask:
             if routing is None:
                 return None
             routing.__exit__(None, None, None)
-            self.applied_LE[layer.index] = routing.allowed_E | (routing.num_applied == 0)
-            named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+            self.applied[layer.index] = routing.applied
+            named = named_arguments(args, kwargs)
             named["top_k_weights"] = routing.enforce(named["top_k_index"], named["top_k_weights"])
             return (), named
 
@@ -162,6 +181,16 @@ class _Routing(TorchFunctionMode):
             if func in TOPKS:
                 return self._top_k(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+    @property
+    def applied(self) -> Applied | None:
+        """What has been applied; None if the router's logits never came by."""
+        if self.num_applied == 0:
+            return None
+        allowed_TE, lifted_TE = self.allowed[:, : self.num_experts], self.lifted[:, : self.num_experts]
+        if self.plan.fill == "bias":
+            return Applied(torch.ones_like(allowed_TE), lifted_TE, self.plan.bias)
+        return Applied(allowed_TE, torch.zeros_like(lifted_TE), 0.0)
 
     def enforce(self, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
         """Set what weight is left on forbidden experts to 0; indices past E are null experts."""

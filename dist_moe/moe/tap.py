@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from dist_moe.moe.discover import MoELayer
+from dist_moe.moe.internals import named_arguments
 
 GATE_UNIT = 2.0**-30
 """A row's weights are exact up to a sum of 2^23 an expert, where float64 stops to hold each multiple."""
@@ -74,7 +75,7 @@ class RoutingTap:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._first_key_T is None or self._tally is None:
                 return
-            named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+            named = named_arguments(args, kwargs)
             index_Tk, weights_Tk = named["top_k_index"], named["top_k_weights"]
             tally, size = self._tally, (self._tally.num_rows + 1) * self.num_experts
             # null experts (past E, or of weight 0) go where uncounted tokens go: the row past the end

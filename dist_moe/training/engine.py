@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -20,3 +21,6 @@ class Engine(Protocol):
 
     def step(self, *, last: bool) -> None:
         """After every micro-batch; after the batch's last one the optimizer and the schedule step."""
+
+    def dense(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What this rank keeps between steps of the module's own weights and stored buffers, by name."""

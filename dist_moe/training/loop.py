@@ -88,7 +88,10 @@ def train_loop(
         started = time.perf_counter()
         mask_LE = torch.from_numpy(store.masks[plan.batch])
         lr = step.optimizer.param_groups[0]["lr"]
-        result = step(mask_LE, info.mask_hash, split.local(rows(plan.batch), comm.rank, pad_id))
+        audit = config.train.audit
+        is_audited = audit > 0 and (plan.step % audit == 0 or plan.step in (1, num_steps))
+        take = step.audited if is_audited else step
+        result = take(info.id, mask_LE, split.local(rows(plan.batch), comm.rank, pad_id))
         seconds = time.perf_counter() - started
         line = {
             **asdict(plan),
@@ -97,6 +100,7 @@ def train_loop(
             "mode": config.train.mode,
             **asdict(result),
             "lr": lr,
+            "audited": is_audited,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(result.num_tokens / seconds, 1),
         }

@@ -1,56 +1,208 @@
 """The promise of masked training, checked at every step on every rank from what is really in force.
 
-Three facts are summed over ranks in one collective and compared with the batch's own mask:
+What a batch may do follows here from the mask store's row of the batch and from the train section, apart from all that
+the step was given. Between the last backward pass and the optimizer's step it is compared with
 
-- the experts whose rows would move (each on exactly one rank) are the mask;
-- the routers of every rank have applied the mask (`route`), or none (`update`);
-- no token was sent to an expert that the mask forbids (`fill: shrink`; the others forbid none outright). With `scope:
-  unsafe` only the tokens of unsafe rows are counted, and some must have been.
+- the experts that would move, each on exactly one rank, and the buffers that their gradients were summed in: each is
+  the part of the optimizer's row of the same expert, whatever its name;
+- the mask that each layer's router has applied to each token: the batch's own on the rows that `scope` names, with as
+  many more experts a token as `fill` allows, and none on other rows or in mode `update`;
+- the experts that each token was sent to, as seen at the experts' call;
+- the rows that each rank's experts have got, which are those that all ranks' tokens were sent to.
 
-A violation is a bug of this package, so it is an `AssertionError`, raised before any weight has changed.
+A violation is a bug of this package, so it is an `AssertionError`, on all ranks alike, before any weight has changed.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import torch
+from torch import nn
+
+from dist_moe.config.schema import TrainConfig
+from dist_moe.data.tokens import TokenBatch
+from dist_moe.moe.internals import named_arguments
 from dist_moe.moe.model import MoEModel
-from dist_moe.moe.route_mask import RoutePlan
+from dist_moe.moe.route_mask import Applied
 from dist_moe.parallel.comm import Comm
 from dist_moe.risk.masks import mask_hash
+from dist_moe.risk.names import expert_name
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promises
+
+MOST_NAMES = 8
+"""Experts that a message names."""
 
 
 class MaskMonitor:
-    """Looks at the model and the optimizer between backward and the optimizer's step."""
+    """`start`, then `watch` before each micro-batch, then `check` before the optimizer's step."""
 
-    def __init__(self, model: MoEModel, optimizer: SelectiveAdamW, comm: Comm) -> None:
+    def __init__(
+        self, model: MoEModel, optimizer: SelectiveAdamW, comm: Comm, settings: TrainConfig, promises: Promises
+    ) -> None:
         self.model, self.optimizer, self.comm = model, optimizer, comm
+        self.settings, self.promises = settings, promises
+        shape_LE = (model.shape.num_layers, model.shape.num_experts)
+        self._sent_LE = torch.zeros(shape_LE, dtype=torch.int64, device=comm.device)
+        self._outside_LE = torch.zeros_like(self._sent_LE)
+        self._misrouted_L = torch.zeros_like(self._sent_LE[:, 0])
+        self._rows_2 = torch.zeros_like(self._sent_LE[0, :2])
+        self._live_T: torch.Tensor | None = None
+        for index, layer in enumerate(model.layers):
+            assert layer.index == index
+            layer.module.register_forward_pre_hook(self._at_experts(index), with_kwargs=True)
 
-    def start(self) -> None:
+    def start(self, batch_id: str) -> None:
         """Before a step's first forward pass."""
+        self._promise = self.promises(batch_id)
+        mask_LE = torch.from_numpy(self._promise.mask_LE)
+        self._rule = _rule(mask_LE, self.model.shape.top_k, self.settings).to(self.comm.device)
+        for counted in (self._sent_LE, self._outside_LE, self._misrouted_L, self._rows_2):
+            counted.zero_()
         for layer in self.model.layers:
-            layer.dispatched_E.zero_()
+            layer.received_S.zero_()
 
-    def check(self, expected_hash: str, plan: RoutePlan | None) -> str:
-        """Assert that what is in force is the mask with `expected_hash`; return the hash of what was seen.
+    def watch(self, batch: TokenBatch | None) -> None:
+        """The rows of the coming forward pass, recomputation in its backward included; None: look away."""
+        if batch is None:
+            self._live_T = None
+            return
+        self._live_T = batch.live.reshape(-1)
+        everywhere = self.settings.scope == "all"
+        self._masked_T = self._live_T & (batch.is_unsafe.reshape(-1) | everywhere)
+        self._rows_2 += torch.stack([batch.live.any(1).sum(), (batch.live & batch.is_unsafe).any(1).sum()])
 
-        `plan` is what the routers must have applied; None: nothing.
-        """
-        applied_LE = self.model.route_mask.applied_LE
-        movable_LE = torch.zeros_like(applied_LE)
+    def check(self) -> str:
+        """Assert that all is as the store promises of the batch; return the hash of the mask that was seen."""
+        promise = self._promise
+        movable_LE = torch.zeros_like(self._sent_LE)
         for key in self.optimizer.owned_active:
-            movable_LE[key] = True
-        dispatched_LE = torch.stack([layer.dispatched_E for layer in self.model.layers])
-        seen = self.comm.sum_(torch.stack([movable_LE.long(), applied_LE.long(), dispatched_LE]))
-        movable, applied, dispatched = seen.cpu()
-        expected = torch.ones_like(applied) if plan is None else plan.allowed_LE.cpu().long()
-        assert movable.max() <= 1, "an expert would be updated on two ranks"
-        assert torch.equal(applied, expected * self.comm.size), "a router did not apply the batch's mask"
-        if plan is not None and plan.fill == "shrink":
-            assert not dispatched[expected == 0].any(), "a token was sent to an expert outside the batch's mask"
-        if plan is not None and plan.scope == "unsafe":
-            assert dispatched.any(), "no token of an unsafe row was seen: the batch's rows have lost their labels"
+            movable_LE[key] += 1
+        mine = list(self._wrong_buffers())
+        tables = (movable_LE, self._sent_LE, self._received_LE(), self._outside_LE)
+        flags = torch.tensor([len(mine)], device=self.comm.device)
+        parts = [*(table.flatten() for table in tables), self._misrouted_L, self._rows_2, flags]
+        seen = self.comm.sum_(torch.cat(parts)).cpu().split([part.numel() for part in parts])
+        movable, sent, received, outside = (part.view(self._sent_LE.shape) for part in seen[:4])
+        misrouted, (num_rows, num_unsafe), num_wrong = seen[4], seen[5].tolist(), int(seen[6])
+        if num_wrong:
+            raise AssertionError(next(lines[0] for lines in self.comm.gather(mine) if lines))
+        assert (num_rows, num_unsafe) == (promise.num_rows, promise.num_unsafe), (
+            f"{num_rows} rows were seen, {num_unsafe} of them unsafe, but the store's batch has {promise.num_rows} and "
+            f"{promise.num_unsafe}"
+        )
+        assert not misrouted.any(), f"tokens were not routed under the batch's mask, by layer: {misrouted.tolist()}"
+        assert not outside.any(), f"tokens were sent to experts outside the batch's mask: {_named(outside)}"
+        assert torch.equal(received, sent), f"experts got other tokens than were sent: {_named(received - sent)}"
+        assert movable.max() <= 1, f"an expert would be updated on several ranks: {_named(movable > 1)}"
+        differ = movable.bool() != torch.from_numpy(promise.mask_LE)
+        assert not differ.any(), f"the experts that would move are not the batch's mask: {_named(differ)}"
         seen_hash = mask_hash(movable.bool().numpy())
-        assert seen_hash == expected_hash, f"mask in force {seen_hash}, but the batch's is {expected_hash}"
+        assert seen_hash == promise.mask_hash, f"mask in force {seen_hash}, but the batch's is {promise.mask_hash}"
         return seen_hash
+
+    def _at_experts(self, index: int) -> Any:
+        def hook(experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._live_T is None:
+                return
+            named = named_arguments(args, kwargs)
+            self._count_sent(index, named["top_k_index"], named["top_k_weights"])
+            self._misrouted_L[index] += (self._is_misrouted(index) & self._live_T).sum()
+
+        return hook
+
+    def _count_sent(self, index: int, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> None:
+        """Where a layer's tokens go, and which of them go to more experts outside the mask than may be added."""
+        assert self._live_T is not None
+        num_experts = self._sent_LE.shape[1]
+        used_Tk = (weights_Tk != 0) & (index_Tk < num_experts) & self._live_T[:, None]
+        expert_Tk = index_Tk.clamp(max=num_experts - 1)
+        outside_Tk = used_Tk & self._masked_T[:, None] & ~self._rule.allowed_LE[index][expert_Tk]
+        outside_Tk = outside_Tk & (outside_Tk.sum(1, keepdim=True) > self._rule.num_added_L[index])
+        for counted, pairs_Tk in ((self._sent_LE, used_Tk), (self._outside_LE, outside_Tk)):
+            counted[index].scatter_add_(0, expert_Tk.reshape(-1), pairs_Tk.reshape(-1).long())
+
+    def _is_misrouted(self, index: int) -> torch.Tensor:
+        """Tokens to which a layer's router has applied another mask than it should: bool [T], or [1] for all alike."""
+        allowed_E, lifted_E = self._rule.allowed_LE[index], self._rule.lifted_LE[index]
+        everything, nothing = torch.ones_like(allowed_E)[None], torch.zeros_like(allowed_E)[None]
+        applied = self.model.route_mask.applied[index] or Applied(everything, nothing, 0.0)
+        free = applied.allowed_TE.all(1) & ~applied.lifted_TE.any(1)
+        lacks = (allowed_E & ~applied.allowed_TE).any(1)
+        adds_others = (applied.allowed_TE & ~allowed_E).sum(1) != self._rule.num_added_L[index]
+        lifts_others = (applied.lifted_TE != lifted_E).any(1)
+        if applied.bias != self.settings.route_bias:
+            lifts_others = lifts_others | lifted_E.any()
+        return torch.where(self._masked_T, lacks | adds_others | lifts_others, ~free)
+
+    def _received_LE(self) -> torch.Tensor:
+        """Rows that this rank's experts have got."""
+        received_LE = torch.zeros_like(self._sent_LE)
+        for layer in self.model.layers:
+            received_LE[layer.index, layer.local] = layer.received_S[: len(layer.local)]
+        return received_LE
+
+    def _wrong_buffers(self) -> Iterator[str]:
+        """Gradient buffers that are not their experts'; row i of the optimizer is of its i-th active expert."""
+        optimizer, rank = self.optimizer, self.comm.rank
+        held = {(layer.index, expert) for layer in self.model.layers for expert in layer.local}
+        expected = {key for key in held if self._promise.mask_LE[key]}
+        dealt = sorted(expected, key=lambda key: (optimizer.replica_of[key], key))
+        if optimizer.active != dealt or len(optimizer.grad_AN) != len(dealt):
+            yield f"rank {rank}: gradients are kept for {_names(optimizer.active)}, expected {_names(dealt)}"
+        row_of = dict(zip(optimizer.active, optimizer.grad_AN, strict=False))
+        for layer in self.model.layers:
+            found = {(layer.index, layer.local[slot]): views for slot, views in layer.grads.items()}
+            if found.keys() != {key for key in expected if key[0] == layer.index}:
+                yield f"rank {rank}: layer {layer.index} sums gradients of {_names(found)}"
+            for key, views in found.items():
+                if key in row_of and not _is_row(views, layer.layout.views(row_of[key])):
+                    yield f"rank {rank}: the gradient buffer of {expert_name(*key)} is another expert's"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What routing may do with a token under the mask, layer by layer. `num_added_L`: others that join the allowed."""
+
+    allowed_LE: torch.Tensor
+    num_added_L: torch.Tensor
+    lifted_LE: torch.Tensor
+
+    def to(self, device: torch.device) -> _Rule:
+        return _Rule(self.allowed_LE.to(device), self.num_added_L.to(device), self.lifted_LE.to(device))
+
+
+def _rule(mask_LE: torch.Tensor, top_k: int, settings: TrainConfig) -> _Rule:
+    """As docs/design.md has it. A layer whose mask is empty or full is left as it is, and so are all in mode update."""
+    is_masked_L1 = mask_LE.any(1, keepdim=True) & ~mask_LE.all(1, keepdim=True) & (settings.mode == "route")
+    named_LE, nothing_LE = torch.where(is_masked_L1, mask_LE, True), torch.zeros_like(mask_LE)
+    num_missing_L = (top_k - named_LE.sum(1)).clamp(min=0)
+    if settings.fill == "bias":
+        return _Rule(torch.ones_like(mask_LE), torch.zeros_like(num_missing_L), mask_LE & is_masked_L1)
+    if settings.fill == "best":
+        return _Rule(named_LE, num_missing_L, nothing_LE)
+    return _Rule(named_LE, torch.zeros_like(num_missing_L), nothing_LE)
+
+
+def _is_row(views: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """Whether views are the same memory, value for value."""
+
+    def place(view: torch.Tensor) -> tuple[Any, ...]:
+        return view.data_ptr(), view.dtype, view.shape, view.stride()
+
+    return views.keys() == expected.keys() and all(place(views[name]) == place(expected[name]) for name in expected)
+
+
+def _names(keys: Iterable[tuple[int, int]]) -> str:
+    """The first experts by name, and how many more there are."""
+    names = [expert_name(*key) for key in sorted(keys)]
+    more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+    return " ".join(names[:MOST_NAMES] + more) or "no expert"
+
+
+def _named(table_LE: torch.Tensor) -> str:
+    """The experts where a table is not 0."""
+    return _names((layer, expert) for layer, expert in table_LE.nonzero().tolist())

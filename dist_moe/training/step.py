@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import TokenBatch
 from dist_moe.moe.model import MoEModel
-from dist_moe.moe.route_mask import RoutePlan
+from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import Comm
+from dist_moe.training.audit import StepAudit
 from dist_moe.training.engine import Engine
 from dist_moe.training.loss import LabelledLoss, token_losses
 from dist_moe.training.monitor import MaskMonitor
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promises
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +42,35 @@ class MaskedStep:
         optimizer: SelectiveAdamW,
         engine: Engine,
         comm: Comm,
-        plan_of: Callable[[torch.Tensor], RoutePlan | None],
+        settings: TrainConfig,
+        promises: Promises,
     ) -> None:
-        """`plan_of` gives a mask's route plan (mode route), or None (mode update: routing is left as it is)."""
-        self.model, self.optimizer, self.engine, self.comm, self.plan_of = model, optimizer, engine, comm, plan_of
+        """`promises` is what the monitor compares the step with, by batch id."""
+        self.model, self.optimizer, self.engine, self.comm = model, optimizer, engine, comm
+        self.settings, self.promises = settings, promises
         self.loss = LabelledLoss(model.module)
-        self.monitor = MaskMonitor(model, optimizer, comm)
+        self.monitor = MaskMonitor(model, optimizer, comm, settings, promises)
+        self.audit = StepAudit(model, optimizer, engine, comm)
 
-    def __call__(self, mask_LE: torch.Tensor, mask_hash: str, micro_batches: Sequence[TokenBatch]) -> StepResult:
-        """mask_LE: bool [L, E] on the CPU; micro_batches: this rank's rows, the same number on all ranks."""
-        plan = self.plan_of(mask_LE)
+    def audited(self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch]) -> StepResult:
+        """The step, and an `AssertionError` on all ranks if it has changed a bit outside the batch's mask."""
+        before = self.audit.digests()
+        result = self(batch_id, mask_LE, micro_batches)
+        self.audit.compare(before, self.promises(batch_id).mask_LE)
+        return result
+
+    def __call__(self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch]) -> StepResult:
+        """mask_LE: bool [L, E] on the CPU; micro_batches: this rank's rows, the same number on all ranks.
+
+        Raises:
+            AssertionError: on all ranks, if the step is not what `promises` say; no weight has moved.
+        """
+        plan = route_plan(self.settings, mask_LE)
         trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
         self.model.train_from(trained[0] if trained else self.model.shape.num_layers)
         self.model.route_mask.set(plan)
         self.optimizer.begin(mask_LE)
-        self.monitor.start()
+        self.monitor.start(batch_id)
         num_loss_tokens, num_tokens = _count_tokens(micro_batches, self.comm)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.comm.device)
         for i, batch in enumerate(micro_batches):
@@ -63,9 +80,10 @@ class MaskedStep:
                 self.engine.backward(losses.sum() / num_loss_tokens)
             last = i == len(micro_batches) - 1
             if last:
-                seen_hash = self.monitor.check(mask_hash, plan)
+                seen_hash = self.monitor.check()
             self.engine.step(last=last)
         _release(self.model)
+        self.monitor.watch(None)
         return StepResult(
             loss=float(self.comm.sum_(loss_sum)) / num_loss_tokens,
             grad_norm=self.optimizer.last_norm,
@@ -78,11 +96,19 @@ class MaskedStep:
 
     def _losses(self, batch: TokenBatch, plan: RoutePlan | None) -> torch.Tensor:
         _set_tokens(self.model, batch, plan)
+        self.monitor.watch(batch)
         with self.loss.at(batch.labels):
             logits = self.engine.forward(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             )
         return self.loss.losses(logits, batch.labels)
+
+
+def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None:
+    """What routing may use under a batch's mask; None in mode update."""
+    if settings.mode == "update":
+        return None
+    return RoutePlan(routable(mask_LE), settings.fill, settings.route_bias, settings.scope)
 
 
 def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm) -> float:

@@ -16,7 +16,7 @@ from dist_moe.workflows.console import Say
 from dist_moe.workflows.inputs import Inputs
 from dist_moe.workflows.run_dir import RunDir, require_absent
 
-FREE = ("masks", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
+FREE = ("masks", "audit", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
 """Settings of the train section that change where and how a step is computed, not what."""
 
 

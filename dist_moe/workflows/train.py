@@ -18,7 +18,7 @@ from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.files import append_line, writing
 from dist_moe.moe.discover import require_routers
 from dist_moe.moe.model import MoEModel, load_model
-from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
+from dist_moe.moe.route_mask import surviving_slots
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
@@ -30,9 +30,10 @@ from dist_moe.training.checkpoint import Layout, load_checkpoint
 from dist_moe.training.loop import Split, check_ledger, schedule_steps, train_loop
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.plan import FreezePlan
+from dist_moe.training.promise import stored_promises
 from dist_moe.training.save import save_experts
 from dist_moe.training.saving import CheckpointSaver
-from dist_moe.training.step import MaskedStep, batch_loss
+from dist_moe.training.step import MaskedStep, batch_loss, route_plan
 from dist_moe.training.stop import StopRequest
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
@@ -123,7 +124,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     elif config.checkpoint.every:
         saver.save(0)
         saver.finish()  # a run with steps and without a checkpoint could not go on
-    step = MaskedStep(model, optimizer, engine, comm, lambda mask: route_plan(config.train, mask))
+    step = MaskedStep(model, optimizer, engine, comm, config.train, stored_promises(store))
 
     def write(line: str) -> None:
         with stop.failing_together(), writing(run.metrics):
@@ -226,13 +227,6 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         "num_union_parameters": plan.num_trainable,
         "num_parameters": plan.num_parameters,
     }
-
-
-def route_plan(train: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None:
-    """What routing may use under a batch's mask; None in mode update."""
-    if train.mode == "update":
-        return None
-    return RoutePlan(routable(mask_LE), train.fill, train.route_bias, train.scope)
 
 
 def _per_batch(store: MaskStore) -> list[str]:

@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from dist_moe.config.schema import TrainConfig
 from dist_moe.engines.deepspeed import DeepSpeedEngine
 from dist_moe.engines.local import LocalEngine
 from dist_moe.moe.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.risk.masks import mask_hash
 from dist_moe.training.checkpoint import Layout, last_checkpoint, load_checkpoint
 from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promise
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.step import MaskedStep
 from tests.ranks.harness import run_ranks
@@ -53,11 +54,15 @@ def run(comm, ep_size, root, start, stop):
         assert found is not None
         assert found.step == start
         load_checkpoint(found, optimizer, schedule)
-    step = MaskedStep(model, optimizer, engine, comm, lambda mask: None)
+    labels = [row.unsafe for row in batch_rows(0, ROWS)]
+    settings = TrainConfig(mode="update")
+    step = MaskedStep(
+        model, optimizer, engine, comm, settings, lambda number: Promise.of(masks[int(number)].numpy(), labels)
+    )
     losses = []
     for i in range(start, stop):
         micro_batches = split.local(batch_rows(i, ROWS), comm.rank, pad_id=0)
-        losses.append(step(masks[i], mask_hash(masks[i].numpy()), micro_batches).loss)
+        losses.append(step(str(i), masks[i], micro_batches).loss)
     layout = Layout(engine.name, comm.size, mesh.ep.size, placement.hash())
     saver = CheckpointSaver(
         root=root,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from dist_moe.config.schema import TrainConfig
 from dist_moe.engines.local import LocalEngine
-from dist_moe.moe.route_mask import RoutePlan, routable
-from dist_moe.risk.masks import mask_hash
+from dist_moe.training.promise import Promise
 from dist_moe.training.step import MaskedStep
-from tools.bench.setup import Mode, Setup
+from tools.bench.setup import BATCH_ROWS, Mode, Setup
 
 
 class OurStep:
@@ -24,13 +24,13 @@ class OurStep:
             self.optimizer,
             engine,
             setup.comm,
-            lambda mask: RoutePlan(routable(mask)) if mode == "route" else None,
+            TrainConfig(mode=mode),
+            lambda number: Promise.of(setup.mask(int(number)).numpy(), [True] * BATCH_ROWS),
         )
-        self.hashes = [mask_hash(mask_LE.numpy()) for mask_LE in setup.masks_BLE]
 
     def __call__(self, i: int) -> tuple[float, float]:
         """Loss and gradient norm."""
-        result = self.step(self.setup.mask(i), self.hashes[i % len(self.hashes)], [self.setup.batch(i)])
+        result = self.step(str(i), self.setup.mask(i), [self.setup.batch(i)])
         return result.loss, result.grad_norm
 
     def trained(self, i: int) -> torch.Tensor:

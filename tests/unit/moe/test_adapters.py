@@ -105,21 +105,21 @@ def test_padding_is_not_sent_to_experts_and_changes_nothing_else(family):
     model = adopt(build(family), CPU)
     with torch.no_grad():
         alone = model.module(input_ids=IDS[:1, :7], use_cache=False).logits
-        sent_alone = torch.stack([layer.dispatched_E for layer in model.layers]).clone()
+        sent_alone = torch.stack([layer.received_S for layer in model.layers]).clone()
         for layer in model.layers:
-            layer.dispatched_E.zero_()
+            layer.received_S.zero_()
         live = torch.arange(12)[None] < 7
         model.set_live(live)
         out = model.module(input_ids=IDS[:1], attention_mask=live.long(), use_cache=False).logits
     torch.testing.assert_close(out[:, :7], alone, rtol=0, atol=1e-5)
-    assert torch.equal(torch.stack([layer.dispatched_E for layer in model.layers]), sent_alone)
+    assert torch.equal(torch.stack([layer.received_S for layer in model.layers]), sent_alone)
 
 
 def test_llama4_as_released_routes_to_one_expert(tmp_path):
     reference = build("llama4_text", num_experts_per_tok=1)
     model = adopt(build("llama4_text", num_experts_per_tok=1), CPU)
     torch.testing.assert_close(logits(model.module), logits(reference), rtol=0, atol=1e-5)
-    assert [int(layer.dispatched_E.sum()) for layer in model.layers] == [IDS.numel()] * 2
+    assert [int(layer.received_S.sum()) for layer in model.layers] == [IDS.numel()] * 2
 
 
 def test_jetmoe_attention_experts_are_neither_found_nor_masked():

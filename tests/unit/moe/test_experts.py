@@ -61,15 +61,15 @@ def test_autograd_starts_at_the_first_trained_layer():
 def test_padding_is_not_sent_to_experts_and_changes_nothing_else():
     model, ids = adopted("mixtral"), token_ids(1, rows=2)
     alone = model.module(input_ids=ids[:1, :7], use_cache=False).logits
-    sent_alone = torch.stack([layer.dispatched_E for layer in model.layers]).clone()
+    sent_alone = torch.stack([layer.received_S for layer in model.layers]).clone()
     for layer in model.layers:
-        layer.dispatched_E.zero_()
+        layer.received_S.zero_()
     padded = ids[:1].clone()
     live = torch.arange(12)[None] < 7
     model.set_live(live)
     out = model.module(input_ids=padded, attention_mask=live.long(), use_cache=False).logits
     torch.testing.assert_close(out[:, :7], alone, rtol=0, atol=2e-6)
-    assert torch.equal(torch.stack([layer.dispatched_E for layer in model.layers]), sent_alone)
+    assert torch.equal(torch.stack([layer.received_S for layer in model.layers]), sent_alone)
 
 
 def test_no_live_token_gives_zeros_and_a_graph():

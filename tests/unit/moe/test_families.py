@@ -80,13 +80,13 @@ def test_in_bfloat16_only_allowed_experts_get_tokens_and_all_stays_finite(family
     for num_allowed in (0, 1, 2, 6):
         allowed = routable(masks(model.shape.num_layers, num_allowed))
         for layer in model.layers:
-            layer.dispatched_E.zero_()
+            layer.received_S.zero_()
         model.route_mask.set(RoutePlan(allowed))
         out = logits(model.module)
         out.float().square().mean().backward()
         assert torch.isfinite(out).all()
         assert all(g.isfinite().all() for x in model.layers for w in x.grads.values() for g in w.values())
-        sent = torch.stack([layer.dispatched_E for layer in model.layers])
+        sent = torch.stack([layer.received_S for layer in model.layers])
         assert not sent[~allowed].any()
         assert torch.equal(model.route_mask.applied_LE, allowed)
         assert (sent.sum(1) <= IDS.numel() * allowed.sum(1).clamp(max=K)).all()

@@ -67,7 +67,7 @@ def test_experts_outside_the_mask_receive_no_token():
     allowed = routable(random_masks(1)[0])
     model.route_mask.set(RoutePlan(allowed))
     routed(model, ids)
-    sent = torch.stack([layer.dispatched_E for layer in model.layers])
+    sent = torch.stack([layer.received_S for layer in model.layers])
     assert not sent[~allowed].any()
     assert sent.sum(1).tolist() == [ids.numel() * min(K, n) for n in allowed.sum(1).tolist()]
 

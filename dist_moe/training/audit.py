@@ -1,0 +1,86 @@
+"""`train.audit`: nothing but the batch's experts has changed in a step, shown by digests of all that a rank holds.
+
+The monitor looks at what a step is about to do; this looks at what it has done, so it sees what no monitor can: an
+optimizer that moves more than it says, a kernel that writes elsewhere, a weight changed in place. A digest is a sum of
+the tensor's bits, eight bytes at a time, each with a random odd factor, modulo 2^64. One changed value always changes
+it; that several cancel has a chance below 2^-32. It is made where the tensor lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import numpy as np
+import torch
+
+from dist_moe.moe.model import MoEModel
+from dist_moe.parallel.comm import Comm
+from dist_moe.risk.names import expert_name
+from dist_moe.training.engine import Engine
+from dist_moe.training.optimizer import SelectiveAdamW
+
+CHUNK = 1 << 18
+"""Factors, eight bytes each; a longer tensor is taken in parts."""
+Place = tuple[tuple[int, int] | None, str]
+"""(layer, expert), or None for a dense weight, and what of it."""
+
+
+class StepAudit:
+    """`digests` before a step and `compare` after it, by all ranks together."""
+
+    def __init__(self, model: MoEModel, optimizer: SelectiveAdamW, engine: Engine, comm: Comm) -> None:
+        self.model, self.optimizer, self.engine, self.comm = model, optimizer, engine, comm
+        self._factors: dict[torch.device, torch.Tensor] = {}
+
+    def digests(self) -> dict[Place, int]:
+        """Of all that lies on this rank: every expert's weights and optimizer state, and every dense weight."""
+        places = dict(self._places())
+        digests = [self._digest(tensor).to(self.comm.device) for tensor in places.values()]
+        return dict(zip(places, torch.stack(digests).tolist(), strict=True))
+
+    def compare(self, before: dict[Place, int], mask_LE: np.ndarray) -> None:
+        """Assert, on all ranks alike, that nothing outside the batch's mask is other than `before` the step."""
+        changed = [
+            f"rank {self.comm.rank}: a step has changed {f'{expert_name(*key)}, {what}' if key else what}"
+            for (key, what), digest in self.digests().items()
+            if digest != before[key, what] and not (key and mask_LE[key])
+        ]
+        for lines in self.comm.gather(changed[:1]):
+            assert not lines, f"{lines[0]}, which is outside the batch's mask"
+
+    def _places(self) -> Iterator[tuple[Place, torch.Tensor]]:
+        for layer in self.model.layers:
+            for expert in layer.local:
+                yield from ((((layer.index, expert), name), row) for name, row in layer.row(expert).items())
+        for key, state in self.optimizer.expert_state.items():
+            yield from (((key, f"optimizer state {field.name}"), getattr(state, field.name)) for field in fields(state))
+        yield from (((None, name), tensor) for name, tensor in self.engine.dense())
+
+    @torch.no_grad()
+    def _digest(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A scalar, int64."""
+        words, factors = _words(tensor), self._factors_on(tensor.device)
+        digest = torch.zeros((), dtype=torch.int64, device=tensor.device)
+        for part in words.split(CHUNK):
+            mixed = part ^ ((part >> 32) & 0xFFFFFFFF)  # a product keeps too little of a word's highest bits alone
+            digest = digest * factors[0] + (mixed * factors[: len(part)]).sum()
+        return digest
+
+    def _factors_on(self, device: torch.device) -> torch.Tensor:
+        """int64 [CHUNK], odd, the same on every device."""
+        if device not in self._factors:
+            generator = torch.Generator().manual_seed(0)
+            odd = torch.randint(-(2**62), 2**62, (CHUNK,), generator=generator) * 2 + 1
+            self._factors[device] = odd.to(device)
+        return self._factors[device]
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bits as int64, zeros after its end."""
+    bits = tensor.contiguous().reshape(-1).view(torch.uint8)
+    if bits.numel() % 8 or bits.storage_offset() % 8:
+        padded = bits.new_zeros(-(-bits.numel() // 8) * 8)
+        padded[: bits.numel()] = bits
+        bits = padded
+    return bits.view(torch.int64)
