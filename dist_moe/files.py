@@ -1,7 +1,8 @@
-"""Files that are either whole or not there: directories and JSON are written beside their final place and renamed.
+"""Files that are either whole or not there: they are written beside their final place and renamed.
 
 A process that is killed while it writes leaves a hidden `.NAME.partial-*` beside the final path, never a half-written
-NAME. Such a leftover is garbage and may be deleted.
+NAME. Such a leftover is garbage and may be deleted. What the system refuses is one line, by `writing`; what a user's
+text file has is read by `read_text`, and its JSON by `parse_json`.
 """
 
 import errno
@@ -11,10 +12,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, shown
 
 
 def hash_file(path: Path) -> str:
@@ -23,27 +25,175 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_text(path: Path, what: str, *, most: int | None = None) -> str:
+    """The text of a user's file, without a byte order mark.
+
+    Args:
+        path: a regular file: what a pipe or a device gives is gone when another rank reads it.
+        what: it is, in messages: "the config file".
+        most: characters that such a file can have; without, any number.
+
+    Raises:
+        UserError: it is not there or not to be read, no regular file, not UTF-8, or has more characters.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: cannot read {what}: it is no regular file")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(-1 if most is None else most + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read {what}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {what} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if most is not None and len(text) > most:
+        raise UserError(f"{path}: {what} has more than {most:,} characters: is it the right file?")
+    return text
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The value of a user's JSON file, as `read_text` and `parse_json` have it."""
+    return parse_json(read_text(path, what), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text, which is what the standard allows: no NaN or Infinity, and no key twice in an object.
+
+    Raises:
+        UserError: one line that begins with `where`, such as "prompts.jsonl:3", and of several lines with the one.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise UserError(f"{where}: not valid JSON: {constant} is no JSON number; write null or leave the key out")
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(found)
+        if len(value) < len(found):
+            keys = [key for key, _ in found]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise UserError(f"{where}: the key {shown(twice)} is there twice in one object: keep one")
+        return value
+
+    try:
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=pairs)
+    except UserError:
+        raise
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if "\n" in text else ""
+        raise UserError(f"{where}{line}: not valid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError:
+        raise UserError(f"{where}: not readable JSON: nested too deep") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not readable JSON: a number has too many digits") from error
+
+
 @contextmanager
 def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty directory beside `final` that becomes `final` when the block ends well.
 
-    What was written is on disk (fsync) before the rename; a block that raises leaves nothing.
-    With `overwrite` an existing `final` stays until the new one is complete.
+    What was written is on disk (fsync) before the rename; a block that raises leaves nothing, no folder that was made
+    for `final` to lie in either. With `overwrite` an existing `final` stays until the new one is complete.
 
     Raises:
-        UserError: `final` exists and `overwrite` is false, or another process made it meanwhile.
+        UserError: `final` exists and `overwrite` is false, another process made it meanwhile, or it cannot be written.
     """
-    if final.exists() and not overwrite:
-        raise _exists(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = _sibling(final, "partial")
-    partial.mkdir()
+    with writing(final), _folder_of(final):
+        if not overwrite:
+            require_absent(final)
+        partial = _sibling(final, "partial")
+        partial.mkdir()
+        try:
+            yield partial
+            sync_tree(partial)
+            publish(partial, final, overwrite=overwrite)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def atomic_file(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a path beside `final`; the file that the block writes there becomes `final` when the block ends well.
+
+    Raises:
+        UserError: `final` exists and `overwrite` is false, or it cannot be written.
+    """
+    with writing(final), _folder_of(final):
+        if not overwrite:
+            require_absent(final)
+        partial = _sibling(final, "partial")
+        try:
+            yield partial
+            sync(partial)
+            partial.replace(final)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync(final.parent)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """Yield an empty directory whose files go to `folder` when the block ends well, in place of those of their names.
+
+    Raises:
+        UserError: `folder` cannot be written; what was there is then as it was.
+    """
+    with writing(folder), _folder_of(folder):
+        partial = _sibling(folder / "files" if folder.is_dir() else folder, "partial")
+        partial.mkdir()
+        try:
+            yield partial
+            sync_tree(partial)
+            if not folder.exists():
+                publish(partial, folder, overwrite=False)
+                return
+            for file in sorted(partial.iterdir()):
+                file.replace(folder / file.name)
+            sync(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_writable(final: Path) -> None:
+    """Refuse early a file that could not be written when the work is done.
+
+    Raises:
+        UserError: it is a directory, or its folder takes no new file.
+    """
+    with writing(final):
+        if final.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+        probe = _sibling(final, "partial")
+        try:
+            probe.touch()
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def require_absent(final: Path, advice: str = "choose another path or remove it") -> None:
+    """Refuse early a place for a new file or directory where there is something, or where nothing can be.
+
+    Raises:
+        UserError: it exists, if only as a link to nothing; or its name is too long, or a part of its path is a file.
+    """
+    with writing(final):
+        try:
+            final.lstat()
+        except FileNotFoundError:
+            return
+    raise UserError(f"{final} exists: {advice}")
+
+
+@contextmanager
+def _folder_of(final: Path) -> Iterator[None]:
+    """Make the folder that `final` lies in; a block that raises takes with it those that were not there before."""
+    made = [folder for folder in final.parents if not folder.exists()]
     try:
-        yield partial
-        sync_tree(partial)
-        publish(partial, final, overwrite=overwrite)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
         raise
 
 
@@ -83,14 +233,8 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write a file; a reader sees the old one or the new one, never a part."""
-    partial = _sibling(path, "partial")
-    try:
+    with atomic_file(path, overwrite=True) as partial:
         partial.write_bytes(data)
-        sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -101,7 +245,7 @@ def append_line(path: Path, line: str) -> None:
 
 MENDABLE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
-    | {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+    | {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
 
 
@@ -116,14 +260,19 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
+        name = str(error.filename2 or error.filename or path)
+        inside = name == str(path) or name.startswith(f"{path}{os.sep}")
+        where = name if inside else path
+        also = "" if inside or ".partial-" in name else f", at {name}"
         raise UserError(
-            f"cannot write {error.filename or path}: {error.strerror}; when that is mended, give the same command again"
+            f"cannot write {where}: {error.strerror}{also}; when that is mended, give the same command again"
         ) from None
 
 
 def _sibling(final: Path, kind: str) -> Path:
     # Not tempfile.mkdtemp: its mode 0700 would stay on the final directory and shut the group out.
-    return final.parent / f".{final.name}.{kind}-{secrets.token_hex(6)}"
+    # Cut, so that a name as long as the file system takes has room for the rest.
+    return final.parent / f".{final.name[:40]}.{kind}-{secrets.token_hex(6)}"
 
 
 def _rename_to_new(partial: Path, final: Path) -> None:
@@ -131,12 +280,8 @@ def _rename_to_new(partial: Path, final: Path) -> None:
         partial.rename(final)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise _exists(final) from None
+            require_absent(final)
         raise
-
-
-def _exists(final: Path) -> UserError:
-    return UserError(f"{final} exists: choose another path or remove it")
 
 
 def sync(path: Path) -> None:

@@ -27,21 +27,14 @@ store. The store is only read; neither torch nor the model is needed.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
-from dist_moe.cli.pipe import end_with_reader
+from dist_moe.cli.arguments import Parser, path, text
+from dist_moe.cli.process import run_process
+from dist_moe.cli.streams import Output
 from dist_moe.errors import UserError
 from dist_moe.risk.names import parse_expert_name
 from dist_moe.store import MaskStore, views
 from dist_moe.store.plots import write_plots
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that ends with one line, like every other error of a user."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"inspect_masks.py: error: {message}; see --help\n")
 
 
 def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
@@ -85,33 +78,32 @@ def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
     )
 
 
-def main() -> int:
+def main(output: Output) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", help="the mask store, a directory such as masks.zarr")
-    parser.add_argument("view", nargs="*", help="one of the views above, with its arguments; default: summary")
+    parser.add_argument("store", type=text, help="the mask store, a directory such as masks.zarr")
+    parser.add_argument(
+        "view", nargs="*", type=text, help="one of the views above, with its arguments; default: summary"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--json", dest="form", action="store_const", const=views.as_json, help="facts and all tables as JSON"
     )
     form.add_argument("--csv", dest="form", action="store_const", const=views.as_csv, help="the main table as CSV")
     parser.set_defaults(form=views.as_text)
-    parser.add_argument("--out", type=Path, help="where plots writes its pictures")
-    arguments = parser.parse_intermixed_args()
-    try:
-        store = MaskStore.open(arguments.store)
-        if (arguments.view == ["plots"]) != (arguments.out is not None):
-            raise UserError("pictures need both: the view plots and --out DIR")
-        if arguments.out is not None:
-            for path in write_plots(store, arguments.out):
-                print(path)
-            return 0
-        view = view_of(store, arguments.view)
-        print(arguments.form(view))
-    except UserError as error:
-        print(f"inspect_masks.py: error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--out", type=path, help="where plots writes its pictures")
+    arguments = parser.parse_all()
+    store = MaskStore.open(arguments.store)
+    if (arguments.view == ["plots"]) != (arguments.out is not None):
+        raise UserError("pictures need both: the view plots and --out DIR")
+    if arguments.out is not None:
+        output.outlive_reader()
+        for picture in write_plots(store, arguments.out):
+            print(picture)
+        return 0
+    view = view_of(store, arguments.view)
+    print(arguments.form(view))
     return 0 if arguments.view != ["recheck"] or view.facts["same"] else 1
 
 
 if __name__ == "__main__":
-    sys.exit(end_with_reader(main))
+    sys.exit(run_process(main, "inspect_masks.py"))

@@ -12,10 +12,10 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Interval, MinLen
+from annotated_types import Interval, MinLen
 
-Count = Annotated[int, Ge(1)]
-NonNegativeInt = Annotated[int, Ge(0)]
+Count = Annotated[int, Interval(ge=1, lt=2**31)]
+NonNegativeInt = Annotated[int, Interval(ge=0, lt=2**31)]
 Positive = Annotated[float, Interval(gt=0, lt=inf)]
 NonNegative = Annotated[float, Interval(ge=0, lt=inf)]
 DecayRate = Annotated[float, Interval(ge=0, lt=1)]
@@ -41,7 +41,7 @@ class DataConfig:
     """Prompt files: .jsonl, .parquet, .csv, or directories of a saved Hugging Face dataset."""
     refusal: Text = "I'm sorry, but I can't help with that."
     """Response for unsafe rows that have none."""
-    max_length: Annotated[int, Ge(8)] = 1024
+    max_length: Annotated[int, Interval(ge=8, lt=2**31)] = 1024
     """Longest row in tokens. A longer row loses the start of its prompt first, never silently its response."""
     chat_template: Path | None = None
     """A Jinja file that replaces the tokenizer's own chat template."""
@@ -51,7 +51,7 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class BatchConfig:
-    batch_size: Annotated[int, Ge(2)] = 16
+    batch_size: Annotated[int, Interval(ge=2, lt=2**31)] = 16
     """Rows in a batch, safe and unsafe together."""
     safe_ratio: Annotated[float, Interval(gt=0, lt=1)] = 0.5
     """Share of a batch's rows that are safe; both kinds need at least one row."""

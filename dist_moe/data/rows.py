@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from dist_moe.data.formats import Row, read_rows
+from dist_moe.data.formats import Row, listed, read_rows
 from dist_moe.errors import UserError, shown
 
 COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id", "span")
@@ -71,8 +71,8 @@ def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
     unnamed: set[str] = set()
     num_copies = num_refusals = num_silent = 0
     for path in paths:
-        for number, row in read_rows(path, COLUMNS):
-            parsed = parse_row(row, f"{path}:{number}")
+        for number, row, names in read_rows(path, COLUMNS):
+            parsed = parse_row(row, f"{path}:{number}", names)
             prompt = replace(parsed, response=refusal) if parsed.unsafe and parsed.response is None else parsed
             if not prompt.id:
                 prompt = replace(prompt, id=sha256(prompt.content.encode()).hexdigest()[:16])
@@ -82,7 +82,9 @@ def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
                 unnamed.add(prompt.id)
             if prompt.id in prompts:
                 first = prompts[prompt.id].source
-                raise UserError(f"{prompt.source}: the id {prompt.id!r} is already that of {first}; ids must be unique")
+                raise UserError(
+                    f"{prompt.source}: the id {shown(prompt.id)} is already that of {first}; ids must be unique"
+                )
             prompts[prompt.id] = prompt
             num_refusals += parsed.response is None and parsed.unsafe
             num_silent += parsed.response is None and not parsed.unsafe
@@ -96,15 +98,22 @@ def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
     return PromptSet(ordered, data_hash, tuple(f"{count} {note}" for count, note in notes if count))
 
 
-def parse_row(row: Row, source: str) -> Prompt:
-    """The row as it stands: `id` is empty and `response` None where not given. Raises UserError that names `source`."""
+def parse_row(row: Row, source: str, names: Sequence[str] | None = None) -> Prompt:
+    """The row as it stands: `id` is empty and `response` None where not given.
+
+    `names` are all columns that its file has there, to be told with one that is missing. Raises UserError that names
+    `source`.
+    """
+    names = tuple(row) if names is None else names
     text, messages = _text(row, "prompt", source), row.get("messages") or None
     if (text is None) == (messages is None):
         found = "both" if text else "neither"
-        raise UserError(f"{source}: expected either `prompt` or `messages`, with text in it, got {found}")
+        absent = "" if text or {"prompt", "messages"} & {*names} else f"; the columns there are {listed(names)}"
+        raise UserError(f"{source}: expected either `prompt` or `messages`, with text in it, got {found}{absent}")
     label = row.get("label") or None
     if label not in ("safe", "unsafe"):
-        raise UserError(f"{source}: `label` must be safe or unsafe, got {shown(label)}")
+        absent = "" if "label" in names else f"; the columns there are {listed(names)}"
+        raise UserError(f"{source}: `label` must be safe or unsafe, got {shown(label)}{absent}")
     for key in ("id", "pair_id"):
         name = row.get(key)
         if isinstance(name, int) and not isinstance(name, bool):  # a number in .jsonl is text in .csv

@@ -6,12 +6,14 @@ the run the model refuses those, and only the experts that they share have chang
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,10 @@ from dist_moe.config.schema import Config, DataConfig, EvaluationConfig, ModelCo
 from dist_moe.demo.base_model import make_base_model
 from dist_moe.demo.corpus import build_corpus, write_rows
 from dist_moe.errors import UserError
+from dist_moe.files import writing
 
+INTERRUPTED = 130
+"""Status of a command of ours that was interrupted."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARKER = "made-by-dist-moe-demo"
 """A file in the demo's directory; without it an existing directory is not ours to replace."""
@@ -54,8 +59,12 @@ def run_demo(out: Path, *, fast: bool, say: Callable[[str], None]) -> None:
         raise UserError(
             f"the demo starts launch/train.py, which is not in {REPOSITORY}: run it in a checkout of dist_moe"
         )
-    _make_room(out)
-    size, started = FAST if fast else FULL, time.monotonic()
+    with _own_directory(out), writing(out):
+        _run_stages(out, FAST if fast else FULL, say, fast=fast)
+
+
+def _run_stages(out: Path, size: Size, say: Callable[[str], None], *, fast: bool) -> None:
+    started = time.monotonic()
     stages = Stages(say)
     stages.title("A base model, and prompts in three stand-in categories")
     corpus = build_corpus(0, num_pretraining=size.num_pretraining, batches_per_category=size.batches_per_category)
@@ -132,9 +141,17 @@ class Stages:
         words = [str(a) for a in arguments]
         self.say(f"$ {shlex.join([program, *words])}")
         executable = [sys.executable] if program == "python" else [str(Path(sys.executable).with_name(program))]
-        done = subprocess.run([*executable, *_from_repository(words)], check=False)
-        if done.returncode:
-            raise UserError(f"this stage of the demo ended with status {done.returncode}; see its message above")
+        with subprocess.Popen([*executable, *_from_repository(words)]) as stage:
+            try:
+                status = stage.wait()
+            except KeyboardInterrupt:
+                stage.terminate()  # it clears up; a terminal has told it too
+                stage.wait()
+                raise
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        if status:
+            raise UserError(f"this stage of the demo ended with status {status}; see its message above")
 
 
 def _from_repository(words: Sequence[str]) -> list[str]:
@@ -153,9 +170,29 @@ def _config(out: Path, base: Path, prompts: Path, size: Size) -> Config:
     )
 
 
-def _make_room(out: Path) -> None:
-    if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
-        raise UserError(f"{out} exists and is no earlier demo: choose another --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / MARKER).touch()
+@contextmanager
+def _own_directory(out: Path) -> Iterator[None]:
+    """A new directory for the demo. An earlier demo stays beside it until this one is done; one that does not come to
+    its end leaves the earlier one, if there was one, or what it has made, to be looked at, unless it was interrupted.
+
+    Raises:
+        UserError: there is something else at `out`, or it cannot be written.
+    """
+    earlier = out.with_name(f".{out.name}.earlier")
+    with writing(out):
+        if out.is_dir() and (out / MARKER).is_file():
+            shutil.rmtree(earlier, ignore_errors=True)
+            out.rename(earlier)
+        elif os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"{out} exists and is no earlier demo: choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARKER).touch()
+    try:
+        yield
+    except BaseException as error:
+        if earlier.exists() or isinstance(error, KeyboardInterrupt):
+            shutil.rmtree(out, ignore_errors=True)
+        if earlier.exists():
+            earlier.rename(out)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from dist_moe.errors import UserError
 from dist_moe.export.changes import Change, locate, overwrite
+from dist_moe.files import atomic_file
 from dist_moe.moe.checkpoint import StoredTensor, read_header
 
 FORMAT, VERSION = "dist_moe delta", "1"
@@ -46,9 +45,7 @@ def write_delta(
         size = stop
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(6)}")
-    try:
+    with atomic_file(out) as partial:
         with partial.open("wb") as stream:
             stream.write(len(encoded).to_bytes(8, "little") + encoded)
             stream.truncate(8 + len(encoded) + size)
@@ -60,11 +57,6 @@ def write_delta(
         with partial.open("r+b") as stream:
             stream.seek(8 + encoded.index(NO_DIGEST.encode()))
             stream.write(digest.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_facts(path: Path) -> dict[str, Any]:

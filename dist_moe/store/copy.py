@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dist_moe.errors import UserError
-from dist_moe.files import atomic_directory, writing
+from dist_moe.files import atomic_directory
 from dist_moe.store.files import damaged
 from dist_moe.store.layout import ROOT_METADATA, SUMS, root_digest, sha256
 from dist_moe.store.read import MaskStore
@@ -29,7 +29,7 @@ def copy_store(store: MaskStore, place: str) -> None:
         _put_all(store, _remote_writer(place))
         return
     path = Path(place)
-    with writing(path), atomic_directory(path) as directory:
+    with atomic_directory(path) as directory:
         _put_all(store, _directory_writer(directory))
 
 

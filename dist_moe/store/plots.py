@@ -6,12 +6,14 @@ for amounts, orange to purple for signed ones. The same store gives the same SVG
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dist_moe.errors import UserError
+from dist_moe.files import replacing_files
 from dist_moe.risk.overlap import jaccard_matrix
 from dist_moe.store.read import MaskStore
 from dist_moe.store.views.overlap import MOST_BATCHES, growth
@@ -24,7 +26,7 @@ def write_plots(store: MaskStore, out: Path) -> list[Path]:
     """Draw all pictures into `out`, which is made if need be; files of the same name are replaced.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or `out` cannot be written; then nothing there has changed.
     """
     try:
         import matplotlib
@@ -36,14 +38,21 @@ def write_plots(store: MaskStore, out: Path) -> list[Path]:
         "overlap": overlap_figure(store),
         "union_growth": growth_figure(store),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
+    pictures: dict[str, bytes] = {}
     with matplotlib.rc_context({"svg.hashsalt": "dist_moe"}):
         for name, figure in figures.items():
-            figure.savefig(out / f"{name}.png", dpi=150)
-            figure.savefig(out / f"{name}.svg", metadata={"Date": None})
-            written += [out / f"{name}.png", out / f"{name}.svg"]
-    return written
+            pictures[f"{name}.png"] = _drawn(figure, format="png", dpi=150)
+            pictures[f"{name}.svg"] = _drawn(figure, format="svg", metadata={"Date": None})
+    with replacing_files(out) as partial:
+        for name, data in pictures.items():
+            (partial / name).write_bytes(data)
+    return [out / name for name in pictures]
+
+
+def _drawn(figure: Figure, **options: Any) -> bytes:
+    stream = BytesIO()
+    figure.savefig(stream, **options)
+    return stream.getvalue()
 
 
 def risk_figure(store: MaskStore) -> Figure:

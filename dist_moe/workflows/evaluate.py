@@ -12,7 +12,7 @@ from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
 from dist_moe.evaluation.score import score_rows
 from dist_moe.evaluation.table import MEASURES, before_after, score_frame
-from dist_moe.files import write_json_atomic
+from dist_moe.files import require_writable, write_json_atomic
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.launch import local_device
@@ -25,6 +25,7 @@ from dist_moe.workflows.run_dir import trained_run
 def evaluate(run_dir: Path, data: tuple[Path, ...], say: Say) -> None:
     """Score the run's own prompts, or those in `data`, with the base and with the trained experts, without a mask."""
     run, config = trained_run(run_dir)
+    require_writable(run.evaluation)
     if data:
         config.data.paths = data
     inputs = read_inputs(config, say)

@@ -13,6 +13,7 @@ from dist_moe.export.changes import trained_changes, trained_keys
 from dist_moe.export.delta import delta_changes, read_facts, write_delta
 from dist_moe.export.export import export_checkpoint
 from dist_moe.export.verify import verify_checkpoint
+from dist_moe.files import require_absent
 from dist_moe.moe.checkpoint import model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.model import check_model_dir
@@ -28,7 +29,7 @@ SHOWN_VIOLATIONS = 20
 def export(run_dir: Path, out: Path, say: Say, *, link: bool = False) -> None:
     """Write the trained model of a run to the new directory `out`; with `link`, unchanged shards are hard links."""
     run, config = trained_run(run_dir)
-    _require_new(out)
+    require_absent(out, "choose another --out or remove it")
     base, facts = config.model.path, _facts(run, config)
     _require_base(base, facts["model_hash"], run.experts)
     tensors = read_tensors(base)
@@ -40,7 +41,7 @@ def export(run_dir: Path, out: Path, say: Say, *, link: bool = False) -> None:
 def export_delta(run_dir: Path, out: Path, say: Say) -> None:
     """Write a run's trained experts, and what they were trained from, to the new file `out`."""
     run, config = trained_run(run_dir)
-    _require_new(out)
+    require_absent(out, "choose another --out or remove it")
     base, facts = config.model.path, _facts(run, config)
     _require_base(base, facts["model_hash"], run.experts)
     tensors = read_tensors(base)
@@ -52,7 +53,7 @@ def export_delta(run_dir: Path, out: Path, say: Say) -> None:
 
 def apply(base: Path, delta: Path, out: Path, say: Say) -> None:
     """Write to the new directory `out` what `export` would have written for the run that `delta` comes from."""
-    _require_new(out)
+    require_absent(out, "choose another --out or remove it")
     facts = read_facts(delta)
     _require_base(base, facts["model_hash"], delta)
     export_checkpoint(base, delta_changes(delta, read_tensors(base)), out, model_card(facts, base))
@@ -70,11 +71,6 @@ def _facts(run: RunDir, config: Config) -> dict[str, Any]:
         "num_trained_experts": len(trained),
         "evaluation": evaluation and {by: evaluation[by] for by in ("category", "all")},
     }
-
-
-def _require_new(out: Path) -> None:
-    if out.exists():
-        raise UserError(f"{out} exists: choose another --out or remove it")
 
 
 def _require_base(base: Path, expected: str, what: Path) -> None:

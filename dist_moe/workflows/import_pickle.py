@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dist_moe.errors import UserError
+from dist_moe.files import atomic_file, require_absent
 from dist_moe.risk.select import SelectionRule
 from dist_moe.store import MaskStore, write_store
 from dist_moe.store.pickles.convert import plan_and_results
@@ -32,8 +33,8 @@ def import_pickle(
     Raises:
         UserError: the file is refused or unknown, has not what was asked for, or `out` exists.
     """
-    if out is not None and out.exists():
-        raise UserError(f"{out} exists: choose another path or remove it")
+    if out is not None:
+        require_absent(out)
     if out is not None and out.suffix not in (*TABLES, ".zarr"):
         raise UserError(f"{out}: expected a name that ends in .parquet, .csv or .zarr")
     older = read_older(path)
@@ -51,11 +52,11 @@ def import_pickle(
         say(f"{out}: {len(selected)} batches, masks selected anew from the counts; {same} are as in the file")
         return 0
     chosen = _table(older, table)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".csv":
-        chosen.to_csv(out, index=False)
-    else:
-        chosen.to_parquet(out, index=False)
+    with atomic_file(out) as partial:
+        if out.suffix == ".csv":
+            chosen.to_csv(partial, index=False)
+        else:
+            chosen.to_parquet(partial, index=False)
     say(f"{out}: {len(chosen)} lines")
     return 0
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_moe.errors import UserError
+from dist_moe.config.settings import from_words
+from dist_moe.errors import UserError, shown
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule
@@ -80,21 +81,17 @@ def changed_rule(rule: SelectionRule, words: Mapping[str, str], allowed: Collect
     """The rule with another name, one of `allowed`, or other parameters, given as text.
 
     Raises:
-        UserError: there is no such rule or parameter, or the value is of another type.
+        UserError: there is no such rule or parameter, or the value is none that the configuration would take.
     """
     name = words.get("name", rule.name)
     if "name" in words and name not in allowed:
-        raise UserError(f"no rule {name!r} that needs counts only: expected {', '.join(sorted(allowed))}")
+        raise UserError(f"no rule {shown(name)} that needs counts only: expected {', '.join(sorted(allowed))}")
     known = [key for key in dataclasses.replace(rule, name=name).facts if key != "name"]
     values: dict[str, Any] = {"name": name}
     for key, word in words.items():
         if key == "name":
             continue
         if key not in known:
-            raise UserError(f"the rule {name} has no parameter {key!r}: expected {', '.join(known)}")
-        kind = type(getattr(rule, key))
-        try:
-            values[key] = kind(word)
-        except ValueError:
-            raise UserError(f"{key}={word}: expected {'a whole number' if kind is int else 'a number'}") from None
+            raise UserError(f"the rule {name} has no parameter {shown(key)}: expected {', '.join(known)}")
+        values[key] = from_words(f"analysis.{key}", [word], f"{key}={word}")
     return dataclasses.replace(rule, **values)

@@ -183,19 +183,35 @@ def test_command_line_values_are_checked_too(file: Path, overrides: list[str], m
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--train.lrr", "3"], "--train.lr FLOAT"),
-        (["--train.lr", "x"], "could not convert string to float: 'x'"),
-        (["--engine", "locale"], "invalid choice 'locale'"),
+        (["--train.lrr", "3"], "command line: unknown key `train.lrr`; did you mean train.lr?"),
+        (["--train.lr", "x"], "command line: train.lr: expected a number, got x"),
+        (["--train.lr=x"], "command line: train.lr: expected a number, got x"),
+        (["--train.lr", "-inf"], "command line: train.lr: expected greater than 0, got -inf"),
+        (["--train.lr"], "command line: train.lr: expected one value, got 0"),
+        (["--train.lr", "1", "2"], "command line: train.lr: expected one value, got 2: ['1', '2']"),
+        (["--train.epochs", "1.5"], "command line: train.epochs: expected a whole number, got 1.5"),
+        (["--engine", "locale"], "command line: engine: expected 'auto', 'local'"),
+        (["--overwrite", "maybe"], "command line: overwrite: expected true or false, got maybe"),
+        (["--run-dir", ""], "command line: run_dir: expected text that is not blank, got ''"),
+        (["stray", "--seed", "1"], "command line: unexpected argument 'stray'"),
+        (["--"], "command line: unknown key ``"),
     ],
 )
-def test_bad_arguments_end_with_status_2(
-    file: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments_are_one_line(file: Path, overrides: list[str], message: str) -> None:
     file.write_text(MINIMAL)
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
         load_config(file, overrides)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in str(caught.value)
+
+
+def test_what_the_command_line_can_say(file: Path) -> None:
+    file.write_text(MINIMAL + "overwrite: true\ntrain: {activation_checkpointing: true, micro_batch_size: 4}\n")
+    flags = ["--no-overwrite", "--train.no-activation-checkpointing"]
+    values = ["--train.micro-batch-size", "None", "--seed", "1", "--seed", "2", "--data.refusal=--no, I won't"]
+    config = load_config(file, flags + values)
+    assert (config.overwrite, config.train.activation_checkpointing, config.seed) == (False, False, 2)
+    assert config.train.micro_batch_size is None
+    assert config.data.refusal == "--no, I won't"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -236,7 +252,7 @@ configs = st.builds(
         DataConfig,
         paths=st.lists(paths, min_size=1, max_size=3).map(tuple),
         refusal=words,
-        max_length=st.integers(8),
+        max_length=st.integers(8, 2**31 - 1),
         chat_template=st.none() | paths,
     ),
     batches=st.builds(BatchConfig, batch_size=st.just(10), safe_ratio=st.floats(0.1, 0.9)),
@@ -246,10 +262,10 @@ configs = st.builds(
         lr=positive,
         eps=positive,
         betas=st.tuples(decay, decay),
-        epochs=st.integers(1),
+        epochs=st.integers(1, 2**31 - 1),
     ),
     evaluation=st.builds(EvaluationConfig, refusal_phrases=st.lists(words, max_size=3).map(tuple)),
-    seed=st.integers(0),
+    seed=st.integers(0, 2**31 - 1),
     overwrite=st.booleans(),
 )
 

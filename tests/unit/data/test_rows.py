@@ -347,8 +347,8 @@ def test_bad_rows_of_binary_formats_name_the_row(write: Writer, tmp_path: Path) 
         ("rows.csv", b"", "no rows; "),
         ("rows.txt", b"x", "unknown extension '.txt'; expected .jsonl, .csv, .parquet or a saved dataset"),
         ("rows", b"x", "unknown extension ''"),
-        ("rows.jsonl", b'{"prompt": "\xe9", "label": "safe"}', "not UTF-8 text: invalid continuation byte at byte 12"),
-        ("rows.parquet", b"x", "not a readable Parquet file: "),
+        ("rows.jsonl", b'{"prompt": "\xe9", "label": "safe"}', "not UTF-8 text: byte 0xe9; save"),
+        ("rows.parquet", b"x", "not a readable Parquet file ("),
         ("rows.parquet", b"PAR1" + b"\x00" * 40 + b"PAR1", ": "),
     ],
 )
@@ -356,7 +356,7 @@ def test_unreadable_files(name: str, data: bytes, message: str, tmp_path: Path) 
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         read_prompts([tmp_path / name], REFUSAL)
-    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert str(caught.value).startswith(f"{tmp_path / name}:")
     assert message in str(caught.value)
 
 
@@ -366,7 +366,9 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_directory_that_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}: cannot read: [^\n]*neither a `Dataset` directory"):
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}: not a readable saved dataset \([^\n]*neither a `Dataset` directory"
+    ):
         read_prompts([tmp_path], REFUSAL)
 
 

@@ -1,0 +1,80 @@
+"""Arguments of our commands: argparse whose every error is one line with the nearest name, and checked kinds."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from dist_moe.errors import UserError, shown
+
+N = TypeVar("N", int, float)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line, like every other error of a user, in place of usage and error."""
+
+    def error(self, message: str) -> NoReturn:
+        program, *commands = self.prog.split()
+        see = f"{self.prog} --help" if commands or program == "dist-moe" else "--help"
+        raise UserError(f"{message}{' ' if message.endswith('?') else '; '}see {see}")
+
+    def parse_all(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Like `parse_intermixed_args`, with the nearest option's name for one that there is not."""
+        args, unknown = self.parse_known_intermixed_args(arguments)
+        self.refuse(unknown)
+        return args
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """One line for the first argument that the parser does not know, if there is any."""
+        if unknown:
+            options = re.findall(r"--[\w-]+", self.format_help())
+            self.error(f"unrecognized arguments: {shown(unknown[0])[1:-1]}{nearest(unknown[0], options)}")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(
+                action, f"{shown(value)} is none of {', '.join(choices)}{nearest(str(value), choices)}"
+            )
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """What to add to a message on a name that there is not: the one that may be meant, or nothing."""
+    found = get_close_matches(word, names, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def text(word: str) -> str:
+    """A name or place: something. A blank one is what is left of a shell variable that is not set."""
+    if not word.strip():
+        raise argparse.ArgumentTypeError(f"{word!r} is blank: is a shell variable not set?")
+    return word
+
+
+def path(word: str) -> Path:
+    """A path, not blank."""
+    return Path(text(word))
+
+
+def threshold(word: str) -> float:
+    """A threshold of risk_diff, which lies between -1 and 1."""
+    return _number(float, word, lambda number: -1 <= number < 1, "a number from -1 to below 1")
+
+
+def count(word: str) -> int:
+    """A whole number from 1."""
+    return _number(int, word, lambda number: number >= 1, "a whole number from 1")
+
+
+def _number(kind: Callable[[str], N], word: str, allowed: Callable[[N], bool], expected: str) -> N:
+    try:
+        number = kind(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {shown(word)}") from None
+    if not allowed(number):  # nan is within no bounds
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {shown(word)}")
+    return number

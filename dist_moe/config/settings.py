@@ -1,0 +1,136 @@
+"""Every setting of the schema by its dotted key, and the check of a value for it: one line for one that is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from dist_moe.config.schema import Config
+from dist_moe.errors import UserError, shown
+
+OF_WORDS = {
+    "int_parsing": "expected a whole number",
+    "int_parsing_size": "expected a number of fewer digits",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "bool_parsing": "expected true or false",
+}
+"""In place of what pydantic says of text that is no such value."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """One leaf of the schema."""
+
+    adapter: TypeAdapter[Any]
+    required: bool
+    flag: bool
+    """Its name alone, on the command line, means true, and with `no-` false."""
+    optional: bool
+    """None is a value of it."""
+    several: bool
+    """Its value is several values."""
+
+
+def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
+    """Of a section and of the sections below it."""
+    types = get_type_hints(section, include_extras=True)
+    plain = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        key, kind = prefix + field.name, plain[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _settings(types[field.name], key + ".")
+        else:
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            yield (
+                key,
+                Setting(
+                    TypeAdapter(types[field.name]),
+                    required,
+                    flag=kind is bool,
+                    optional=NoneType in get_args(kind),
+                    several=getattr(kind, "__origin__", None) is tuple,
+                ),
+            )
+
+
+SETTINGS = dict(_settings(Config))
+REQUIRED = {key for key, setting in SETTINGS.items() if setting.required}
+SECTIONS = {key.rpartition(".")[0] for key in SETTINGS} - {""}
+
+
+def checked(key: str, value: Any, where: str) -> Any:
+    """A plain value (as of JSON) in its Python type: a path for text, a tuple for a list. Kinds are strict: "3" is no
+    number.
+
+    Raises:
+        UserError: one line that names `where`, the key, what is expected and the value.
+    """
+    _require_text(value, f"{where}: {key}", blank=True)
+    try:
+        encoded = json.dumps(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: {key}: expected text, a number or a list of them, got {shown(value)}") from None
+    try:
+        return SETTINGS[key].adapter.validate_json(encoded, strict=True)
+    except ValidationError as error:
+        raise _refused(error, f"{where}: {key}", shown(value)) from None
+
+
+def from_words(key: str, words: Sequence[str], where: str) -> Any:
+    """The value that words of a command line give a setting.
+
+    Raises:
+        UserError: one line that names `where`, what is expected and the words.
+    """
+    setting = SETTINGS[key]
+    if setting.flag and not words:
+        return True
+    if not setting.several and len(words) != 1:
+        raise UserError(f"{where}: expected one value, got {len(words)}{f': {shown(list(words))}' if words else ''}")
+    if setting.optional and words[0] == "None":
+        return None
+    value = list(words) if setting.several else words[0]
+    _require_text(value, where, blank=False)  # what is left of a shell variable that is not set
+    try:
+        return setting.adapter.validate_python(value)
+    except ValidationError as error:
+        raise _refused(error, where, shown(value) if setting.several else clipped(words[0])) from None
+
+
+def suggestion(key: str) -> str:
+    """What to add to a message on a key that there is not."""
+    name = key.rpartition(".")[2]
+    same_name = [known for known in SETTINGS if known.rpartition(".")[2] == name]
+    if nearest := same_name or get_close_matches(key, [*SETTINGS, *SECTIONS], n=1):
+        return f"; did you mean {' or '.join(nearest)}?"
+    return f"; the top-level keys are {', '.join(field.name for field in dataclasses.fields(Config))}"
+
+
+def clipped(key: str) -> str:
+    """A key as a message names it."""
+    return shown(key)[1:-1]
+
+
+def _refused(error: ValidationError, where: str, value: str) -> UserError:
+    first = error.errors()[0]
+    item = "".join(f"[{i}]" for i in first["loc"] if isinstance(i, int))
+    said = re.sub(r"^\w+ should (be|have)", "expected", first["msg"]).replace("valid array", "list")
+    return UserError(f"{where}{item}: {OF_WORDS.get(first['type'], said)}, got {value}")
+
+
+def _require_text(value: Any, where: str, *, blank: bool) -> None:
+    """No path is empty, as Path("") would be the current directory; none has a NUL, or bytes that are no UTF-8;
+    without `blank` no text is of spaces only either."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, str) and (each == "" or not (blank or each.strip())):
+            raise UserError(f"{where}: expected text that is not blank, got {shown(each)}")
+        if isinstance(each, str) and re.search(r"[\0\ud800-\udfff]", each):
+            raise UserError(f"{where}: expected UTF-8 text without NUL, got {shown(each)}")
