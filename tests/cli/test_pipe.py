@@ -1,5 +1,7 @@
 """`dist-moe ... | head`: a command that prints ends without a word when its reader has gone, through a real pipe."""
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,7 @@ def commands(trained, tmp_path_factory):
         "import": [write_pickle(root / "sft_dataset_x.pkl", analysis())],
         "inspect-model": [trained.model],
         "families": ["doge"],
+        "verify": [trained.model, trained.model, "--masks", trained.masks],
     }
 
 
@@ -67,9 +70,65 @@ def test_head_gets_its_lines(tmp_path):
     assert (done.returncode, done.stderr, done.stdout) == (141, "", '{\n  "facts": {\n')
 
 
-def test_commands_that_do_more_than_print_say_what_happened(trained, tmp_path):
-    """A training whose output is lost does not end as if all were well, nor without a word."""
-    settings = ["--config", trained.config, "--run-dir", tmp_path / "run"]
-    status, err = without_reader("-m", "dist_moe.cli.main", "analyze", *settings)
-    assert status not in (0, 141)
-    assert "BrokenPipeError" in err
+def test_commands_that_do_more_than_print_go_on(trained, tmp_path):
+    """Only the console is lost: an analysis and a training come to the same end, whoever has stopped to read."""
+    told = "dist-moe: the output is read no more (Broken pipe); going on without it"
+    run = ["--config", trained.config, "--run-dir", tmp_path / "run"]
+    for command in ("analyze", "train"):
+        status, err = without_reader("-m", "dist_moe.cli.main", command, *run)
+        assert status == 0
+        assert "Traceback" not in err
+        assert err.splitlines().count(told) == 1
+    for name in ("metrics.jsonl", "experts/index.json"):
+        assert (tmp_path / "run" / name).is_file()
+
+
+def test_a_full_standard_output(trained):
+    """What a command prints is its product: it is an error that it cannot."""
+    command = [sys.executable, "-m", "dist_moe.cli.main", "inspect-model", str(trained.model)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr == "dist-moe: error: cannot write to standard output: No space left on device\n"
+
+
+def test_nobody_reads_either_stream(trained, tmp_path):
+    """Progress bars write to stderr."""
+    command = [sys.executable, "-m", "dist_moe.cli.main", "evaluate", str(trained.run_dir)]
+    line = f"cp -r {trained.run_dir} {tmp_path}/run; {shlex.join([*command[:-1], f'{tmp_path}/run'])} 2>&1 | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], check=False, timeout=200, cwd=REPOSITORY)
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(trained, closed):
+    line = f"{sys.executable} -m dist_moe.cli.main inspect-model {trained.model} {closed}"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=False, timeout=200, cwd=REPOSITORY
+    )
+    if closed == "2>&-":
+        assert (done.returncode, done.stdout != "") == (0, True)
+    else:
+        expected = "" if "2" in closed else "dist-moe: error: cannot write to standard output: Bad file descriptor\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+def test_a_console_without_unicode(trained, tmp_path):
+    """A file name in Cyrillic, a row with an emoji, and a terminal that has ASCII only."""
+    data = tmp_path / "вопросы.jsonl"
+    data.write_text('{"prompt": "\U0001f600", "label": "\U0001f600"}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "dist_moe.cli.main", "evaluate", str(trained.run_dir), "--data", str(data)]
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii",
+    }
+    done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=200)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if b"Scoring" not in line]
+    assert line.isascii()
+    assert b"`label` must be safe or unsafe" in line
+    assert b"\\U0001f600" in line

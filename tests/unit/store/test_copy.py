@@ -74,7 +74,7 @@ def test_a_copy_to_a_directory_that_breaks_off_leaves_nothing(path, tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{path} is damaged: array prompt_ids is not as it was written"):
         copy_store(MaskStore.open(path), str(tmp_path / "out" / "copy.zarr"))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("key", ["masks/c", "masks/zarr.json", "masks/SHA256SUMS"])
