@@ -10,11 +10,13 @@ import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 
 from dist_moe.errors import UserError, refused_by_library, shown
-from dist_moe.moe.checkpoint import CONFIG, read_json, read_tensors
+from dist_moe.moe.checkpoint import CONFIG, read_json
 
 GENERATION = "generation_config.json"
 ADVICE = "copy or download the checkpoint again, or correct its config.json"
 LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+MOST_LAYERS = 1000
+"""Several times those of any model."""
 
 
 def refused_by_transformers(file: Path) -> AbstractContextManager[None]:
@@ -31,7 +33,7 @@ def read_config(path: Path) -> PreTrainedConfig:
     file = path / CONFIG
     raw = read_json(file)
     _check_model_type(file, raw)
-    _check_layer_counts(path, raw)
+    _check_layer_counts(file, raw)
     with refused_by_transformers(file):
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config()
@@ -74,17 +76,14 @@ def _check_model_type(file: Path, raw: dict[str, Any]) -> None:
         )
 
 
-def _check_layer_counts(path: Path, raw: dict[str, Any]) -> None:
-    """A layer has at least a tensor: refused before transformers makes lists and modules of a billion layers."""
-    most = len(read_tensors(path))
+def _check_layer_counts(file: Path, raw: dict[str, Any]) -> None:
+    """Before transformers makes a list and a module of each of a billion layers."""
     text = raw.get("text_config")
     for part in (raw, text if isinstance(text, dict) else {}):
         for name in LAYER_COUNTS:
             number = part.get(name)
-            if type(number) is int and not 1 <= number <= most:
-                raise UserError(
-                    f"{path / CONFIG}: {name} is {number}, expected 1 to {most}, as there are tensors: {ADVICE}"
-                )
+            if type(number) is int and not 1 <= number <= MOST_LAYERS:
+                raise UserError(f"{file}: {name} is {number}, expected 1 to {MOST_LAYERS}: {ADVICE}")
 
 
 def _refuse_packed(file: Path, quantization: Any) -> None:

@@ -136,6 +136,6 @@ def _top_k(config: PreTrainedConfig) -> int:
     for part in (text, *(getattr(text, name) for name in text.sub_configs)):
         for name in TOP_K_NAMES:
             value = getattr(part, name, None)
-            if isinstance(value, int):
+            if type(value) is int:
                 return value
     raise UserError(f"model type '{config.model_type}': its config names no number of experts per token")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from transformers.utils import is_peft_available
 from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import ExpertLayer, take_experts
-from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.moe.checkpoint import CONFIG, read_tensors
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
 from dist_moe.moe.internals import checkpoint_activations
@@ -63,9 +64,11 @@ class MoEModel:
 
 def check_model_dir(path: Path) -> None:
     """Refuse, in one line each, what is no model directory with complete safetensors weights; reads headers only."""
-    if not path.is_dir():
-        raise UserError(f"model.path: no directory {path}: expected a model in Hugging Face format")
-    if not (path / "config.json").is_file():
+    if not os.path.isdir(path):  # unlike Path.is_dir, false for a name that no file can have
+        raise UserError(f"model.path: no directory {shown(str(path), 200)}: expected a model in Hugging Face format")
+    with refused_by_library(f"model.path: {path} cannot be read", "give yourself the right to", (OSError,)):
+        names = os.listdir(path)
+    if CONFIG not in names or not os.path.isfile(path / CONFIG):
         raise UserError(f"model.path: {path} has no config.json: expected a model in Hugging Face format")
     if is_peft_available() and (path / ADAPTER).is_file():
         raise UserError(

@@ -164,6 +164,7 @@ CONFIGS = [
     ("a layer too few", edit(CONFIG, num_hidden_layers=2), ("model.layers.2.", "num_hidden_layers: 2")),
     ("a layer too many", edit(CONFIG, num_hidden_layers=4), ("model.layers.3.mlp.experts", "missing")),
     ("a billion layers", edit(CONFIG, num_hidden_layers=10**9), ("num_hidden_layers is 1000000000",)),
+    ("1001 layers", edit(CONFIG, num_hidden_layers=1001), ("num_hidden_layers is 1001",)),
     ("more experts", edit(CONFIG, num_local_experts=9), ("experts.8.", "missing")),
     ("fewer experts", edit(CONFIG, num_local_experts=7), ("7 experts",)),
     ("a billion experts", edit(CONFIG, num_local_experts=10**9), ("experts",)),
@@ -287,6 +288,35 @@ def test_reader_checkpoints(copy, capsys, case):
     check(case, capsys)
 
 
+DIRECTORIES = [
+    Case("directory: not there", lambda: shutil.rmtree("model"), INSPECT, ("model.path", "no directory")),
+    Case("directory: a file", lambda: (shutil.rmtree("model"), Path("model").touch()), INSPECT, ("no directory",)),
+    Case("directory: empty", lambda: (shutil.rmtree("model"), Path("model").mkdir()), INSPECT, ("no config.json",)),
+    Case("directory: a name too long", lambda: None, f"inspect-model {'x' * 5000}", ("no directory",)),
+    Case("directory: a name that is none", lambda: None, "inspect-model a\0b", ("no directory",)),
+    Case(
+        "directory: pickled weights only",
+        lambda: (
+            [file.rename(file.with_suffix(".bin")) for file in Path("model").glob("*.safetensors")]
+            + [Path("model", INDEX).unlink()]
+        ),
+        INSPECT,
+        ("no *.safetensors", "pickled"),
+    ),
+    Case(
+        "directory: shards without an index",
+        lambda: Path("model", INDEX).unlink(),
+        INSPECT,
+        ("no *.safetensors", "model.safetensors or model.safetensors.index.json"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", DIRECTORIES, ids=ids(DIRECTORIES))
+def test_reader_directories(copy, capsys, case):
+    check(case, capsys)
+
+
 VERIFY = "verify model base --masks run/masks.zarr"
 READERS = {
     "analyze": ("analyze --config run.yaml --run-dir new", ("new",)),
@@ -360,6 +390,7 @@ UNREADABLE = [
     Case(f"unreadable: {name}", lambda name=name: Path("model", name).chmod(0), INSPECT, (f"model/{name}", "ermission"))
     for name in (CONFIG, GENERATION, INDEX, "model-00001-of-00011.safetensors")
 ]
+UNREADABLE += [Case("unreadable: the directory", lambda: Path("model").chmod(0), INSPECT, ("model", "ermission"))]
 
 
 @pytest.mark.parametrize("case", UNREADABLE, ids=ids(UNREADABLE))

@@ -342,3 +342,15 @@ def test_reader_a_trained_value_that_is_not_finite_is_not_exported(base: Path, t
     with pytest.raises(UserError, match=r"experts\.5\.down_proj\.weight: a trained value is NaN or infinite as F32"):
         export_checkpoint(base, [(EXPERT, data)], tmp_path / "out", "card")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_reader_every_byte_that_is_read_is_in_the_hash(clean: Path, base: Path) -> None:
+    hashes = {model_hash(base)}
+    for name in ("config.json", *weight_files(base).shards):
+        file = base / name
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if name != "config.json" else data + b"\n")
+        hashes.add(model_hash(base))
+        file.write_bytes(data)
+    assert len(hashes) == 2 + len(weight_files(base).shards)
+    assert model_hash(base) == model_hash(clean)
