@@ -35,7 +35,7 @@ CONFIGS = {
     "mixtral": lambda: transformers.MixtralConfig(**COMMON, intermediate_size=48, num_local_experts=E),
 }
 FAMILIES = tuple(CONFIGS)
-"""Families with softmax scores; see CONFIGS for two of other kinds."""
+"""Families with softmax scores; see CONFIGS for others."""
 CONFIGS |= {
     "deepseek_v3": lambda: transformers.DeepseekV3Config(
         **COMMON | {"num_hidden_layers": L + 1, "num_key_value_heads": 4},
@@ -56,6 +56,24 @@ CONFIGS |= {
     ),
     "gpt_oss": lambda: transformers.GptOssConfig(
         **COMMON, intermediate_size=48, num_local_experts=E, head_dim=8, sliding_window=8
+    ),
+    "deepseek_v32": lambda: transformers.DeepseekV32Config(
+        **COMMON | {"num_key_value_heads": 4},
+        intermediate_size=64,
+        moe_intermediate_size=48,
+        n_routed_experts=E,
+        n_shared_experts=1,
+        first_k_dense_replace=0,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+        index_n_heads=2,
+        index_head_dim=16,
+        index_topk=4,
     ),
 }
 

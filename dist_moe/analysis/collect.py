@@ -37,8 +37,9 @@ def count_rows(
     Ranks of `comm` may share the experts of `model`; these then run their passes together. `tokens` is what is counted
     of the given rows (prompt, completion, all or span), or how the model writes the answers that are; then there are
     tables `prefill_counts` and `prefill_tokens` of the prompts, which the model reads before it writes.
-    `micro_batch_tokens` bounds a forward pass and its padding. With `gates` there is a table `gates`, the counted
-    tokens' sums of routing weights, and with `gradients` one of what `gradient_table` gives.
+    `micro_batch_tokens` bounds a forward pass and its padding; where padding would change results, each row is alone.
+    With `gates` there is a table `gates`, the counted tokens' sums of routing weights, and with `gradients` one of what
+    `gradient_table` gives.
     """
     shape_LE = (model.shape.num_layers, model.shape.num_experts)
     shapes: dict[str, tuple[int, ...]] = {"counts": shape_LE, "tokens": ()}
@@ -52,7 +53,7 @@ def count_rows(
     sums = {
         name: torch.zeros(len(rows), *shape, dtype=torch.int64, device=comm.device) for name, shape in shapes.items()
     }
-    micro_batches = token_budget(lengths, micro_batch_tokens)
+    micro_batches = token_budget(lengths, model.at_once(micro_batch_tokens))
     num_idle = -len(micro_batches) % model.layers[0].comm.size  # ranks that share experts run as many passes each
     for indices in [*micro_batches, *[[]] * num_idle][comm.rank :: comm.size]:
         chosen = [rows[i] for i in indices]

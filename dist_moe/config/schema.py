@@ -124,7 +124,11 @@ class AnalysisConfig:
     """Keep each prompt's sums of routing weights beside its counts; the rule esft_gate needs them."""
     micro_batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
-    depend on the number of ranks."""
+    depend on the number of ranks. In bfloat16 they depend on this, as other passes round a near tie of two experts
+    the other way: set analysis.dtype to float32 to be rid of that."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Data type in which the analysis computes; weights are converted when they are loaded. float32 takes twice the
+    memory of a bfloat16 model. None: as model.dtype says."""
     ep_size: Count = 1
     """Ranks that share the experts of one copy of the model while they count, as of one too large for a single GPU.
     1: each rank has a whole copy. Must divide the number of ranks; not with the rule gradient."""

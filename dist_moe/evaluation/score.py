@@ -42,7 +42,7 @@ def score_rows(
     """
     greedy = Sampling(max_new_tokens=max_new_tokens, temperature=0, seed=0, eos_ids=tuple(eos_ids))
     scores = []
-    for indices in micro_batches(range(len(rows)), micro_batch_size):
+    for indices in micro_batches(range(len(rows)), model.at_once(micro_batch_size)):
         chosen = [rows[i] for i in indices]
         losses, numbers = _response_losses(model, chosen, pad_id)
         for answer, loss, number in zip(_answers(model, chosen, greedy, pad_id, decode), losses, numbers, strict=True):

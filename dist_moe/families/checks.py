@@ -21,7 +21,8 @@ from dist_moe.engines.local import LocalEngine
 from dist_moe.export.changes import overwrite, row_of, trained_changes
 from dist_moe.export.export import export_checkpoint
 from dist_moe.export.verify import verify_checkpoint
-from dist_moe.families.specimen import COMM, Specimen, experts_inputs, require
+from dist_moe.families.padding import padding
+from dist_moe.families.specimen import COMM, Specimen, close, experts_inputs, require
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import find_moe_layers
@@ -36,9 +37,6 @@ from dist_moe.training.promise import Promise
 from dist_moe.training.save import save_experts
 from dist_moe.training.step import MaskedStep
 
-CLOSE = 1e-4
-"""Largest difference of whole models' logits and gradients, as a share of the largest value: two orders of summation in
-float32, which the layers above the experts amplify (most families stay below 1e-6)."""
 OWNED: tuple[list[int], ...] = ([1, 4, 6], [0, 7], [])
 """Experts of MoE layers 0, 1, 2 (and again): uneven, not contiguous, one layer without any."""
 NUM_STEPS = 3
@@ -99,7 +97,7 @@ def update(specimen: Specimen) -> None:
     """Logits and every expert's gradients are those of the plain model."""
     reference, model = specimen.plain(), specimen.trainable()
     expected, logits = specimen.logits(reference), specimen.logits(model.module)
-    require(_close(logits, expected), "logits are not the plain model's")
+    require(close(logits, expected), "logits are not the plain model's")
     expected.square().mean().backward()
     logits.square().mean().backward()
     with torch.no_grad():
@@ -109,11 +107,7 @@ def update(specimen: Specimen) -> None:
     for layer, right in zip(model.layers, adopt(reference, COMM).layers, strict=True):
         for name, gradient in right.bank.items():
             found = torch.stack([layer.grads[slot][name] for slot in range(len(layer.local))])
-            require(_close(found, gradient), f"gradients of layer {layer.index}, {name}, are not the plain model's")
-
-
-def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
+            require(close(found, gradient), f"gradients of layer {layer.index}, {name}, are not the plain model's")
 
 
 def train(specimen: Specimen) -> None:
@@ -194,7 +188,7 @@ def export(specimen: Specimen) -> None:
     _, out, model, _ = specimen.once(_exported)
     plain = specimen.reloaded(out)
     with torch.no_grad():
-        require(_close(specimen.logits(plain), specimen.logits(model.module)), "logits of the export differ")
+        require(close(specimen.logits(plain), specimen.logits(model.module)), "logits of the export differ")
     for layer, again in zip(model.layers, adopt(plain, COMM).layers, strict=True):
         for name, weight in layer.bank.items():
             require(torch.equal(again.bank[name], weight), f"layer {layer.index}, {name}: not as training left it")
@@ -223,8 +217,9 @@ def verify(specimen: Specimen) -> None:
         shutil.rmtree(damaged)
 
 
-CHECKS: dict[str, Callable[[Specimen], None]] = {
+CHECKS: dict[str, Callable[[Specimen], str | None]] = {
     "tap": tap,
+    "padding": padding,
     "route": route,
     "update": update,
     "train": train,
@@ -232,4 +227,4 @@ CHECKS: dict[str, Callable[[Specimen], None]] = {
     "export": export,
     "verify": verify,
 }
-"""Capability -> the function that decides it."""
+"""Capability -> the function that decides it, and may return what is to be known of how it holds."""

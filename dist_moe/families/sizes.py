@@ -2,7 +2,9 @@
 
 They differ in what a loader, a tap or a mask must cope with: experts with and without gate or bias, transposed weights,
 dense layers before the first MoE layer, grouped top-k, correction biases, shared experts, and checkpoints with one
-tensor an expert or with fused ones.
+tensor an expert or with fused ones. Of what may look at a row's padding each has every kind that its family knows:
+sliding windows, chunks, sparse attention's choice of tokens, convolutions, recurrent states; and all of them are
+shorter than `SPAN`, so that a longer row makes them choose or forget.
 """
 
 from __future__ import annotations
@@ -14,7 +16,11 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from dist_moe.moe.discover import HASH_TABLE
+
 L, E, K, VOCAB = 3, 8, 4, 128
+SPAN = 16
+"""The most tokens that a window, a chunk or a sparse attention sees at once."""
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -46,7 +52,17 @@ BOTH = MLP | MOE
 
 # attention
 HEAD = {"head_dim": 16}
-WINDOW = {"sliding_window": 16}
+WINDOW = {"sliding_window": SPAN}
+
+
+def _layers(first: str, second: str, third: str) -> dict[str, Any]:
+    return {"layer_types": [first, second, third]}
+
+
+SLIDING = WINDOW | _layers("sliding_attention", "full_attention", "sliding_attention")
+SHORT_CONV = {"sliding_window_size": SPAN} | _layers("hybrid_sliding", "hybrid", "hybrid_sliding")
+HYBRID = _layers("linear_attention", "full_attention", "linear_attention")
+MAMBA = _layers("mamba", "attention", "mamba")
 MLA = {
     "num_key_value_heads": 4,
     "kv_lora_rank": 32,
@@ -55,7 +71,7 @@ MLA = {
     "v_head_dim": 16,
 }
 Q_LORA = {"q_lora_rank": 32}
-INDEX = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8}
+INDEX = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": SPAN // 2}
 LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 2,
@@ -65,13 +81,13 @@ LINEAR = {
 }
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "afmoe": BOTH | HEAD | WINDOW | NUM | {"num_shared_experts": 1, "num_dense_layers": 1},
+    "afmoe": BOTH | HEAD | SLIDING | NUM | {"num_shared_experts": 1, "num_dense_layers": 1},
     "aria_text": MLP | HEAD | MOE_NUM | {"moe_topk": K},
     "axk1": BOTH | MLA | Q_LORA | ROUTED | SHARED | GROUPS,
     "axk2": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS,
-    "bailing_hybrid": BOTH | MLA | LOCAL | SHARED | GROUPS | FIRST_DENSE,
+    "bailing_hybrid": BOTH | MLA | HYBRID | LOCAL | SHARED | GROUPS | FIRST_DENSE,
     "beam": BOTH | HEAD | WINDOW | NUM | GROUPS | {"mlp_layer_types": ["dense", "sparse", "sparse"]},
-    "cohere2_moe": MLP | HEAD | WINDOW | NUM | {"num_shared_experts": 1},
+    "cohere2_moe": MLP | HEAD | SLIDING | NUM | {"num_shared_experts": 1},
     "dbrx": {
         "d_model": 64,
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},
@@ -87,8 +103,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | INDEX
     | ROUTED
     | SHARED
-    | {"mlp_layer_types": ["hash_moe", "moe", "moe"], "num_nextn_predict_layers": 0},
-    "dots1": BOTH | WINDOW | ROUTED | SHARED | GROUPS | FIRST_DENSE,
+    | {"mlp_layer_types": ["hash_moe", "moe", "moe"], "num_nextn_predict_layers": 0}
+    | _layers("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
+    | {"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 8}},
+    "dots1": BOTH | SLIDING | ROUTED | SHARED | GROUPS | FIRST_DENSE,
     "dots3_note_text": BOTH
     | MLA
     | Q_LORA
@@ -99,9 +117,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | GROUPS
     | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 32, "swa_kv_lora_rank": 32},
     "ernie4_5_moe": BOTH | MOE_NUM | {"moe_k": K, "moe_layer_start_index": 1},
-    "exaone_moe": BOTH | WINDOW | NUM | GROUPS | FIRST_DENSE | {"num_shared_experts": 1},
+    "exaone_moe": BOTH | SLIDING | NUM | GROUPS | FIRST_DENSE | {"num_shared_experts": 1},
     "flex_olmo": MLP | NUM,
-    "flint": BOTH | HEAD | WINDOW | NUM | SHARED_SIZE | {"decoder_sparse_step": 1},
+    "flint": BOTH | HEAD | SLIDING | NUM | SHARED_SIZE | {"decoder_sparse_step": 1},
     "gemma4_text": BOTH
     | HEAD
     | WINDOW
@@ -112,14 +130,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "glm_moe_dsa": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS | FIRST_DENSE,
     "gpt_oss": MLP | HEAD | WINDOW | LOCAL,
     "granitemoe": MLP | LOCAL,
-    "granitemoe_swa": MLP | WINDOW | LOCAL | {"shared_intermediate_size": 32},
-    "granitemoehybrid": MLP | LOCAL | {"shared_intermediate_size": 32, "layer_types": ["attention"] * L},
+    "granitemoe_swa": MLP | SLIDING | LOCAL | {"shared_intermediate_size": 32},
+    "granitemoehybrid": MLP
+    | MAMBA
+    | LOCAL
+    | {"shared_intermediate_size": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": SPAN},
     "granitemoeshared": MLP | LOCAL | {"shared_intermediate_size": 32},
     "hunyuan_v1_moe": MLP | HEAD | {"num_experts": E, "moe_topk": K},
     "hy_v3": BOTH | HEAD | NUM | {"num_shared_experts": 1},
     "hy_v4": BOTH | MLA | Q_LORA | INDEX | ROUTED | SHARED | GROUPS,
-    "inkling2_text": MOE | HEAD | ROUTED,
-    "inkling_text": BOTH | HEAD | ROUTED | SHARED,
+    "inkling2_text": MOE | HEAD | SHORT_CONV | ROUTED,
+    "inkling_text": BOTH | HEAD | SHORT_CONV | ROUTED | SHARED,
     "jamba": MLP
     | NUM
     | {"mamba_d_state": 8, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 0}
@@ -131,11 +152,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | LOCAL
     | SHARED
     | GROUPS
+    | HYBRID
     | {"linear_conv_kernel_dim": 2, "linear_head_dim": 16, "linear_num_heads": 2},
-    "kolibri1": MOE | HEAD | WINDOW | NUM | SHARED_SIZE,
-    "laguna": BOTH | HEAD | WINDOW | NUM | SHARED_SIZE,
-    "lfm2_moe": BOTH | NUM | {"num_dense_layers": 1, "layer_types": ["full_attention"] * L},
-    "llama4_text": MLP | HEAD | LOCAL | {"intermediate_size_mlp": 48, "moe_layers": [1, 2]},
+    "kolibri1": MOE | HEAD | SLIDING | NUM | SHARED_SIZE,
+    "laguna": BOTH | HEAD | SLIDING | NUM | SHARED_SIZE,
+    "lfm2_moe": BOTH | NUM | {"num_dense_layers": 1} | _layers("conv", "full_attention", "conv"),
+    "llama4_text": MLP
+    | HEAD
+    | LOCAL
+    | {"intermediate_size_mlp": 48, "moe_layers": [1, 2], "attention_chunk_size": SPAN}
+    | _layers("chunked_attention", "full_attention", "chunked_attention"),
     "longcat_flash": MLA
     | HEAD
     | Q_LORA
@@ -147,30 +173,45 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "expert_ffn_hidden_size": 32,
         "zero_expert_num": 4,
     },
-    "mellum": BOTH | HEAD | WINDOW | NUM,
-    "mimo_v2_flash": BOTH | HEAD | WINDOW | ROUTED | GROUPS | {"v_head_dim": 16},
-    "minimax": MLP | HEAD | WINDOW | LOCAL | {"block_size": 16},
+    "mellum": BOTH | HEAD | SLIDING | NUM,
+    "mimo_v2_flash": BOTH | HEAD | SLIDING | ROUTED | GROUPS | {"v_head_dim": 16},
+    "minimax": MLP | HEAD | WINDOW | LOCAL | {"block_size": SPAN},
     "minimax_m2": MLP | HEAD | LOCAL,
     "minimax_m3_vl_text": MLP
     | HEAD
     | LOCAL
-    | {"index_n_heads": 2, "index_head_dim": 16, "shared_intermediate_size": 32},
+    | {"index_n_heads": 2, "index_head_dim": 16, "shared_intermediate_size": 32}
+    | {"index_block_size": SPAN // 4, "index_topk_blocks": 2}
+    | _layers("minimax_m3_sparse", "full_attention", "minimax_m3_sparse"),
     "mixtral": MLP | HEAD | LOCAL,
     "nemotron_h": BOTH
     | HEAD
     | ROUTED
     | SHARED
     | GROUPS
-    | {"layers_block_type": ["attention", "moe", "moe"], "use_mamba_kernels": False, "num_nextn_predict_layers": 0},
+    | {"layers_block_type": ["mamba", "moe", "attention", "moe"], "num_nextn_predict_layers": 0}
+    | {"use_mamba_kernels": False, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8}
+    | {"n_groups": 2, "chunk_size": SPAN},
     "olmoe": MLP | NUM,
     "phimoe": MLP | LOCAL,
     "qwen2_moe": BOTH | NUM | SHARED_SIZE,
-    "qwen3_5_moe_text": MOE | HEAD | NUM | SHARED_SIZE | LINEAR,
+    "qwen3_5_moe_text": MOE | HEAD | NUM | SHARED_SIZE | HYBRID | LINEAR,
     "qwen3_moe": BOTH | HEAD | NUM,
-    "qwen3_next": BOTH | HEAD | NUM | SHARED_SIZE | LINEAR,
-    "qwen4_exp_text": MOE | HEAD | NUM | SHARED_SIZE | LINEAR,
+    "qwen3_next": BOTH | HEAD | NUM | SHARED_SIZE | HYBRID | LINEAR,
+    "qwen4_exp_text": MOE
+    | HEAD
+    | NUM
+    | SHARED_SIZE
+    | LINEAR
+    | HYBRID
+    | {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16}
+    | {"indexer_budget": SPAN // 2, "indexer_compress_ratio": 2},
     "solar_open": MOE | HEAD | ROUTED | SHARED | GROUPS,
-    "zaya": MOE | HEAD | WINDOW | {"num_experts": E, "num_experts_per_tok": 1},
+    "zaya": MOE
+    | HEAD
+    | WINDOW
+    | {"num_experts": E, "num_experts_per_tok": 1}
+    | _layers("hybrid", "hybrid_sliding", "hybrid"),
 }
 
 # what a configuration holds beside a text model
@@ -226,7 +267,7 @@ ALL_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = (
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Random values in every weight and correction bias: a tensor in the wrong place shows, and routing varies."""
+    """Random values in all weights, correction biases and hash tables: what is misplaced shows, and routing varies."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -237,6 +278,8 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         for name, buffer in model.named_buffers():
             if "bias" in name and buffer.is_floating_point():
                 buffer.normal_(0, 0.3, generator=generator)
+            elif name.endswith(HASH_TABLE):  # of each token some experts, none of them twice
+                buffer.copy_(torch.rand(len(buffer), E, generator=generator).argsort(1)[:, : buffer.shape[1]])
     return model
 
 

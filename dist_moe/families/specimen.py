@@ -21,6 +21,11 @@ ROWS, LENGTH = 2, 12
 COMM = SoloComm(torch.device("cpu"))
 
 
+CLOSE = 1e-4
+"""Largest difference of whole models' logits and gradients, as a share of the largest value: two orders of summation in
+float32, which the layers above the experts amplify (most families stay below 1e-6)."""
+
+
 class CheckError(AssertionError):
     """A check of the sweep found that something does not hold."""
 
@@ -29,6 +34,11 @@ def require(holds: bool | torch.Tensor, what: str) -> None:
     """Raise `CheckError` unless `holds`."""
     if not holds:
         raise CheckError(what)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two results are the same but for rounding."""
+    return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
 
 
 class Specimen:

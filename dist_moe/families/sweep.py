@@ -46,9 +46,11 @@ def support(model_type: str) -> Support:
     with ThreadPoolExecutor(1) as pool, TemporaryDirectory() as directory, redirect_stdout(sys.stderr):
         specimen = Specimen(model_type, Path(directory))
         for name, check in CHECKS.items():
-            error = pool.submit(check, specimen).exception()
+            done = pool.submit(check, specimen)
+            error = done.exception()
             works[name] = error is None
-            if error is not None and (line := _first_line(error)) not in notes:
+            line = done.result() if error is None else _first_line(error)
+            if line and line not in notes:
                 notes.append(line)
     return Support(model_type, works, "; ".join(notes))
 

@@ -22,7 +22,7 @@ from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import MoELayer, find_moe_layers, moe_shape, require_routers
 from dist_moe.moe.hub import HubLayout
-from dist_moe.moe.internals import is_decoder_layer
+from dist_moe.moe.internals import is_decoder_layer, must_be_alone
 from dist_moe.moe.load import empty_model
 from dist_moe.moe.route_mask import MATMULS
 
@@ -57,6 +57,8 @@ class ModelSummary:
     expert_bytes: int
     """Of all routed experts of all layers."""
     other_bytes: int
+    rows_per_pass: str
+    """Whether rows of several lengths share a forward pass."""
     on_disk: str
     supported: str
     refused: str
@@ -91,6 +93,7 @@ def describe(path: Path) -> ModelSummary:
         bytes_per_expert=bytes_per_expert,
         expert_bytes=expert_bytes,
         other_bytes=sum(tensor.stop - tensor.start for name, tensor in tensors.items() if name not in layout.tensors),
+        rows_per_pass="1, as its sparse attention depends on padding" if must_be_alone(model) else "any number",
         on_disk="all experts of a layer in one tensor" if fused else "one tensor an expert and matrix",
         supported=", ".join(name for name in CAPABILITIES if not (name == ROUTE and refusal)),
         refused=refusal or "nothing",

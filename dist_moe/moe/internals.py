@@ -7,6 +7,7 @@ warned of once, and `dist-moe families` tells what works with it.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -40,6 +41,15 @@ TESTED = ("5.17", "5.23")
 """First and last minor version of transformers that `dist-moe families` found good; all tests run with the last."""
 INTERFACE = ("is_transposed", "is_concatenated", "has_gate", "has_bias", "_apply_gate")
 """What transformers' experts interface (`use_experts_implementation`) sets on a module."""
+CHOOSES_TOKENS = re.compile(r"\w+(Indexer|Compressor)")
+"""Modules of sparse attention: what they choose, or take together, depends on where in a padded row its tokens stand.
+
+The indexers of DeepSeek-V3.2 and its kind score a token by a sum of ReLUs, so many tokens score exactly 0, and which
+of equals `torch.topk` takes depends on the padded length. Those of MiniMax-M3 and DeepSeek-V4 cut blocks of tokens at
+fixed places of the padded row.
+"""
+PADDING_PROOF = {"Qwen4ExpTextQSAIndexer"}
+"""Of these one that chooses among the tokens that the mask lets it see, counted from the first of them."""
 
 __all__ = ["Concatenate", "Transpose", "WeightConverter", "WeightRenaming"]  # what adapters are written with
 default_apply_gate = _default_apply_gate
@@ -73,6 +83,12 @@ def is_experts(module: nn.Module) -> bool:
 def is_decoder_layer(module: nn.Module) -> bool:
     """Whether a module is a whole layer of the model, attention and all."""
     return isinstance(module, GradientCheckpointingLayer)
+
+
+def must_be_alone(model: nn.Module) -> bool:
+    """Whether what a model computes for a row depends on the padding, so that each row needs a pass of its own."""
+    kinds = {type(module).__name__ for module in model.modules()}
+    return any(map(CHOOSES_TOKENS.fullmatch, kinds - PADDING_PROOF))
 
 
 def apply_gate(experts: nn.Module, pre: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -18,7 +20,7 @@ from dist_moe.moe.bank import ExpertLayer, take_experts
 from dist_moe.moe.checkpoint import CONFIG, read_tensors
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
-from dist_moe.moe.internals import checkpoint_activations
+from dist_moe.moe.internals import checkpoint_activations, must_be_alone
 from dist_moe.moe.load import empty_model, fill, keep_experts
 from dist_moe.moe.route_mask import RouteMask
 from dist_moe.moe.tap import RoutingTap
@@ -26,6 +28,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
 
 ADAPTER = "adapter_config.json"
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -40,6 +43,18 @@ class MoEModel:
     placement: Placement
     num_parameters: int
     """Of the whole model, all ranks' experts included."""
+    rows_alone: bool
+    """Whether each row needs a forward pass of its own, because padding would change what is computed for it."""
+
+    def at_once(self, limit: T) -> T | int:
+        """What limits a forward pass, in rows or in tokens (a longer row goes alone): `limit` if rows may share it."""
+        return 1 if self.rows_alone else limit
+
+    def describe(self) -> Iterator[str]:
+        """What is to be known of its forward passes, for the console."""
+        if self.rows_alone:
+            family = self.module.config.model_type
+            yield f"One row a forward pass: in a padded row the sparse attention of '{family}' chooses other tokens"
 
     def set_live(self, live_RS: torch.Tensor | None) -> None:
         """Which tokens of the coming forward pass are real; the others are not sent to experts. None: all."""
@@ -128,4 +143,5 @@ def _assemble(
     torch.nn.Module.to(module, comm.device).eval()
     tap = RoutingTap(layers, shape.num_experts)
     route_mask = RouteMask(layers, shape.top_k, comm.device)
-    return MoEModel(module, shape, expert_layers, tap, route_mask, placement, num_parameters)
+    rows_alone = must_be_alone(module)
+    return MoEModel(module, shape, expert_layers, tap, route_mask, placement, num_parameters, rows_alone)

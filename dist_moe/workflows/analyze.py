@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -30,6 +30,7 @@ from dist_moe.data.tokens import CountedTokens
 from dist_moe.errors import UserError
 from dist_moe.files import publish, writing
 from dist_moe.moe.discover import find_moe_layers, moe_shape
+from dist_moe.moe.internals import must_be_alone
 from dist_moe.moe.load import empty_model
 from dist_moe.moe.model import load_model
 from dist_moe.parallel.comm import Comm
@@ -59,9 +60,10 @@ def analyze(config: Config, comm: Comm) -> None:
         same |= inputs.facts
         outline = empty_model(config.model.path)
         tokens, labels = _tokens(config, inputs), _labels(inputs)
-        plan = _store_plan(config, inputs, tokens, outline, labels)
-        parts = CountedParts(run.analysis, _count_facts(config, inputs, tokens), labels, inputs.rows)
-    _count(config, inputs, parts, tokens, mesh)
+        passes = _passes(config, outline, tokens)
+        plan = _store_plan(config, inputs, passes, outline, labels)
+        parts = CountedParts(run.analysis, _count_facts(config, inputs, passes), labels, inputs.rows)
+    _count(config, inputs, parts, tokens, mesh, say)
     missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
     if missing:
         say(f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done")
@@ -69,14 +71,18 @@ def analyze(config: Config, comm: Comm) -> None:
     _write(config, parts, plan, comm, say)
 
 
-def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedTokens | Sampling, mesh: Mesh) -> None:
+def _count(
+    config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedTokens | Sampling, mesh: Mesh, say: Say
+) -> None:
     """Count those parts of this job's share that nobody has counted; without any the weights are not read."""
     comm, share = mesh.world, share_of(config.analysis.part, len(parts.parts))
     missing = comm.gather(parts.missing(share) if comm.rank == 0 else None)[0]
     if not missing:
         return
     with together(comm):
-        model = load_model(config.model, mesh.ep)
+        model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
+    for line in model.describe():
+        say(line)
     for part in tqdm(missing, desc="Routing", unit="part", disable=comm.rank != 0):
         counts = count_rows(
             model,
@@ -143,11 +149,7 @@ def _publish(config: Config, unfinished: Path, labels: LabelledBatches, say: Say
 
 
 def _store_plan(
-    config: Config,
-    inputs: Inputs,
-    tokens: CountedTokens | Sampling,
-    outline: PreTrainedModel,
-    labels: LabelledBatches,
+    config: Config, inputs: Inputs, passes: dict[str, Any], outline: PreTrainedModel, labels: LabelledBatches
 ) -> StorePlan:
     """What the store will hold, before anything is counted."""
     plan, shape = inputs.plan, moe_shape(outline, find_moe_layers(outline))
@@ -168,7 +170,7 @@ def _store_plan(
         rule=rule,
         counted_tokens=config.analysis.tokens,
         layer_names=shape.layer_names,
-        provenance=_provenance(config, inputs, tokens),
+        provenance=_provenance(config, inputs, passes),
         statistics=statistic_kinds(rule, config.analysis.statistics),
         tables=tables,
     )
@@ -197,22 +199,36 @@ def _tokens(config: Config, inputs: Inputs) -> CountedTokens | Sampling:
     )
 
 
-def _count_facts(config: Config, inputs: Inputs, tokens: CountedTokens | Sampling) -> dict[str, Any]:
+def _dtype(config: Config) -> Literal["auto", "float32", "bfloat16"]:
+    return config.analysis.dtype or config.model.dtype
+
+
+def _passes(config: Config, outline: PreTrainedModel, tokens: CountedTokens | Sampling) -> dict[str, Any]:
+    """What forward passes are like: the same rows in others may round to other experts, or be answered otherwise."""
+    dtype = _dtype(config)
+    facts = {
+        "dtype": str(outline.config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
+        "micro_batch_tokens": config.analysis.micro_batch_tokens,
+        "rows_alone": must_be_alone(outline),
+    }
+    return facts | (tokens.facts if isinstance(tokens, Sampling) else {})
+
+
+def _count_facts(config: Config, inputs: Inputs, passes: dict[str, Any]) -> dict[str, Any]:
     """All that counts follow from, but the rows."""
     return {
         "model_hash": inputs.model_hash,
-        "dtype": config.model.dtype,
+        **passes,
         "ep_size": config.analysis.ep_size,
-        "tokens": tokens.facts if isinstance(tokens, Sampling) else tokens,
-        "micro_batch_tokens": config.analysis.micro_batch_tokens,
+        "tokens": config.analysis.tokens,
         "gates": config.analysis.gates,
         "gradients": config.analysis.rule == "gradient",
     }
 
 
-def _provenance(config: Config, inputs: Inputs, tokens: CountedTokens | Sampling) -> dict[str, Any]:
+def _provenance(config: Config, inputs: Inputs, passes: dict[str, Any]) -> dict[str, Any]:
     analysis = config.analysis
-    facts: dict[str, Any] = {
+    return {
         "model_hash": inputs.model_hash,
         "tokenizer_hash": inputs.tokenizer_hash,
         "data_hash": inputs.prompts.data_hash,
@@ -223,5 +239,5 @@ def _provenance(config: Config, inputs: Inputs, tokens: CountedTokens | Sampling
         "batch_size": config.batches.batch_size,
         "safe_ratio": config.batches.safe_ratio,
         "statistics": asdict(analysis.statistics),
+        **passes,
     }
-    return facts | (tokens.facts if isinstance(tokens, Sampling) else {})

@@ -32,6 +32,8 @@ def evaluate(run_dir: Path, data: tuple[Path, ...], say: Say) -> None:
     if read_index(run.experts)["model_hash"] != inputs.model_hash:
         raise UserError(f"{config.model.path} is not the model that {run.experts} was trained from: restore it")
     model = load_model(config.model, SoloComm(local_device()))
+    for line in model.describe():
+        say(line)
     before = _score(config, inputs, model, "before")
     load_experts(run.experts, model.layers)
     after = _score(config, inputs, model, "after")

@@ -81,12 +81,12 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
     plan = freeze_plan(store, model)
-    for line in (*plan.describe(), *_per_batch(store)):
+    for line in (*plan.describe(), *_per_batch(store), *model.describe()):
         say(line)
     num_steps = len(store.batches) * config.train.epochs
     optimizer = _optimizer(config, model, plan, mesh)
     schedule = _schedule(config.train, optimizer, num_steps)
-    split = Split.of(config.batches.batch_size, comm.size, config.train.micro_batch_size)
+    split = Split.of(config.batches.batch_size, comm.size, model.at_once(config.train.micro_batch_size))
     engine = build_engine(
         name,
         model,

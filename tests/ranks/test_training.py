@@ -200,7 +200,7 @@ def train_case(comm, case):
         model.checkpoint_activations()
     optimizer = CountingAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    split = Split.of(case.rows, comm.size, case.micro_batch_size)
+    split = Split.of(case.rows, comm.size, model.at_once(case.micro_batch_size))
     if isinstance(comm, SoloComm):
         engine = LocalEngine(model.module, optimizer, schedule)
     elif case.engine == "fsdp":

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from dist_moe.analysis import generate
 from dist_moe.families import checks
 from dist_moe.families.checks import CHECKS
 from dist_moe.families.specimen import CheckError, Specimen
@@ -22,6 +25,11 @@ from dist_moe.training.optimizer import SelectiveAdamW
 
 NOT_SUPPORTED = {"deepseek_v4": {"route"}, "doge": set(CHECKS)}
 """Model type -> what is refused, with a reason; everything else must work."""
+ALONE = {
+    *("axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4"),
+    "minimax_m3_vl_text",
+}
+"""Model types whose rows must run alone."""
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "families.md"
 
 
@@ -33,8 +41,21 @@ def test_family(model_type: str) -> None:
     assert list(table([result]))[-1] in PAGE.read_text(encoding="utf-8"), "docs/families.md is stale: run `make docs`"
 
 
+@pytest.mark.parametrize("model_type", sorted(ALONE & set(moe_model_types())))
+def test_padding_fails_where_rows_that_must_be_alone_are_not(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_moe.moe.model.must_be_alone", lambda module: False)
+    with pytest.raises(CheckError, match="with padding a row of"):
+        checks.padding(Specimen(model_type, tmp_path))
+
+
+def test_page_says_of_which_types_padded_rows_run_alone() -> None:
+    assert set(re.findall(r"^\| (\w+) \|.*\| each row runs alone", PAGE.read_text("utf-8"), re.MULTILINE)) == ALONE
+
+
 def test_page_has_no_other_family() -> None:
-    rows = re.findall(r"^\| (\w+) \|(?: (?:yes|no) \|){7}", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \|(?: (?:yes|no) \|){8}", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == moe_model_types()
 
 
@@ -68,6 +89,28 @@ def test_tap_fails_on_a_lost_count(specimen: Specimen, monkeypatch: pytest.Monke
     monkeypatch.setattr(RoutingTap, "_hook", lambda self, index: lambda module, args, kwargs: None)
     with pytest.raises(CheckError, match="routing counts"):
         checks.tap(specimen)
+
+
+def test_padding_fails_where_a_prompts_padding_is_read(specimen: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = generate.collate_prompts
+
+    def unmasked(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, live = real(*args)
+        return ids, torch.ones_like(live)
+
+    monkeypatch.setattr(generate, "collate_prompts", unmasked)
+    with pytest.raises(CheckError, match="counts"):
+        checks.padding(specimen)
+
+
+@pytest.mark.parametrize("model_type", ["lfm2_moe", "granitemoehybrid", "qwen3_next"])
+def test_padding_fails_where_a_convolution_or_a_state_takes_it_in(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modeling = f"transformers.models.{model_type}.modeling_{model_type}.apply_mask_to_padding_states"
+    monkeypatch.setattr(modeling, lambda hidden_states, attention_mask: hidden_states)
+    with pytest.raises(CheckError, match="with padding a row of"):
+        checks.padding(Specimen(model_type, tmp_path))
 
 
 def test_route_fails_without_a_mask(specimen: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
