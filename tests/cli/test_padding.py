@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dist_moe.analysis import parts
 from dist_moe.cli.main import main
 from dist_moe.config.load import load_config
 from dist_moe.store import MaskStore
@@ -103,3 +104,13 @@ def test_in_float32_padding_changes_no_count_of_a_bfloat16_checkpoint(in_bfloat1
     as_stored = counts(in_bfloat16, 8192)
     assert as_stored.provenance["dtype"] == "bfloat16"
     assert (as_stored.prompt_counts[:] != expected).any(), "bfloat16 rounds as float32 does: nothing was tested"
+
+
+def test_in_float32_no_part_is_taken_that_padding_and_bfloat16_have_rounded(  # type: ignore[no-untyped-def]
+    in_bfloat16, monkeypatch, capsys
+):
+    monkeypatch.setattr(parts, "ROWS_AT_ONCE", 16)
+    assert main(["analyze", "--config", str(in_bfloat16.config), "--overwrite", *FAST, "--analysis.part", "1/2"]) == 0
+    assert "parts are left to other jobs" in capsys.readouterr().out
+    store = counts(in_bfloat16, 8192, "--analysis.dtype", "float32")
+    assert (store.prompt_counts[:] == expected_counts(in_bfloat16, plain_model(in_bfloat16))).all()

@@ -22,7 +22,7 @@ KNOWN = {
     "gpt_oss": (f"top-{K}, softmax", 1, True, False, 0),
     "granitemoe": (f"top-{K}, softmax", 1, False, False, 0),
     "phimoe": ("softmax, softmax", 1, False, False, 0),
-    "nemotron_h": (f"{DEEPSEEK}, top-1 groups, top-{K}, renormalised", 2, False, True, 1),
+    "nemotron_h": (f"{DEEPSEEK}, top-1 groups, top-{K}, renormalised", 2, False, True, 2),
 }
 """Family -> routing, groups, expert biases, shared experts, layers without routed experts."""
 
