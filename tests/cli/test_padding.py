@@ -19,7 +19,7 @@ from tests.cli.conftest import Run, new_run
 from tests.plain import response_loss, routed
 
 NOTE = "One row a forward pass: in a padded row the sparse attention of 'deepseek_v32' chooses other tokens"
-FAST = ["--analysis.statistics.permutations", "0"]
+FAST = ["--analysis.tokens", "prompt", "--analysis.statistics.permutations", "0"]
 
 
 def plain_model(run: Run) -> torch.nn.Module:
