@@ -220,6 +220,8 @@ class _Encoder:
 
 def _difference(before: str, asked: str) -> str:
     """Two texts behind what they have in common."""
+    if before == asked:
+        return "the same text, which is split otherwise when an answer follows"
     same = num_common(before, asked)
     return f"{shown(before[same:])} in the place of {shown(asked[same:])}"
 

@@ -91,6 +91,7 @@ def unigram() -> tuple[Tokenizer, trainers.Trainer]:
 
 def wordpiece() -> tuple[Tokenizer, trainers.Trainer]:
     backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=False)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     return backend, trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL, show_progress=False)
