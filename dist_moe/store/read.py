@@ -130,6 +130,11 @@ class MaskStore:
         return self._by_prompt("counts")
 
     @property
+    def prompt_tokens(self) -> Rows:
+        """int64 [P]: counted tokens."""
+        return self._by_prompt("tokens")
+
+    @property
     def tables(self) -> Mapping[str, Rows]:
         """What else was measured of each prompt, by name: float32 or int32, [P, L, E] or [P] each."""
         return {name: self._by_prompt(name) for name in self._tables}
@@ -156,7 +161,7 @@ class MaskStore:
                 "id": decode_texts(self.files.array("prompt_ids")[:]),
                 "unsafe": self.files.array("prompt_unsafe")[:],
                 "batch": self.files.array("prompt_batch")[:],
-                "tokens": self._by_prompt("tokens")[:],
+                "tokens": self.prompt_tokens[:],
             }
         )
 

@@ -8,7 +8,7 @@ from datetime import date
 from hashlib import sha256
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from dist_moe.config.schema import Config, DataConfig
 from dist_moe.data.batches import BatchPlan, describe, plan_batches
@@ -17,6 +17,7 @@ from dist_moe.data.rows import PromptSet, read_prompts
 from dist_moe.data.tokens import Encoded, tokens_hash
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.checkpoint import model_hash
+from dist_moe.moe.configuration import read_config, read_generation_config
 from dist_moe.moe.model import check_model_dir
 
 COPY_AGAIN = "copy or download the checkpoint again"
@@ -61,8 +62,7 @@ def read_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
     today, template = _template_date(data), _chat_template(data)
     prompts = read_prompts(data.paths, data.refusal)
     tokenizer = read_tokenizer(path)
-    with refused_by_library(f"{path / 'config.json'} cannot be read", COPY_AGAIN):
-        model = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    model = read_config(path)
     end_ids = _end_ids(path, model, tokenizer)
     encoded = encode(prompts.prompts, tokenizer, data.max_length, template, today=today, end_ids=end_ids)
     num_ids = model.get_text_config().vocab_size
@@ -120,16 +120,9 @@ def _template_date(data: DataConfig) -> date:
 
 
 def _end_ids(path: Path, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    with refused_by_library(f"{path / 'generation_config.json'} cannot be read", f"{COPY_AGAIN}, or remove the file"):
-        if (path / "generation_config.json").is_file():
-            settings = GenerationConfig.from_pretrained(path, local_files_only=True)
-        else:
-            settings = GenerationConfig.from_model_config(model)
-    named = settings.eos_token_id
-    ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    if not all(type(each) is int for each in ids):
-        raise UserError(f"{path}: eos_token_id is {shown(named)}: expected the number of a token, or a list of such")
-    return tuple(sorted(ids))
+    named = (read_generation_config(path) or GenerationConfig.from_model_config(model)).eos_token_id
+    ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    return tuple(sorted(ids - {None}))
 
 
 def _check_ids(

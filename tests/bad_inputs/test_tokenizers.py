@@ -90,7 +90,7 @@ TOKENIZERS = [
         "an end that is no token",
         written(GENERATION, '{"eos_token_id": "<end>"}'),
         ANALYZE,
-        ("eos_token_id is '<end>'", "expected the number of a token"),
+        ("eos_token_id is '<end>'", "expected a token's number"),
     ),
     Case("ends that are no tokens", written(GENERATION, '{"eos_token_id": [1, 2.5]}'), ANALYZE, ("eos_token_id",)),
 ]

@@ -14,11 +14,12 @@ from dist_moe.store.views.render import flat_facts
 from dist_moe.store.views.view import View
 
 BATCH_COLUMNS = ["batch", "id", "category", "in_both", "only_in_first", "only_in_second", "jaccard"]
+MEASURE_COLUMNS = ["batch", "id", "what", "prompts", "largest_difference"]
 EXPERT_COLUMNS = ["batch", "layer", "expert", "Layer_Expert", "in_first", "in_second"]
 
 
 def diff(one: MaskStore, other: MaskStore) -> View:
-    """Facts, batches and experts in which two stores differ; batches are the same when their ids are.
+    """In what two stores differ: facts, batches, experts, what was measured. Batches are the same when their ids are.
 
     Raises:
         UserError: they are of models with other layers or experts.
@@ -34,11 +35,12 @@ def diff(one: MaskStore, other: MaskStore) -> View:
     facts = pd.DataFrame(differing, columns=["fact", "first", "second"]).astype(object)
     places = {batch_id: index for index, batch_id in enumerate(other.batch_ids)}
     shared = [(index, places[batch_id]) for index, batch_id in enumerate(one.batch_ids) if batch_id in places]
-    batches, experts = [], []
+    batches, experts, measures = [], [], []
     for here, there in shared:
         line, table = difference(one, here, one.masks[here], other.masks[there])
         batches.append(line)
         experts.append(table)
+        measures += measured_differences(one, here, other, there)
     by_batch = pd.DataFrame(batches, columns=BATCH_COLUMNS)
     by_expert = pd.concat(experts, ignore_index=True) if experts else pd.DataFrame(columns=EXPERT_COLUMNS)
     only = [
@@ -50,16 +52,19 @@ def diff(one: MaskStore, other: MaskStore) -> View:
     summary = {
         "first": str(one.path),
         "second": str(other.path),
-        "same": one.digest == other.digest or not (differing or only or len(by_expert)),
+        "same": one.digest == other.digest or not (differing or only or len(by_expert) or measures),
         "facts_that_differ": len(differing),
         "batches_in_both": len(shared),
         "batches_in_one": len(only),
         "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
         "experts_that_differ": len(by_expert),
+        "batches_measured_otherwise": len({line[0] for line in measures}),
+        "measured_otherwise": ", ".join(dict.fromkeys(line[2] for line in measures)) or None,
     }
     tables = {
         "batches": by_batch,
         "experts that differ": by_expert,
+        "measured otherwise": pd.DataFrame(measures, columns=MEASURE_COLUMNS),
         "facts that differ": facts,
         "batches in one store only": pd.DataFrame(only, columns=["store", "id", "category"]),
     }
@@ -135,3 +140,28 @@ def difference(
     # Of two empty masks too: here it says how alike they are.
     jaccard = counts[0] / either if either else 1.0
     return (index, store.batch_ids[index], store.categories[index], *counts, jaccard), table
+
+
+def measured_differences(
+    one: MaskStore, here: int, other: MaskStore, there: int
+) -> list[tuple[int, str, str, int, float | None]]:
+    """What was measured of a batch's prompts that differs in two stores: counts, tokens (counted ones), gates, ...
+
+    A line has the batch, what differs, in how many prompts, and by how much at most: None for what only one store has.
+    """
+    (first, last), (first_there, last_there) = (
+        store.starts_B1[batch : batch + 2].tolist() for store, batch in ((one, here), (other, there))
+    )
+    of_one, of_other = (
+        {"counts": store.prompt_counts, "tokens": store.prompt_tokens, **store.tables} for store in (one, other)
+    )
+    lines: list[tuple[int, str, str, int, float | None]] = []
+    for name in dict.fromkeys((*of_one, *of_other)):
+        if name not in of_one or name not in of_other:
+            lines.append((here, one.batch_ids[here], name, last - first, None))
+            continue
+        a, b = of_one[name][first:last].astype(np.float64), of_other[name][first_there:last_there].astype(np.float64)
+        apart = np.abs(a - b).reshape(len(a), -1).max(axis=1)
+        if apart.any():
+            lines.append((here, one.batch_ids[here], name, int((apart > 0).sum()), float(apart.max())))
+    return lines

@@ -228,7 +228,8 @@ def test_diff_of_stores_with_other_masks_facts_and_batches(store, tmp_path):
     assert view.facts["same"] is False
     assert view.facts["batches_in_both"] == 2
     assert view.facts["batches_with_other_masks"] == 1
-    batches, experts, facts, only = view.tables.values()
+    batches, experts, measured, facts, only = view.tables.values()
+    assert measured.empty
     assert batches.to_numpy().tolist() == [
         [1, BATCH_IDS[1], "hexes", 2, 0, 0, 1.0],
         [2, BATCH_IDS[2], "heists", 0, 1, 1, 0.0],
@@ -239,6 +240,29 @@ def test_diff_of_stores_with_other_masks_facts_and_batches(store, tmp_path):
     ]
     assert facts.to_numpy().tolist() == [["provenance.seed", 7, 8]]
     assert only.to_numpy().tolist() == [["first", BATCH_IDS[0], "hexes"], ["second", "aa", "hexes"]]
+
+
+def test_diff_says_in_what_measurements_of_provenance_alike_differ(store, tmp_path):
+    counts = example_contents().results.counts
+    counts_PLE, tokens_P, gates_PLE = counts.counts_PLE.copy(), counts.tokens_P.copy(), counts.tables["gates"].copy()
+    counts_PLE[3, 0, :2] += -1, 1
+    counts_PLE[2, 1, :2] += 3, -3
+    tokens_P[5] += 4
+    gates_PLE[0, 1, 2] += 0.25
+    tables = {"gates": gates_PLE, "extra": counts.tables["prefill_tokens"]}
+    changed = dataclasses.replace(counts, counts_PLE=counts_PLE, tokens_P=tokens_P, tables=tables)
+    write_store(tmp_path / "other.zarr", *example_contents().changed(counts=changed))
+    view = views.diff(store, MaskStore.open(tmp_path / "other.zarr"))
+    assert view.facts["same"] is False
+    assert view.facts["batches_measured_otherwise"] == 3
+    assert view.facts["measured_otherwise"] == "gates, prefill_tokens, extra, counts, tokens"
+    found = view.tables["measured otherwise"]
+    assert found[found["largest_difference"].notna()].to_numpy().tolist() == [
+        [0, BATCH_IDS[0], "gates", 1, 0.25],
+        [1, BATCH_IDS[1], "counts", 2, 3],
+        [2, BATCH_IDS[2], "tokens", 1, 4],
+    ]
+    assert set(found["what"][found["largest_difference"].isna()]) == {"prefill_tokens", "extra"}
 
 
 def test_diff_of_rules(store):
