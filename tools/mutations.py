@@ -22,6 +22,7 @@ a copy of the tree, where the tests must first be green without a mutation. The 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
 import shutil
@@ -37,6 +38,8 @@ ENTRIES = Path("tests/mutations")
 PAGE = Path("docs/testing.md")
 TABLE = re.compile(r"^\| mutation \|.*\n(?:\|.*\n)*", re.MULTILINE)
 LIMIT_SECONDS = 600
+LOG = "pytest.log"
+LIBRARIES = ("pandas", "pytest", "torch", "zarr", "transformers.models.qwen3_moe.modeling_qwen3_moe")
 RED = 1
 """pytest's status if a test failed; others mean that none ran."""
 
@@ -112,16 +115,30 @@ def copy_tree(target: Path) -> None:
 
 def run_tests(tree: Path, tests: list[str]) -> int:
     """pytest's status on a copy of the tree; a hang counts as a failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    log = tree / "pytest.log"
-    with log.open("w") as stream:
-        try:
-            return subprocess.run(
-                command, cwd=tree, env=environment, stdout=stream, stderr=stream, timeout=LIMIT_SECONDS, check=False
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return RED
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LIBRARIES))  # imported once, for all mutations
+    process = context.Process(target=_pytest, args=(tree, tests))
+    process.start()
+    process.join(LIMIT_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return RED
+    return process.exitcode
+
+
+def _pytest(tree: Path, tests: list[str]) -> None:
+    os.chdir(tree)
+    os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
+    sys.path.insert(0, str(tree))
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("dist_moe", "tests", "tools")]:
+        del sys.modules[name]  # those of the tree that is not mutated
+    with (tree / LOG).open("w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    import pytest
+
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]))
 
 
 def is_killed(tree: Path, mutation: Mutation) -> bool:
@@ -151,7 +168,7 @@ def main() -> int:
         tree = Path(folder)
         copy_tree(tree)
         if run_tests(tree, sorted({mutation.test for mutation in mutations})) != 0:
-            print((tree / "pytest.log").read_text(encoding="utf-8"))
+            print((tree / LOG).read_text(encoding="utf-8"))
             sys.exit("the tests are not green without a mutation")
         survived = 0
         for mutation in mutations:
@@ -159,7 +176,7 @@ def main() -> int:
             survived += not killed
             print(f"{'killed  ' if killed else 'SURVIVED'}  {mutation.part}: {mutation.what}", flush=True)
             if not killed:
-                print((tree / "pytest.log").read_text(encoding="utf-8")[-2000:])
+                print((tree / LOG).read_text(encoding="utf-8")[-2000:])
     print(f"{len(mutations)} mutations, {survived} survived")
     return 1 if survived else 0
 
