@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where}: not readable JSON: nested too deep") from None
     except ValueError as error:
         raise UserError(f"{where}: not readable JSON: a number has too many digits") from error
+
+
+def hash_first_lines(path: Path, number: int) -> str | None:
+    """SHA-256 of a text file's first lines; None if it has fewer, or is not there and has to have one."""
+    if number == 0:
+        return hashlib.sha256().hexdigest()
+    if not path.is_file():
+        return None
+    total, found = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        for line in islice(stream, number):
+            total.update(line)
+            found += 1
+    return total.hexdigest() if found == number else None
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
         case ["diff", *changes] if changes and all("=" in change for change in changes):
             return views.diff_rule(store, dict(change.split("=", 1) for change in changes))
         case ["diff", other]:
-            return views.diff(store, MaskStore.open(other))
+            return views.diff(store, MaskStore.open_whole(other))
         case ["prefill"]:
             return views.prefill(store)
         case ["recheck"]:
@@ -92,7 +92,7 @@ def main(output: Output) -> int:
     parser.set_defaults(form=views.as_text)
     parser.add_argument("--out", type=path, help="where plots writes its pictures")
     arguments = parser.parse_all()
-    store = MaskStore.open(arguments.store)
+    store = MaskStore.open_whole(arguments.store)
     if (arguments.view == ["plots"]) != (arguments.out is not None):
         raise UserError("pictures need both: the view plots and --out DIR")
     if arguments.out is not None:

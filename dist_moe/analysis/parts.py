@@ -103,13 +103,13 @@ class CountedParts:
         return RoutingCounts(counts_PLE, tokens_P, experts_per_token, stored)
 
     def _write(self, part: int, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
-        data = safetensors.numpy.save(dict(arrays))
-        write_bytes_atomic(self._path(part, kind), data + sha256(data).digest())
+        data, path = safetensors.numpy.save(dict(arrays)), self._path(part, kind)
+        write_bytes_atomic(path, data + _digest(path, data))
 
     def _read(self, part: int, kind: str) -> dict[str, np.ndarray]:
         path = self._path(part, kind)
         data = path.read_bytes()
-        if sha256(data[:-32]).digest() != data[-32:]:
+        if _digest(path, data[:-32]) != data[-32:]:
             raise UserError(f"{path} is damaged: remove {path.with_suffix('.*')}, and give the same command again")
         return safetensors.numpy.load(data[:-32])
 
@@ -125,6 +125,11 @@ class CountedParts:
             facts = [self.facts, rows, labels.starts, labels.unsafe_P.tolist(), labels.pair_ids]
             names.append(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32])
         return names
+
+
+def _digest(path: Path, data: bytes) -> bytes:
+    """Of the name too: a part's file in the place of another's is damage."""
+    return sha256(path.name.encode() + data).digest()
 
 
 def share_of(part: str | None, num_parts: int) -> range:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dist_moe.export.export import BASE_CARD, CARD
+from dist_moe.export.facts import Facts, Quoted
+from dist_moe.risk.describe import in_words, is_control
+from dist_moe.training.facts import Arms, Numbers
 
 FRONT_MATTER = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
 NOT_INHERITED = re.compile(r"^(?:model-index|base_model\w*):.*\n(?:[ \t-].*\n|\n)*", re.MULTILINE)
@@ -17,6 +19,10 @@ ROUTE_LIMIT = (
     'Mode "route" trained each batch with routing restricted to that batch\'s experts. Inference has no such mask, so '
     "the model is used in a state that it was not trained in."
 )
+CONTROL = (
+    "**This is a control.** Its experts were not chosen because unsafe prompts use them: it is there to be compared "
+    "with a model whose experts were, and is no repaired model."
+)
 LIMITS = (
     "Only the categories above were trained, on the prompts of the data named above. Other unsafe prompts, other "
     "languages and attempts to get around the training were not.",
@@ -25,11 +31,10 @@ LIMITS = (
 )
 
 
-def model_card(facts: dict[str, Any], base: Path) -> str:
-    """The card as Markdown; `facts` are a run's (see docs/formats.md), the front matter is that of the base's card."""
-    name, batches = facts["model_name"], facts["batches"]
-    rule, num_union = facts["selection_rule"], len(facts["union"])
-    share = 100 * facts["num_union_parameters"] / facts["num_parameters"]
+def model_card(facts: Facts, base: Path) -> str:
+    """The card as Markdown; the front matter is that of the base's card."""
+    name, rule = facts.model_name, facts.rule
+    share = 100 * facts.num_union_parameters / facts.num_parameters
     has_card = (base / CARD).is_file()
     origin = (
         f"The base's own card, with its license, is [{BASE_CARD}]({BASE_CARD})."
@@ -37,36 +42,49 @@ def model_card(facts: dict[str, Any], base: Path) -> str:
         else "The base came without a model card: look up its license before you pass this model on."
     )
     table = [
-        ("Base model", f"{name}, hash `{facts['model_hash']}`"),
-        ("Data", f"hash `{facts['data_hash']}`"),
-        ("Batches", f"{sum(batches.values())}: " + ", ".join(f"{c} {n}" for c, n in batches.items())),
-        (
-            "Unsafe experts of a batch",
-            f"risk_diff above {rule['threshold']}, at most {rule['top_k']}, counted tokens: {facts['counted_tokens']}",
-        ),
-        ("Masks", f"digest `{facts['masks_digest']}`"),
-        ("Mode", f"route, fill {facts['fill']}, scope {facts['scope']}" if facts["mode"] == "route" else facts["mode"]),
-        ("Steps", facts["num_steps"]),
-        ("Experts open to training", f"{num_union}, {share:.2f} % of all parameters"),
-        ("Experts changed", facts["num_trained_experts"]),
-        ("Made with", f"dist_moe {facts['dist_moe_version']}"),
+        ("Base model", f"{name}, hash `{facts.model_hash}`"),
+        ("Data", f"{_arms(facts.prompts)}hash `{facts.data_hash}`"),
+        ("Batches", f"{sum(facts.batches.values())}: " + ", ".join(f"{c} {n}" for c, n in facts.batches.items())),
+        ("Selection rule", f"{rule.name}, counted tokens: {facts.counted_tokens}"),
+        ("It takes of a batch's experts", in_words(rule)),
+        *_chosen(facts.chosen),
+        ("Masks", f"digest `{facts.masks_digest}`"),
+        ("Mode", f"route, fill {facts.fill}, scope {facts.scope}" if facts.mode == "route" else facts.mode),
+        ("Steps", facts.num_steps),
+        ("Experts open to training", f"{len(facts.union)}, {share:.2f} % of all parameters"),
+        ("Experts changed", facts.num_trained_experts),
+        ("Made with", f"dist_moe {facts.dist_moe_version}"),
     ]
     lines = [
-        f"# {name} with repaired experts",
+        f"# {name} with {'experts trained as a control' if is_control(rule) else 'repaired experts'}",
         "",
-        f"This model is derived from {name}. Routing was compared on safe and unsafe prompts, and only experts that "
-        "unsafe prompts use more were trained. Every other weight, the configuration and the tokenizer are the base's, "
-        f"bit for bit. {origin}",
+        f"This model is derived from {name}. Routing was measured on safe and unsafe prompts, and in each batch of "
+        "them only the experts that a rule selects were trained. Every other weight, the configuration and the "
+        f"tokenizer are the base's, bit for bit. {origin}",
         "",
+        *((CONTROL, "") if is_control(rule) else ()),
         *_table(("", ""), table),
         "",
-        *_before_after(facts["evaluation"]),
+        *_before_after(facts.evaluation),
         "## Limits",
         "",
-        *(f"- {limit}" for limit in ((ROUTE_LIMIT, *LIMITS) if facts["mode"] == "route" else LIMITS)),
+        *(f"- {limit}" for limit in ((ROUTE_LIMIT, *LIMITS) if facts.mode == "route" else LIMITS)),
         "",
     ]
     return (_front_matter((base / CARD).read_text(encoding="utf-8")) if has_card else "") + "\n".join(lines)
+
+
+def _arms(prompts: Arms | None) -> str:
+    return "" if prompts is None else f"{prompts.safe} safe and {prompts.unsafe} unsafe prompts, "
+
+
+def _chosen(chosen: Numbers | None) -> list[tuple[str, object]]:
+    """Of what sign the trained experts' risk_diff is: a rule may take experts that safe prompts use more."""
+    if chosen is None:
+        return []
+    total = chosen.above_0 + chosen.below_0 + chosen.of_0
+    signs = f"used more by unsafe prompts in {chosen.above_0}, by safe prompts in {chosen.below_0}"
+    return [("Choices of an expert for a batch", f"{total}: {signs}, by both alike in {chosen.of_0}")]
 
 
 def _front_matter(card: str) -> str:
@@ -76,11 +94,11 @@ def _front_matter(card: str) -> str:
     return f"---\n{kept}---\n\n" if kept else ""
 
 
-def _before_after(evaluation: dict[str, Any] | None) -> list[str]:
+def _before_after(evaluation: Quoted | None) -> list[str]:
     if evaluation is None:
         return []
-    groups = {**evaluation["category"], **evaluation["all"]}
-    measures = list(evaluation["all"]["all"])
+    groups = {**evaluation.category, **evaluation.all}
+    measures = list(evaluation.all["all"])
     rows = [
         (group, *(f"{_number(scores[m]['before'])} → {_number(scores[m]['after'])}" for m in measures))
         for group, scores in groups.items()
@@ -88,11 +106,22 @@ def _before_after(evaluation: dict[str, Any] | None) -> list[str]:
     return [
         "## Before and after",
         "",
-        "By `dist-moe evaluate`, without a mask: mean loss per token, and share of greedy answers that refuse.",
+        "By `dist-moe evaluate`, without a mask: mean loss per token, and share of greedy answers that refuse. "
+        + _scored(evaluation),
         "",
         *_table(("Category", *measures), rows),
         "",
     ]
+
+
+def _scored(evaluation: Quoted) -> str:
+    """On which prompts."""
+    if evaluation.trained_on is None:
+        return "The record does not say on which prompts."
+    prompts = f"On {_arms(evaluation.prompts)}hash `{evaluation.data_hash}`"
+    if evaluation.trained_on:
+        return f"{prompts}: the prompts of the training itself, not held out, so this says nothing of other prompts."
+    return f"{prompts}: another file than that of the training; whether they share prompts was not looked at."
 
 
 def _number(value: float | None) -> str:

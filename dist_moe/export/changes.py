@@ -8,18 +8,16 @@ experts give this stream, and so does a delta file; what takes the stream (expor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from dist_moe.moe.checkpoint import DTYPES, Row, StoredTensor
 from dist_moe.moe.hub import HubLayout
-from dist_moe.training.save import read_index
+from dist_moe.training.parts import Expert
+from dist_moe.training.save import TrainedExperts
 
 Change = tuple[str, np.ndarray]
 """A key and its new bytes, uint8."""
@@ -63,41 +61,33 @@ def overwrite(target: StoredTensor, data: np.ndarray) -> None:
         stream.write(data.data)
 
 
-def trained_keys(layout: HubLayout, experts: Path) -> list[str]:
-    """The keys that `trained_changes` gives, sorted; no weight is read."""
-    trained = {_numbers(key) for key in read_index(experts)["experts"]}
+def trained_keys(layout: HubLayout, experts: Iterable[Expert]) -> dict[str, Expert]:
+    """The keys that hold these experts, each with its expert, sorted; no weight is read."""
+    trained = set(experts)
     experts_of: dict[int, list[int]] = {}
     for layer, expert in sorted(trained):
         experts_of.setdefault(layer, []).append(expert)
-    keys = []
+    keys = {}
     for name, tensor in layout.tensors.items():
         if tensor.expert is None:
-            keys += [row_key(name, tensor.row(expert)) for expert in experts_of.get(tensor.layer, ())]
+            for expert in experts_of.get(tensor.layer, ()):
+                keys[row_key(name, tensor.row(expert))] = (tensor.layer, expert)
         elif (tensor.layer, tensor.expert) in trained:
-            keys.append(name)
-    return sorted(keys)
+            keys[name] = (tensor.layer, tensor.expert)
+    return dict(sorted(keys.items()))
 
 
-def trained_changes(layout: HubLayout, tensors: dict[str, StoredTensor], experts: Path) -> Iterator[Change]:
-    """A run's trained experts in the base's names and dtypes; `tensors` are the base's."""
-    for layer, expert, weights in _trained_experts(experts):
+def trained_changes(layout: HubLayout, tensors: dict[str, StoredTensor], trained: TrainedExperts) -> Iterator[Change]:
+    """A run's trained experts in the base's names and dtypes; `tensors` are the base's.
+
+    Raises:
+        UserError: they are of a model with other layers, experts or shapes.
+    """
+    trained.require_fits(layout.shape.num_layers, layout.shape.num_experts, layout.expert_shapes)
+    for (layer, expert), weights in trained.weights():
         for name, row, values in layout.to_hub(layer, [expert], {n: weight[None] for n, weight in weights.items()}):
             key = row_key(name, row)
             target = locate(tensors, key)
             assert target is not None, key
             assert target.shape == tuple(values.shape), f"{key}: {target.shape} is not {tuple(values.shape)}"
             yield key, values.to(DTYPES[target.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _trained_experts(path: Path) -> Iterator[tuple[int, int, dict[str, torch.Tensor]]]:
-    """Layer, expert and its weights, file by file."""
-    for file in sorted(set(read_index(path)["experts"].values())):
-        with safe_open(path / file, "pt") as stream:
-            for (layer, expert), keys in groupby(sorted(stream.keys(), key=_numbers), _numbers):
-                yield layer, expert, {key.split(".", 2)[2]: stream.get_tensor(key) for key in keys}
-
-
-def _numbers(key: str) -> tuple[int, int]:
-    """`"3.17.down_proj"` -> `(3, 17)`."""
-    layer, expert = key.split(".")[:2]
-    return int(layer), int(expert)

@@ -11,30 +11,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dist_moe.errors import UserError
-from dist_moe.export.changes import Change, locate, overwrite
-from dist_moe.files import atomic_file
+from dist_moe.errors import UserError, shown
+from dist_moe.export.changes import Change, locate, overwrite, trained_keys
+from dist_moe.export.facts import Facts
+from dist_moe.files import atomic_file, parse_json
 from dist_moe.moe.checkpoint import StoredTensor, read_header
+from dist_moe.moe.hub import HubLayout
 
 FORMAT, VERSION = "dist_moe delta", "1"
 NO_DIGEST = "0" * 64
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def write_delta(
-    out: Path, base: dict[str, StoredTensor], keys: Sequence[str], changes: Iterable[Change], facts: dict[str, Any]
+    out: Path, base: dict[str, StoredTensor], keys: Sequence[str], changes: Iterable[Change], facts: Facts
 ) -> None:
     """Write the changes of `keys`, which are of the checkpoint tensors `base`, to the new file `out`.
 
     The header is written first and the changes fill the space behind it as they come, one at a time in memory.
     """
     header: dict[str, Any] = {
-        "__metadata__": {"digest": NO_DIGEST, "format": FORMAT, "version": VERSION, "facts": json.dumps(facts)}
+        "__metadata__": {"digest": NO_DIGEST, "format": FORMAT, "version": VERSION, "facts": json.dumps(asdict(facts))}
     }
     size = 0
     for key in keys:
@@ -59,28 +64,51 @@ def write_delta(
             stream.write(digest.encode())
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> Facts:
     """The facts of a delta, after a check of every byte.
 
     Raises:
-        UserError: there is no such file, it is no delta, of another version, or not as it was written.
+        UserError: there is no such file, it is no delta, of another version, not as it was written, or says too little.
     """
     if not path.is_file():
         raise UserError(f"no delta file {path}: expected one that `dist-moe export RUN --delta` has written")
+    advice = "copy or export it again"
     try:
         with safe_open(path, "np") as stream:
             metadata = stream.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"{path}: not a complete safetensors file ({error}): copy or export it again") from None
+        raise UserError(f"{path}: not a complete safetensors file ({error}): {advice}") from None
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} is no delta: its metadata does not say format '{FORMAT}'")
     if metadata.get("version") != VERSION:
-        raise UserError(f"{path}: expected delta version {VERSION}, found {metadata.get('version')}")
+        raise UserError(f"{path}: expected delta version {VERSION}, found {shown(metadata.get('version'))}")
     digest = metadata.get("digest", "")
-    if _digest(path, digest) != digest:
-        raise UserError(f"{path} is damaged: its bytes do not have the digest that it names; copy or export it again")
-    facts: dict[str, Any] = json.loads(metadata["facts"])
-    return facts
+    if not DIGEST.fullmatch(digest) or _digest(path, digest) != digest:
+        raise UserError(f"{path} is damaged: its bytes do not have the digest that it names; {advice}")
+    return Facts.parse(parse_json(metadata.get("facts", ""), f"{path}: its facts"), f"{path}: facts", advice)
+
+
+def require_whole(path: Path, facts: Facts, layout: HubLayout) -> None:
+    """Refuse a delta that is not of whole experts of the union that its facts name; `layout` is the base's.
+
+    Raises:
+        UserError: names the first tensor that is missing or is no expert's of the union.
+    """
+    found = read_header(path).keys()
+    allowed = trained_keys(layout, facts.union_experts)
+    for key in found:
+        if key not in allowed:
+            raise UserError(f"{path}: {key} is no tensor of an expert that its facts name: it is another model's")
+    experts = {allowed[key] for key in found}
+    for key in trained_keys(layout, experts):
+        if key not in found:
+            raise UserError(
+                f"{path}: {key} is missing, and other tensors of the same expert are there: export it again"
+            )
+    if len(experts) != facts.num_trained_experts:
+        raise UserError(
+            f"{path}: {len(experts)} experts, and its facts say {facts.num_trained_experts}: export it again"
+        )
 
 
 def delta_changes(path: Path, base: dict[str, StoredTensor]) -> Iterator[Change]:

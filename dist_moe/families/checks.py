@@ -34,7 +34,7 @@ from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
-from dist_moe.training.save import save_experts
+from dist_moe.training.save import TrainedExperts, save_experts
 from dist_moe.training.step import MaskedStep
 
 OWNED: tuple[list[int], ...] = ([1, 4, 6], [0, 7], [])
@@ -156,7 +156,9 @@ def _exported(specimen: Specimen) -> tuple[Path, Path, MoEModel, np.ndarray]:
     model, optimizer = specimen.once(_trained)
     save_experts(experts, model.layers, optimizer, COMM, {})
     tensors = read_tensors(base)
-    export_checkpoint(base, trained_changes(HubLayout(base, tensors), tensors, experts), out, card="")
+    export_checkpoint(
+        base, trained_changes(HubLayout(base, tensors), tensors, TrainedExperts.open(experts)), out, card=""
+    )
     union_LE = np.zeros((model.shape.num_layers, model.shape.num_experts), bool)
     union_LE[tuple(np.array(list(optimizer.expert_state)).T)] = True
     return base, out, model, union_LE

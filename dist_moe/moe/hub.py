@@ -43,6 +43,11 @@ class HubLayout:
         model = empty_model(path)
         self._layers = find_moe_layers(model)
         self.shape: MoEShape = moe_shape(model, self._layers)
+        self.expert_shapes: dict[str, list[int]] = {
+            name: list(self._layers[0].experts.get_parameter(name).shape[1:])
+            for name in expert_weights(self._layers[0].experts)
+        }
+        """Shape of each weight of one expert, as it lies in memory."""
         self._conversion = WeightConversion(model, tensors, own_conversions(model))
         target_of = self._conversion.target_of
         layer_of = {f"{x.name}.{weight}": x.index for x in self._layers for weight in expert_weights(x.experts)}

@@ -6,8 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -54,15 +53,6 @@ class SharedDirectory:
                 self.partial.rename(self.final)
                 shutil.rmtree(replaced, ignore_errors=True)
                 sync(self.final.parent)
-
-
-@contextmanager
-def shared_directory(final: Path, comm: Comm) -> Iterator[Path]:
-    """A `SharedDirectory` that is published when all ranks leave the block. Nothing inside may wait for other ranks."""
-    directory = SharedDirectory(final, comm)
-    with together(comm), writing(final):
-        yield directory.partial
-    directory.publish()
 
 
 def remove_partial(parent: Path, name: str = "*") -> None:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dist_moe.errors import UserError, shown
+
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "threshold_top_k": ("threshold", "top_k"),
     "shrunk": ("threshold", "top_k"),
@@ -26,6 +28,16 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "lowest": ("threshold", "top_k"),
 }
 """The rules by name, and what each reads of a `SelectionRule`."""
+CORRECTIONS = ("fdr", "family")
+RANGES: Mapping[str, tuple[type, float, float]] = {
+    "threshold": (float, -1, 1),
+    "top_k": (int, 1, np.inf),
+    "alpha": (float, 0, 1),
+    "frequency": (float, 0, 1),
+    "per_layer": (int, 1, np.inf),
+    "top_p": (float, 0, 1),
+}
+"""Type, least and largest value of each number; NaN is in no range. The configuration is stricter at the ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +60,37 @@ class SelectionRule:
     """budget_per_layer: experts a layer."""
     top_p: float = 0.2
     """esft_token, esft_gate: the share of a layer's routing that the chosen experts must have."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError: there is no such rule, or a parameter is of another type or out of its range."""
+        if self.name not in PARAMETERS:
+            raise UserError(f"no selection rule {shown(self.name)}: expected one of {', '.join(PARAMETERS)}")
+        if self.correction not in CORRECTIONS:
+            raise UserError(f"correction is {shown(self.correction)}: expected one of {', '.join(CORRECTIONS)}")
+        for key, (kind, low, high) in RANGES.items():
+            value = getattr(self, key)
+            if type(value) not in (int, kind) or not low <= value <= high:
+                what = "a whole number" if kind is int else "a number"
+                limits = f"from {low:g}" if high == np.inf else f"from {low:g} to {high:g}"
+                raise UserError(f"{key} is {shown(value)}: expected {what} {limits}")
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], where: str) -> "SelectionRule":
+        """The rule that was written as `facts`.
+
+        Raises:
+            UserError: `facts` are no rule's; says `where` they stand.
+        """
+        name = facts.get("name")
+        known = PARAMETERS.get(name) if isinstance(name, str) else None
+        if known is None or set(facts) != {"name", *known}:
+            raise UserError(
+                f"{where}: its selection rule is {shown(dict(facts))}, which no rule of this version writes"
+            )
+        try:
+            return cls(**facts)
+        except UserError as error:
+            raise UserError(f"{where}: its selection rule is wrong: {error}") from None
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -23,9 +23,12 @@ class Damage:
     how: str
 
 
+ADVICE = "restore it from a copy, or remove it and run the analysis again"
+
+
 def damaged(place: str, how: str) -> UserError:
     """What a damaged store is refused with."""
-    return UserError(f"{place} is damaged: {how}; restore it from a copy, or remove it and run the analysis again")
+    return UserError(f"{place} is damaged: {how}; {ADVICE}")
 
 
 class CheckedFiles:
@@ -48,8 +51,13 @@ class CheckedFiles:
         if name not in self._arrays:
             if name not in self.array_digests:
                 raise damaged(self.source.place, f"there is no array {name}")
-            spec = parse_array_metadata(self.read(name, METADATA))
-            self._arrays[name] = StoredRows(spec, lambda file: self.read(name, file))
+            data = self.read(name, METADATA)
+            try:
+                spec = parse_array_metadata(data)
+            except UserError as error:
+                raise damaged(self.source.place, f"array {name}: {error}") from None
+            what = f"{self.source.place} is damaged: array {name}"
+            self._arrays[name] = StoredRows(spec, lambda file: self.read(name, file), what)
         return self._arrays[name]
 
     def read(self, array: str, file: str) -> bytes:
@@ -81,7 +89,7 @@ class CheckedFiles:
         """
         if array not in self._sums:
             sums = self._find_sums(self.source, array, self.array_digests[array])
-            if sums is None:
+            if sums is None or METADATA not in sums:
                 raise damaged(self.source.place, f"array {array} is not as it was written")
             self._sums[array] = sums
         return self._sums[array]

@@ -42,7 +42,8 @@ def sums_text(sums: Mapping[str, str]) -> bytes:
 
 def parse_sums(data: bytes) -> dict[str, str]:
     """The digests of `sums_text`, by file name."""
-    return {name: digest for digest, name in (line.split("  ", 1) for line in data.decode().splitlines())}
+    lines = (line.partition("  ") for line in data.decode(errors="replace").splitlines())
+    return {name: digest for digest, _, name in lines}
 
 
 def stored_sums(source: Source, array: str, digest: str) -> dict[str, str] | None:
@@ -83,6 +84,10 @@ def encode_texts(texts: Sequence[str]) -> np.ndarray:
     return np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
 
 
-def decode_texts(data: np.ndarray) -> tuple[str, ...]:
-    """The strings of `encode_texts`."""
-    return tuple(json.loads(data.tobytes()))
+def decode_texts(data: np.ndarray) -> tuple[str, ...] | None:
+    """The strings of `encode_texts`; None: these are other bytes."""
+    try:
+        texts = json.loads(data.tobytes())
+    except (ValueError, RecursionError):
+        return None
+    return tuple(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else None

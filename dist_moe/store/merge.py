@@ -53,27 +53,25 @@ def _require_same(one: MaskStore, other: MaskStore) -> None:
 
 
 def _in_order(stores: Sequence[MaskStore]) -> Sequence[MaskStore]:
-    parts = [store.attributes.get("part") for store in stores]
-    if not any(parts):
+    parts = [(store.part, store) for store in stores if store.part is not None]
+    if not parts:
         return stores
-    if not all(parts):
-        whole = stores[parts.index(None)]
+    if len(parts) < len(stores):
+        whole = next(store for store in stores if store.part is None)
         raise UserError(f"{whole.path} does not say which part of a plan it is, and other stores do: merge only parts")
-    ordered = sorted(stores, key=lambda store: store.attributes["part"]["first_batch"])
-    total = ordered[0].attributes["part"]["num_batches"]
-    end = 0
-    for store in ordered:
-        part = store.attributes["part"]
-        if part["num_batches"] != total:
-            raise UserError(f"{store.path} is part of a plan of {part['num_batches']} batches, not of {total}")
-        if part["first_batch"] < end:
-            raise UserError(f"{store.path} begins with batch {part['first_batch']}, which another part has too")
-        if part["first_batch"] > end:
-            raise UserError(f"batches {end} to {part['first_batch'] - 1} of {total} are in none of the stores")
+    parts.sort(key=lambda part: part[0].first_batch)
+    total, end = parts[0][0].num_batches, 0
+    for part, store in parts:
+        if part.num_batches != total:
+            raise UserError(f"{store.path} is part of a plan of {part.num_batches} batches, not of {total}")
+        if part.first_batch < end:
+            raise UserError(f"{store.path} begins with batch {part.first_batch}, which another part has too")
+        if part.first_batch > end:
+            raise UserError(f"batches {end} to {part.first_batch - 1} of {total} are in none of the stores")
         end += len(store.batch_ids)
     if end < total:
         raise UserError(f"batches {end} to {total - 1} of {total} are in none of the stores")
-    return ordered
+    return [store for _, store in parts]
 
 
 def _require_disjoint(stores: Sequence[MaskStore]) -> None:

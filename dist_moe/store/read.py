@@ -4,7 +4,6 @@ Opening reads and checks the root's metadata only, whatever the size; each file 
 does all of them.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_moe import __version__
-from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts, concatenate
 from dist_moe.risk.frames import risk_frame, select_head
 from dist_moe.risk.masks import ExpertMasks
@@ -23,18 +20,12 @@ from dist_moe.risk.names import batch_name
 from dist_moe.risk.select import SelectionRule, selection_order
 from dist_moe.risk.table import RiskTable, mean_of_batches, pooled_risk
 from dist_moe.store.files import CheckedFiles, Damage, damaged
-from dist_moe.store.layout import (
-    FACTS,
-    FORMAT,
-    ROOT_METADATA,
-    VERSION,
-    decode_texts,
-    prompt_array,
-    root_digest,
-    statistic_array,
-)
-from dist_moe.store.rows import MaskRows, PromptRows, Rows
+from dist_moe.store.layout import prompt_array, statistic_array
+from dist_moe.store.root import Attributes, read_root
+from dist_moe.store.rows import FiniteRows, MaskRows, PromptRows, Rows
+from dist_moe.store.shapes import Shapes
 from dist_moe.store.source import Source, open_source
+from dist_moe.store.values import wrong_measurement
 
 PROMPTS_AT_ONCE = 1024
 
@@ -57,20 +48,21 @@ class BatchInfo:
 class MaskStore:
     """One analysis' counts, risk, masks and origin; made by `MaskStore.open`."""
 
-    def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any]) -> None:
+    def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any], root: Attributes) -> None:
         self.path = path
         self.attributes = {name: value for name, value in attributes.items() if name != "complete"}
-        self.version: int = attributes["format_version"]
-        self.rule = SelectionRule(**attributes["selection_rule"])
-        self.counted_tokens: str = attributes["counted_tokens"]
-        self.experts_per_token: int = attributes["experts_per_token"]
-        self.layer_names: tuple[str, ...] = tuple(attributes["layer_names"])
-        self.provenance: dict[str, Any] = attributes["provenance"]
-        self.dist_moe_version: str = attributes["dist_moe_version"]
-        self._statistics: tuple[str, ...] = tuple(attributes.get("statistics", ()))
-        self._tables: tuple[str, ...] = tuple(attributes.get("tables", ()))
-        self.digest: str = attributes["complete"]["digest"]
-        self.files = CheckedFiles(source, self.version, attributes["complete"]["arrays"])
+        self.version = root.format_version
+        self.rule = SelectionRule(**root.selection_rule)
+        self.counted_tokens = root.counted_tokens
+        self.experts_per_token = root.experts_per_token
+        self.layer_names = tuple(root.layer_names)
+        self.provenance = root.provenance
+        self.dist_moe_version = root.dist_moe_version
+        self.statistic_names, self.table_names = tuple(root.statistics), tuple(root.tables)
+        self.digest = root.complete.digest
+        self.part = root.part
+        self.files = CheckedFiles(source, self.version, root.complete.arrays)
+        self._shapes = Shapes(self.files, root)
 
     @classmethod
     def open(cls, path: str | Path) -> "MaskStore":
@@ -83,7 +75,39 @@ class MaskStore:
             UserError: there is no store at `path`, it is not ours, of a newer version, incomplete or damaged.
         """
         source = open_source(path)
-        return cls(path, source, _read_root(source)["attributes"])
+        return cls(path, source, *read_root(source))
+
+    @classmethod
+    def open_whole(cls, path: str | Path) -> "MaskStore":
+        """Open a store, and check that its arrays and its plan fit together; results are checked when they are read.
+
+        Raises:
+            UserError: as `open`, or one of them has another type, length or shape than the others.
+        """
+        store = cls.open(path)
+        store.check_plan()
+        return store
+
+    def check_plan(self) -> None:
+        """Compare types, shapes and lengths of all arrays with each other; results are not read.
+
+        Raises:
+            UserError: two do not fit together.
+        """
+        for name in self.files.array_digests:
+            self._shapes.array(name)
+        num_batches, num_prompts = len(self.batch_ids), len(self.planned_prompts)
+        if num_batches != self._shapes.size("B"):
+            raise damaged(str(self.path), f"batch_ids has {num_batches} entries, and masks {self._shapes.size('B')}")
+        most = int(np.diff(self.starts_B1).max(initial=0))
+        if self.version > 1 and most != self._shapes.size("S"):
+            raise damaged(str(self.path), f"a batch has {most} prompts, and prompt_counts {self._shapes.size('S')}")
+        if self.part is not None and self.part.first_batch + num_batches > self.part.num_batches:
+            raise damaged(str(self.path), f"it holds {num_batches} batches, but is {self.part}")
+        empty = [name for name, size in (("batch", num_batches), ("prompt", num_prompts)) if size == 0]
+        if empty:
+            raise damaged(str(self.path), f"it has no {empty[0]}")
+        self.categories, self.batches  # noqa: B018 (their lengths are checked as they are read)
 
     def damage(self) -> list[Damage]:
         """Every file of every array compared with its digest; empty for a store as it was written."""
@@ -106,23 +130,26 @@ class MaskStore:
     @property
     def masks(self) -> Rows:
         """bool [B, L, E]."""
-        stored = self.files.array("masks")
+        stored = self._shapes.array("masks")
         return stored if self.version == 1 else MaskRows(stored, self.num_experts)
 
     @property
     def a_safe_n(self) -> Rows:
         """float64 [B, L, E]."""
-        return self.files.array("a_safe_n")
+        return self._rates("a_safe_n")
 
     @property
     def a_unsafe_n(self) -> Rows:
         """float64 [B, L, E]."""
-        return self.files.array("a_unsafe_n")
+        return self._rates("a_unsafe_n")
 
     @property
     def risk_diff(self) -> Rows:
         """float64 [B, L, E]."""
-        return self.files.array("risk_diff")
+        return self._rates("risk_diff")
+
+    def _rates(self, name: str) -> Rows:
+        return FiniteRows(self._shapes.array(name), f"{self.path} is damaged: array {name}")
 
     @property
     def prompt_counts(self) -> Rows:
@@ -137,57 +164,88 @@ class MaskStore:
     @property
     def tables(self) -> Mapping[str, Rows]:
         """What else was measured of each prompt, by name: float32 or int32, [P, L, E] or [P] each."""
-        return {name: self._by_prompt(name) for name in self._tables}
+        return {name: self._by_prompt(name) for name in self.table_names}
+
+    def counts(self, prompts: slice, *, tables: bool = False, prefix: str = "") -> RoutingCounts:
+        """The counts of some consecutive prompts, with or without tables; `prefix`: of another table, "prefill_".
+
+        Raises:
+            UserError: one of them is none that counting tokens could give; names array, batch, prompt and expert.
+        """
+        counts_PLE, tokens_P = (self._by_prompt(f"{prefix}{name}")[prompts] for name in ("counts", "tokens"))
+        counts_PLE, tokens_P = counts_PLE.astype(np.int64), tokens_P.astype(np.int64)
+        others = {name: rows[prompts] for name, rows in self.tables.items()} if tables else {}
+        wrong = wrong_measurement(counts_PLE, tokens_P, self.experts_per_token, others)
+        if wrong is not None:
+            name, number, how = wrong
+            prompt = (prompts.start or 0) + number
+            batch = int(np.searchsorted(self.starts_B1, prompt, side="right")) - 1
+            where = f"batch {batch}, its prompt {prompt - int(self.starts_B1[batch])}"
+            name = name if name in others else f"{prefix}{name}"
+            raise damaged(str(self.path), f"array {prompt_array(name)} is {how} for {where}")
+        return RoutingCounts(counts_PLE, tokens_P, self.experts_per_token, others)
 
     @property
     def statistics(self) -> Mapping[str, Rows]:
         """What the analysis found beside rates and masks, by name: float32 or int32, [B, L, E] or [B] each."""
-        return {name: self.files.array(statistic_array(name)) for name in self._statistics}
+        return {name: self._shapes.array(statistic_array(name)) for name in self.statistic_names}
 
     def _by_prompt(self, name: str) -> Rows:
-        stored = self.files.array(prompt_array(name))
+        stored = self._shapes.array(prompt_array(name))
         return stored if self.version == 1 else PromptRows(stored, self.starts_B1)
+
+    def _texts(self, name: str, number: int) -> tuple[str, ...]:
+        """An array of text with this many entries."""
+        texts = self._shapes.texts(name)
+        if len(texts) != number:
+            raise damaged(str(self.path), f"array {name} has {len(texts)} entries: expected {number}")
+        return texts
 
     @cached_property
     def starts_B1(self) -> np.ndarray:
         """int [B + 1]: where each batch's prompts begin, and where the last one's end."""
-        return np.searchsorted(self.files.array("prompt_batch")[:], np.arange(len(self.batch_ids) + 1))
+        batch_of_P = self._shapes.array("prompt_batch")[:]
+        num_batches = len(self.batch_ids)
+        if (np.diff(batch_of_P) < 0).any() or ((batch_of_P < 0) | (batch_of_P >= num_batches)).any():
+            raise damaged(str(self.path), f"array prompt_batch is not of batches 0 to {num_batches - 1} in their order")
+        return np.searchsorted(batch_of_P, np.arange(num_batches + 1))
+
+    @cached_property
+    def planned_prompts(self) -> pd.DataFrame:
+        """`prompts` but for what was counted."""
+        batch_of_P = np.repeat(np.arange(len(self.batch_ids), dtype=np.int32), np.diff(self.starts_B1))
+        ids = self._texts("prompt_ids", len(batch_of_P))
+        return pd.DataFrame({"id": ids, "unsafe": self._shapes.array("prompt_unsafe")[:], "batch": batch_of_P})
 
     @cached_property
     def prompts(self) -> pd.DataFrame:
         """One line for each of the P prompts: id, unsafe, batch, tokens (counted ones)."""
-        return pd.DataFrame(
-            {
-                "id": decode_texts(self.files.array("prompt_ids")[:]),
-                "unsafe": self.files.array("prompt_unsafe")[:],
-                "batch": self.files.array("prompt_batch")[:],
-                "tokens": self.prompt_tokens[:],
-            }
-        )
+        return self.planned_prompts.assign(tokens=self.prompt_tokens[:])
 
     @cached_property
     def batches(self) -> tuple[BatchInfo, ...]:
-        sizes = self.files.array("batch_num_unsafe_experts")[:].tolist()
+        sizes = self._shapes.array("batch_num_unsafe_experts")[:].tolist()
         columns = zip(self.batch_ids, self.categories, sizes, self._mask_hashes(), strict=True)
         return tuple(BatchInfo(index, *values) for index, values in enumerate(columns))
 
     def _mask_hashes(self) -> list[str]:
-        stored = self.files.array("batch_mask_hashes")[:]
-        return list(decode_texts(stored)) if self.version == 1 else [row.tobytes().hex() for row in stored]
+        if self.version == 1:
+            return list(self._texts("batch_mask_hashes", len(self.batch_ids)))
+        return [row.tobytes().hex() for row in self._shapes.array("batch_mask_hashes")[:]]
 
     @cached_property
     def batch_ids(self) -> tuple[str, ...]:
-        return decode_texts(self.files.array("batch_ids")[:])
+        return self._shapes.texts("batch_ids")
 
     @cached_property
     def categories(self) -> tuple[str, ...]:
         """Category of each batch."""
-        return decode_texts(self.files.array("batch_categories")[:])
+        return self._texts("batch_categories", len(self.batch_ids))
 
     @property
     def num_experts(self) -> int:
         """E."""
-        return self.attributes["num_experts"] if self.version > 1 else self.prompt_counts.shape[2]
+        return self._shapes.size("E")
 
     def union(self) -> np.ndarray:
         """bool [L, E]: experts in the mask of at least one batch."""
@@ -214,13 +272,11 @@ class MaskStore:
     def aggregated(self) -> pd.DataFrame:
         """All experts by their rates over the pooled prompts, riskiest first; columns as `batch_table`."""
         unsafe_P = self.prompts["unsafe"].to_numpy()
-        tokens_P = self.prompts["tokens"].to_numpy()
         parts = []
         for start in range(0, len(unsafe_P), PROMPTS_AT_ONCE):
-            rows = slice(start, start + PROMPTS_AT_ONCE)
-            counts_PLE = self.prompt_counts[rows].astype(np.int64)
-            counts = RoutingCounts(counts_PLE, tokens_P[rows], self.experts_per_token)
-            parts += [counts.pooled(~unsafe_P[rows]), counts.pooled(unsafe_P[rows])]
+            counts = self.counts(slice(start, start + PROMPTS_AT_ONCE), tables=False)
+            unsafe = unsafe_P[start : start + PROMPTS_AT_ONCE]
+            parts += [counts.pooled(~unsafe), counts.pooled(unsafe)]
         return _single_row_frame(pooled_risk(concatenate(parts), np.arange(len(parts)) % 2 == 1))
 
     @cached_property
@@ -235,35 +291,3 @@ class MaskStore:
 
 def _single_row_frame(table: RiskTable) -> pd.DataFrame:
     return risk_frame(table.a_safe_n_BLE[0], table.a_unsafe_n_BLE[0], table.risk_diff_BLE[0])
-
-
-def _read_root(source: Source) -> dict[str, Any]:
-    place = source.place
-    data = source.read(ROOT_METADATA)
-    if data is None:
-        if source.read(FACTS) is not None:
-            raise UserError(
-                f"{place} is incomplete, its writing was stopped: run the analysis again, which goes on with it"
-            )
-        if not source.exists():
-            raise UserError(f"no mask store at {place}: check the path, or run the analysis first")
-        raise UserError(f"{place} is no mask store: expected a Zarr v3 group, a directory with {ROOT_METADATA} in it")
-    try:
-        root = json.loads(data)
-    except ValueError as error:
-        raise damaged(place, f"{ROOT_METADATA} is no JSON ({error})") from None
-    attributes = root.get("attributes", {}) if isinstance(root, dict) else {}
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        raise UserError(f"{place} is no mask store: its {ROOT_METADATA} does not say format {FORMAT!r}")
-    version = attributes.get("format_version")
-    if isinstance(version, int) and version > VERSION:
-        raise UserError(
-            f"{place} has format version {version}, this dist_moe {__version__} reads up to "
-            f"{VERSION}: update dist_moe, or run the analysis again"
-        )
-    if "complete" not in attributes:
-        raise UserError(f"{place} is incomplete, its writing was stopped: remove it and run the analysis again")
-    complete = attributes["complete"]
-    if not isinstance(complete, dict) or root_digest(root, complete.get("arrays")) != complete.get("digest"):
-        raise damaged(place, f"{ROOT_METADATA} is not as it was written")
-    return root

@@ -13,7 +13,7 @@ from dist_moe.risk.rules import TABLE_OF, select_mask
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import RiskTable, risk_table
 from dist_moe.store.contents import BatchResults, StorePlan
-from dist_moe.store.layout import decode_texts
+from dist_moe.store.layout import prompt_array, statistic_array
 from dist_moe.store.read import MaskStore
 
 RISK = frozenset({"a_safe_n", "a_unsafe_n", "risk_diff"})
@@ -26,11 +26,11 @@ FROM_COUNTS = frozenset({"threshold_top_k", "budget_per_layer", "esft_token", "s
 
 def stored_plan(store: MaskStore) -> StorePlan:
     """The plan that a store was written with."""
-    part = store.attributes.get("part")
+    part, prompts = store.part, store.planned_prompts
     return StorePlan(
-        prompt_ids=decode_texts(store.files.array("prompt_ids")[:]),
-        unsafe_P=store.files.array("prompt_unsafe")[:],
-        batch_of_P=store.files.array("prompt_batch")[:],
+        prompt_ids=tuple(prompts["id"]),
+        unsafe_P=prompts["unsafe"].to_numpy(),
+        batch_of_P=prompts["batch"].to_numpy(),
         batch_ids=store.batch_ids,
         categories=store.categories,
         num_experts=store.num_experts,
@@ -39,10 +39,16 @@ def stored_plan(store: MaskStore) -> StorePlan:
         counted_tokens=store.counted_tokens,
         layer_names=store.layer_names,
         provenance=store.provenance,
-        statistics={name: (rows.dtype.name, len(rows.shape)) for name, rows in store.statistics.items()},
-        tables={name: (rows.dtype.name, len(rows.shape)) for name, rows in store.tables.items()},
-        part=None if part is None else (part["first_batch"], part["num_batches"]),
+        statistics={name: _kind(store, statistic_array(name)) for name in store.statistic_names},
+        tables={name: _kind(store, prompt_array(name)) for name in store.table_names},
+        part=None if part is None else (part.first_batch, part.num_batches),
     )
+
+
+def _kind(store: MaskStore, array: str) -> tuple[str, int]:
+    """NumPy type of a statistic or table, and 3 if it has one value an expert, else 1; asks for this array alone."""
+    rows = store.files.array(array)
+    return rows.dtype.name, 3 if len(rows.shape) > 2 else 1
 
 
 def computable(tables: Collection[str]) -> frozenset[str]:
@@ -52,11 +58,7 @@ def computable(tables: Collection[str]) -> frozenset[str]:
 
 def stored_counts(store: MaskStore, batches: range) -> RoutingCounts:
     """Of the prompts of some consecutive batches, with all tables."""
-    prompts = slice(*store.starts_B1[[batches.start, batches.stop]].tolist())
-    tokens_P = store.prompts["tokens"].to_numpy()[prompts]
-    counts_PLE = store.prompt_counts[prompts].astype(np.int64)
-    tables = {name: rows[prompts] for name, rows in store.tables.items()}
-    return RoutingCounts(counts_PLE, tokens_P, store.experts_per_token, tables)
+    return store.counts(slice(*store.starts_B1[[batches.start, batches.stop]].tolist()), tables=True)
 
 
 def recomputed_risk(store: MaskStore, batches: range, counts: RoutingCounts) -> RiskTable:

@@ -55,6 +55,8 @@ def repair(store: MaskStore, out: Path) -> Repaired:
             f"{store.path} cannot be repaired: {', '.join(lost)} cannot be computed from the rest; restore it from "
             "a copy, or run the analysis again"
         )
+    if not broken:
+        store.check_plan()
     with atomic_directory(out) as directory:
         writer = StoreWriter(directory, stored_plan(store), sync=False)
         for batches in writer.missing:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from dist_moe.errors import UserError
+from dist_moe.risk.names import expert_name
 from dist_moe.store.zarr_arrays import ArraySpec, decode_rows
 
 Key = int | slice | tuple[int | slice | np.ndarray, ...]
@@ -50,9 +52,10 @@ class Rows(ABC):
 class StoredRows(Rows):
     """An array as it is stored."""
 
-    def __init__(self, spec: ArraySpec, read_file: Callable[[str], bytes]) -> None:
+    def __init__(self, spec: ArraySpec, read_file: Callable[[str], bytes], what: str) -> None:
+        """`what` is how an error calls the array."""
         self.spec, self.shape, self.dtype = spec, spec.shape, spec.dtype
-        self._read_file = read_file
+        self._read_file, self._what = read_file, what
 
     def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         while start < stop:
@@ -65,7 +68,27 @@ class StoredRows(Rows):
         for first, last in self.slabs(start, stop):
             file, offset = divmod(first, self.spec.rows_per_file)
             data = self._read_file(self.spec.file(file))
-            rows[first - start : last - start] = decode_rows(self.spec, data, offset, offset + last - first)
+            rows[first - start : last - start] = decode_rows(self.spec, data, offset, offset + last - first, self._what)
+        return rows
+
+
+class FiniteRows(Rows):
+    """Rates [B, L, E], none of them NaN or infinite."""
+
+    def __init__(self, stored: StoredRows, what: str) -> None:
+        """`what` is how an error calls the array."""
+        self.shape, self.dtype = stored.shape, stored.dtype
+        self._stored, self._what = stored, what
+
+    def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        return self._stored.slabs(start, stop)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        rows = self._stored.read(start, stop)
+        if not np.isfinite(rows).all():
+            batch, layer, expert = np.argwhere(~np.isfinite(rows))[0].tolist()
+            value = rows[batch, layer, expert]
+            raise UserError(f"{self._what} is {value} for batch {start + batch}, {expert_name(layer, expert)}")
         return rows
 
 

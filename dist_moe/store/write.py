@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_moe.errors import UserError
-from dist_moe.files import atomic_directory, write_bytes_atomic
+from dist_moe.files import atomic_directory, read_json, write_bytes_atomic
 from dist_moe.store.arrays import attributes, plan_arrays, result_files, result_specs
 from dist_moe.store.contents import BatchResults, StorePlan
 from dist_moe.store.layout import FACTS, ROOT_METADATA, SUMS, WRITING, parse_sums, root_digest, sha256, sums_text
+from dist_moe.store.root import read_root
+from dist_moe.store.source import Directory
 from dist_moe.store.zarr_arrays import METADATA, array_metadata, encode_file, plain
 
 
@@ -30,6 +32,9 @@ def write_store(path: Path, plan: StorePlan, results: BatchResults, *, overwrite
         for batches in writer.missing:
             writer.write(batches, results.of(plan, batches))
         writer.seal()
+
+
+REMOVE = "remove the unfinished store, to begin anew"
 
 
 class StoreWriter:
@@ -54,7 +59,7 @@ class StoreWriter:
         if self._sealed:
             self._require_same(self._sealed_facts())
         elif (path / FACTS).exists():
-            self._require_same(json.loads((path / FACTS).read_bytes()))
+            self._require_same(self._begun_facts())
         else:
             self._put(FACTS, json.dumps(self._facts, indent=2, sort_keys=True).encode())
         record = f"{WRITING}/plan.sha256"
@@ -122,8 +127,17 @@ class StoreWriter:
     def _sealed(self) -> bool:
         return (self.path / ROOT_METADATA).exists()
 
+    def _begun_facts(self) -> dict[str, Any]:
+        try:
+            facts = read_json(self.path / FACTS, "the plan of an unfinished store")
+        except UserError as error:
+            raise UserError(f"{error}: {REMOVE}") from None
+        if not isinstance(facts, dict) or not isinstance(facts.get("attributes"), dict):
+            raise UserError(f"{self.path / FACTS} is damaged: {REMOVE}")
+        return facts
+
     def _sealed_facts(self) -> dict[str, Any]:
-        of_root = json.loads((self.path / ROOT_METADATA).read_bytes())["attributes"]
+        of_root, _ = read_root(Directory(self.path))
         sums: dict[str, str] = {}
         for name in self._plan_specs:
             found = parse_sums((self.path / name / SUMS).read_bytes())

@@ -16,6 +16,8 @@ from zarr.buffer.cpu import Buffer
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
+from dist_moe.errors import UserError, refused_by_library, shown
+
 ZSTD_LEVEL = 3
 METADATA = "zarr.json"
 
@@ -67,10 +69,18 @@ def array_metadata(spec: ArraySpec) -> bytes:
 
 @lru_cache
 def parse_array_metadata(data: bytes) -> ArraySpec:
-    """The spec in an array's zarr.json."""
-    array = zarr.open_array(MemoryStore({METADATA: Buffer.from_bytes(data)}), mode="r")
+    """The spec in an array's zarr.json.
+
+    Raises:
+        UserError: it is none of ours.
+    """
+    with refused_by_library(f"its {METADATA} is no array's", "it cannot be read"):
+        array = zarr.open_array(MemoryStore({METADATA: Buffer.from_bytes(data)}), mode="r")
     file, chunk = array.shards or array.chunks, array.chunks
-    assert file[1:] == chunk[1:] == array.shape[1:], f"chunks {chunk}, files {file}: only the first axis may be split"
+    if not array.shape or not file[1:] == chunk[1:] == array.shape[1:]:
+        raise UserError(
+            f"its {METADATA} has chunks {shown(chunk)} in files {shown(file)}: only the first axis is split"
+        )
     return ArraySpec(array.dtype, array.shape, file[0], chunk[0], array.shards is not None)
 
 
@@ -84,11 +94,16 @@ def encode_file(spec: ArraySpec, rows: np.ndarray) -> bytes:
     return bytes(files[spec.file(0)].to_bytes())
 
 
-def decode_rows(spec: ArraySpec, data: bytes, start: int, stop: int) -> np.ndarray:
-    """Rows `start` to `stop` of a file, counted within it."""
+def decode_rows(spec: ArraySpec, data: bytes, start: int, stop: int, what: str) -> np.ndarray:
+    """Rows `start` to `stop` of a file, counted within it; `what` is how an error calls the array.
+
+    Raises:
+        UserError: the file holds something else.
+    """
     array, files = _opened(spec.one_file)
     files[spec.file(0)] = Buffer.from_bytes(data)
-    rows = np.asarray(array[start:stop])
+    with refused_by_library(f"{what} has a file that cannot be decoded", "restore it from a copy"):
+        rows = np.asarray(array[start:stop])
     del files[spec.file(0)]
     return rows
 

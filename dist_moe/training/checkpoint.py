@@ -1,6 +1,6 @@
 """Checkpoints of a training run: after each, the run can be killed and goes on with the same bits.
 
-    checkpoints/step-00000040/index.json                   facts, layout, step, schedule; each file's SHA-256, experts
+    checkpoints/step-00000040/index.json                   facts, layout, step, schedule; each file's digest, experts
     checkpoints/step-00000040/experts-<rank>.safetensors   <layer>.<expert>.<master | exp_avg | exp_avg_sq | step>
 
 Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. Experts that have
@@ -10,57 +10,37 @@ state (it follows from seed and step), and nothing in a step draws random number
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from safetensors import safe_open
+from annotated_types import Ge
+from pydantic import ConfigDict
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_moe.errors import UserError
-from dist_moe.files import hash_file, writing
+from dist_moe.artefacts import EXACT, read_sealed, write_sealed
+from dist_moe.errors import UserError, shown
+from dist_moe.files import writing
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
-from dist_moe.parallel.shared_files import SharedDirectory, write_tensors
+from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
+from dist_moe.training.parts import INDEX, Part, TensorFacts, check_parts, expert_keys, read_part, write_part
 
-FORMAT, VERSION = "dist_moe checkpoint", 2
-INDEX = "index.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A complete checkpoint whose every byte was checked."""
-
-    path: Path
-    index: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Steps that were done."""
-        return int(self.index["step"])
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(**self.index["layout"])
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """File name -> what is in it, in rank order."""
-        return {name: Part(**part) for name, part in self.index["files"].items()}
+FORMAT, VERSION = "dist_moe checkpoint", 3
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How a run was spread when a checkpoint was written. On the same layout it goes on with the same bits."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
     engine: str
-    num_ranks: int
-    ep_size: int
+    num_ranks: Annotated[int, Ge(1)]
+    ep_size: Annotated[int, Ge(1)]
     placement_hash: str
 
     def __str__(self) -> str:
@@ -68,17 +48,52 @@ class Layout:
         return f"engine {self.engine}, {mesh}, placement {self.placement_hash[:12]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One rank's file of a checkpoint, as the index has it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedPart(Part):
+    """One rank's file of a checkpoint: its experts have stepped."""
 
-    sha256: str
-    experts: list[str]
-    """"layer.expert" of those in the file: they have stepped."""
     num_owned: int
     """Experts whose optimizer state the rank keeps."""
     state_bytes: int
     """Memory of that state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """What a checkpoint says of itself."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
+    step: Annotated[int, Ge(0)]
+    """Steps that were done."""
+    layout: Layout
+    facts: dict[str, Any]
+    """What determines the run."""
+    schedule: dict[str, Any]
+    """State of the learning rate schedule."""
+    metrics_sha256: str | None
+    """Of the first `step` lines of the run's metrics; None: the saver knew of none."""
+    tensors: dict[str, TensorFacts]
+    """What each expert's state is made of."""
+    files: dict[str, OwnedPart]
+    """In rank order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint whose every byte was checked."""
+
+    path: Path
+    index: Index
+
+    @property
+    def step(self) -> int:
+        """Steps that were done."""
+        return self.index.step
+
+    @property
+    def layout(self) -> Layout:
+        """Who wrote it."""
+        return self.index.layout
 
 
 class UnfinishedCheckpoint:
@@ -97,29 +112,30 @@ class UnfinishedCheckpoint:
         comm: Comm,
         facts: dict[str, Any],
         layout: Layout,
+        metrics_sha256: str | None,
         *,
         copy: bool,
     ) -> None:
+        """`metrics_sha256`: of the run's metrics up to this step, for the first rank."""
         self._comm = comm
-        self._index = {
-            "format": FORMAT,
-            "version": VERSION,
-            "step": step,
-            "layout": asdict(layout),
-            "facts": facts,
-            "schedule": deepcopy(schedule.state_dict()),
-        }
-        stepped = {key: state for key, state in optimizer.expert_state.items() if state.step > 0}
-        self._experts = [f"{layer}.{expert}" for layer, expert in stepped]
+        self._index = Index(
+            step=step,
+            layout=layout,
+            facts=facts,
+            schedule=deepcopy(schedule.state_dict()),
+            metrics_sha256=metrics_sha256,
+            tensors={},
+            files={},
+        )
         self._num_owned, self._state_bytes = len(optimizer.expert_state), optimizer.state_bytes
-        self._tensors = {
-            f"{layer}.{expert}.{field.name}": getattr(state, field.name).to("cpu", copy=copy)
-            for (layer, expert), state in stepped.items()
-            for field in fields(state)
+        self._experts = {
+            key: {field.name: getattr(state, field.name).to("cpu", copy=copy) for field in fields(state)}
+            for key, state in optimizer.expert_state.items()
+            if state.step > 0
         }
         self._directory = SharedDirectory(root / f"step-{step:08}", comm)
 
-    def write(self) -> Part:
+    def write(self) -> OwnedPart:
         """This rank's file, on disk when it returns.
 
         Raises:
@@ -127,10 +143,14 @@ class UnfinishedCheckpoint:
         """
         path = self._directory.partial / self._file(self._comm.rank)
         with writing(path):
-            write_tensors(path, self._tensors)
-            return Part(hash_file(path), self._experts, self._num_owned, self._state_bytes)
+            return OwnedPart(
+                **asdict(write_part(path, self._experts)),
+                experts=expert_keys(self._experts),
+                num_owned=self._num_owned,
+                state_bytes=self._state_bytes,
+            )
 
-    def publish(self, part: Callable[[], Part], *, keep: int) -> Path:
+    def publish(self, part: Callable[[], OwnedPart], *, keep: int) -> Path:
         """Wait for what all ranks' `write` returned, `part`; then only the last `keep` checkpoints remain.
 
         Raises:
@@ -139,10 +159,14 @@ class UnfinishedCheckpoint:
         path, partial = self._directory.final, self._directory.partial
         with together(self._comm):
             mine = part()
-        files = {self._file(rank): asdict(part) for rank, part in enumerate(self._comm.gather(mine))}
+        state = next(iter(self._experts.values()), {})
+        found = self._comm.gather((mine, {name: TensorFacts.of(tensor) for name, tensor in state.items()}))
+        files = {self._file(rank): part for rank, (part, _) in enumerate(found)}
+        tensors = next((tensors for _, tensors in found if tensors), {})
         with together(self._comm), writing(path):
             if self._comm.rank == 0:
-                (partial / INDEX).write_text(json.dumps({**self._index, "files": files}, indent=1), encoding="utf-8")
+                index = replace(self._index, tensors=tensors, files=files)
+                write_sealed(partial / INDEX, FORMAT, VERSION, asdict(index))
         self._directory.publish()
         with together(self._comm), writing(path.parent):
             if self._comm.rank == 0:
@@ -168,27 +192,28 @@ def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None
             say(f"{error}; the one before it is used")
             continue
         for key, here in facts.items():
-            stored = found.index["facts"].get(key)
+            stored = found.index.facts.get(key)
             if stored != here:
                 raise UserError(
-                    f"{path} is of another run: {key} is {stored} there, {here} here; restore it, choose another "
-                    "run_dir, or set overwrite to start anew"
+                    f"{path} is of another run: {key} is {_short(stored)} there, {_short(here)} here; "
+                    "restore it, choose another run_dir, or set overwrite to start anew"
                 )
         return found
     return None
 
 
+def _short(value: object) -> str:
+    return str(value) if len(str(value)) <= 80 else shown(value, 80)
+
+
 def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule: LRScheduler) -> None:
     """Put this rank's experts, whatever rank wrote them, and the schedule where they were."""
-    for name, part in checkpoint.parts.items():
-        mine = [key for key in part.experts if _numbers(key) in optimizer.replica_of]
-        if not mine:
-            continue
-        with safe_open(checkpoint.path / name, "pt") as stream:
-            for key in mine:
-                tensors = {field.name: stream.get_tensor(f"{key}.{field.name}") for field in fields(ExpertState)}
-                optimizer.restore(_numbers(key), tensors)
-    schedule.load_state_dict(checkpoint.index["schedule"])
+    for name, part in checkpoint.index.files.items():
+        if any(key in optimizer.replica_of for key in part.keys):
+            for key, tensors in read_part(checkpoint.path, name, part):
+                if key in optimizer.replica_of:
+                    optimizer.restore(key, tensors)
+    schedule.load_state_dict(checkpoint.index.schedule)
     for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = lr
 
@@ -198,20 +223,12 @@ def checkpoint_directories(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"))
 
 
-def _numbers(key: str) -> tuple[int, int]:
-    layer, expert = key.split(".")
-    return int(layer), int(expert)
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint after a check of every byte; a damaged or foreign one is a `UserError`."""
-    try:
-        index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path}: its {INDEX} is not readable: the checkpoint is damaged") from None
-    if (index.get("format"), index.get("version")) != (FORMAT, VERSION):
-        raise UserError(f"{path / INDEX}: expected format '{FORMAT}' version {VERSION}: it is no checkpoint of ours")
-    for name, part in index["files"].items():
-        if not (path / name).is_file() or hash_file(path / name) != part["sha256"]:
-            raise UserError(f"{path / name}: not as it was written: the checkpoint is damaged")
+    advice = "the checkpoint is damaged"
+    index, _ = read_sealed(path / INDEX, FORMAT, VERSION, Index, advice)
+    check_parts(path, index.files, index.tensors, advice)
+    names = {field.name for field in fields(ExpertState)}
+    if index.tensors and index.tensors.keys() != names:
+        raise UserError(f"{path / INDEX}: tensors {sorted(index.tensors)}, expected {sorted(names)}: {advice}")
     return Checkpoint(path, index)

@@ -1,83 +1,162 @@
-"""The trained experts of a run, keyed by layer and expert: what export reads.
+"""The trained experts of a run, keyed by layer and expert: what export and evaluation read.
 
-    experts/index.json                    {"format": ..., "experts": {"<layer>.<expert>": "<file>"}, ...}
+    experts/index.json                    what they are of, each file's digest and experts, and its own digest
     experts/experts-<rank>.safetensors    <layer>.<expert>.<weight>
 
 Every rank writes the experts it holds, so nothing is gathered. Experts that never stepped equal the base and are not
-written. The directory gets its name when it is complete.
+written. The directory gets its name when it is complete. Nothing in it is used before every byte was compared.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
+from pydantic import ConfigDict
 
+from dist_moe.artefacts import EXACT, read_sealed, write_sealed
 from dist_moe.errors import UserError
+from dist_moe.files import writing
 from dist_moe.moe.bank import ExpertLayer
 from dist_moe.parallel.comm import Comm
-from dist_moe.parallel.shared_files import shared_directory, write_tensors
+from dist_moe.parallel.launch import together
+from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.parts import (
+    INDEX,
+    Expert,
+    Part,
+    TensorFacts,
+    check_parts,
+    expert_keys,
+    read_part,
+    write_part,
+)
 
-FORMAT, VERSION = "dist_moe experts", 1
+FORMAT, VERSION = "dist_moe experts", 2
+ADVICE = "restore it from a copy, or train again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
+    facts: dict[str, Any]
+    tensors: dict[str, TensorFacts]
+    files: dict[str, Part]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedExperts:
+    """A run's trained experts, every byte of which was compared with its index; made by `TrainedExperts.open`."""
+
+    path: Path
+    digest: str
+    """Of the index, and so of everything."""
+    facts: dict[str, Any]
+    """What they were trained from and how, docs/formats.md lists it."""
+    tensors: dict[str, TensorFacts]
+    """What each expert is made of."""
+    files: dict[str, Part]
+
+    @classmethod
+    def open(cls, path: Path) -> TrainedExperts:
+        """Read and check all.
+
+        Raises:
+            UserError: training has not ended there, or something is not as it was written; names the file and tensor.
+        """
+        if not (path / INDEX).is_file():
+            raise UserError(f"{path}: no trained experts: expected {INDEX}; run training to its end first")
+        index, digest = read_sealed(path / INDEX, FORMAT, VERSION, _Index, ADVICE)
+        check_parts(path, index.files, index.tensors, ADVICE)
+        return cls(path, digest, index.facts, index.tensors, index.files)
+
+    @property
+    def experts(self) -> list[Expert]:
+        """(layer, expert) of all, sorted."""
+        return sorted(key for part in self.files.values() for key in part.keys)
+
+    def require_fits(self, num_layers: int, num_experts: int, shapes: Mapping[str, list[int]]) -> None:
+        """Refuse a model that these experts cannot be of: other layers, experts a layer, or shapes of one's weights.
+
+        Raises:
+            UserError: names the first expert or tensor that does not fit.
+        """
+        found = {name: facts.shape for name, facts in self.tensors.items()}
+        for name in sorted(found.keys() | shapes.keys()):
+            if found.get(name) != shapes.get(name):
+                raise UserError(
+                    f"{self.path}: an expert's {name} is {found.get(name)} there, and {shapes.get(name)} in the model: "
+                    f"they are of another model; {ADVICE}"
+                )
+        for layer, expert in self.experts:
+            if layer >= num_layers or expert >= num_experts:
+                raise UserError(
+                    f"{self.path}: expert {layer}.{expert} is not one of the model's {num_layers} x {num_experts}: "
+                    f"they are of another model; {ADVICE}"
+                )
+
+    def weights(self) -> Iterator[tuple[Expert, dict[str, torch.Tensor]]]:
+        """Each expert and its weights by name, as they lie in memory; one expert at a time, file by file."""
+        for name, part in self.files.items():
+            yield from read_part(self.path, name, part)
 
 
 def save_experts(
     path: Path, layers: tuple[ExpertLayer, ...], optimizer: SelectiveAdamW, comm: Comm, facts: dict[str, Any]
 ) -> int:
     """Called by all ranks together; returns the number of experts written. `facts` go into the index as they are."""
-    name = f"experts-{comm.rank:05d}.safetensors"
+    directory = SharedDirectory(path, comm)
     mine = [key for key, state in optimizer.expert_state.items() if state.step > 0]
-    files = {f"{index}.{expert}": name for index, expert in mine}
-    merged = {key: file for part in comm.gather(files) for key, file in part.items()}
-    with shared_directory(path, comm) as partial:
-        tensors = {
-            f"{index}.{expert}.{weight}": row.cpu().contiguous().clone()
-            for index, expert in mine
-            for weight, row in layers[index].row(expert).items()
-        }
-        if tensors:
-            write_tensors(partial / name, tensors)
+    rows = {(layer, expert): layers[layer].row(expert) for layer, expert in mine}
+    with together(comm), writing(path):
+        part = save_part(directory.partial, comm.rank, rows)
+    parts = {name: part for found in comm.gather(part) for name, part in found.items()}
+    with together(comm), writing(path):
         if comm.rank == 0:
-            index = {"format": FORMAT, "version": VERSION, **facts, "experts": merged}
-            (partial / "index.json").write_text(json.dumps(index, indent=1))
-    return len(merged)
+            save_index(directory.partial, parts, expert_tensors(layers), facts)
+    directory.publish()
+    return sum(len(part.experts) for part in parts.values())
 
 
-def read_index(path: Path) -> dict[str, Any]:
-    """The index of a run's trained experts; a `UserError` if training has not finished there."""
-    file = path / "index.json"
-    if not file.is_file():
-        raise UserError(f"{path}: no trained experts: expected index.json; run training to its end first")
-    index: dict[str, Any] = json.loads(file.read_text())
-    if index.get("format") != FORMAT or index.get("version") != VERSION:
-        raise UserError(f"{file}: expected format '{FORMAT}' version {VERSION}, found '{index.get('format')}' "
-                        f"version {index.get('version')}")  # fmt: skip
-    return index
+def save_part(directory: Path, rank: int, experts: Mapping[Expert, Mapping[str, torch.Tensor]]) -> dict[str, Part]:
+    """Write one rank's experts; the file's name and what is in it, or nothing if the rank has none."""
+    if not experts:
+        return {}
+    name = f"experts-{rank:05d}.safetensors"
+    cpu = {key: {n: row.cpu().contiguous().clone() for n, row in rows.items()} for key, rows in experts.items()}
+    written = write_part(directory / name, cpu)
+    return {name: Part(**asdict(written), experts=expert_keys(experts))}
 
 
-def read_experts(path: Path, layer: int) -> tuple[list[int], dict[str, torch.Tensor]]:
-    """The trained experts of one layer and their weights, each [n, ...] in the experts' order."""
-    files = {int(k.split(".")[1]): f for k, f in read_index(path)["experts"].items() if int(k.split(".")[0]) == layer}
-    experts = sorted(files)
-    rows: dict[str, list[torch.Tensor]] = {}
-    for expert in experts:
-        prefix = f"{layer}.{expert}."
-        with safe_open(path / files[expert], "pt") as stream:
-            for key in sorted(k for k in stream.keys() if k.startswith(prefix)):  # noqa: SIM118 (not a dict)
-                rows.setdefault(key.removeprefix(prefix), []).append(stream.get_tensor(key))
-    return experts, {name: torch.stack(tensors) for name, tensors in rows.items()}
+def save_index(
+    directory: Path, parts: Mapping[str, Part], tensors: Mapping[str, TensorFacts], facts: Mapping[str, Any]
+) -> None:
+    """Write the index of all ranks' files; `tensors` is what each expert is made of."""
+    write_sealed(directory / INDEX, FORMAT, VERSION, asdict(_Index(dict(facts), dict(tensors), dict(parts))))
+
+
+def expert_tensors(layers: tuple[ExpertLayer, ...]) -> dict[str, TensorFacts]:
+    """What each expert of a model is made of, by name."""
+    return {
+        name: TensorFacts.of(weight.new_empty(weight.shape[1:], device="meta"))
+        for name, weight in layers[0].bank.items()
+    }
 
 
 @torch.no_grad()
-def load_experts(path: Path, layers: tuple[ExpertLayer, ...]) -> None:
-    """Put a run's trained experts in the place of the base's, for those that this rank holds."""
-    for layer in layers:
-        experts, weights = read_experts(path, layer.index)
-        for i, expert in enumerate(experts):
-            if expert in layer.local:
-                for name, row in layer.row(expert).items():
-                    row.copy_(weights[name][i])
+def load_experts(trained: TrainedExperts, layers: tuple[ExpertLayer, ...]) -> None:
+    """Put a run's trained experts in the place of the base's, for those that this rank holds.
+
+    Raises:
+        UserError: they are of a model with other layers, experts or shapes.
+    """
+    shapes = {name: facts.shape for name, facts in expert_tensors(layers).items()}
+    trained.require_fits(len(layers), len(layers[0].key_E), shapes)
+    for (layer, expert), weights in trained.weights():
+        if expert in layers[layer].local:
+            for name, row in layers[layer].row(expert).items():
+                row.copy_(weights[name])

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
+from dist_moe.files import hash_first_lines
 from dist_moe.parallel.comm import Comm
-from dist_moe.training.checkpoint import Layout, Part, UnfinishedCheckpoint
+from dist_moe.training.checkpoint import Layout, OwnedPart, UnfinishedCheckpoint
 from dist_moe.training.optimizer import SelectiveAdamW
 
 
@@ -26,14 +27,27 @@ class CheckpointSaver:
     layout: Layout
     keep: int
     asynchronous: bool
-    _in_flight: tuple[UnfinishedCheckpoint, Future[Part]] | None = field(default=None, init=False)
+    metrics: Path | None = None
+    """One line a step, written by the first rank; a checkpoint says what its lines were."""
+    _in_flight: tuple[UnfinishedCheckpoint, Future[OwnedPart]] | None = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"), init=False)
 
     def save(self, step: int) -> None:
         """Save what is there after `step`: on disk when this returns, or begun."""
         self.finish()
+        metrics = None
+        if self.metrics is not None and self.comm.rank == 0:
+            metrics = hash_first_lines(self.metrics, step)
         begun = UnfinishedCheckpoint(
-            self.root, step, self.optimizer, self.schedule, self.comm, self.facts, self.layout, copy=self.asynchronous
+            self.root,
+            step,
+            self.optimizer,
+            self.schedule,
+            self.comm,
+            self.facts,
+            self.layout,
+            metrics,
+            copy=self.asynchronous,
         )
         self._in_flight = begun, self._thread.submit(begun.write)
         if not self.asynchronous:

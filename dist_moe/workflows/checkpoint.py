@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dist_moe.errors import UserError
 from dist_moe.risk.names import expert_name
-from dist_moe.training.checkpoint import INDEX, checkpoint_directories, read_checkpoint
+from dist_moe.training.checkpoint import checkpoint_directories, read_checkpoint
+from dist_moe.training.parts import INDEX, numbers
 from dist_moe.workflows.console import Say
 from dist_moe.workflows.run_dir import RunDir
 
@@ -19,25 +20,21 @@ def show(path: Path, say: Say) -> None:
     if not paths:
         raise UserError(f"{path}: no checkpoint: expected a run directory with checkpoints/, or one checkpoint")
     for each in paths:
-        found = read_checkpoint(each)
-        say(f"{each}: after step {found.step}, complete; {found.layout}")
-        for rank, (name, part) in enumerate(found.parts.items()):
-            replica, ep_rank = divmod(rank, found.layout.ep_size)
-            size = (each / name).stat().st_size
+        index = read_checkpoint(each).index
+        say(f"{each}: after step {index.step}, complete; {index.layout}")
+        for rank, (name, part) in enumerate(index.files.items()):
+            replica, ep_rank = divmod(rank, index.layout.ep_size)
             say(
                 f"  rank {rank} (replica {replica}, ep rank {ep_rank}) owns {part.num_owned} experts, "
-                f"{part.state_bytes:,} bytes of optimizer state; {name}: {size:,} bytes"
+                f"{part.state_bytes:,} bytes of optimizer state; {name}: {part.num_bytes:,} bytes"
             )
             say(f"    stepped: {_names(part.experts)}")
-        for key, value in found.index["facts"].items():
+        for key, value in index.facts.items():
             say(f"  {key}: {value}")
 
 
 def _names(experts: list[str]) -> str:
     """The experts of a file, "layer.expert", by name; of many the first."""
-    names = [
-        expert_name(*map(int, expert.split(".")))
-        for expert in sorted(experts, key=lambda key: [int(number) for number in key.split(".")])
-    ]
+    names = [expert_name(*expert) for expert in sorted(map(numbers, experts))]
     more = f" and {len(names) - SHOWN_EXPERTS} more" if len(names) > SHOWN_EXPERTS else ""
     return " ".join(names[:SHOWN_EXPERTS]) + more or "none yet"

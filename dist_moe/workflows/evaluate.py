@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -10,27 +12,32 @@ from tqdm import tqdm
 
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
+from dist_moe.evaluation.record import Evaluation
 from dist_moe.evaluation.score import score_rows
 from dist_moe.evaluation.table import MEASURES, before_after, score_frame
-from dist_moe.files import require_writable, write_json_atomic
+from dist_moe.files import require_writable
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.launch import local_device
-from dist_moe.training.save import load_experts, read_index
+from dist_moe.training.facts import Arms
+from dist_moe.training.save import load_experts
 from dist_moe.workflows.console import Say
 from dist_moe.workflows.inputs import Inputs, read_inputs
-from dist_moe.workflows.run_dir import trained_run
+from dist_moe.workflows.run_dir import TrainedRun, result_settings
 
 
 def evaluate(run_dir: Path, data: tuple[Path, ...], say: Say) -> None:
     """Score the run's own prompts, or those in `data`, with the base and with the trained experts, without a mask."""
-    run, config = trained_run(run_dir)
-    require_writable(run.evaluation)
+    run = TrainedRun.open(run_dir)
+    require_writable(run.dir.evaluation)
+    config, file = run.config, run.dir.experts
     if data:
         config.data.paths = data
     inputs = read_inputs(config, say)
-    if read_index(run.experts)["model_hash"] != inputs.model_hash:
-        raise UserError(f"{config.model.path} is not the model that {run.experts} was trained from: restore it")
+    _require_same(f"{config.model.path} is not the model", inputs.model_hash, run.facts.model_hash, file)
+    _require_same("the tokenizer or chat template is not that", inputs.tokenizer_hash, run.facts.tokenizer_hash, file)
+    if not data:
+        _require_same("data.paths are not the prompts", inputs.prompts.data_hash, run.facts.data_hash, file)
     model = load_model(config.model, SoloComm(local_device()))
     for line in model.describe():
         say(line)
@@ -41,8 +48,23 @@ def evaluate(run_dir: Path, data: tuple[Path, ...], say: Say) -> None:
     for name, table in tables.items():
         say(f"Before and after, by {name}:" if name != "all" else "Before and after, all rows:")
         say(table.to_string(float_format="{:.3f}".format, na_rep="-"))
-    write_json_atomic(run.evaluation, {name: _records(table) for name, table in tables.items()})
-    say(f"Evaluation: {run.evaluation}")
+    num_unsafe = int(before["unsafe"].sum())
+    Evaluation(
+        experts_digest=run.experts.digest,
+        model_hash=inputs.model_hash,
+        tokenizer_hash=inputs.tokenizer_hash,
+        data_hash=inputs.prompts.data_hash,
+        trained_on=inputs.prompts.data_hash == run.facts.data_hash,
+        prompts=Arms(safe=len(before) - num_unsafe, unsafe=num_unsafe),
+        settings=json.loads(json.dumps({**result_settings(config), "evaluation": asdict(config.evaluation)})),
+        **{name: _records(table) for name, table in tables.items()},
+    ).write(run.dir.evaluation)
+    say(f"Evaluation: {run.dir.evaluation}")
+
+
+def _require_same(what: str, here: str, there: str, experts: Path) -> None:
+    if here != there:
+        raise UserError(f"{what} that {experts} was trained from: hash {here[:12]}, expected {there[:12]}; restore it")
 
 
 def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.DataFrame:

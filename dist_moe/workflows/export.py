@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
+from dist_moe.evaluation.record import read_evaluation
 from dist_moe.export.card import model_card
 from dist_moe.export.changes import trained_changes, trained_keys
-from dist_moe.export.delta import delta_changes, read_facts, write_delta
+from dist_moe.export.delta import delta_changes, read_facts, require_whole, write_delta
 from dist_moe.export.export import export_checkpoint
+from dist_moe.export.facts import Facts, Quoted
 from dist_moe.export.verify import verify_checkpoint
 from dist_moe.files import require_absent
 from dist_moe.moe.checkpoint import model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.model import check_model_dir
+from dist_moe.risk.names import expert_name
+from dist_moe.risk.select import SelectionRule
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
-from dist_moe.training.save import read_index
+from dist_moe.training.save import ADVICE
 from dist_moe.workflows.console import Say
-from dist_moe.workflows.run_dir import RunDir, trained_run
+from dist_moe.workflows.run_dir import TrainedRun
 
 SHOWN_VIOLATIONS = 20
 
 
 def export(run_dir: Path, out: Path, say: Say, *, link: bool = False) -> None:
     """Write the trained model of a run to the new directory `out`; with `link`, unchanged shards are hard links."""
-    run, config = trained_run(run_dir)
     require_absent(out, "choose another --out or remove it")
-    base, facts = config.model.path, _facts(run, config)
-    _require_base(base, facts["model_hash"], run.experts)
+    run = TrainedRun.open(run_dir)
+    base, facts = run.config.model.path, _facts(run, say)
+    _require_base(base, facts.model_hash, run.dir.experts)
     tensors = read_tensors(base)
     changes = trained_changes(HubLayout(base, tensors), tensors, run.experts)
     export_checkpoint(base, changes, out, model_card(facts, base), link=link)
-    say(f"Exported {out}: {facts['num_trained_experts']} trained experts, everything else as in {base}")
+    say(f"Exported {out}: {facts.num_trained_experts} trained experts, everything else as in {base}")
 
 
 def export_delta(run_dir: Path, out: Path, say: Say) -> None:
     """Write a run's trained experts, and what they were trained from, to the new file `out`."""
-    run, config = trained_run(run_dir)
     require_absent(out, "choose another --out or remove it")
-    base, facts = config.model.path, _facts(run, config)
-    _require_base(base, facts["model_hash"], run.experts)
+    run = TrainedRun.open(run_dir)
+    base, facts = run.config.model.path, _facts(run, say)
+    _require_base(base, facts.model_hash, run.dir.experts)
     tensors = read_tensors(base)
     layout = HubLayout(base, tensors)
-    write_delta(out, tensors, trained_keys(layout, run.experts), trained_changes(layout, tensors, run.experts), facts)
-    say(f"Exported {out}: {facts['num_trained_experts']} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
+    changes = trained_changes(layout, tensors, run.experts)
+    write_delta(out, tensors, [*trained_keys(layout, run.experts.experts)], changes, facts)
+    say(f"Exported {out}: {facts.num_trained_experts} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
     say(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
 
 
@@ -55,22 +57,39 @@ def apply(base: Path, delta: Path, out: Path, say: Say) -> None:
     """Write to the new directory `out` what `export` would have written for the run that `delta` comes from."""
     require_absent(out, "choose another --out or remove it")
     facts = read_facts(delta)
-    _require_base(base, facts["model_hash"], delta)
-    export_checkpoint(base, delta_changes(delta, read_tensors(base)), out, model_card(facts, base))
-    say(f"Exported {out}: {facts['num_trained_experts']} experts from {delta}, everything else as in {base}")
+    _require_base(base, facts.model_hash, delta)
+    tensors = read_tensors(base)
+    require_whole(delta, facts, HubLayout(base, tensors))
+    export_checkpoint(base, delta_changes(delta, tensors), out, model_card(facts, base))
+    say(f"Exported {out}: {facts.num_trained_experts} experts from {delta}, everything else as in {base}")
 
 
-def _facts(run: RunDir, config: Config) -> dict[str, Any]:
+def _facts(run: TrainedRun, say: Say) -> Facts:
     """What is told of a run outside of it: names and hashes, no paths of the machine it ran on."""
-    index = read_index(run.experts)
-    trained = index.pop("experts")
-    evaluation = json.loads(run.evaluation.read_text(encoding="utf-8")) if run.evaluation.is_file() else None
-    return {
-        **{key: value for key, value in index.items() if key not in ("format", "version", "model_path")},
-        "model_name": config.model.path.resolve().name,
-        "num_trained_experts": len(trained),
-        "evaluation": evaluation and {by: evaluation[by] for by in ("category", "all")},
-    }
+    facts, experts = run.facts, run.experts.experts
+    outside = sorted({expert_name(*key) for key in experts} - set(facts.union))
+    if outside:
+        raise UserError(f"{run.dir.experts}: {outside[0]} is not in the run's union of experts: {ADVICE}")
+    SelectionRule.of(facts.selection_rule, str(run.dir.experts))
+    return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run, say))
+
+
+def _evaluation(run: TrainedRun, say: Say) -> Quoted | None:
+    """What the card quotes: the run's evaluation, if it is of the experts that are there."""
+    file = run.dir.evaluation
+    if not file.exists():
+        return None
+    found = read_evaluation(file)
+    if found.experts_digest != run.experts.digest:
+        say(f"{file} is of other experts than {run.dir.experts} has: the model card does not quote it")
+        return None
+    return Quoted(
+        category=found.category,
+        all=found.all,
+        data_hash=found.data_hash,
+        trained_on=found.trained_on,
+        prompts=found.prompts,
+    )
 
 
 def _require_base(base: Path, expected: str, what: Path) -> None:
@@ -87,7 +106,7 @@ def verify(base: Path, out: Path, masks: str, say: Say) -> bool:
     """Whether `out` differs from `base` in the experts of the store's union only; says what it saw."""
     for path in (base, out):
         check_model_dir(path)
-    store = MaskStore.open(masks)
+    store = MaskStore.open_whole(masks)
     require_same_origin(store, model_hash=model_hash(base))
     union_LE = store.union()
     seen = verify_checkpoint(base, out, union_LE)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import asdict
 from typing import Any
 
 from dist_moe.config.schema import Config
+from dist_moe.errors import UserError
+from dist_moe.files import hash_first_lines
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Checkpoint, checkpoint_directories, last_checkpoint
 from dist_moe.training.loop import keep_lines
 from dist_moe.workflows.console import Say
 from dist_moe.workflows.inputs import Inputs
-from dist_moe.workflows.run_dir import RunDir, require_absent
-
-FREE = ("masks", "audit", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
-"""Settings of the train section that change where and how a step is computed, not what."""
+from dist_moe.workflows.run_dir import RunDir, require_absent, result_settings
 
 
 def resume_facts(config: Config, inputs: Inputs, store: MaskStore) -> dict[str, Any]:
     """What determines a run's steps: a checkpoint of a run with other facts is refused."""
     batches = hashlib.sha256(" ".join(store.batch_ids).encode()).hexdigest()
-    settings = {f"train.{key}": value for key, value in asdict(config.train).items() if key not in FREE}
     return {
         "model_hash": inputs.model_hash,
         "tokenizer_hash": inputs.tokenizer_hash,
@@ -31,10 +28,7 @@ def resume_facts(config: Config, inputs: Inputs, store: MaskStore) -> dict[str, 
         "tokens_hash": inputs.tokens_hash,
         "batches_hash": batches,
         "masks_digest": store.digest,
-        "model.dtype": config.model.dtype,
-        "data.max_length": config.data.max_length,
-        "seed": config.seed,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
+        **result_settings(config),
     }
 
 
@@ -46,10 +40,20 @@ def unfinished_run(run: RunDir, config: Config, facts: dict[str, Any], say: Say)
     if config.checkpoint.resume == "auto":
         found = last_checkpoint(run.checkpoints, facts, say)
         if found is not None:
+            _require_metrics(run, found)
             return found
     for earlier in (run.metrics, *checkpoint_directories(run.checkpoints)):
         require_absent(earlier, overwrite=False)
     return None
+
+
+def _require_metrics(run: RunDir, found: Checkpoint) -> None:
+    written = found.index.metrics_sha256
+    if written is not None and hash_first_lines(run.metrics, found.step) != written:
+        raise UserError(
+            f"{run.metrics}: its first {found.step} lines are not those that the run had written at {found.path}: "
+            "restore it, or set overwrite to start anew"
+        )
 
 
 def clear_the_way(run: RunDir, found: Checkpoint | None) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from dist_moe.artefacts import checked
 from dist_moe.config.load import load_config
 from dist_moe.config.schema import Config
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, shown
+from dist_moe.training.facts import RunFacts
+from dist_moe.training.parts import INDEX
+from dist_moe.training.save import ADVICE, TrainedExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +64,59 @@ class RunDir:
         return self.path / f"{command}.yaml"
 
 
-def trained_run(path: Path) -> tuple[RunDir, Config]:
-    """A run directory in which training has ended, and the configuration it ran with."""
-    run = RunDir(path)
-    if not path.is_dir():
-        raise UserError(f"no run directory {path}: expected one that `dist-moe train` has written")
-    if not run.resolved("train").is_file() or not run.experts.is_dir():
-        raise UserError(
-            f"{path}: no finished training there: expected train.yaml and experts/; run `dist-moe train` first"
-        )
-    return run, load_config(run.resolved("train"))
+FREE = ("masks", "audit", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
+"""Settings of the train section that change where and how a step is computed, not what."""
+
+
+def result_settings(config: Config) -> dict[str, Any]:
+    """The settings that training's results follow from, beside what is in the files that it names; JSON values."""
+    train = {f"train.{key}": value for key, value in asdict(config.train).items() if key not in FREE}
+    return {
+        "model.dtype": config.model.dtype,
+        "data.max_length": config.data.max_length,
+        "data.refusal": config.data.refusal,
+        "batches.batch_size": config.batches.batch_size,
+        "batches.safe_ratio": config.batches.safe_ratio,
+        "seed": config.seed,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in train.items()},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A run directory in which training has ended, every byte of whose experts was checked."""
+
+    dir: RunDir
+    config: Config
+    """What training ran with."""
+    experts: TrainedExperts
+    facts: RunFacts
+
+    @classmethod
+    def open(cls, path: Path) -> TrainedRun:
+        """Read and check all but the base model.
+
+        Raises:
+            UserError: something is missing or not as it was written, or train.yaml is not what training ran with.
+        """
+        run = RunDir(path)
+        file = run.resolved("train")
+        if not path.is_dir():
+            raise UserError(f"no run directory {path}: expected one that `dist-moe train` has written")
+        if not file.is_file() or not run.experts.is_dir():
+            raise UserError(
+                f"{path}: no finished training there: expected train.yaml and experts/; run `dist-moe train` first"
+            )
+        config, experts = load_config(file), TrainedExperts.open(run.experts)
+        facts = checked(RunFacts, experts.facts, f"{run.experts / INDEX}: facts", ADVICE)
+        here = result_settings(config)
+        for key, there in facts.settings.items():
+            if here.get(key) != there:
+                raise UserError(
+                    f"{file}: {key} is {shown(here.get(key))}, but {run.experts} was trained with {shown(there)}: "
+                    "restore it"
+                )
+        return cls(run, config, experts, facts)
 
 
 def require_absent(path: Path, overwrite: bool) -> None:

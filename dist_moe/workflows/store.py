@@ -23,13 +23,15 @@ def check_stores(places: Sequence[str], say: Say) -> int:
     for place in places:
         try:
             store = MaskStore.open(place)
+            damage = store.damage()
+            if not damage:
+                store.check_plan()
         except UserError as error:
             if not any(words in str(error) for words in (" is damaged: ", " is incomplete, ")):
                 raise
             say(str(error))
             status = 1
             continue
-        damage = store.damage()
         for each in damage:
             say(f"{place}: array {each.array}: {each.file} {each.how}")
         if damage:
@@ -49,6 +51,7 @@ def repair_store(place: Path, out: Path | None, say: Say) -> int:
     store = MaskStore.open(place)
     out = out or place.with_name(f"{place.name}.repaired")
     if not store.damage():
+        store.check_plan()
         say(f"{place} is whole: there is nothing to repair")
         return 0
     done = repair(store, out)
@@ -67,7 +70,7 @@ def merge_stores(places: Sequence[str], out: Path, say: Say) -> int:
     Raises:
         UserError: they are not parts of one analysis, or `out` exists.
     """
-    merge([MaskStore.open(place) for place in places], out)
+    merge([MaskStore.open_whole(place) for place in places], out)
     store = MaskStore.open(out)
     say(f"{out}: {len(store.batch_ids)} batches of {len(places)} stores, digest {store.digest}")
     return 0
@@ -79,7 +82,7 @@ def copy_to(store: str, place: str, say: Say) -> int:
     Raises:
         UserError: there is no whole store, there is something at `place`, or it cannot be written.
     """
-    copy_store(MaskStore.open(store), place)
+    copy_store(MaskStore.open_whole(store), place)
     copied = MaskStore.open(place)
     say(f"{place}: {len(copied.batch_ids)} batches of {store}, digest {copied.digest}")
     return 0
@@ -91,6 +94,6 @@ def diff_stores(first: str, second: str, say: Say, *, as_json: bool) -> int:
     Raises:
         UserError: one is no whole store, or they are of different models.
     """
-    view = views.diff(MaskStore.open(first), MaskStore.open(second))
+    view = views.diff(MaskStore.open_whole(first), MaskStore.open_whole(second))
     say(views.as_json(view) if as_json else views.as_text(view))
     return 0 if view.facts["same"] else 1

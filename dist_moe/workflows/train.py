@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from dist_moe.risk.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Layout, load_checkpoint
+from dist_moe.training.facts import Arms, Numbers, RunFacts
 from dist_moe.training.loop import Split, check_ledger, schedule_steps, train_loop
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.plan import FreezePlan
@@ -38,7 +39,7 @@ from dist_moe.training.stop import StopRequest
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.resume import clear_the_way, resume_facts, unfinished_run
-from dist_moe.workflows.run_dir import RunDir
+from dist_moe.workflows.run_dir import RunDir, result_settings
 from dist_moe.workflows.run_lock import run_lock
 
 
@@ -60,7 +61,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     with together(comm) as same:
         name = engine_name(config)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
-        store = MaskStore.open(config.train.masks or run.masks)
+        store = MaskStore.open_whole(config.train.masks or run.masks)
         same["the mask store's digest"] = store.digest
         inputs = read_inputs(config, say)
         same |= inputs.facts
@@ -115,6 +116,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         layout=layout,
         keep=config.checkpoint.keep,
         asynchronous=config.checkpoint.asynchronous,
+        metrics=run.metrics,
     )
     if found is not None:
         load_checkpoint(found, optimizer, schedule)
@@ -158,9 +160,11 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     if done < num_steps:
         say(f"Stopped after step {done} of {num_steps}, as asked, and saved: the same command goes on")
         return
-    if comm.rank == 0:
-        check_ledger(run.metrics, store, config.train.epochs, config.seed)
-    num_saved = save_experts(run.experts, model.layers, optimizer, comm, run_facts(config, inputs, store, plan))
+    with together(comm):
+        if comm.rank == 0:
+            check_ledger(run.metrics, store, config.train.epochs, config.seed)
+    facts_of_run = asdict(run_facts(config, inputs, store, plan))
+    num_saved = save_experts(run.experts, model.layers, optimizer, comm, facts_of_run)
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
 
 
@@ -208,25 +212,38 @@ def freeze_plan(store: MaskStore, model: MoEModel) -> FreezePlan:
     return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters)
 
 
-def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan) -> dict[str, Any]:
+def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan) -> RunFacts:
     """What the experts are trained from and how; saved with them, and shown in an export's model card."""
-    return {
-        "dist_moe_version": __version__,
-        "model_path": str(config.model.path),
-        "model_hash": inputs.model_hash,
-        "data_hash": inputs.prompts.data_hash,
-        "masks_digest": store.digest,
-        "selection_rule": store.rule.facts,
-        "counted_tokens": store.counted_tokens,
-        "batches": Counter(store.categories),
-        "mode": config.train.mode,
-        "fill": config.train.fill,
-        "scope": config.train.scope,
-        "num_steps": len(store.batches) * config.train.epochs,
-        "union": [expert_name(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
-        "num_union_parameters": plan.num_trainable,
-        "num_parameters": plan.num_parameters,
-    }
+    num_unsafe = int(store.prompts["unsafe"].sum())
+    return RunFacts(
+        dist_moe_version=__version__,
+        model_path=str(config.model.path),
+        model_hash=inputs.model_hash,
+        tokenizer_hash=inputs.tokenizer_hash,
+        data_hash=inputs.prompts.data_hash,
+        masks_digest=store.digest,
+        selection_rule=store.rule.facts,
+        counted_tokens=store.counted_tokens,
+        batches=dict(Counter(store.categories)),
+        prompts=Arms(safe=len(store.prompts) - num_unsafe, unsafe=num_unsafe),
+        chosen=_chosen(store),
+        mode=config.train.mode,
+        fill=config.train.fill,
+        scope=config.train.scope,
+        num_steps=len(store.batches) * config.train.epochs,
+        union=[expert_name(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
+        num_union_parameters=plan.num_trainable,
+        num_parameters=plan.num_parameters,
+        settings=result_settings(config),
+    )
+
+
+def _chosen(store: MaskStore) -> Numbers:
+    """All choices of the masks by the sign of their risk_diff."""
+    masks = store.masks
+    signs = [np.sign(store.risk_diff[start:stop][masks[start:stop]]) for start, stop in masks.slabs(0, len(masks))]
+    above, below, zero = (sum(int((part == sign).sum()) for part in signs) for sign in (1, -1, 0))
+    return Numbers(above_0=above, below_0=below, of_0=zero)
 
 
 def _per_batch(store: MaskStore) -> list[str]:

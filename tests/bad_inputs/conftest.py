@@ -7,6 +7,7 @@ import pytest
 
 from dist_moe.cli.main import main
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
+from tests.unit.store.pickles.examples import analysis, write_pickle
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,13 @@ def finished(tmp_path_factory):
         write_config(root / "run.yaml", model, data, "run")
         for command in ("analyze", "train"):
             assert main([command, "--config", "run.yaml"]) == 0
+        assert main(["evaluate", "run"]) == 0
+        assert main(["export", "run", "--delta", "--out", "delta.safetensors"]) == 0
+        (root / "stopped").mkdir()
+        (root / "stopped" / "STOP").touch()
+        stopped = ["--run-dir", "stopped", "--train.masks", "run/masks.zarr"]
+        assert main(["train", "--config", "run.yaml", *stopped]) == 0
+        write_pickle(root / "old.pkl", analysis())
     finally:
         os.chdir(before)
     return root

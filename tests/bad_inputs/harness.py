@@ -2,7 +2,8 @@
 
 Each case gets a private copy of a finished run in the current directory:
 
-    model/  prompts.jsonl  run.yaml  run/{masks.zarr, train.yaml, experts/, metrics.jsonl, ...}
+    model/  prompts.jsonl  run.yaml  run/{masks.zarr, train.yaml, experts/, metrics.jsonl, evaluation.json, ...}
+    delta.safetensors  stopped/checkpoints/step-00000001/  old.pkl
 
 `change` makes something in it bad; the command must then end with status 2 and exactly one line, and leave every file
 as it was. Paths in commands and files are relative.
@@ -11,11 +12,15 @@ as it was. Paths in commands and files are relative.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from dist_moe.cli.main import main
+from dist_moe.cli.process import run_process
+from tools.inspect_masks import main as inspect_masks
 
 LONGEST_LINE = 700
 
@@ -24,7 +29,9 @@ Change = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """`argv` in shell words without quotes; `says` are parts of the line, in any order."""
+    """`argv` in shell words without quotes, after dist-moe, or "inspect" and those of inspect_masks.py; `says` are
+    parts of the line, in any order.
+    """
 
     name: str
     change: Change
@@ -50,9 +57,10 @@ def check(case: Case, capsys) -> str:
     case.change()
     before = contents(Path())
     capsys.readouterr()
-    status = main(case.argv.split())
+    name, *words = case.argv.split()
+    status = inspect(words) if name == "inspect" else main([name, *words])
     printed = capsys.readouterr().err.splitlines()
-    errors = [line for line in printed if line.startswith("dist-moe: error: ")]
+    errors = [line for line in printed if line.startswith(("dist-moe: error: ", "inspect_masks.py: error: "))]
     assert status == 2, (status, printed)
     assert len(errors) == 1, printed
     assert printed[-1] == errors[0], printed
@@ -63,6 +71,12 @@ def check(case: Case, capsys) -> str:
     allowed = {name for name in after if name not in before and name.startswith(case.new or ("\0",))}
     assert {name: after[name] for name in after if name not in allowed} == before
     return errors[0]
+
+
+def inspect(words: list[str]) -> int:
+    """`inspect_masks.py` with these arguments."""
+    with patch.object(sys, "argv", ["inspect_masks.py", *words]):
+        return run_process(inspect_masks, "inspect_masks.py")
 
 
 def contents(root: Path) -> dict[str, str]:

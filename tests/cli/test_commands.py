@@ -71,11 +71,11 @@ def test_exported_logits_are_those_of_the_trained_run(trained, tmp_path):
     from dist_moe.config.schema import ModelConfig
     from dist_moe.moe.model import load_model
     from dist_moe.parallel.comm import SoloComm
-    from dist_moe.training.save import load_experts
+    from dist_moe.training.save import TrainedExperts, load_experts
 
     assert main(["export", str(trained.run_dir), "--out", str(tmp_path / "out")]) == 0
     model = load_model(ModelConfig(path=trained.model), SoloComm(torch.device("cpu")))
-    load_experts(trained.run_dir / "experts", model.layers)
+    load_experts(TrainedExperts.open(trained.run_dir / "experts"), model.layers)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ids = token_ids(3)
     with torch.no_grad():

@@ -62,7 +62,7 @@ def test_the_card_tells_the_runs_facts(trained, exported):
     card = (exported / "direct" / "README.md").read_text()
     for words in (
         f"| Base model | model, hash `{model_hash(trained.model)}` |",
-        f"| Data | hash `{store.provenance['data_hash']}` |",
+        f"| Data | 16 safe and 16 unsafe prompts, hash `{store.provenance['data_hash']}` |",
         "| Batches | 2: hacking 1, weapons 1 |",
         "| Mode | route, fill shrink, scope all |",
         "| Steps | 4 |",
@@ -92,7 +92,8 @@ def test_verify_lists_the_changed_experts_by_layer(trained, exported, capsys):
     assert run("verify", trained.model, exported / "direct", "--masks", trained.masks) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  L")]
     index = json.loads((trained.run_dir / "experts" / "index.json").read_text())
-    trained_experts = sorted(tuple(map(int, key.split("."))) for key in index["experts"])
+    keys = [key for part in index["files"].values() for key in part["experts"]]
+    trained_experts = sorted(tuple(map(int, key.split("."))) for key in keys)
     assert [name for line in lines for name in line] == [expert_name(*pair) for pair in trained_experts]
     assert len(lines) == len({layer for layer, _ in trained_experts})
 

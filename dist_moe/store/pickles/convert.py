@@ -8,6 +8,7 @@ import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.names import expert_name
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import risk_table
 from dist_moe.store.contents import BatchResults, StorePlan
@@ -74,7 +75,14 @@ def plan_and_results(older: Older, rule: SelectionRule) -> tuple[StorePlan, Batc
 def _counts(path: Path, batch: int, logits_LTE: Any, k: int) -> tuple[np.ndarray, int]:
     if not isinstance(logits_LTE, np.ndarray) or logits_LTE.ndim != 3 or not 0 < k <= logits_LTE.shape[2]:
         raise UserError(f"{path} batch {batch}: routing is no array [layers, tokens, experts] with {k} experts a token")
+    if logits_LTE.dtype.kind not in "fiu":
+        raise UserError(f"{path} batch {batch}: routing is {logits_LTE.dtype}, expected numbers")
     num_layers, num_tokens, num_experts = logits_LTE.shape
+    wrong = np.argwhere(~np.isfinite(logits_LTE))
+    if len(wrong):
+        layer, token, expert = wrong[0].tolist()
+        value = logits_LTE[layer, token, expert]
+        raise UserError(f"{path} batch {batch}: routing is {value} for token {token}, {expert_name(layer, expert)}")
     counts_LE = np.zeros((num_layers, num_experts), np.int64)
     for layer, logits_TE in enumerate(logits_LTE):
         # Of equal logits the lower expert; the older code took whichever its sort left there.

@@ -35,7 +35,7 @@ class Decoder:
         if id(what) not in self._made:
             try:
                 self._made[id(what)] = self._make(what, depth)
-            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
                 if isinstance(error, UserError):
                     raise
                 kind = what.name if isinstance(what, Call | Name) else type(what).__name__

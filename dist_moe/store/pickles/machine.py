@@ -156,7 +156,15 @@ def _extend(items: list[Any], stack: list[Any]) -> None:
 def _update(items: list[Any], stack: list[Any]) -> None:
     if not isinstance(stack[-1], dict):
         raise TypeError
-    stack[-1].update(zip(items[::2], items[1::2], strict=True))
+    stack[-1].update(_pairs(items, stack[-1]))
+
+
+def _pairs(items: list[Any], there: dict[Any, Any]) -> dict[Any, Any]:
+    """Keys and values in turn; none of the keys is there already, as no dict is written with a key twice."""
+    pairs = dict(zip(items[::2], items[1::2], strict=True))
+    if len(pairs) * 2 < len(items) or not there.keys().isdisjoint(pairs):
+        raise _RefusedError("has a key twice")
+    return pairs
 
 
 def _add(items: list[Any], stack: list[Any]) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, shown
 from dist_moe.risk.names import expert_name
 from dist_moe.store.pickles.decode import Decoder
 from dist_moe.store.pickles.machine import read_pickle
 
 ARMS = (("a1", "d1", "a2", "d2"), ("a_safe", "d_safe", "a_unsafe", "d_unsafe"))
 EXPERTS = "batch_unsafe_experts"
+COLUMNS = ("layer", "expert", "risk_diff")
 TOLERANCE = 1e-6
 
 
@@ -53,7 +54,8 @@ def read_older(path: Path) -> Older:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     value = Decoder(str(path)).value(read_pickle(data, str(path)))
-    if isinstance(value, pd.DataFrame) and {"layer", "expert", "risk_diff"} <= set(value.columns):
+    if _is_table(value):
+        _check_table(path, value)
         return Older(path, value, (), {}, (sign_of(value), order_of(value)))
     if isinstance(value, dict) and isinstance(value.get(EXPERTS), list):
         return _from_dict(path, value)
@@ -70,15 +72,44 @@ def _from_dict(path: Path, value: dict[str, Any]) -> Older:
     batches = tuple(_pairs(path, pairs) for pairs in value[EXPERTS])
     table = value.get("aggregated_risk_diff")
     findings = [f"{len(batches)} batches with {sum(map(len, batches))} unsafe experts in all"]
-    if isinstance(table, pd.DataFrame) and {"layer", "expert", "risk_diff"} <= set(table.columns):
+    if _is_table(table):
+        _check_table(path, table)
         findings += [f"aggregated_risk_diff: {sign_of(table)}", f"aggregated_risk_diff: {order_of(table)}"]
     else:
         table = None
-    findings += _lists(batches, value.get("batch_risk_diffs"))
+    tables = value.get("batch_risk_diffs")
+    for each in tables if isinstance(tables, list) else ():
+        if _is_table(each):
+            _check_table(path, each)
+    findings += _lists(batches, tables)
     masks = value.get("batch_expert_masks")
     if masks is not None:
         findings.append(_masks_against(batches, masks))
     return Older(path, table, batches, value, tuple(findings))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, pd.DataFrame) and set(COLUMNS) <= set(value.columns)
+
+
+def _check_table(path: Path, table: pd.DataFrame) -> None:
+    """Refuse a table with two columns of one name, or with anything but finite numbers in those that are read."""
+    twice = table.columns[table.columns.duplicated()].tolist()
+    if twice:
+        raise UserError(f"{path}: a table has the column {shown(twice[0])} twice")
+    arms = {name for names in ARMS for arm in names for name in (arm, f"{arm}_n")}
+    for name in (*COLUMNS, *sorted(arms & set(table.columns))):
+        values = table[name].to_numpy()
+        kinds = "iu" if name in ("layer", "expert") else "iuf"
+        if values.dtype.kind not in kinds:
+            raise UserError(
+                f"{path}: the column {name} is {values.dtype}, expected {'whole ' * (kinds == 'iu')}numbers"
+            )
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            raise UserError(f"{path}: the column {name} is {values[wrong[0]]} in line {wrong[0]}")
+        if kinds == "iu" and len(values) and values.min() < 0:
+            raise UserError(f"{path}: the column {name} is {values.min()} in line {values.argmin()}")
 
 
 def sign_of(table: pd.DataFrame) -> str:
@@ -142,7 +173,7 @@ def _lists(batches: Sequence[tuple[tuple[int, int], ...]], tables: Any) -> list[
 
 
 def _is_head(pairs: tuple[tuple[int, int], ...], table: Any) -> bool:
-    if not isinstance(table, pd.DataFrame):
+    if not _is_table(table):
         return False
     ordered = table.sort_values("risk_diff", ascending=False, kind="stable")
     chosen = set(pairs)

@@ -4,12 +4,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dist_moe.config.settings import from_words
 from dist_moe.errors import UserError, shown
-from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule
 from dist_moe.store.read import MaskStore
@@ -49,8 +47,7 @@ def prefill(store: MaskStore) -> View:
 
     def masks(batches: range) -> ExpertMasks:
         prompts = slice(*store.starts_B1[[batches.start, batches.stop]].tolist())
-        counts_PLE, tokens_P = (store.tables[f"prefill_{name}"][prompts] for name in ("counts", "tokens"))
-        counts = RoutingCounts(counts_PLE.astype(np.int64), tokens_P.astype(np.int64), store.experts_per_token)
+        counts = store.counts(prompts, prefix="prefill_")
         return masks_by(store, batches, store.rule, counts)
 
     return _against(store, masks, {"first": "answers", "second": "prompts", "rule": store.rule.facts})

@@ -118,6 +118,14 @@ def test_a_damaged_file_is_refused_and_can_be_counted_again(tmp_path, harm):
     same(kept(tmp_path).counts(range(5)), COUNTS)
 
 
+def test_an_artefact_of_another_part_is_damage(tmp_path):
+    parts = kept(tmp_path)
+    first, second = (parts._path(part, "counts") for part in (0, 1))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(UserError, match=r"counts is damaged: remove .*\.\*"):
+        parts.counts(range(3))
+
+
 def test_a_batch_without_tokens_in_an_arm_is_refused_and_not_kept(tmp_path):
     parts = all_parts(tmp_path)
     silent = COUNTS.of(slice(10, 18))

@@ -1,17 +1,17 @@
 """A base on disk in both layouts of experts, and trained experts for it that no training had to make."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from dist_moe.export.changes import trained_changes
+from dist_moe.export.facts import Facts
 from dist_moe.moe.checkpoint import model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
-from dist_moe.training.save import FORMAT, VERSION
+from dist_moe.training.parts import TensorFacts
+from dist_moe.training.save import TrainedExperts, save_index, save_part
 from tests.checkpoint import save_tokenizer
 from tests.tiny import tiny_model
 
@@ -30,11 +30,11 @@ class Trained:
 
     def changes(self):
         tensors = read_tensors(self.base)
-        return trained_changes(HubLayout(self.base, tensors), tensors, self.experts)
+        return trained_changes(HubLayout(self.base, tensors), tensors, TrainedExperts.open(self.experts))
 
     @property
     def facts(self):
-        return {
+        values = {
             "dist_moe_version": "9.8.7",
             "model_name": "tiny",
             "model_hash": model_hash(self.base),
@@ -53,6 +53,7 @@ class Trained:
             "num_trained_experts": len(TRAINED),
             "evaluation": None,
         }
+        return Facts.parse(values, "the example", "mend it")
 
 
 def make_trained(root: Path, *, fused: bool, dtype: torch.dtype = torch.float32) -> Trained:
@@ -64,16 +65,11 @@ def make_trained(root: Path, *, fused: bool, dtype: torch.dtype = torch.float32)
     shapes = {"gate_up_proj": (2 * INTERMEDIATE, HIDDEN), "down_proj": (HIDDEN, INTERMEDIATE)}
     rows = {pair: {n: torch.randn(s, generator=generator) for n, s in shapes.items()} for pair in TRAINED}
     experts.mkdir()
-    files = {f"{layer}.{expert}": f"experts-{rank:05d}.safetensors" for (layer, expert), rank in TRAINED.items()}
+    parts = {}
     for rank in (0, 1):
-        mine = {
-            f"{layer}.{expert}.{name}": weight
-            for (layer, expert), weights in rows.items()
-            for name, weight in weights.items()
-            if TRAINED[layer, expert] == rank
-        }
-        save_file(mine, experts / f"experts-{rank:05d}.safetensors")
-    (experts / "index.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, "experts": files}))
+        parts |= save_part(experts, rank, {pair: weights for pair, weights in rows.items() if TRAINED[pair] == rank})
+    tensors = {name: TensorFacts.of(weight) for name, weight in rows[0, 3].items()}
+    save_index(experts, parts, tensors, {})
     return Trained(base, experts, rows)
 
 

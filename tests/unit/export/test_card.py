@@ -1,9 +1,12 @@
 """The model card tells the run's facts, and keeps what is still true of the base's card."""
 
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import ModelCard
 
 from dist_moe.export.card import ROUTE_LIMIT, model_card
+from dist_moe.export.facts import Quoted
 
 BASE_CARD = """---
 license: apache-2.0
@@ -44,10 +47,11 @@ def table(card: str) -> dict[str, str]:
 def test_facts(facts, tmp_path):
     found = table(model_card(facts, write_base(tmp_path / "none")))
     assert found == {
-        "Base model": f"tiny, hash `{facts['model_hash']}`",
+        "Base model": f"tiny, hash `{facts.model_hash}`",
         "Data": f"hash `{'d' * 64}`",
         "Batches": "3: hexes 2, heists 1",
-        "Unsafe experts of a batch": "risk_diff above 0.05, at most 50, counted tokens: prompt",
+        "Selection rule": "threshold_top_k, counted tokens: prompt",
+        "It takes of a batch's experts": "risk_diff above 0.05, at most 50, largest first",
         "Masks": f"digest `{'e' * 64}`",
         "Mode": "route, fill shrink, scope unsafe",
         "Steps": "6",
@@ -82,8 +86,9 @@ def test_a_base_without_front_matter(facts, tmp_path, card):
 def test_before_and_after(facts, tmp_path):
     base = write_base(tmp_path / "b")
     assert "Before and after" not in model_card(facts, base)
-    facts["evaluation"] = {"category": {"hexes": SCORES}, "all": {"all": SCORES}}
+    facts = replace(facts, evaluation=Quoted(category={"hexes": SCORES}, all={"all": SCORES}))
     card = model_card(facts, base)
+    assert "The record does not say on which prompts." in card  # as of a delta from before it was said
     assert "| Category | refusal loss (unsafe) | refused (safe) |" in card
     assert "| hexes | 3.250 → 0.500 | 0.000 → - |" in card
     assert "| all | 3.250 → 0.500 | 0.000 → - |" in card
@@ -91,11 +96,11 @@ def test_before_and_after(facts, tmp_path):
 
 @pytest.mark.parametrize(("mode", "told"), [("route", True), ("update", False)])
 def test_the_price_of_route_is_told(facts, tmp_path, mode, told):
-    facts["mode"] = mode
+    facts = replace(facts, mode=mode)
     assert (ROUTE_LIMIT in model_card(facts, write_base(tmp_path / "b"))) == told
 
 
 def test_a_category_cannot_leave_its_cell(facts, tmp_path):
-    facts["batches"] = {"a|b\n# c": 1}
+    facts = replace(facts, batches={"a|b\n# c": 1})
     card = model_card(facts, write_base(tmp_path / "b"))
     assert "| Batches | 1: a\\|b # c 1 |" in card

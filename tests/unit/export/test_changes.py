@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from dist_moe.export.changes import locate, overwrite, row_key, trained_changes, trained_keys
 from dist_moe.moe.checkpoint import read_header, read_tensors
 from dist_moe.moe.hub import HubLayout
+from dist_moe.training.save import TrainedExperts
 from tests.unit.export.conftest import TRAINED, make_trained
 
 STACKED = torch.arange(24, dtype=torch.float32).reshape(4, 3, 2)
@@ -61,7 +62,7 @@ def test_overwrite_changes_one_row_and_no_other_byte(tensors):
 
 def test_the_keys_are_known_before_the_weights(trained):
     tensors = read_tensors(trained.base)
-    keys = trained_keys(HubLayout(trained.base, tensors), trained.experts)
+    keys = list(trained_keys(HubLayout(trained.base, tensors), trained.rows))
     assert keys == sorted(key for key, _ in trained.changes())
     assert len(keys) in (2 * len(TRAINED), 3 * len(TRAINED))
 
@@ -78,7 +79,7 @@ def test_values_are_cast_to_the_bases_dtype(tmp_path, fused):
 def test_one_expert_at_a_time_is_in_memory(trained):
     class Spy:
         def __init__(self, layout):
-            self.layout, self.asked = layout, []
+            self.layout, self.shape, self.expert_shapes, self.asked = layout, layout.shape, layout.expert_shapes, []
 
         def to_hub(self, layer, experts, weights):
             assert {len(rows) for rows in weights.values()} == {1}
@@ -88,7 +89,7 @@ def test_one_expert_at_a_time_is_in_memory(trained):
     tensors = read_tensors(trained.base)
     spy = Spy(HubLayout(trained.base, tensors))
     seen = []
-    for key, _ in trained_changes(spy, tensors, trained.experts):
+    for key, _ in trained_changes(spy, tensors, TrainedExperts.open(trained.experts)):
         # nothing is asked for ahead of the change that is handed out
         seen.append(key)
         layer, expert = spy.asked[-1]

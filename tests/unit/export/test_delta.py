@@ -11,6 +11,7 @@ from dist_moe.errors import UserError
 from dist_moe.export.changes import trained_keys
 from dist_moe.export.delta import delta_changes, read_facts, write_delta
 from dist_moe.export.export import export_checkpoint
+from dist_moe.export.facts import Facts
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.hub import HubLayout
 from tests.unit.export.conftest import contents, make_trained
@@ -18,7 +19,7 @@ from tests.unit.export.conftest import contents, make_trained
 
 def save_delta(trained, out):
     tensors = read_tensors(trained.base)
-    keys = trained_keys(HubLayout(trained.base, tensors), trained.experts)
+    keys = list(trained_keys(HubLayout(trained.base, tensors), trained.rows))
     write_delta(out, tensors, keys, trained.changes(), trained.facts)
     return out
 
@@ -40,7 +41,7 @@ def test_safetensors_reads_a_delta(trained, delta):
     with safe_open(delta, "pt") as stream:
         metadata = stream.metadata()
     assert (metadata["format"], metadata["version"]) == ("dist_moe delta", "1")
-    assert json.loads(metadata["facts"]) == trained.facts
+    assert Facts.parse(json.loads(metadata["facts"]), "x", "y") == trained.facts
     if "model.layers.0.mlp.experts.down_proj[3]" in found:
         expected = {
             f"model.layers.{layer}.mlp.experts.{name}[{expert}]": row
@@ -79,7 +80,7 @@ def test_a_failed_write_leaves_nothing(trained, tmp_path):
         raise OSError("no space left")
 
     tensors = read_tensors(trained.base)
-    keys = trained_keys(HubLayout(trained.base, tensors), trained.experts)
+    keys = list(trained_keys(HubLayout(trained.base, tensors), trained.rows))
     with pytest.raises(OSError, match="no space"):
         write_delta(tmp_path / "place" / "delta", tensors, keys, fails(), trained.facts)
     assert not (tmp_path / "place").exists()
@@ -118,7 +119,7 @@ def test_no_file(tmp_path):
     [
         (None, "is no delta"),
         ({"format": "pt"}, "is no delta"),
-        ({"format": "dist_moe delta", "version": "2"}, "expected delta version 1, found 2"),
+        ({"format": "dist_moe delta", "version": "2"}, "expected delta version 1, found '2'"),
         ({"format": "dist_moe delta", "version": "1"}, "is damaged"),
     ],
 )

@@ -6,16 +6,17 @@ from safetensors.torch import load_file
 
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import SoloComm
-from dist_moe.parallel.shared_files import SharedDirectory, remove_partial, shared_directory, write_tensors
+from dist_moe.parallel.shared_files import SharedDirectory, remove_partial, write_tensors
 
 COMM = SoloComm(torch.device("cpu"))
 
 
 def test_it_gets_its_name_when_it_is_complete(tmp_path):
     for text in ("old", "new"):
-        with shared_directory(tmp_path / "final", COMM) as partial:
-            (partial / "file").write_text(text)
-            assert not (tmp_path / "final").exists() or text == "new"
+        directory = SharedDirectory(tmp_path / "final", COMM)
+        (directory.partial / "file").write_text(text)
+        assert not (tmp_path / "final").exists() or text == "new"
+        directory.publish()
     assert (tmp_path / "final" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 

@@ -60,7 +60,7 @@ def test_what_zarr_writes_is_read_here(tmp_path, spec):
     for row in range(len(values)):
         index, offset = divmod(row, spec.rows_per_file)
         data = (tmp_path / spec.file(index)).read_bytes()
-        np.testing.assert_array_equal(decode_rows(found, data, offset, offset + 1)[0], values[row])
+        np.testing.assert_array_equal(decode_rows(found, data, offset, offset + 1, "it")[0], values[row])
 
 
 @pytest.mark.parametrize("spec", SPECS[3:6:2], ids=str)
@@ -69,4 +69,4 @@ def test_any_run_of_rows(spec):
     data = encode_file(spec, values)
     for start in range(4):
         for stop in range(start, 5):
-            np.testing.assert_array_equal(decode_rows(spec, data, start, stop), values[start:stop])
+            np.testing.assert_array_equal(decode_rows(spec, data, start, stop, "it"), values[start:stop])

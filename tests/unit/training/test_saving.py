@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import SoloComm
-from dist_moe.training import checkpoint
+from dist_moe.training import checkpoint, parts
 from dist_moe.training.optimizer import ExpertState
 from dist_moe.training.saving import CheckpointSaver
 
@@ -18,8 +18,8 @@ FILE = "experts-00000.safetensors"
 
 
 def saver(root, *, asynchronous):
-    parts = {name: torch.full((4,), float(i)) for i, name in enumerate(("master", "exp_avg", "exp_avg_sq"))}
-    state = ExpertState(**parts, step=torch.tensor(1.0))
+    moments = {name: torch.full((4,), float(i)) for i, name in enumerate(("master", "exp_avg", "exp_avg_sq"))}
+    state = ExpertState(**moments, step=torch.tensor(1.0))
     return CheckpointSaver(
         root=root,
         optimizer=SimpleNamespace(expert_state={(0, 3): state}, state_bytes=48),
@@ -35,13 +35,13 @@ def saver(root, *, asynchronous):
 @pytest.fixture
 def gate(monkeypatch):
     """Holds back every write until it is set."""
-    opened, write = threading.Event(), checkpoint.write_tensors
+    opened, write = threading.Event(), parts.write_tensors
 
     def held_back(path, tensors):
         assert opened.wait(20)
         write(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "write_tensors", held_back)
+    monkeypatch.setattr(parts, "write_tensors", held_back)
     return opened
 
 
@@ -78,7 +78,7 @@ def test_a_write_that_fails_is_the_runs_error(tmp_path, monkeypatch):
     def full(path, tensors):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    monkeypatch.setattr(parts, "write_tensors", full)
     failing = saver(tmp_path, asynchronous=True)
     failing.save(2)
     with pytest.raises(UserError, match=rf"cannot write .*{FILE}: No space left on device"):

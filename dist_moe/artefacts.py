@@ -1,0 +1,119 @@
+"""What is written to be read back and believed: JSON that has its own digest, and digests of the files beside it.
+
+A digest finds damage and hand edits; it is no signature, so it does not say who wrote a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from dist_moe.errors import UserError, shown
+from dist_moe.files import hash_file, read_json, write_json_atomic
+
+Kind = TypeVar("Kind")
+
+EXACT = ConfigDict(extra="forbid")
+"""For a dataclass as `__pydantic_config__`: a key that it has not is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file as it was written."""
+
+    sha256: str
+    num_bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> Written:
+        return cls(hash_file(path), path.stat().st_size)
+
+
+def write_sealed(path: Path, kind: str, version: int, values: Mapping[str, Any]) -> str:
+    """Write `values` (JSON) with what they are, `format` and `version`, and their digest, `sha256`; returns that."""
+    document = {"format": kind, "version": version, **values}
+    digest = _digest(document)
+    write_json_atomic(path, {**document, "sha256": digest})
+    return digest
+
+
+def read_sealed(path: Path, kind: str, version: int, of: type[Kind], advice: str) -> tuple[Kind, str]:
+    """What `write_sealed` wrote, as the dataclass `of`, and its digest.
+
+    Raises:
+        UserError: it cannot be read, is something else, of another version, not as it was written, or has other keys
+            or types than `of`. `advice` says what to do then.
+    """
+    try:
+        document = read_json(path, "an index")
+    except UserError as error:
+        raise UserError(f"{error}: {advice}") from None
+    if not isinstance(document, dict) or document.pop("format", None) != kind:
+        raise UserError(f"{path}: expected a JSON object with format '{kind}': {advice}")
+    found = document.pop("version", None)
+    if found != version or type(found) is not int:
+        raise UserError(f"{path}: expected '{kind}' version {version}, found version {shown(found)}: {advice}")
+    written = document.pop("sha256", None)
+    if _digest({"format": kind, "version": version, **document}) != written:
+        raise UserError(f"{path} is damaged: its contents do not have the digest that it names: {advice}")
+    return checked(of, document, str(path), advice), written
+
+
+def checked(of: type[Kind], value: object, what: str, advice: str) -> Kind:
+    """Plain values as a dataclass, types compared strictly, as JSON has them.
+
+    Raises:
+        UserError: names the first key that is missing, unknown or of another type.
+    """
+    try:
+        made: Kind = _adapter(cast(Any, of)).validate_json(json.dumps(value), strict=True)
+        return made
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "its contents"
+        said = {"missing": "is missing", "unexpected_keyword_argument": "is not known"}.get(
+            first["type"], f"is {shown(first['input'])}: {first['msg']}"
+        )
+        raise UserError(f"{what}: {key} {said}: {advice}") from None
+
+
+def check_files(directory: Path, written: Mapping[str, Written], besides: Iterable[str], advice: str) -> None:
+    """Compare every byte of a directory's files with what was written; hidden files do not count.
+
+    Args:
+        directory: where they are.
+        written: by name.
+        besides: names of files that are there too.
+        advice: what to do if something is wrong.
+
+    Raises:
+        UserError: names the first file that is missing, not as it was written, or does not belong there.
+    """
+    for name, expected in written.items():
+        path = directory / name
+        if Path(name).name != name:
+            raise UserError(f"{directory}: {shown(name)} is no file name: {advice}")
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {advice}")
+        if path.stat().st_size != expected.num_bytes or hash_file(path) != expected.sha256:
+            raise UserError(f"{path} is not as it was written: {advice}")
+    known = {*written, *besides}
+    for path in sorted(directory.iterdir()):
+        if path.name not in known and not path.name.startswith("."):
+            raise UserError(f"{path} does not belong there: {advice}")
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache
+def _adapter(of: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(of)

@@ -1,0 +1,96 @@
+"""Which types and shapes a store's arrays must have together, whatever their digests say."""
+
+from dist_moe.errors import shown
+from dist_moe.store.files import CheckedFiles, damaged
+from dist_moe.store.layout import decode_texts, prompt_array, statistic_array
+from dist_moe.store.root import Attributes
+from dist_moe.store.rows import StoredRows
+
+Axes = tuple[str | int, ...]
+"""B batches, P prompts, S most prompts of a batch, L layers, E experts, e bytes of a row of masks, T bytes of text."""
+FREE: dict[str | int, tuple[str, int]] = {"B": ("masks", 0), "P": ("prompt_batch", 0), "S": ("prompt_counts", 1)}
+"""Sizes that are read off an array: its name, and which axis."""
+NUMBERS = ("float32", "int32")
+
+
+class Shapes:
+    """The arrays of one store; each is checked when it is first asked for."""
+
+    def __init__(self, files: CheckedFiles, attributes: Attributes) -> None:
+        self._files, self._checked = files, set[str]()
+        experts = attributes.num_experts
+        self._sizes: dict[str | int, int] = {"L": len(attributes.layer_names)}
+        if experts is not None:
+            self._sizes |= {"E": experts, "e": -(-experts // 8)}
+        self._kinds = _kinds(attributes)
+        self._free = FREE | ({"E": ("prompt_counts", 2)} if experts is None else {})
+        if experts is None:
+            del self._free["B"]  # there an array that lost one file cannot be looked at at all
+
+    def array(self, name: str) -> StoredRows:
+        """An array, as `CheckedFiles.array`.
+
+        Raises:
+            UserError: it is damaged, or of another type or shape than the other arrays and the attributes say.
+        """
+        rows = self._files.array(name)
+        if name not in self._checked:
+            self._check(name, rows)
+            self._checked.add(name)
+        return rows
+
+    def size(self, axis: str | int) -> int:
+        """How long an axis is."""
+        if isinstance(axis, int):
+            return axis
+        if axis not in self._sizes:
+            name, place = self._free.get(axis, ("batch_ids", 0))
+            self._sizes[axis] = self.array(name).shape[place] if axis in self._free else len(self.texts(name))
+        return self._sizes[axis]
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """An array of text.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        texts = decode_texts(self.array(name)[:])
+        if texts is None:
+            raise damaged(self._files.source.place, f"array {name} is no JSON list of text")
+        return texts
+
+    def _check(self, name: str, rows: StoredRows) -> None:
+        types, forms = self._kinds[name]
+        found = f"{rows.dtype.name} {shown(list(rows.shape))}"
+        form = next((form for form in forms if len(form) == len(rows.shape)), None)
+        if form is None or rows.dtype.name not in types:
+            expected = " or ".join(f"{len(form)} axes" for form in forms)
+            raise damaged(
+                self._files.source.place, f"array {name} is {found}: expected {' or '.join(types)}, {expected}"
+            )
+        for place, axis in enumerate(form):
+            if axis == "T" or self._free.get(axis) == (name, place):
+                continue
+            if rows.shape[place] != self.size(axis):
+                expected = f"axis {place} to be {self.size(axis)}"
+                raise damaged(self._files.source.place, f"array {name} is {found}: expected {expected}")
+
+
+def _kinds(attributes: Attributes) -> dict[str, tuple[tuple[str, ...], tuple[Axes, ...]]]:
+    """The types and forms that each array may have."""
+    is_version_1 = attributes.num_experts is None
+    prompts: Axes = ("P",) if is_version_1 else ("B", "S")
+    matrix: tuple[Axes, ...] = (("B", "L", "E"),)
+    return {
+        "masks": (("bool",), matrix) if is_version_1 else (("uint8",), (("B", "L", "e"),)),
+        **dict.fromkeys(("risk_diff", "a_safe_n", "a_unsafe_n"), (("float64",), matrix)),
+        **dict.fromkeys(("batch_ids", "batch_categories", "prompt_ids"), (("uint8",), (("T",),))),
+        "batch_num_unsafe_experts": (("int32",), (("B",),)),
+        "batch_mask_hashes": (("uint8",), (("T",),) if is_version_1 else (("B", 32),)),
+        "prompt_counts": (("int32",), ((*prompts, "L", "E"),)),
+        "prompt_tokens": (("int64",), (prompts,)),
+        "prompt_unsafe": (("bool",), (("P",),)),
+        "prompt_batch": (("int32",), (("P",),)),
+        **{statistic_array(name): (NUMBERS, (*matrix, ("B",))) for name in attributes.statistics},
+        **{prompt_array(name): (NUMBERS, ((*prompts, "L", "E"), prompts)) for name in attributes.tables},
+    }

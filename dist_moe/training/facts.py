@@ -1,0 +1,63 @@
+"""What is known of a training run: from what its experts were trained, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Of some choices of experts, how many have a risk_diff above 0, below 0, and of exactly 0."""
+
+    above_0: int
+    below_0: int
+    of_0: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arms:
+    """How many prompts of each label."""
+
+    safe: int
+    unsafe: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFacts:
+    """Those that may be told outside of the run: names and hashes, no paths of the machine it ran on."""
+
+    dist_moe_version: str
+    model_hash: str
+    data_hash: str
+    masks_digest: str
+    selection_rule: dict[str, Any]
+    """The facts of a `SelectionRule`."""
+    counted_tokens: str
+    batches: dict[str, int]
+    """Number of batches of each category."""
+    prompts: Arms | None = None
+    """Of all batches. None, like `chosen`: the run was of a version that did not say."""
+    chosen: Numbers | None = None
+    """All choices of an expert for a batch, that is of the masks, by the sign of risk_diff."""
+    mode: Literal["route", "update"]
+    fill: str
+    scope: str
+    num_steps: int
+    union: list[str]
+    """Names of the experts that at least one batch could train."""
+    num_union_parameters: int
+    num_parameters: Annotated[int, Ge(1)]
+    """Of the whole model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts(TrainingFacts):
+    """All of them, as the index of trained experts has them."""
+
+    model_path: str
+    tokenizer_hash: str
+    settings: dict[str, Any]
+    """The settings that the result follows from, by their dotted keys."""

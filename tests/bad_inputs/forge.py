@@ -1,0 +1,114 @@
+"""Artefacts whose digests are right and whose contents are not, as no part of the package writes them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from dist_moe.store.layout import root_digest, sums_text
+from dist_moe.store.zarr_arrays import METADATA, array_metadata, encode_file, plain
+
+
+def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file, and leave its digest as it is."""
+    document = json.loads(Path(path).read_text())
+    change(document)
+    Path(path).write_text(json.dumps(document))
+
+
+def reseal(path: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file, and give it the digest of what it then is."""
+    document = json.loads(Path(path).read_text())
+    document.pop("sha256")
+    change(document)
+    document["sha256"] = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    Path(path).write_text(json.dumps(document))
+
+
+def retensor(folder: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of the first shard, and give it its digest in the index beside it."""
+    file = Path(folder, "experts-00000.safetensors")
+    tensors = safetensors.torch.load_file(file)
+    change(tensors)
+    safetensors.torch.save_file(tensors, file)
+    facts = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "num_bytes": file.stat().st_size}
+    reseal(f"{folder}/index.json", lambda document: document["files"][file.name].update(facts))
+
+
+def reroot(store: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a store's attributes, and give it the digest of what it then is."""
+    path = Path(store, "zarr.json")
+    root = json.loads(path.read_text())
+    change(root["attributes"])
+    complete = root["attributes"]["complete"]
+    complete["digest"] = root_digest(root, complete["arrays"])
+    path.write_text(json.dumps(root))
+
+
+def refile(store: str, array: str, files: dict[str, bytes]) -> None:
+    """Give an array of a store other files, with digests all the way up."""
+    folder = Path(store, array)
+    sums = dict(reversed(line.split("  ", 1)) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        sums[name] = hashlib.sha256(data).hexdigest()
+    text = sums_text(sums)
+    (folder / "SHA256SUMS").write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    reroot(store, lambda attributes: attributes["complete"]["arrays"].update({array: digest}))
+
+
+def rearray(store: str, array: str, values: np.ndarray) -> None:
+    """Give an array of a store other values, with their type and shape."""
+    spec, folder = plain(values.dtype, values.shape), Path(store, array)
+    shutil.rmtree(folder / "c")
+    lines = [line for line in (folder / "SHA256SUMS").read_text().splitlines(keepends=True) if "  c/" not in line]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+    refile(store, array, {METADATA: array_metadata(spec), spec.file(0): encode_file(spec, values)})
+
+
+def retext(store: str, array: str, text: str) -> None:
+    """Give an array of text other bytes."""
+    rearray(store, array, np.frombuffer(text.encode(), np.uint8))
+
+
+def redelta(path: str, change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -> None:
+    """Change the tensors or metadata of a delta, and give it the digest of what it then is."""
+    file = Path(path)
+    with safetensors.safe_open(file, "pt") as stream:
+        metadata = dict(stream.metadata())
+    tensors = safetensors.torch.load_file(file)
+    metadata["digest"] = "0" * 64
+    change(tensors, metadata)
+    safetensors.torch.save_file(tensors, file, metadata)
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1))
+
+
+def write(path: str, data: bytes | str) -> None:
+    Path(path).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def flip(path: str, at: int = -1) -> None:
+    """Change one bit."""
+    data = bytearray(Path(path).read_bytes())
+    data[at] ^= 1
+    Path(path).write_bytes(data)
+
+
+def cut(path: str, size: int = -1) -> None:
+    """Cut a file short."""
+    Path(path).write_bytes(Path(path).read_bytes()[:size])
+
+
+def directory(path: str) -> None:
+    """A directory in a file's place."""
+    Path(path).unlink()
+    Path(path).mkdir()

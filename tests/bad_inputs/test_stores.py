@@ -1,0 +1,262 @@
+"""Mask stores that are damaged, foreign, or forged with valid digests, through every command that reads one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_moe.cli.main import main
+from dist_moe.store import MaskStore
+from dist_moe.store.layout import encode_texts
+from tests.bad_inputs.forge import cut, directory, flip, rearray, refile, reroot, retext, write
+from tests.bad_inputs.harness import Case, check, ids, nothing
+
+STORE = "run/masks.zarr"
+ROOT = f"{STORE}/zarr.json"
+COMMANDS = {
+    "inspect": f"inspect {STORE}",
+    "train": "train --config run.yaml",
+    "verify": f"verify model model --masks {STORE}",
+    "merge": f"store merge {STORE} --out new.zarr",
+    "copy": f"store copy {STORE} new.zarr",
+    "diff": f"store diff {STORE} {STORE}",
+}
+REPAIR = f"store repair {STORE}"
+
+
+def values(name):
+    """An array as it is stored: [B, ...]."""
+    rows = MaskStore.open(STORE).files.array(name)
+    return rows[:]
+
+
+def forge(name, change):
+    def apply():
+        data = values(name)
+        rearray(STORE, name, np.ascontiguousarray(change(data)))
+
+    return apply
+
+
+def one(value, *place):
+    def apply(data):
+        data[place] = value
+        return data
+
+    return apply
+
+
+def texts(name, *entries):
+    return lambda: rearray(STORE, name, encode_texts(entries))
+
+
+def root(change):
+    return lambda: reroot(STORE, change)
+
+
+def lose_provenance(attributes):
+    del attributes["provenance"]["data_hash"]
+
+
+def lose_array(attributes):
+    del attributes["complete"]["arrays"]["risk_diff"]
+
+
+FILES = {
+    "no zarr.json": (lambda: Path(ROOT).unlink(), ("is no mask store",)),
+    "zarr.json is empty": (lambda: write(ROOT, b""), ("zarr.json is no JSON",)),
+    "zarr.json cut short": (lambda: cut(ROOT, 100), ("zarr.json is no JSON",)),
+    "zarr.json a directory": (lambda: directory(ROOT), ("is no mask store",)),
+    "zarr.json not UTF-8": (lambda: write(ROOT, b"\xff\xfe{}"), ("zarr.json is no JSON",)),
+    "zarr.json nested too deep": (lambda: write(ROOT, "[" * 100_000), ("zarr.json is no JSON",)),
+    "zarr.json a list": (lambda: write(ROOT, "[]"), ("does not say format",)),
+    "zarr.json of another format": (root(lambda a: a.update(format="x")), ("does not say format",)),
+    "a newer version": (root(lambda a: a.update(format_version=3)), ("has format version 3",)),
+    "changed and not sealed": (
+        lambda: write(ROOT, Path(ROOT).read_text().replace('"counted_tokens": "', '"counted_tokens": "x')),
+        ("zarr.json is not as it was written",),
+    ),
+    "no such store": (lambda: shutil.rmtree(STORE), ("no mask store at",)),
+    "a file in the store's place": (lambda: (shutil.rmtree(STORE), write(STORE, b"x")), ("is no mask store",)),
+}
+CASES = [Case(f"{name}, inspect", harm, COMMANDS["inspect"], says) for name, (harm, says) in FILES.items()]
+CASES += [
+    Case(f"{name}, {command}", FILES[name][0], argv, FILES[name][1], ("run/.lock",))
+    for name in ("zarr.json cut short", "changed and not sealed", "zarr.json a list")
+    for command, argv in {**COMMANDS, "repair": REPAIR}.items()
+    if command != "inspect"
+]
+FORGED = {
+    "no rule of that name": (root(lambda a: a["selection_rule"].update(name="best")), ("selection rule",)),
+    "a rule with a key more": (root(lambda a: a["selection_rule"].update(x=1)), ("selection rule",)),
+    "a threshold of NaN": (root(lambda a: a["selection_rule"].update(threshold=float("nan"))), ("threshold is nan",)),
+    "a negative top_k": (root(lambda a: a["selection_rule"].update(top_k=-3)), ("top_k is -3",)),
+    "a top_k of true": (root(lambda a: a["selection_rule"].update(top_k=True)), ("top_k is True",)),
+    "provenance without data_hash": (root(lambda a: lose_provenance(a)), ("provenance has no data_hash",)),
+    "provenance is text": (root(lambda a: a.update(provenance="x")), ("provenance is 'x'",)),
+    "no layer names": (root(lambda a: a.update(layer_names=[])), ("layer_names",)),
+    "layer names are numbers": (root(lambda a: a.update(layer_names=[1, 2, 3])), ("layer_names.0",)),
+    "a layer name less": (root(lambda a: a["layer_names"].pop()), ("expected axis 1 to be 2",)),
+    "experts_per_token is text": (root(lambda a: a.update(experts_per_token="2")), ("experts_per_token",)),
+    "more experts a token than experts": (root(lambda a: a.update(experts_per_token=9)), ("9 experts a token, of 8",)),
+    "other experts": (root(lambda a: a.update(num_experts=17)), ("array ",)),
+    "an array less": (root(lose_array), ("there is no array 'risk_diff'",)),
+    "an array more": (
+        root(lambda a: a["complete"]["arrays"].update({"../x": "0" * 64})),
+        ("there is an unknown array '../x'",),
+    ),
+    "a statistic of a bad name": (root(lambda a: a["statistics"].append("../x")), ("'../x' is no name",)),
+    "part of nothing": (root(lambda a: a.update(part={"first_batch": 9, "num_batches": 2})), ("it holds 2 batches",)),
+    "part is a list": (root(lambda a: a.update(part=[1])), ("part",)),
+    "masks of another shape": (forge("masks", lambda m: m[:, :2]), ("array masks is uint8", "axis 1 to be 3")),
+    "masks of another type": (forge("masks", lambda m: m.astype(np.int8)), ("array masks is int8", "expected uint8")),
+    "masks without an axis": (
+        forge("masks", lambda m: m[:, 0]),
+        ("expected uint8, 3 axes",),
+    ),
+    "a batch of masks less": (forge("masks", lambda m: m[:1]), ("array ",)),
+    "rates of another type": (forge("risk_diff", lambda r: r.astype(np.float32)), ("risk_diff is float32",)),
+    "rates of another length": (forge("a_safe_n", lambda r: r[:1]), ("array a_safe_n", "axis 0 to be 2")),
+    "counts of another type": (forge("prompt_counts", lambda c: c.astype(np.float64)), ("prompt_counts is float64",)),
+    "counts of fewer prompts": (forge("prompt_counts", lambda c: c[:, :-1]), ("15",)),
+    "labels of another length": (forge("prompt_unsafe", lambda p: p[:-1]), ("prompt_unsafe", "axis 0 to be 32")),
+    "labels that are numbers": (forge("prompt_unsafe", lambda p: p.astype(np.uint8)), ("prompt_unsafe is uint8",)),
+    "batches not in order": (forge("prompt_batch", lambda p: p[::-1]), ("prompt_batch is not of batches 0 to 1",)),
+    "a batch out of range": (forge("prompt_batch", one(7, -1)), ("prompt_batch is not of batches 0 to 1",)),
+    "a negative batch": (forge("prompt_batch", one(-1, 0)), ("prompt_batch is not of batches 0 to 1",)),
+    "a category less": (texts("batch_categories", "hacking"), ("batch_categories has 1 entries: expected 2",)),
+    "a batch id more": (texts("batch_ids", "a", "b", "c"), ("entries",)),
+    "a prompt id less": (texts("prompt_ids", "a"), ("prompt_ids has 1 entries: expected 32",)),
+    "ids that are numbers": (lambda: retext(STORE, "batch_ids", "[1, 2]"), ("batch_ids is no JSON list of text",)),
+    "ids that are no JSON": (lambda: retext(STORE, "batch_ids", "x"), ("batch_ids is no JSON list of text",)),
+    "ids that are an object": (lambda: retext(STORE, "prompt_ids", "{}"), ("prompt_ids is no JSON list of text",)),
+    "hashes of another length": (forge("batch_mask_hashes", lambda h: h[:, :31]), ("hashes", "axis 1 to be 32")),
+    "a statistic of another shape": (forge("statistic_q_value", lambda q: q[:, :, :7]), ("axis 2 to be 8",)),
+    "gates of another type": (forge("prompt_gates", lambda g: g.astype(np.float64)), ("prompt_gates is float64",)),
+    "an array's metadata no JSON": (lambda: refile(STORE, "masks", {"zarr.json": b"x"}), ("zarr.json is no array's",)),
+    "an array's metadata a group's": (
+        lambda: refile(STORE, "masks", {"zarr.json": b'{"zarr_format": 3, "node_type": "group"}'}),
+        ("zarr.json is no array's",),
+    ),
+    "a file that is no array's": (
+        lambda: refile(STORE, "batch_ids", {"c/0": b"no zstd"}),
+        ("array batch_ids has a file that cannot be decoded",),
+    ),
+}
+CASES += [Case(f"forged: {name}, inspect", harm, COMMANDS["inspect"], says) for name, (harm, says) in FORGED.items()]
+SOME = (
+    "no rule of that name",
+    "masks of another shape",
+    "batches not in order",
+    "a category less",
+    "gates of another type",
+)
+CASES += [
+    Case(f"forged: {name}, {command}", FORGED[name][0], argv, FORGED[name][1], ("run/.lock",))
+    for name in SOME
+    for command, argv in {**COMMANDS, "repair": REPAIR}.items()
+    if command != "inspect"
+]
+VALUES = {
+    "a rate of NaN": (
+        forge("risk_diff", one(np.nan, 1, 2, 3)),
+        f"inspect {STORE} recheck",
+        ("risk_diff is nan for batch 1, L02_E03",),
+    ),
+    "an infinite rate": (
+        forge("a_unsafe_n", one(np.inf, 0, 1, 4)),
+        f"inspect {STORE} batch 0",
+        ("a_unsafe_n is inf for batch 0, L01_E04",),
+    ),
+    "a negative count": (
+        forge("prompt_counts", one(-1, 1, 3, 0, 5)),
+        f"inspect {STORE} recheck",
+        ("prompt_counts is -1 of", "L00_E05, for batch 1, its prompt 3"),
+    ),
+    "more counts than tokens": (
+        forge("prompt_counts", one(10_000, 0, 2, 1, 1)),
+        f"inspect {STORE} aggregated",
+        ("prompt_counts is 10000 of", "batch 0, its prompt 2"),
+    ),
+    "more counts than tokens times k": (
+        forge("prompt_counts", lambda c: np.zeros_like(c) + values("prompt_tokens").astype(np.int32)[:, :, None, None]),
+        f"inspect {STORE} recheck",
+        ("prompt_counts is", "in layer 0, at 2 experts a token", "batch 0, its prompt 0"),
+    ),
+    "negative tokens": (
+        forge("prompt_tokens", one(-5, 1, 0)),
+        f"inspect {STORE} recheck",
+        ("prompt_tokens is -5, for batch 1, its prompt 0",),
+    ),
+    "a gate of NaN": (
+        forge("prompt_gates", one(np.nan, 1, 2, 0, 1)),
+        f"inspect {STORE} recheck",
+        ("prompt_gates is nan, L00_E01, for batch 1, its prompt 2",),
+    ),
+    "a negative gate": (
+        forge("prompt_gates", one(-1, 0, 0, 0, 1)),
+        f"store merge {STORE} --out new.zarr",
+        ("prompt_gates is -1.0, L00_E01, for batch 0",),
+    ),
+    "NaN, merged": (forge("risk_diff", one(np.nan, 0, 0, 0)), f"inspect {STORE} recheck", ("risk_diff is nan",)),
+}
+CASES += [Case(f"forged: {name}", harm, argv, says) for name, (harm, argv, says) in VALUES.items()]
+CASES += [
+    Case(f"diff {words}", nothing, f"inspect {STORE} diff {words}", says)
+    for words, says in {
+        "threshold=nan": ("threshold=nan",),
+        "threshold=inf": ("threshold=inf",),
+        "threshold=-2": ("threshold=-2",),
+        "threshold=x": ("threshold=x",),
+        "top_k=-1": ("top_k=-1",),
+        "top_k=0": ("top_k=0",),
+        "top_k=1.5": ("top_k=1.5",),
+        "name=best": ("no rule 'best'",),
+        "name=esft_token top_p=2": ("top_p=2",),
+        "name=budget_per_layer per_layer=0": ("per_layer=0",),
+    }.items()
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_artefacts_of_stores(copy, capsys, case):
+    check(case, capsys)
+
+
+@pytest.mark.parametrize("name", ["no rule of that name", "masks of another shape", "batches not in order"])
+def test_a_forged_store_is_no_whole_one_for_check(copy, capsys, name):
+    FORGED[name][0]()
+    assert main(["store", "check", STORE]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "is damaged: " in line
+    assert FORGED[name][1][0] in line
+
+
+ARRAYS = ("masks", "risk_diff", "prompt_counts", "batch_ids", "prompt_batch", "statistic_q_value")
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+@pytest.mark.parametrize("harm", ["missing", "cut", "empty", "a directory", "one bit"])
+def test_each_artefact_file_of_a_store(copy, capsys, array, harm):
+    """A file of an array: `store check` finds it and names it, and whoever needs it says so in one line."""
+    file = str(next(path for path in sorted(Path(STORE, array, "c").rglob("*")) if path.is_file()))
+    do = {"missing": lambda f: Path(f).unlink(), "cut": cut, "empty": lambda f: write(f, b"")}
+    {**do, "a directory": directory, "one bit": flip}[harm](file)
+    assert main(["store", "check", STORE]) == 1
+    assert f"array {array}: " in capsys.readouterr().out
+    assert main(["store", "copy", STORE, "new.zarr"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"array {array} is not as it was written" in line
+    assert not Path("new.zarr").exists()
+
+
+def test_the_attributes_that_are_read_are_all_those_of_a_store(copy):
+    attributes = json.loads(Path(ROOT).read_text())["attributes"]
+    store = MaskStore.open_whole(STORE)
+    assert store.rule.facts == attributes["selection_rule"]
+    assert list(store.layer_names) == attributes["layer_names"]
+    assert list(store.statistic_names) == attributes["statistics"]
+    assert list(store.table_names) == attributes["tables"]
+    assert store.provenance == attributes["provenance"]
