@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dist_moe.cli.main import main
 from tests.bad_inputs.harness import Case, Change, check, ids
 
 INSPECT = "inspect-model model"
@@ -345,17 +346,9 @@ ALL = [
 @pytest.mark.parametrize("case", ALL, ids=ids(ALL))
 def test_reader_every_command(copy, capsys, case):
     shutil.copytree("model", "base")
-    Path("delta.safetensors").write_bytes(delta_of(copy))
+    if case.argv.startswith("apply"):
+        assert main(["export", "run", "--delta", "--out", "delta.safetensors"]) == 0
     check(case, capsys)
-
-
-def delta_of(copy: Path) -> bytes:
-    from dist_moe.cli.main import main
-
-    assert main(["export", "run", "--delta", "--out", "made.safetensors"]) == 0
-    data = Path("made.safetensors").read_bytes()
-    Path("made.safetensors").unlink()
-    return data
 
 
 NOT_FINITE = [
