@@ -150,7 +150,7 @@ class MaskMonitor:
         optimizer, rank = self.optimizer, self.comm.rank
         held = {(layer.index, expert) for layer in self.model.layers for expert in layer.local}
         expected = {key for key in held if self._promise.mask_LE[key]}
-        dealt = sorted(expected, key=lambda key: (optimizer.replica_of[key], key))
+        dealt = sorted(expected, key=lambda key: (optimizer.replica_of.get(key, 0), key))
         if optimizer.active != dealt or len(optimizer.grad_AN) != len(dealt):
             yield f"rank {rank}: gradients are kept for {_names(optimizer.active)}, expected {_names(dealt)}"
         row_of = dict(zip(optimizer.active, optimizer.grad_AN, strict=False))
