@@ -152,7 +152,7 @@ def test_pairs_are_tested_as_pairs(run, tmp_path, capsys):
 
 def test_reading_the_prompts_is_kept_apart_from_answering(run, capsys):
     """What `prefill` compares the answers with is what an analysis of the prompts alone finds."""
-    read = analyze(run, capsys)[1]
+    read = analyze(run, capsys, "--analysis.tokens", "prompt")[1]
     counts, tokens, masks = read.prompt_counts[:], read.prompts["tokens"].tolist(), read.masks[:]
     answered = analyze(run, capsys, "--analysis.tokens", "generated", "--analysis.max_new_tokens", "6")[1]
     assert (answered.tables["prefill_counts"][:] == counts).all()
