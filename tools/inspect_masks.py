@@ -26,7 +26,7 @@ store. The store is only read; neither torch nor the model is needed.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dist_moe.cli.arguments import Parser, path, text
 from dist_moe.cli.process import run_process
@@ -35,6 +35,16 @@ from dist_moe.errors import UserError
 from dist_moe.risk.names import parse_expert_name
 from dist_moe.store import MaskStore, views
 from dist_moe.store.plots import write_plots
+
+
+def once(pairs: Iterable[list[str]]) -> dict[str, str]:
+    """Names and values; a name that is given twice is a mistake."""
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name in values:
+            raise UserError(f"{name} is given twice")
+        values[name] = value
+    return values
 
 
 def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
@@ -62,7 +72,7 @@ def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
         case ["growth"]:
             return views.growth(store)
         case ["diff", *changes] if changes and all("=" in change for change in changes):
-            return views.diff_rule(store, dict(change.split("=", 1) for change in changes))
+            return views.diff_rule(store, once(change.split("=", 1) for change in changes))
         case ["diff", other]:
             return views.diff(store, MaskStore.open_whole(other))
         case ["prefill"]:

@@ -133,6 +133,8 @@ def _read_saved_dataset(path: Path, columns: Collection[str]) -> Iterator[tuple[
         (dataset,) = dataset.values()
     names = dataset.column_names
     _require_once(path, names, columns)
+    if not len(dataset):
+        return
     with refused_by_library(what, advice):
         dataset = dataset.select_columns([name for name in names if name in columns])
         rows = iter(dataset)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
 import transformers
 
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, shown
 from dist_moe.families.sweep import sweep, table
 from dist_moe.families.types import moe_model_types
 from dist_moe.workflows.console import Say
@@ -19,9 +20,11 @@ def families(model_types: Sequence[str], say: Say, *, as_json: bool) -> None:
     known = moe_model_types()
     for name in model_types:
         if name not in known:
+            near = get_close_matches(name, known, n=1)
+            expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
             raise UserError(
-                f"'{name}' is no MoE causal language model type of transformers {transformers.__version__}: "
-                f"expected one of {', '.join(known)}"
+                f"{shown(name)} is no MoE causal language model type of transformers {transformers.__version__}: "
+                f"{expected}"
             )
     torch.set_num_threads(1)  # the models are so small that more would wait for each other
     transformers.logging.set_verbosity_error()

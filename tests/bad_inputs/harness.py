@@ -12,6 +12,7 @@ as it was. Paths in commands and files are relative.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ Change = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """`argv` in shell words without quotes, after dist-moe, or "inspect" and those of inspect_masks.py; `says` are
-    parts of the line, in any order.
+    """`argv` as a shell has it, after dist-moe, or "inspect" and the words of inspect_masks.py; `says` are parts of the
+    line, in any order.
     """
 
     name: str
@@ -57,8 +58,8 @@ def check(case: Case, capsys) -> str:
     case.change()
     before = contents(Path())
     capsys.readouterr()
-    name, *words = case.argv.split()
-    status = inspect(words) if name == "inspect" else main([name, *words])
+    words = shlex.split(case.argv)
+    status = inspect(words[1:]) if words[:1] == ["inspect"] else main(words)
     printed = capsys.readouterr().err.splitlines()
     errors = [line for line in printed if line.startswith(("dist-moe: error: ", "inspect_masks.py: error: "))]
     assert status == 2, (status, printed)

@@ -1,0 +1,171 @@
+"""Words on the command line that no command can do anything with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bad_inputs.harness import Case, check, ids, nothing
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = "train --config run.yaml"
+BLANK = ("is blank: is a shell variable not set?",)
+
+
+def wrong(argv: str, *says: str) -> Case:
+    return Case(argv, nothing, argv, says)
+
+
+COMMANDS = [
+    Case("nothing at all", nothing, "", ("the following arguments are required: COMMAND; see dist-moe --help",)),
+    wrong("analyse --config run.yaml", "'analyse' is none of analyze, train", "did you mean analyze?"),
+    wrong("exports run --out out", "did you mean export? see dist-moe --help"),
+    wrong("--verbose", "required: COMMAND"),
+    wrong("analyze", "required: --config; see dist-moe analyze --help"),
+    wrong("train --config", "argument --config: expected one argument"),
+    wrong("export run", "required: --out; see dist-moe export --help"),
+    wrong("export --out out", "required: run"),
+    wrong("export run --out out --delta --link", "argument --link: not allowed with argument --delta"),
+    wrong("export run --out out --lnk", "unrecognized arguments: --lnk; did you mean --link?"),
+    wrong("export run other --out out", "unrecognized arguments: other; see dist-moe export --help"),
+    wrong("apply model", "required: delta, --out"),
+    wrong("verify model model", "required: --masks; see dist-moe verify --help"),
+    wrong("verify model", "required: model, --masks"),
+    wrong("evaluate", "required: run"),
+    wrong("evaluate run --data", "argument --data: expected at least one argument"),
+    wrong("evaluate run --dta x.jsonl", "unrecognized arguments: --dta; did you mean --data?"),
+    wrong("checkpoint list run", "'list' is none of show"),
+    wrong("checkpoint show", "required: path"),
+    wrong("store", "required: ACTION; see dist-moe store --help"),
+    wrong("store chek run/masks.zarr", "'chek' is none of check, repair", "did you mean check?"),
+    wrong("store check", "required: STORE; see dist-moe store check --help"),
+    wrong("store merge run/masks.zarr", "required: --out"),
+    wrong("store copy run/masks.zarr", "required: PLACE"),
+    wrong("store diff run/masks.zarr", "required: STORE"),
+    wrong("store diff run/masks.zarr run/masks.zarr run/masks.zarr", "unrecognized arguments: run/masks.zarr"),
+    wrong("import", "required: file"),
+    wrong("import x.pkl --table rsk", "'rsk' is none of experts, risk"),
+    wrong("inspect-model", "required: model"),
+    wrong("inspect-model model --jsn", "did you mean --json?"),
+    wrong("families nonsense", "'nonsense' is no MoE causal language model type of transformers"),
+    wrong("families qwen3moe", "did you mean qwen3_moe?"),
+    wrong("demo --quick", "unrecognized arguments: --quick; see dist-moe demo --help"),
+    Case("many words", nothing, f"export run --out out {'x' * 3000}", ("unrecognized arguments: xxx", "...")),
+    Case("a long command", nothing, "y" * 3000, ("is none of analyze",)),
+    Case("a newline", nothing, "'an\nalyze'", (r"'an\nalyze' is none of",)),
+]
+BLANKS = [
+    Case(argv, nothing, argv, BLANK)
+    for argv in (
+        "train --config ''",
+        "export '' --out out",
+        "export run --out ''",
+        "export run --out ' '",
+        "apply '' delta --out out",
+        "apply model delta --out ''",
+        "verify model model --masks ''",
+        "verify '' model --masks run/masks.zarr",
+        "evaluate ''",
+        "evaluate run --data ''",
+        "checkpoint show ''",
+        "store check ''",
+        "store repair '' --out out",
+        "store merge run/masks.zarr --out ''",
+        "store copy run/masks.zarr ''",
+        "store diff '' run/masks.zarr",
+        "import ''",
+        "import x.pkl --out ''",
+        "inspect-model ''",
+        "demo --out ''",
+    )
+]
+NUMBERS = [
+    Case(f"import {words}", nothing, f"import x.pkl --out x.zarr {words}", (says,))
+    for words, says in (
+        ("--threshold nan --top-k 5", "argument --threshold: expected a number from -1 to below 1, got 'nan'"),
+        ("--threshold inf --top-k 5", "got 'inf'"),
+        ("--threshold -inf --top-k 5", "argument --threshold: expected"),
+        ("--threshold 1 --top-k 5", "got '1'"),
+        ("--threshold x --top-k 5", "got 'x'"),
+        ("--threshold 0.1 --top-k -3", "argument --top-k: expected a whole number from 1, got '-3'"),
+        ("--threshold 0.1 --top-k 0", "got '0'"),
+        ("--threshold 0.1 --top-k 1.5", "got '1.5'"),
+        ("--threshold 0.1 --top-k nan", "got 'nan'"),
+    )
+]
+SETTINGS = [
+    Case(f"setting {words[:60]}", nothing, f"{RUN} {words}", ("command line", says))
+    for words, says in (
+        ("--train.lr nan", "train.lr: expected"),
+        ("--train.lr inf", "train.lr: expected less than inf, got inf"),
+        ("--train.lr -inf", "train.lr: expected greater than 0, got -inf"),
+        ("--train.lr -1e-5", "train.lr: expected greater than 0, got -1e-5"),
+        ("--train.lr fast", "train.lr: expected a number, got fast"),
+        ("--train.lr", "train.lr: expected one value, got 0"),
+        ("--train.lr 1 2", "train.lr: expected one value, got 2"),
+        ("--train.lr ''", "train.lr: expected text that is not blank"),
+        ("--train.betas 0.9", "train.betas"),
+        ("--train.betas 0.9 nan", "train.betas[1]"),
+        ("--train.epochs 1.5", "train.epochs: expected a whole number, got 1.5"),
+        (f"--train.epochs {'9' * 5000}", "train.epochs: expected"),
+        ("--train.epochs 3000000000", "train.epochs: expected less than 2147483648"),
+        ("--train.mode Route", "train.mode: expected 'route' or 'update', got Route"),
+        ("--train.masks ' '", "train.masks: expected text that is not blank"),
+        ("--train.deepspeed-config ''", "train.deepspeed_config: expected text that is not blank"),
+        ("--analysis.threshold nan", "analysis.threshold: expected"),
+        ("--analysis.top-k -1", "analysis.top_k: expected greater than or equal to 1, got -1"),
+        ("--analysis.topk 5", "unknown key `analysis.topk`; did you mean analysis.top_k?"),
+        ("--batches.safe-ratio 1", "batches.safe_ratio: expected less than 1, got 1"),
+        ("--seed -1", "seed: expected greater than or equal to 0, got -1"),
+        ("--overwrite perhaps", "overwrite: expected true or false, got perhaps"),
+        ("--run-dir ''", "run_dir: expected text that is not blank, got ''"),
+        ("--run-dir", "run_dir: expected one value, got 0"),
+        ("--run-dir=", "run_dir: expected text that is not blank"),
+        ("--data.paths", "data.paths: expected at least 1 item"),
+        ("--data.paths prompts.jsonl ''", "data.paths: expected text that is not blank"),
+        ("--engine gpu", "engine: expected 'auto', 'local', 'deepspeed' or 'fsdp', got gpu"),
+        ("--trian.lr 1", "unknown key `trian.lr`; did you mean train.lr?"),
+        (f"--{'z' * 3000} 1", "unknown key `zzz"),
+        ("stray", "unexpected argument 'stray'"),
+        ("-x", "unexpected argument '-x'"),
+        ("--", "unknown key ``"),
+        ("--train 1", "unknown key `train`"),
+    )
+]
+PATHS = [
+    wrong("train --config nowhere.yaml", "nowhere.yaml: cannot read the config file: No such file or directory"),
+    *(wrong(f"{command} {'n' * 300}", "File name too long") for command in ("train --config", "inspect-model")),
+    *(wrong(f"{command} {'n' * 300}", "File name too long") for command in ("store check", "checkpoint show")),
+    wrong("train --config run.yaml/x", "cannot read the config file: Not a directory"),
+    wrong("evaluate run --data nowhere.jsonl", "nowhere.jsonl: no such file"),
+    wrong("inspect-model nowhere", "nowhere"),
+    wrong("checkpoint show nowhere", "nowhere"),
+    wrong("store check nowhere", "no mask store at nowhere"),
+    wrong("import nowhere.pkl", "cannot read nowhere.pkl: No such file or directory"),
+    wrong("import run", "cannot read run: Is a directory"),
+]
+CASES = COMMANDS + BLANKS + NUMBERS + SETTINGS + PATHS
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_command_line(copy, capsys, case):
+    check(case, capsys)
+
+
+def test_inspection_tool_takes_no_rule_that_no_run_could_have(copy):
+    """threshold=nan selects nothing and top_k=-3 all but three: neither may look like an answer."""
+    for words, says in (
+        (["diff", "threshold=nan"], "threshold=nan: expected"),
+        (["diff", "top_k=-3"], "top_k=-3: expected greater than or equal to 1, got -3"),
+        (["diff", "top_k=1.5"], "top_k=1.5: expected a whole number"),
+        (["diff", "top_k=1", "top_k=2"], "top_k is given twice"),
+        (["plots", "--out", ""], "is blank"),
+        (["--jsn"], "unrecognized arguments: --jsn; did you mean --json? see --help"),
+    ):
+        command = [sys.executable, str(ROOT / "tools/inspect_masks.py"), "run/masks.zarr", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("inspect_masks.py: error: ")
+        assert says in line
