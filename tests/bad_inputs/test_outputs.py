@@ -67,7 +67,7 @@ CASES = [
     Case("demo: a file in the path", in_the_way("x"), "demo --out x/demo", ("cannot write x/demo: Not a directory",)),
     Case(
         "evaluate: a directory in the way",
-        lambda: Path("run/evaluation.json").mkdir(),
+        lambda: (Path("run/evaluation.json").unlink(missing_ok=True), Path("run/evaluation.json").mkdir()),
         "evaluate run",
         ("cannot write run/evaluation.json: Is a directory",),
     ),
