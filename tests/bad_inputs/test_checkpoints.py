@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_moe.cli.main import main
 from tests.bad_inputs.harness import Case, Change, check, ids
 
 INSPECT = "inspect-model model"
@@ -324,7 +323,7 @@ READERS = {
     "train": ("train --config run.yaml --run-dir new --train.masks run/masks.zarr", ("new",)),
     "evaluate": ("evaluate run", ()),
     "export": ("export run --out out", ()),
-    "export a delta": ("export run --delta --out d.safetensors", ()),
+    "export a delta": ("export run --delta --out new.safetensors", ()),
     "apply": ("apply model delta.safetensors --out out", ()),
     "verify the base": (VERIFY, ()),
     "verify the export": ("verify base model --masks run/masks.zarr", ()),
@@ -346,8 +345,6 @@ ALL = [
 @pytest.mark.parametrize("case", ALL, ids=ids(ALL))
 def test_reader_every_command(copy, capsys, case):
     shutil.copytree("model", "base")
-    if case.argv.startswith("apply"):
-        assert main(["export", "run", "--delta", "--out", "delta.safetensors"]) == 0
     check(case, capsys)
 
 
