@@ -238,4 +238,4 @@ class Config:
     seed: NonNegativeInt = 0
     """Seed of batching, of the order of batches, and of everything else that is drawn."""
     overwrite: bool = False
-    """Replace results of an earlier run in run_dir; without it they are an error."""
+    """Replace results of an earlier run in run_dir, when the new are whole; without it they are an error."""

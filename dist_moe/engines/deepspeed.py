@@ -75,6 +75,9 @@ class DeepSpeedEngine:
     def step(self, *, last: bool) -> None:
         assert self.engine.is_gradient_accumulation_boundary() == last
         self.engine.step()
+        self.release()
+
+    def release(self) -> None:
         if self.partitioned is not None:
             self.partitioned.release()
 

@@ -36,9 +36,17 @@ class FsdpEngine(LocalEngine):
         fully_shard(module, mesh=mesh)
         super().__init__(module, optimizer, schedule)
 
+    def step(self, *, last: bool) -> None:
+        super().step(last=last)
+        self.release()
+
+    def release(self) -> None:
+        # what is outside of the layers waits for a backward pass, which a batch that trains nothing does not have
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def dense(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for part in self.module.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()
+        self.release()
         for name, tensor in super().dense():
             yield name, tensor.to_local() if isinstance(tensor, DTensor) else tensor

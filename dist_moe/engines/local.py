@@ -29,6 +29,9 @@ class LocalEngine:
             self.optimizer.step()
             self.schedule.step()
 
+    def release(self) -> None:
+        return
+
     def dense(self) -> Iterator[tuple[str, torch.Tensor]]:
         return stored_tensors(self.module)
 

@@ -7,6 +7,8 @@ stage 0: nothing in the module is trained. Facts to know:
   starts at the same layer on all ranks, and an experts layer has the same graph with and without active experts.
 - A batch that starts autograd at another layer is another order: DeepSpeed notices and records it anew.
 - Below the first trained layer no backward hook releases what a backward pass has gathered; `release` does.
+- Weights of up to `stage3_param_persistence_threshold` elements (100,000 if the file does not say) stay whole from
+  their first use on, beside the pieces. `release` gives them back, so the setting counts within a step only.
 """
 
 from __future__ import annotations
@@ -39,5 +41,6 @@ class PartitionedDense:
         )
 
     def release(self) -> None:
-        """After a micro-batch: nothing but the pieces stays."""
+        """Nothing but the pieces stays, not even of small weights, which DeepSpeed keeps once they are gathered."""
         self.offload.release_backward_leftovers()
+        self.offload.partition_all_parameters()

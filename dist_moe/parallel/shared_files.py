@@ -55,9 +55,10 @@ class SharedDirectory:
                 sync(self.final.parent)
 
 
-def remove_partial(parent: Path, name: str = "*") -> None:
-    """Remove what dead jobs have left of a file or directory `name` in `parent`, or of all."""
-    for left in parent.glob(f".{name}.partial-*"):
+def remove_partial(parent: Path, name: str = "*", *, within: bool = False) -> None:
+    """Remove what dead jobs have left of a file or directory `name` in `parent`, or of all; `within`: and below it."""
+    pattern = f".{name}.partial-*"
+    for left in list(parent.rglob(pattern) if within else parent.glob(pattern)):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -20,7 +20,10 @@ class Engine(Protocol):
         """Add one micro-batch's gradients. `loss` is a part of the global mean: the engine must not rescale it."""
 
     def step(self, *, last: bool) -> None:
-        """After every micro-batch; after the batch's last one the optimizer and the schedule step."""
+        """After every micro-batch; after the batch's last one the optimizer and the schedule step. It releases."""
+
+    def release(self) -> None:
+        """After a forward pass without a step: of dense weights that are sharded each rank keeps its share only."""
 
     def dense(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What this rank keeps between steps of the module's own weights and stored buffers, by name."""

@@ -11,7 +11,6 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,7 @@ from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
 from dist_moe.data.tokens import CountedTokens
 from dist_moe.errors import UserError
-from dist_moe.files import publish, writing
+from dist_moe.files import writing
 from dist_moe.moe.discover import find_moe_layers, moe_shape
 from dist_moe.moe.internals import must_be_alone
 from dist_moe.moe.load import empty_model
@@ -36,13 +35,16 @@ from dist_moe.moe.model import load_model
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
+from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.rules import require_experts
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
 from dist_moe.store.arrays import attributes
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.run_dir import RunDir, require_absent
+from dist_moe.workflows.run_lock import RunLock, run_lock
 
 
 def analyze(config: Config, comm: Comm) -> None:
@@ -50,6 +52,17 @@ def analyze(config: Config, comm: Comm) -> None:
 
     Every rank takes a part of the rows, and then of the batches.
     """
+    say, run = console(comm), RunDir(config.run_dir)
+    with run_lock(run.path, comm, say, shared=config.analysis.part is not None) as lock:
+        if is_finished("analyze", config, lock, comm, (run.analysis,)):
+            if lock is not None:
+                shutil.rmtree(run.analysis, ignore_errors=True)
+            say(f"Masks: {run.masks}; an earlier start had only to put them there")
+        else:
+            _analyze(config, comm, lock)
+
+
+def _analyze(config: Config, comm: Comm, lock: RunLock | None) -> None:
     say, run = console(comm), RunDir(config.run_dir)
     mesh = Mesh.of(comm, config.analysis.ep_size, "analysis.ep_size")
     with together(comm) as same:
@@ -68,7 +81,7 @@ def analyze(config: Config, comm: Comm) -> None:
     if missing:
         say(f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done")
         return
-    _write(config, parts, plan, comm, say)
+    _write(config, parts, plan, comm, lock, say)
 
 
 def _count(
@@ -99,7 +112,7 @@ def _count(
                 parts.keep(part, counts)
 
 
-def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, say: Say) -> None:
+def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, lock: RunLock | None, say: Say) -> None:
     """Write this job's share of the store; if nothing is left to others, publish it and tell what is in it."""
     run = RunDir(config.run_dir)
     settings, rule = config.analysis.statistics, plan.rule
@@ -125,23 +138,38 @@ def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, say
             )
             writer.write(batches, results)
     with together(comm), writing(run.path):
-        if comm.rank == 0:
-            if writer.missing:
-                left = sum(map(len, writer.missing))
-                say(f"Written: masks of {left} of {len(plan.batch_ids)} batches are left to other jobs")
-                return
-            writer.seal()
-            _publish(config, unfinished, parts.labels, say)
+        if lock is not None:
+            _publish_if_whole(config, writer, parts.labels, lock, say)
 
 
-def _publish(config: Config, unfinished: Path, labels: LabelledBatches, say: Say) -> None:
+def _publish_if_whole(config: Config, writer: StoreWriter, labels: LabelledBatches, lock: RunLock, say: Say) -> None:
+    """Of jobs that share an analysis the last one publishes it; while it does none is at work there."""
     run = RunDir(config.run_dir)
-    store = MaskStore.open(unfinished)
+    if not writer.missing and not lock.alone():
+        say("Written: all masks; another job that shares the analysis puts them in their place when it ends")
+    elif not writer.path.exists():
+        say(f"Masks: {run.masks}, put there by another job that shares the analysis")
+    elif writer.missing:
+        left = sum(map(len, writer.missing))
+        say(f"Written: masks of {left} of {len(writer.plan.batch_ids)} batches are left to other jobs")
+    else:
+        _publish(config, writer, labels, say)
+
+
+def _publish(config: Config, writer: StoreWriter, labels: LabelledBatches, say: Say) -> None:
+    run = RunDir(config.run_dir)
+    remove_partial(writer.path, "*", within=True)  # killed attempts, not only of this job
+    writer.seal()
+    store = MaskStore.open(writer.path)
     sizes_B = np.array([batch.num_unsafe_experts for batch in store.batches])
     slabs = store.risk_diff.slabs(0, len(sizes_B))
     require_experts(sizes_B, max(store.risk_diff[start:stop].max() for start, stop in slabs), store.rule)
-    publish(unfinished, run.masks, overwrite=config.overwrite)
-    save_config(config, run.resolved("analyze"))
+    whole = RunDir(run.analysis / "whole")
+    shutil.rmtree(whole.path, ignore_errors=True)
+    whole.path.mkdir()
+    save_config(config, whole.resolved("analyze"))
+    writer.path.rename(whole.masks)
+    publish_results("analyze", whole.path, run.path)
     shutil.rmtree(run.analysis, ignore_errors=True)
     for line in report(MaskStore.open(run.masks), labels, config.analysis.statistics, config.seed):
         say(line)

@@ -16,7 +16,9 @@ SHOWN_EXPERTS = 12
 
 def show(path: Path, say: Say) -> None:
     """Say of each checkpoint in a run directory, or of one, its step, owners, bytes, facts; every byte is checked."""
-    paths = [path] if (path / INDEX).is_file() else checkpoint_directories(RunDir(path).checkpoints)
+    run = RunDir(path)
+    places = (run, RunDir(run.training))
+    paths = [path] if (path / INDEX).is_file() else [p for r in places for p in checkpoint_directories(r.checkpoints)]
     if not paths:
         raise UserError(f"{path}: no checkpoint: expected a run directory with checkpoints/, or one checkpoint")
     for each in paths:

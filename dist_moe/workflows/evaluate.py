@@ -24,10 +24,18 @@ from dist_moe.training.save import load_experts
 from dist_moe.workflows.console import Say
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.run_dir import TrainedRun, result_settings
+from dist_moe.workflows.run_lock import run_lock
 
 
 def evaluate(run_dir: Path, data: tuple[Path, ...], say: Say) -> None:
     """Score the run's own prompts, or those in `data`, with the base and with the trained experts, without a mask."""
+    TrainedRun.open(run_dir)  # a directory that is none is not made one
+    comm = SoloComm(local_device())
+    with run_lock(run_dir, comm, say):  # what is written is of the experts that are there then
+        _evaluate(run_dir, data, comm, say)
+
+
+def _evaluate(run_dir: Path, data: tuple[Path, ...], comm: SoloComm, say: Say) -> None:
     run = TrainedRun.open(run_dir)
     require_writable(run.dir.evaluation)
     config, file = run.config, run.dir.experts
@@ -38,7 +46,7 @@ def evaluate(run_dir: Path, data: tuple[Path, ...], say: Say) -> None:
     _require_same("the tokenizer or chat template is not that", inputs.tokenizer_hash, run.facts.tokenizer_hash, file)
     if not data:
         _require_same("data.paths are not the prompts", inputs.prompts.data_hash, run.facts.data_hash, file)
-    model = load_model(config.model, SoloComm(local_device()))
+    model = load_model(config.model, comm)
     for line in model.describe():
         say(line)
     before = _score(config, inputs, model, "before")

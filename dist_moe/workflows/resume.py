@@ -32,18 +32,29 @@ def resume_facts(config: Config, inputs: Inputs, store: MaskStore) -> dict[str, 
     }
 
 
-def unfinished_run(run: RunDir, config: Config, facts: dict[str, Any], say: Say) -> Checkpoint | None:
-    """The checkpoint to go on from; None: the run starts. Results that would be lost by either are a `UserError`."""
-    if config.overwrite:
-        return None
-    require_absent(run.experts, overwrite=False)
+def unfinished_run(work: RunDir, config: Config, facts: dict[str, Any], say: Say) -> Checkpoint | None:
+    """The checkpoint to go on from; None: the run starts. `work` is where the run is until it has ended.
+
+    Raises:
+        UserError: there are results that would be lost, and overwrite is not set.
+    """
+    if not config.overwrite:
+        require_absent(work.experts, overwrite=False)
     if config.checkpoint.resume == "auto":
-        found = last_checkpoint(run.checkpoints, facts, say)
+        try:
+            found = last_checkpoint(work.checkpoints, facts, say)
+            if found is not None:
+                _require_metrics(work, found)
+        except UserError as error:
+            if not config.overwrite:
+                raise
+            say(f"Starting anew, as overwrite is set: {error}")
+            return None
         if found is not None:
-            _require_metrics(run, found)
             return found
-    for earlier in (run.metrics, *checkpoint_directories(run.checkpoints)):
-        require_absent(earlier, overwrite=False)
+    if not config.overwrite:
+        for earlier in (work.metrics, *checkpoint_directories(work.checkpoints)):
+            require_absent(earlier, overwrite=False)
     return None
 
 
@@ -56,15 +67,14 @@ def _require_metrics(run: RunDir, found: Checkpoint) -> None:
         )
 
 
-def clear_the_way(run: RunDir, found: Checkpoint | None) -> None:
-    """Remove what a starting run replaces, or the steps after the checkpoint of one that goes on."""
-    remove_partial(run.checkpoints)
-    for file in (run.metrics, run.resolved("train")):
-        remove_partial(run.path, file.name)
+def clear_the_way(work: RunDir, found: Checkpoint | None) -> None:
+    """Remove what an unfinished run has left that is not gone on from, and the steps after its checkpoint."""
     if found is None:
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        run.metrics.unlink(missing_ok=True)
-    else:
-        keep_lines(run.metrics, found.step)
-    shutil.rmtree(run.experts, ignore_errors=True)
-    run.evaluation.unlink(missing_ok=True)  # it was of the experts that are gone
+        # with overwrite an attempt that is given up; without it there is nothing, or it would have been refused
+        shutil.rmtree(work.checkpoints, ignore_errors=True)
+        work.metrics.unlink(missing_ok=True)
+    remove_partial(work.checkpoints)
+    for file in (work.metrics, work.resolved("train")):
+        remove_partial(work.path, file.name)
+    if found is not None:
+        keep_lines(work.metrics, found.step)

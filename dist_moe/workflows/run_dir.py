@@ -13,6 +13,7 @@ from dist_moe.errors import UserError, shown
 from dist_moe.training.facts import RunFacts
 from dist_moe.training.parts import INDEX
 from dist_moe.training.save import ADVICE, TrainedExperts
+from dist_moe.workflows.results import require_published
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class RunDir:
     def checkpoints(self) -> Path:
         """What an unfinished run goes on from."""
         return self.path / "checkpoints"
+
+    @property
+    def training(self) -> Path:
+        """A run directory in this one: of a training that will replace results when it has ended."""
+        return self.path / "training"
 
     @property
     def stop(self) -> Path:
@@ -103,6 +109,7 @@ class TrainedRun:
         file = run.resolved("train")
         if not path.is_dir():
             raise UserError(f"no run directory {path}: expected one that `dist-moe train` has written")
+        require_published(path, "train")
         if not file.is_file() or not run.experts.is_dir():
             raise UserError(
                 f"{path}: no finished training there: expected train.yaml and experts/; run `dist-moe train` first"

@@ -1,4 +1,4 @@
-"""One job at a time in a run directory, a job whose launcher has died included."""
+"""One job at a time in a run directory, or several that share an analysis; also after a launcher has died."""
 
 from __future__ import annotations
 
@@ -21,9 +21,45 @@ WAIT_S = 60.0
 """For another job to end: one whose launcher has died finishes its step and saves."""
 
 
+class RunLock:
+    """A lock on a file, which the system takes back from a process that dies."""
+
+    def __init__(self, path: Path, say: Say, *, shared: bool) -> None:
+        """Wait for it.
+
+        Raises:
+            UserError: another job has it and does not end.
+        """
+        self._path, self._say, self._shared = path, say, shared
+        self._lock = _locked(path, say, shared=shared)
+
+    def alone(self) -> bool:
+        """Whether no other job is left that shares it; none comes then either. Else it is given up."""
+        if self._shared:
+            os.close(self._lock)
+            try:
+                self._lock = _locked(self._path, self._say, shared=False)
+            except UserError:
+                self._lock = -1
+                return False
+            self._shared = False
+        return True
+
+    def release(self) -> None:
+        """The last one removes the file."""
+        if self._lock < 0:
+            return
+        with suppress(OSError):
+            if self._shared:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(self._lock, self._path):
+                self._path.unlink()
+        os.close(self._lock)
+
+
 @contextmanager
-def run_lock(directory: Path, comm: Comm, say: Say) -> Iterator[None]:
-    """Rank 0 holds a lock on `directory`/.lock, which the system takes back from a process that dies.
+def run_lock(directory: Path, comm: Comm, say: Say, *, shared: bool = False) -> Iterator[RunLock | None]:
+    """Rank 0 holds a lock on `directory`/.lock, alone or with other jobs that share it; the other ranks get None.
 
     It is flock's: on a network file system it works between nodes as far as that file system passes flock on.
 
@@ -31,28 +67,28 @@ def run_lock(directory: Path, comm: Comm, say: Say) -> Iterator[None]:
         UserError: on all ranks: another job has it and does not end, or the directory cannot be made.
     """
     absent = not directory.exists()
+    lock = None
     with together(comm), writing(directory):
         if comm.rank == 0:
             directory.mkdir(parents=True, exist_ok=True)
-            lock = _locked(directory / ".lock", say)
+            lock = RunLock(directory / ".lock", say, shared=shared)
     try:
-        yield
+        yield lock
     finally:
-        if comm.rank == 0:
-            with suppress(OSError):
-                (directory / ".lock").unlink()
-                if absent:
+        if lock is not None:
+            lock.release()
+            if absent:
+                with suppress(OSError):
                     directory.rmdir()  # where nothing was written, a refused start leaves nothing
-            os.close(lock)
 
 
-def _locked(path: Path, say: Say) -> int:
+def _locked(path: Path, say: Say, *, shared: bool) -> int:
     """The descriptor of the locked file."""
     limit, said = time.monotonic() + WAIT_S, False
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 say(f"{path}: no locks there ({error.strerror}): see to it yourself that one job at a time uses it")
@@ -70,8 +106,13 @@ def _locked(path: Path, say: Say) -> int:
             time.sleep(0.1)
             continue
         if _is_at(lock, path):
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            try:
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            except OSError:
+                path.unlink()
+                os.close(lock)
+                raise
             return lock
         os.close(lock)  # its holder removed the file before this process had the lock
 

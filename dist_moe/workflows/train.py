@@ -38,6 +38,7 @@ from dist_moe.training.step import MaskedStep, batch_loss, route_plan
 from dist_moe.training.stop import StopRequest
 from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way, resume_facts, unfinished_run
 from dist_moe.workflows.run_dir import RunDir, result_settings
 from dist_moe.workflows.run_lock import run_lock
@@ -50,13 +51,17 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
     """
     run = RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher)
-    with run_lock(run.path, comm, console(comm)):
+    with run_lock(run.path, comm, console(comm)) as lock:
         stop.begin()
-        _train(config, comm, stop)
+        if is_finished("train", config, lock, comm, (run.checkpoints, run.training)):
+            console(comm)(f"Trained experts: in {run.experts}; an earlier start had only to put them there")
+        else:
+            _train(config, comm, stop)
 
 
 def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     say, run = console(comm), RunDir(config.run_dir)
+    work = RunDir(run.training) if config.overwrite else run
     mesh = Mesh.of(comm, config.parallel.ep_size)
     with together(comm) as same:
         name = engine_name(config)
@@ -74,7 +79,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
             batch_ids=[batch.id for batch in inputs.plan.batches],
         )
         facts = resume_facts(config, inputs, store)
-        found = unfinished_run(run, config, facts, say) if comm.rank == 0 else None
+        found = unfinished_run(work, config, facts, say) if comm.rank == 0 else None
         model = load_model(config.model, mesh.ep, place_experts(config, store, mesh.ep.size))
         if config.train.mode == "route":
             require_routers(model.module)
@@ -100,15 +105,19 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     )
     say(f"Engine: {engine.name}, {comm.size} rank(s); mode {config.train.mode}")
     say(_placement_line(config, model, plan, mesh))
+    if config.overwrite:
+        say(f"Earlier results stay until this run has ended; until then it is in {work.path}")
     if config.train.mode == "route" and found is None:
         _tell_route_cost(config, store, inputs, model, split, comm, say)
+        engine.release()
     with together(comm), writing(run.path):
         if comm.rank == 0:
-            clear_the_way(run, found)
-            save_config(config, run.resolved("train"))
+            work.path.mkdir(exist_ok=True)
+            clear_the_way(work, found)
+            save_config(config, work.resolved("train"))
     layout = Layout(engine.name, comm.size, mesh.ep.size, model.placement.hash())
     saver = CheckpointSaver(
-        root=run.checkpoints,
+        root=work.checkpoints,
         optimizer=optimizer,
         schedule=schedule,
         comm=comm,
@@ -129,8 +138,8 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     step = MaskedStep(model, optimizer, engine, comm, config.train, stored_promises(store))
 
     def write(line: str) -> None:
-        with stop.failing_together(), writing(run.metrics):
-            append_line(run.metrics, line)
+        with stop.failing_together(), writing(work.metrics):
+            append_line(work.metrics, line)
 
     def after_step(done: int) -> bool:
         asked, written = stop.agreed(saver.written)
@@ -160,11 +169,15 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     if done < num_steps:
         say(f"Stopped after step {done} of {num_steps}, as asked, and saved: the same command goes on")
         return
-    with together(comm):
+    with together(comm), writing(work.path):
         if comm.rank == 0:
-            check_ledger(run.metrics, store, config.train.epochs, config.seed)
+            check_ledger(work.metrics, store, config.train.epochs, config.seed)
+            work.evaluation.unlink(missing_ok=True)  # of experts that somebody has removed
     facts_of_run = asdict(run_facts(config, inputs, store, plan))
-    num_saved = save_experts(run.experts, model.layers, optimizer, comm, facts_of_run)
+    num_saved = save_experts(work.experts, model.layers, optimizer, comm, facts_of_run)
+    with together(comm), writing(run.path):
+        if comm.rank == 0 and config.overwrite:
+            publish_results("train", work.path, run.path)
     say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
 
 

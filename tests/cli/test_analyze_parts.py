@@ -125,7 +125,7 @@ def test_a_store_is_replaced_only_by_a_whole_one(fresh, monkeypatch):
     assert main(["analyze", "--config", str(fresh.config), "--analysis.top_k", "3"]) == 2
     interrupted_at = ["--overwrite", "--analysis.top_k", "3"]
     with monkeypatch.context() as patch:
-        patch.setattr(analyze, "publish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(analyze, "publish_results", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             main(["analyze", "--config", str(fresh.config), *interrupted_at])
     assert MaskStore.open(fresh.masks).digest == before

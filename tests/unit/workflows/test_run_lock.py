@@ -73,6 +73,35 @@ def test_a_killed_job_leaves_no_lock(tmp_path):
     assert said == []
 
 
+def test_jobs_that_share_keep_others_out_until_the_last_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WAIT_S", 0.2)
+    tmp_path.joinpath("metrics.jsonl").touch()
+    with run_lock(tmp_path, COMM, ignore, shared=True) as first:
+        with run_lock(tmp_path, COMM, ignore, shared=True):
+            pass
+        with pytest.raises(UserError, match="in use by another job"), run_lock(tmp_path, COMM, ignore):
+            pytest.fail("alone beside one that shares")
+        assert first.alone()
+        with pytest.raises(UserError, match="in use by another job"), run_lock(tmp_path, COMM, ignore, shared=True):
+            pytest.fail("shares beside one that is alone")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_of_two_that_share_the_last_is_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WAIT_S", 0.2)
+    with run_lock(tmp_path, COMM, ignore, shared=True) as first:
+        with run_lock(tmp_path, COMM, ignore, shared=True) as second:
+            assert not first.alone()
+            assert second.alone()
+        with run_lock(tmp_path, COMM, ignore):  # neither has it any more
+            pass
+
+
+def test_a_job_that_is_alone_need_not_wait_to_be(tmp_path):
+    with run_lock(tmp_path, COMM, ignore) as lock:
+        assert lock.alone()
+
+
 def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch):
     def unsupported(descriptor, operation):
         raise OSError(95, "Operation not supported")
