@@ -66,10 +66,10 @@ def run_lock(directory: Path, comm: Comm, say: Say, *, shared: bool = False) -> 
     Raises:
         UserError: on all ranks: another job has it and does not end, or the directory cannot be made.
     """
-    absent = not directory.exists()
-    lock = None
+    lock, absent = None, False
     with together(comm), writing(directory):
         if comm.rank == 0:
+            absent = not directory.exists()
             directory.mkdir(parents=True, exist_ok=True)
             lock = RunLock(directory / ".lock", say, shared=shared)
     try:

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from dist_moe.config.schema import TrainConfig
 from dist_moe.engines.deepspeed import DeepSpeedEngine
 from dist_moe.engines.fsdp import FsdpEngine
 from dist_moe.moe.model import adopt
-from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.risk.masks import mask_hash
 from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promise
 from dist_moe.training.step import MaskedStep, batch_loss
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_training import Case, batch_rows, masks_of
@@ -67,7 +67,12 @@ def shares(comm, family: str, engine_name: str, section: dict) -> dict[str, floa
             num_micro_batches=split.num_micro_batches,
         )
     found = {"start": resident(model.module) / whole}
-    step = MaskedStep(model, optimizer, engine, comm, lambda mask: RoutePlan(routable(mask)))
+
+    def promise(batch_id: str) -> Promise:
+        rows = batch_rows(int(batch_id), ROWS)
+        return Promise.of(MASKS[int(batch_id)].numpy(), [row.unsafe for row in rows])
+
+    step = MaskedStep(model, optimizer, engine, comm, TrainConfig(), promise)
 
     def forward(name: str) -> None:
         batch_loss(model, split.local(batch_rows(0, ROWS), comm.rank, pad_id=0), None, comm)
@@ -76,8 +81,7 @@ def shares(comm, family: str, engine_name: str, section: dict) -> dict[str, floa
 
     forward("forward")
     for name, number in EVENTS.items():
-        mask = MASKS[number]
-        step(mask, mask_hash(mask.numpy()), split.local(batch_rows(number, ROWS), comm.rank, pad_id=0))
+        step(str(number), MASKS[number], split.local(batch_rows(number, ROWS), comm.rank, pad_id=0))
         found[name] = resident(model.module) / whole
     forward("forward again")
     return found
