@@ -62,10 +62,9 @@ def test_a_run_that_replaces_another_leaves_it_until_it_is_whole(killed):
     kills = [found[name] for name in found if name.isdecimal()]
     assert [first for first, *_ in kills] == [-9] * (len(kills) - 1) + [0]
     assert len(kills) > 12
-    for first, same, marked, _ in kills[:-1]:
-        assert same != marked or (same and marked), (first, same, marked)  # what is not as it was is said to be so
-    assert sum(same and not marked for _, same, marked, _ in kills) >= 8
-    assert sum(marked for *_, marked, _ in kills) >= 3
+    assert all(same or marked for _, same, marked, _ in kills[:-1]), kills  # what is not as it was is said to be so
+    assert sum(same and not marked for _, same, marked, _ in kills) >= 5
+    assert sum(marked for *_, marked, _ in kills) >= 5
 
 
 @pytest.mark.timeout(600)
@@ -115,13 +114,11 @@ def test_readers_are_told_that_results_are_being_replaced(old, tmp_path, capsys)
 def test_files_of_killed_attempts_are_not_published(fresh, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(analyze, "publish_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            main(["analyze", "--config", str(fresh.config)])
+        assert main(["analyze", "--config", str(fresh.config)]) == 130
     shutil.rmtree(fresh.run_dir / "analysis" / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(analyze, "batch_results", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            main(["analyze", "--config", str(fresh.config)])
+        assert main(["analyze", "--config", str(fresh.config)]) == 130
     for path in (fresh.run_dir / "analysis").rglob("*"):
         if path.is_dir():
             (path / ".0.partial-0a1b2c").write_bytes(b"half")
