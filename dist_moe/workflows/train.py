@@ -125,7 +125,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         layout=layout,
         keep=config.checkpoint.keep,
         asynchronous=config.checkpoint.asynchronous,
-        metrics=run.metrics,
+        metrics=work.metrics,
     )
     if found is not None:
         load_checkpoint(found, optimizer, schedule)
