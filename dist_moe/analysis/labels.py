@@ -9,8 +9,8 @@ import numpy as np
 
 from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.design import Kinship
 from dist_moe.risk.evidence import Evidence, Population, evidence
-from dist_moe.risk.labelings import strata_of
 
 POOLED_LIMIT = 1 << 24
 """Labelings times prompts up to which all prompts are tested together: 128 MiB of weights an arm."""
@@ -26,8 +26,8 @@ class LabelledBatches:
     """Where each batch's prompts begin, and where the last one's end."""
     unsafe_P: np.ndarray
     """bool [P]."""
-    pair_ids: tuple[str | None, ...]
-    """Of the P prompts."""
+    kinship: Kinship
+    """Which of the P prompts are of one text, or pairs."""
     names: tuple[str, ...]
     """How an error calls each batch."""
 
@@ -44,7 +44,7 @@ class LabelledBatches:
             batches.start,
             tuple(start - prompts.start for start in self.starts[here.start : here.stop + 1]),
             self.unsafe_P[prompts],
-            self.pair_ids[prompts],
+            self.kinship.of(prompts),
             self.names[here.start : here.stop],
         )
 
@@ -53,9 +53,8 @@ class LabelledBatches:
     ) -> Iterator[Evidence]:
         """One for each batch; one at a time, as what is computed from it stays with it."""
         for index, rows in enumerate(map(slice, self.starts[:-1], self.starts[1:])):
-            unsafe_P = self.unsafe_P[rows]
-            strata_P = strata_of(unsafe_P, self.pair_ids[rows])
-            yield evidence(counts.of(rows), unsafe_P, strata_P, settings, seed, self.first + index, population)
+            kinship, number = self.kinship.of(rows), self.first + index
+            yield evidence(counts.of(rows), self.unsafe_P[rows], kinship, settings, seed, number, population)
 
     def can_be_pooled(self, settings: StatisticsConfig) -> bool:
         """Whether these are few enough prompts to be tested together."""
@@ -63,15 +62,16 @@ class LabelledBatches:
 
     def pooled(self, counts: RoutingCounts, settings: StatisticsConfig, seed: int) -> Evidence:
         """All prompts as one batch, whose labels are exchanged within batches only."""
-        kept_P = counts.tokens_P > 0
-        strata_P = np.zeros(len(kept_P), np.int64)
-        strata_P[kept_P] = np.concatenate([batch.strata_P for batch in self.evidence(counts, settings, seed)])
-        strata_P = np.where(strata_P > 0, strata_P + self.batch_of_P * (len(strata_P) + 1), -self.batch_of_P)
-        return evidence(counts, self.unsafe_P, strata_P, settings, seed, self.first + len(self.names))
+        return evidence(counts, self.unsafe_P, self.kinship, settings, seed, self.first + len(self.names))
 
 
 def labelled(
-    sizes: Sequence[int], unsafe: Sequence[bool], pair_ids: Sequence[str | None], names: Sequence[str]
+    sizes: Sequence[int],
+    unsafe: Sequence[bool],
+    prompts: Sequence[str],
+    pair_ids: Sequence[str | None],
+    names: Sequence[str],
 ) -> LabelledBatches:
-    """All batches of an analysis, from the number of prompts of each and the prompts' labels."""
-    return LabelledBatches(0, (0, *np.cumsum(sizes).tolist()), np.array(unsafe), tuple(pair_ids), tuple(names))
+    """All batches of an analysis, from the number of rows of each, and the rows' labels, prompts as text, and pairs."""
+    kinship = Kinship.of_texts(prompts, pair_ids, np.repeat(np.arange(len(sizes)), sizes))
+    return LabelledBatches(0, (0, *np.cumsum(sizes).tolist()), np.array(unsafe), kinship, tuple(names))

@@ -122,7 +122,8 @@ class CountedParts:
         for number, part in enumerate(self.parts):
             labels = self.labels.of(part)
             rows = [astuple(row) for row in self.rows(number)]
-            facts = [self.facts, rows, labels.starts, labels.unsafe_P.tolist(), labels.pair_ids]
+            kin = [labels.kinship.cluster_P.tolist(), labels.kinship.pair_P.tolist()]
+            facts = [self.facts, rows, labels.starts, labels.unsafe_P.tolist(), kin]
             names.append(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32])
         return names
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from dist_moe.config.schema import num_safe_rows
+from dist_moe.data.dealing import Deck, SafeDeck, separate
 from dist_moe.data.rows import Prompt
 from dist_moe.errors import UserError
 
@@ -46,9 +47,10 @@ class BatchPlan:
 def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, seed: int) -> BatchPlan:
     """Batches of one unsafe category each; no prompt is in two of them.
 
-    Safe rows, of any category, come from one shuffled list, a batch's unsafe rows' partners (`pair_id`) first. The
-    categories take turns, so that when safe rows run short each loses its last batches rather than the last categories
-    all of theirs. Raises UserError where the rows do not fill a single batch.
+    Safe rows, of any category, come from one shuffled list, a batch's unsafe rows' partners (`pair_id`) first. Rows of
+    one prompt are in different batches as far as possible. The categories take turns, so that when safe rows run short
+    each loses its last batches rather than the last categories all of theirs. Raises UserError where the rows do not
+    fill a single batch.
     """
     num_safe = num_safe_rows(batch_size, safe_ratio)
     num_unsafe = batch_size - num_safe
@@ -60,18 +62,24 @@ def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, 
             pools.setdefault(prompts[i].category or UNCATEGORISED, []).append(i)
     pools = {name: _shuffled(pools[name], seed, "unsafe", name) for name in sorted(pools)}
 
-    dealt: dict[str, list[Batch]] = {name: [] for name in pools}
-    while takers := [name for name, pool in pools.items() if len(pool) >= num_unsafe]:
-        if len(safe) < num_safe:
-            break
-        for name in takers[: len(safe) // num_safe]:
-            unsafe = pools[name][:num_unsafe]
-            safe = _partners_first(safe, {prompts[i].pair_id for i in unsafe} - {None}, prompts)
-            rows = tuple(safe[:num_safe] + unsafe)
-            dealt[name].append(Batch(_batch_id([prompts[i] for i in rows]), name, rows, num_safe))
-            del safe[:num_safe], pools[name][:num_unsafe]
+    turns = _turns({name: len(pool) // num_unsafe for name, pool in pools.items()}, len(safe) // num_safe)
+    prompt_of, pair_of = [prompt.question for prompt in prompts], [prompt.pair_id for prompt in prompts]
+    safe_deck = SafeDeck(safe, prompt_of, pair_of)
+    decks = {name: Deck(pool, prompt_of) for name, pool in pools.items()}
+    left = Counter(turns)
+    dealt: list[list[int]] = []
+    for turn, name in enumerate(turns):
+        unsafe = decks[name].deal(num_unsafe, left[name], frozenset())
+        present = {prompt_of[i] for i in unsafe}
+        pairs = {pair for i in unsafe if (pair := pair_of[i]) is not None}
+        dealt.append(safe_deck.deal(num_safe, len(turns) - turn, present, pairs) + unsafe)
+        left[name] -= 1
+    separate(dealt, num_safe, prompt_of, pair_of)
 
-    batches = tuple(batch for name in dealt for batch in dealt[name])
+    batches = tuple(
+        Batch(_batch_id([prompts[i] for i in rows]), name, tuple(rows), num_safe)
+        for name, rows in sorted(zip(turns, dealt, strict=True), key=lambda each: each[0])
+    )
     if not batches:
         name, most = max(((name, len(pool)) for name, pool in pools.items()), key=lambda item: item[1], default=("", 0))
         raise UserError(
@@ -79,14 +87,15 @@ def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, 
             f"are {len(safe)} safe and at most {most} unsafe ones{f' ({name})' if name else ''}; add rows or lower "
             "batches.batch_size"
         )
-    return BatchPlan(batches, len(safe), {name: len(pool) for name, pool in pools.items() if pool})
+    return BatchPlan(batches, len(safe_deck), {name: len(deck) for name, deck in decks.items() if deck})
 
 
-def _partners_first(safe: list[int], pairs: Set[str | None], prompts: Sequence[Prompt]) -> list[int]:
-    """Rows of these pairs, then rows of no pair, then those that other batches may want."""
-    if not pairs:
-        return safe
-    return sorted(safe, key=lambda i: 0 if prompts[i].pair_id in pairs else 1 if prompts[i].pair_id is None else 2)
+def _turns(most: dict[str, int], total: int) -> list[str]:
+    """The categories in turn, each at most so often, and so often together."""
+    turns: list[str] = []
+    for number in range(max(most.values(), default=0)):
+        turns += [name for name, batches in most.items() if batches > number]
+    return turns[:total]
 
 
 def describe(plan: BatchPlan) -> list[str]:

@@ -43,6 +43,11 @@ class Prompt:
     span: str | None = None
 
     @property
+    def question(self) -> str:
+        """Canonical JSON of the messages: rows with the same one are of one prompt."""
+        return json.dumps([[message.role, message.content] for message in self.messages])
+
+    @property
     def content(self) -> str:
         """Canonical JSON of everything in the row but its id and its place."""
         turns = [[message.role, message.content] for message in self.messages]

@@ -4,7 +4,7 @@ import numpy as np
 
 from dist_moe.risk.contrast import Estimate, all_risk_diffs, risk_diffs
 from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.labelings import units_of
+from dist_moe.risk.design import Design
 from dist_moe.risk.resamples import bootstrap_weights
 
 
@@ -19,7 +19,7 @@ def risk_diff(counts: RoutingCounts, unsafe_P: np.ndarray, estimate: Estimate) -
 def bootstrap_interval(
     counts: RoutingCounts,
     unsafe_P: np.ndarray,
-    strata_P: np.ndarray,
+    design: Design,
     *,
     estimate: Estimate,
     num_resamples: int,
@@ -29,10 +29,14 @@ def bootstrap_interval(
     """Lower and upper end of the percentile bootstrap interval of risk_diff over prompts, float64 [L, E] each.
 
     Prompts are resampled, not tokens, as the tokens of one prompt are not independent (Efron, Tibshirani 1993, ch. 13);
-    pairs as wholes, as the prompts of a pair are not independent either.
+    all rows of a prompt, and pairs, as wholes, as these are not independent either.
     With eight prompts an arm such an interval is too short: its real coverage is nearer 0.9 than 0.95.
+    An arm of one prompt says nothing of other prompts: -1 to 1, which holds every difference of rates.
     """
-    weights_NP = bootstrap_weights(unsafe_P, strata_P, num_resamples, generator)
+    if min(design.num_units(unsafe_P)) < 2:
+        whole_LE = np.ones(counts.counts_PLE.shape[1:])
+        return -whole_LE, whole_LE
+    weights_NP = bootstrap_weights(unsafe_P, design, num_resamples, generator)
     tail = (1 - confidence) / 2
     ends_2X = np.empty((2, counts.counts_PLE[0].size))
     for columns, diff_NX in risk_diffs(weights_NP * unsafe_P, weights_NP * ~unsafe_P, counts, estimate):
@@ -41,17 +45,17 @@ def bootstrap_interval(
     return low_LE, high_LE
 
 
-def sampling_variance(counts: RoutingCounts, unsafe_P: np.ndarray, strata_P: np.ndarray) -> np.ndarray:
+def sampling_variance(counts: RoutingCounts, unsafe_P: np.ndarray, design: Design) -> np.ndarray:
     """Variance of a batch's micro risk_diff over the choice of its prompts, float64 [L, E].
 
-    Each arm's rate r = Σ c / Σ t is a ratio estimate. To first order a prompt adds z = (c - r t) / Σ t to it, so the
-    variance is the sum of n / (n - 1) Σ (z - mean z)² over three strata (Cochran 1977, ch. 5 and 6): the n unsafe
-    prompts without a partner, the safe ones, and pairs, where z is the unsafe prompt's less the safe one's. A stratum
-    of one is compared with 0, the mean of all z, and its z² is added. Infinite when an arm has one prompt, which says
-    nothing of spread.
+    Each arm's rate r = Σ c / Σ t is a ratio estimate. To first order a row adds (c - r t) / Σ t to it, and a unit z,
+    the sum over its unsafe rows less that over its safe ones. So the variance is the sum of n / (n - 1) Σ (z - mean z)²
+    over three strata (Cochran 1977, ch. 5, 6 and 9): the n units of the unsafe arm alone, those of the safe arm alone,
+    and those of both. A stratum of one is compared with 0, the mean of all z, and its z² is added. Infinite when an arm
+    has one unit, which says nothing of spread.
     """
     shape_LE = counts.counts_PLE.shape[1:]
-    if min(unsafe_P.sum(), (~unsafe_P).sum()) < 2:
+    if min(design.num_units(unsafe_P)) < 2:
         return np.full(shape_LE, np.inf)
     effect_PLE = np.empty((len(unsafe_P), *shape_LE))
     for arm_P, sign in ((unsafe_P, 1), (~unsafe_P, -1)):
@@ -59,12 +63,12 @@ def sampling_variance(counts: RoutingCounts, unsafe_P: np.ndarray, strata_P: np.
         rate_LE = counts_NLE.sum(axis=0) / tokens_N.sum()
         effect_PLE[arm_P] = (counts_NLE - rate_LE * tokens_N[:, None, None]) * (sign / tokens_N.sum())
     variance_LE = np.zeros(shape_LE)
-    for units_UM in units_of(unsafe_P, strata_P):
-        effect_ULE = effect_PLE[units_UM].sum(axis=1)
-        number = len(effect_ULE)
-        if number > 1:
+    for units in design.units(unsafe_P):
+        effect_ULE = np.zeros((units.number, *shape_LE))
+        np.add.at(effect_ULE, units.unit_R, effect_PLE[units.rows_R])
+        if units.number > 1:
             effect_ULE -= effect_ULE.mean(axis=0)
-        variance_LE += number / max(1, number - 1) * (effect_ULE**2).sum(axis=0)
+        variance_LE += units.number / max(1, units.number - 1) * (effect_ULE**2).sum(axis=0)
     return variance_LE
 
 

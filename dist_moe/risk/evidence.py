@@ -10,6 +10,7 @@ import numpy as np
 from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.contrast import Estimate, all_risk_diffs
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.design import Design, Kinship
 from dist_moe.risk.estimates import bootstrap_interval, risk_diff, sampling_variance, shrink
 from dist_moe.risk.permutation import PermutationTest, permutation_test
 from dist_moe.risk.resamples import half_samples
@@ -36,8 +37,8 @@ class Evidence:
     """Of P prompts, each with a counted token."""
     unsafe_P: np.ndarray
     """bool [P]."""
-    strata_P: np.ndarray
-    """int [P], see `dist_moe.risk.labelings.strata_of`."""
+    design: Design
+    """Which of the prompts are evidence together."""
     settings: StatisticsConfig
     seed: int
     batch: int
@@ -53,10 +54,15 @@ class Evidence:
         return replace(self, unsafe_P=unsafe_P)
 
     def of(self, rows_P: np.ndarray) -> Evidence:
-        """Some of the prompts, bool [P]; pairs must be whole."""
+        """Some of the prompts, bool [P]; units must be whole."""
         return replace(
-            self, counts=self.counts.of(rows_P), unsafe_P=self.unsafe_P[rows_P], strata_P=self.strata_P[rows_P]
+            self, counts=self.counts.of(rows_P), unsafe_P=self.unsafe_P[rows_P], design=self.design.of(rows_P)
         )
+
+    @cached_property
+    def can_be_halved(self) -> bool:
+        """Whether each arm has two prompts or more that are independent."""
+        return min(self.design.num_units(self.unsafe_P)) > 1
 
     @cached_property
     def risk_diff_LE(self) -> np.ndarray:
@@ -66,7 +72,7 @@ class Evidence:
     @cached_property
     def variance_LE(self) -> np.ndarray:
         """Sampling variance of `risk_diff_LE`."""
-        return sampling_variance(self.counts, self.unsafe_P, self.strata_P)
+        return sampling_variance(self.counts, self.unsafe_P, self.design)
 
     @cached_property
     def shrunk_LE(self) -> np.ndarray:
@@ -83,7 +89,7 @@ class Evidence:
         return bootstrap_interval(
             self.counts,
             self.unsafe_P,
-            self.strata_P,
+            self.design,
             estimate=self.estimate,
             num_resamples=self.settings.resamples,
             confidence=self.settings.confidence,
@@ -95,7 +101,7 @@ class Evidence:
         return permutation_test(
             self.counts,
             self.unsafe_P,
-            self.strata_P,
+            self.design,
             num_permutations=self.settings.permutations,
             estimate=self.estimate,
             statistic=self.settings.statistic,
@@ -106,14 +112,17 @@ class Evidence:
     def half_samples_NP(self) -> np.ndarray:
         """bool [N, P], see `dist_moe.risk.resamples.half_samples`."""
         generator = self.generator("half-samples")
-        return half_samples(self.unsafe_P, self.strata_P, self.settings.resamples, generator)
+        return half_samples(self.unsafe_P, self.design, self.settings.resamples, generator)
 
     def frequency_LE(self, rule: SelectionRule, choose: Choice = threshold_top_k) -> np.ndarray:
         """Share of half-samples whose difference makes `choose` select each expert, float64 [L, E].
 
         Stability selection (Meinshausen, Bühlmann 2010). A half-sample is noisier than the batch, so more experts pass
-        the threshold in it by chance; only a frequency near 1 says much.
+        the threshold in it by chance; only a frequency near 1 says much. 0 where an arm has one prompt: other prompts
+        might have selected other experts, and nothing says how often.
         """
+        if not self.can_be_halved:
+            return np.zeros(self.counts.counts_PLE.shape[1:])
         chosen_NP, times_LE = self.half_samples_NP, np.zeros(self.counts.counts_PLE.shape[1:], np.int64)
         for diff_LE in all_risk_diffs(
             chosen_NP & self.unsafe_P, chosen_NP & ~self.unsafe_P, self.counts, self.estimate
@@ -125,15 +134,15 @@ class Evidence:
 def evidence(
     counts: RoutingCounts,
     unsafe_P: np.ndarray,
-    strata_P: np.ndarray,
+    kinship: Kinship,
     settings: StatisticsConfig,
     seed: int,
     batch: int,
     population: Population | None = None,
 ) -> Evidence:
-    """One batch. Prompts without a counted token are left out: they have no rate, and say nothing. Their partners then
+    """One batch. Rows without a counted token are left out: they have no rate, and say nothing. Their partners then
     have none."""
     kept_P = counts.tokens_P > 0
-    broken_P = (strata_P > 0) & np.isin(strata_P, strata_P[~kept_P])
-    strata_P = np.where(broken_P, 0, strata_P)
-    return Evidence(counts.of(kept_P), unsafe_P[kept_P], strata_P[kept_P], settings, seed, batch, population)
+    unsafe_P = unsafe_P[kept_P]
+    design = kinship.of(kept_P).design(unsafe_P)
+    return Evidence(counts.of(kept_P), unsafe_P, design, settings, seed, batch, population)

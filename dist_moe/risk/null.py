@@ -33,6 +33,6 @@ def null_count(batch: Evidence, rule: SelectionRule, num_draws: int) -> NullCoun
     """
     assert has_null(rule)
     select = RULES[COUNTED_AS.get(rule.name, rule.name)]
-    labels_NP, _ = labelings(batch.unsafe_P, batch.strata_P, num_draws, batch.generator("null"))
+    labels_NP, _ = labelings(batch.unsafe_P, batch.design, num_draws, batch.generator("null"))
     numbers_N = [int(select(batch.relabelled(unsafe_P), rule).sum()) for unsafe_P in labels_NP]
     return NullCount(float(np.mean(numbers_N)), float(np.quantile(numbers_N, 0.95, method="higher")))

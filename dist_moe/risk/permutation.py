@@ -1,7 +1,7 @@
 """Could a difference as large come from labels that mean nothing? All experts at once, with the prompt as the unit.
 
-Tokens of one prompt go to the same experts, so tests on tokens call nearly everything significant. Here the labels
-of whole prompts are exchanged.
+Tokens of one prompt go to the same experts, and so do the rows of one prompt, so tests on tokens or rows call nearly
+everything significant. Here the labels of whole prompts are exchanged.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 
 from dist_moe.risk.contrast import Estimate, risk_diffs
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.design import Design
 from dist_moe.risk.estimates import risk_diff
 from dist_moe.risk.labelings import labelings
 
@@ -38,7 +39,7 @@ class PermutationTest:
 def permutation_test(
     counts: RoutingCounts,
     unsafe_P: np.ndarray,
-    strata_P: np.ndarray,
+    design: Design,
     *,
     num_permutations: int,
     estimate: Estimate,
@@ -54,11 +55,11 @@ def permutation_test(
     p = #{>= observed} / N over all N labelings where they can be listed, else (1 + #{>= observed}) / (1 + N) over N
     drawn ones (Phipson, Smyth 2010), which is never 0.
     """
-    labels_NP, exact = labelings(unsafe_P, strata_P, num_permutations, generator)
+    labels_NP, exact = labelings(unsafe_P, design, num_permutations, generator)
     observed_X = risk_diff(counts, unsafe_P, estimate).ravel() - TIE
     unit_X = np.ones(observed_X.size)
     if statistic == "standardized":
-        spread_X = spread_over_labelings(counts, unsafe_P, strata_P, estimate).ravel()
+        spread_X = spread_over_labelings(counts, unsafe_P, design, estimate).ravel()
         if (spread_X > TIE).any():
             unit_X = spread_X + np.median(spread_X[spread_X > TIE])
     reached_X = np.empty(observed_X.size, np.int64)
@@ -80,24 +81,24 @@ def permutation_test(
 
 
 def spread_over_labelings(
-    counts: RoutingCounts, unsafe_P: np.ndarray, strata_P: np.ndarray, estimate: Estimate
+    counts: RoutingCounts, unsafe_P: np.ndarray, design: Design, estimate: Estimate
 ) -> np.ndarray:
     """Standard deviation of risk_diff over all labelings, to first order and but for a factor that all experts share.
 
-    With z = c - r t (micro; r the rate of all prompts) or c / t (macro), the sum of the unsafe prompts' z has the
-    variance a (n - a) / (n (n - 1)) Σ (z - mean z)² in a stratum of n prompts, a of them unsafe (sampling without
-    replacement, Cochran 1977, ch. 2); strata add. float64 [L, E].
+    With z the sum over a block's rows of c - r t (micro; r the rate of all prompts) or c / t (macro), the sum of the
+    unsafe blocks' z has the variance a (n - a) / (n (n - 1)) Σ (z - mean z)² in a stratum of n blocks, a of them unsafe
+    (sampling without replacement, Cochran 1977, ch. 2); strata add. float64 [L, E].
     """
     rate_LE = counts.counts_PLE.sum(axis=0) / counts.tokens_P.sum()
     variance_LE = np.zeros(rate_LE.shape)
-    for stratum in np.unique(strata_P):
-        members_P = strata_P == stratum
-        size, unsafe = int(members_P.sum()), int(unsafe_P[members_P].sum())
+    for rows_KR in design.strata():
+        size, unsafe = len(rows_KR), int(unsafe_P[rows_KR[:, 0]].sum())
         if 0 < unsafe < size:
-            counts_NLE, tokens_N11 = counts.counts_PLE[members_P], counts.tokens_P[members_P, None, None]
-            value_NLE = counts_NLE - rate_LE * tokens_N11 if estimate == "micro" else counts_NLE / tokens_N11
-            value_NLE -= value_NLE.mean(axis=0)
-            variance_LE += unsafe * (size - unsafe) / (size * (size - 1)) * (value_NLE**2).sum(axis=0)
+            counts_KRLE, tokens_KR11 = counts.counts_PLE[rows_KR], counts.tokens_P[rows_KR][..., None, None]
+            value_KRLE = counts_KRLE - rate_LE * tokens_KR11 if estimate == "micro" else counts_KRLE / tokens_KR11
+            value_KLE = value_KRLE.sum(axis=1)
+            value_KLE -= value_KLE.mean(axis=0)
+            variance_LE += unsafe * (size - unsafe) / (size * (size - 1)) * (value_KLE**2).sum(axis=0)
     return np.sqrt(variance_LE)
 
 

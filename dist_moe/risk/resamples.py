@@ -1,40 +1,42 @@
-"""Other draws of a batch's prompts: bootstrap samples and half-samples. Pairs are drawn as wholes."""
+"""Other draws of a batch's prompts: bootstrap samples and half-samples. Units, prompts or pairs of them, are drawn as
+wholes.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from dist_moe.risk.labelings import units_of
+from dist_moe.risk.design import Design
 
 
 def bootstrap_weights(
-    unsafe_P: np.ndarray, strata_P: np.ndarray, num_resamples: int, generator: np.random.Generator
+    unsafe_P: np.ndarray, design: Design, num_resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """int64 [N, P]: how often each prompt is drawn when pairs, and each arm's other prompts, are resampled with
-    replacement, each kind to its own number."""
+    """int64 [N, P]: how often each row is drawn when units are resampled with replacement, those of each arm alone and
+    those of both each to their own number."""
     weights_NP = np.zeros((num_resamples, len(unsafe_P)), np.int64)
-    for units_UM in units_of(unsafe_P, strata_P):
-        if number := len(units_UM):
+    for units in design.units(unsafe_P):
+        if number := units.number:
             times_NU = generator.multinomial(number, np.full(number, 1 / number), size=num_resamples)
-            weights_NP[:, units_UM] = times_NU[:, :, None]
+            weights_NP[:, units.rows_R] = times_NU[:, units.unit_R]
     return weights_NP
 
 
 def half_samples(
-    unsafe_P: np.ndarray, strata_P: np.ndarray, num_resamples: int, generator: np.random.Generator
+    unsafe_P: np.ndarray, design: Design, num_resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """bool [N, P]: half of the pairs, and half of each arm's other prompts, drawn without replacement.
+    """bool [N, P]: half of the units of each arm alone, and half of those of both, drawn without replacement.
 
-    Rounded down, but an arm that were left empty by that keeps its pair or, without one, its prompt.
+    Rounded down, but an arm that were left empty by that keeps its unit of both or, without one, its own.
     """
     chosen_NP = np.zeros((num_resamples, len(unsafe_P)), np.bool_)
-    units = units_of(unsafe_P, strata_P)
-    *halves, pairs = [len(units_UM) // 2 for units_UM in units]
-    if len(units[-1]) == 1 and 0 in halves:
-        pairs = 1
-    elif not pairs:
+    kinds = design.units(unsafe_P)
+    *halves, both = [units.number // 2 for units in kinds]
+    if kinds[-1].number == 1 and 0 in halves:
+        both = 1
+    elif not both:
         halves = [max(1, half) for half in halves]
-    for units_UM, half in zip(units, (*halves, pairs), strict=True):
-        first_NU = np.broadcast_to(np.arange(len(units_UM)) < half, (num_resamples, len(units_UM)))
-        chosen_NP[:, units_UM] = generator.permuted(first_NU, axis=1)[:, :, None]
+    for units, half in zip(kinds, (*halves, both), strict=True):
+        first_NU = np.broadcast_to(np.arange(units.number) < half, (num_resamples, units.number))
+        chosen_NP[:, units.rows_R] = generator.permuted(first_NU, axis=1)[:, units.unit_R]
     return chosen_NP

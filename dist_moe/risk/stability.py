@@ -14,11 +14,13 @@ def stability(batch: Evidence, rule: SelectionRule) -> np.ndarray:
     """Share of half-samples in which the batch's own rule selects each expert, float64 [L, E].
 
     `significant` would need a test of each half-sample, and `stable` is a frequency itself: theirs is that of threshold
-    and top_k, as is that of the controls.
+    and top_k, as is that of the controls. 0 where an arm has one prompt.
     """
     if rule.name not in WHOLE_RULES:
         return batch.frequency_LE(rule, OF_DIFFERENCE.get(rule.name, threshold_top_k))
     times_LE = np.zeros(batch.counts.counts_PLE.shape[1:], np.int64)
+    if not batch.can_be_halved:
+        return times_LE.astype(np.float64)
     for chosen_P in batch.half_samples_NP:
         times_LE += RULES[rule.name](batch.of(chosen_P), rule)
     return times_LE / len(batch.half_samples_NP)

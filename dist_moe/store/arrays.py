@@ -36,7 +36,10 @@ def attributes(plan: StorePlan) -> dict[str, Any]:
 
 def plan_arrays(plan: StorePlan) -> dict[str, np.ndarray]:
     """Arrays that are known before anything was counted; each is one file."""
+    kin, template_P = plan.kinship, plan.template_P
     return {
+        **({} if kin is None else {"prompt_clusters": kin.cluster_P, "prompt_pairs": kin.pair_P}),
+        **({} if template_P is None else {"prompt_template_tokens": template_P.astype(np.int32)}),
         "prompt_ids": encode_texts(plan.prompt_ids),
         "prompt_unsafe": plan.unsafe_P,
         "prompt_batch": plan.batch_of_P.astype(np.int32),

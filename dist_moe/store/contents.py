@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dist_moe.risk.counts import RoutingCounts, concatenate
+from dist_moe.risk.design import Kinship
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.select import SelectionRule
 from dist_moe.risk.table import RiskTable
@@ -39,6 +40,10 @@ class StorePlan:
     """Further results by name: NumPy type ("float32" or "int32"), and 3 for [B, L, E] or 1 for [B]."""
     tables: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Further measurements of prompts likewise, [P, L, E] or [P]."""
+    kinship: Kinship | None = None
+    """Which rows are of one prompt, or pairs; `batch_P` is `batch_of_P`. None: nobody knows, as of an imported file."""
+    template_P: np.ndarray | None = None
+    """int [P]: how many of a row's counted tokens are the chat template's. None: none are, or nobody knows."""
     part: tuple[int, int] | None = None
     """Of a store with a part of an analysis: its first batch in the whole plan, and how many batches that has."""
 
@@ -50,6 +55,11 @@ class StorePlan:
         assert (np.diff(self.batch_of_P) >= 0).all(), "prompts are not in the order of their batches"
         assert ((self.batch_of_P >= 0) & (self.batch_of_P < num_batches)).all()
         assert {"model_hash", "tokenizer_hash", "data_hash"} <= self.provenance.keys()
+        if self.kinship is not None:
+            assert self.kinship.cluster_P.dtype == self.kinship.pair_P.dtype == np.uint64
+            assert (self.kinship.batch_P == self.batch_of_P).all()
+            assert self.kinship.cluster_P.shape == self.kinship.pair_P.shape == self.unsafe_P.shape
+        assert self.template_P is None or self.template_P.shape == self.unsafe_P.shape
         if self.part is not None:
             assert 0 <= self.part[0] <= self.part[0] + num_batches <= self.part[1]
         for name, (dtype, ndim) in (*self.statistics.items(), *self.tables.items()):

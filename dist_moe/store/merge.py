@@ -8,12 +8,13 @@ import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.files import atomic_directory
+from dist_moe.risk.design import joined
 from dist_moe.store.contents import BatchResults, StorePlan, concatenate_results
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import stored_plan, stored_results
 from dist_moe.store.write import StoreWriter
 
-OF_THE_PART = {"format_version", "dist_moe_version", "part"}
+OF_THE_PART = {"format_version", "dist_moe_version", "part", "arms"}
 OF_NEWER = {"num_experts", "statistics", "tables"}
 """Attributes that older stores do not have; they are compared by what they say of."""
 
@@ -47,9 +48,21 @@ def _require_same(one: MaskStore, other: MaskStore) -> None:
             name, here, there = f"{name}.{key}", here.get(key), there.get(key)
         if here != there:
             raise UserError(f"{one.path} and {other.path} are not of one analysis: {name} is {here!r} and {there!r}")
-    contents = [(store.num_experts, set(store.statistics), set(store.tables)) for store in (one, other)]
+    contents = [
+        (
+            store.num_experts,
+            set(store.statistics),
+            set(store.tables),
+            store.kinship is None,
+            store.template_tokens is None,
+        )
+        for store in (one, other)
+    ]
     if contents[0] != contents[1]:
-        raise UserError(f"{one.path} and {other.path} are not of one analysis: other experts, statistics or tables")
+        raise UserError(
+            f"{one.path} and {other.path} are not of one analysis: other experts, statistics or tables, or only one "
+            "says which rows are of one prompt"
+        )
 
 
 def _in_order(stores: Sequence[MaskStore]) -> Sequence[MaskStore]:
@@ -85,13 +98,18 @@ def _require_disjoint(stores: Sequence[MaskStore]) -> None:
 
 def _joined(plans: Sequence[StorePlan]) -> StorePlan:
     first = np.cumsum([0, *(len(plan.batch_ids) for plan in plans)])
+    batch_of_P = np.concatenate([plan.batch_of_P + start for plan, start in zip(plans, first, strict=False)])
+    kin = [plan.kinship for plan in plans if plan.kinship is not None]
+    template = [plan.template_P for plan in plans if plan.template_P is not None]
     return replace(
         plans[0],
         prompt_ids=tuple(prompt for plan in plans for prompt in plan.prompt_ids),
         unsafe_P=np.concatenate([plan.unsafe_P for plan in plans]),
-        batch_of_P=np.concatenate([plan.batch_of_P + start for plan, start in zip(plans, first, strict=False)]),
+        batch_of_P=batch_of_P,
         batch_ids=tuple(batch for plan in plans for batch in plan.batch_ids),
         categories=tuple(category for plan in plans for category in plan.categories),
+        kinship=joined(kin, batch_of_P) if kin else None,
+        template_P=np.concatenate(template) if template else None,
         part=None,
     )
 

@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.risk.counts import RoutingCounts, concatenate
+from dist_moe.risk.design import Kinship
 from dist_moe.risk.frames import risk_frame, select_head
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.select import SelectionRule, selection_order
 from dist_moe.risk.table import RiskTable, mean_of_batches, pooled_risk
+from dist_moe.store.facts import warnings
 from dist_moe.store.files import CheckedFiles, Damage, damaged
 from dist_moe.store.layout import prompt_array, statistic_array
 from dist_moe.store.root import Attributes, read_root
@@ -221,6 +223,25 @@ class MaskStore:
     def prompts(self) -> pd.DataFrame:
         """One line for each of the P prompts: id, unsafe, batch, tokens (counted ones)."""
         return self.planned_prompts.assign(tokens=self.prompt_tokens[:])
+
+    @cached_property
+    def kinship(self) -> Kinship | None:
+        """Which rows are of one prompt, or pairs; None where the store does not know."""
+        if "prompt_clusters" not in self.files.array_digests:
+            return None
+        cluster_P, pair_P = (self.files.array(name)[:] for name in ("prompt_clusters", "prompt_pairs"))
+        return Kinship(cluster_P, pair_P, self.files.array("prompt_batch")[:].astype(np.int64))
+
+    @cached_property
+    def template_tokens(self) -> np.ndarray | None:
+        """int32 [P]: how many of a row's counted tokens are the chat template's; None where the store does not know."""
+        name = "prompt_template_tokens"
+        return self.files.array(name)[:] if name in self.files.array_digests else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may make a difference of routing that is no risk, a line each."""
+        return tuple(warnings(self.attributes.get("arms", {}), self.counted_tokens, len(self.batch_ids)))
 
     @cached_property
     def batches(self) -> tuple[BatchInfo, ...]:

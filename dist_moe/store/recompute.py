@@ -7,6 +7,7 @@ import numpy as np
 from dist_moe.config.schema import StatisticsConfig
 from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.design import Kinship
 from dist_moe.risk.evidence import evidence
 from dist_moe.risk.masks import ExpertMasks
 from dist_moe.risk.rules import TABLE_OF, select_mask
@@ -41,6 +42,8 @@ def stored_plan(store: MaskStore) -> StorePlan:
         provenance=store.provenance,
         statistics={name: _kind(store, statistic_array(name)) for name in store.statistic_names},
         tables={name: _kind(store, prompt_array(name)) for name in store.table_names},
+        kinship=store.kinship,
+        template_P=store.template_tokens,
         part=None if part is None else (part.first_batch, part.num_batches),
     )
 
@@ -90,8 +93,8 @@ def recomputed_masks(
     masks_BLE = np.zeros((num_batches, *counts.counts_PLE.shape[1:]), np.bool_)
     for batch, rows in enumerate(map(slice, starts[:-1], starts[1:])):
         of_batch = counts.of(rows)
-        no_pairs_P = np.zeros(of_batch.num_prompts, np.int64)
-        found = evidence(of_batch, unsafe_P[rows], no_pairs_P, StatisticsConfig(), seed=0, batch=batch)
+        kinship = Kinship.none(batch_of_P[rows])
+        found = evidence(of_batch, unsafe_P[rows], kinship, StatisticsConfig(), seed=0, batch=batch)
         masks_BLE[batch] = select_mask(found, rule)
     return ExpertMasks(masks_BLE)
 

@@ -27,6 +27,9 @@ PLAN_TYPES = {
     "prompt_batch": np.int32,
     "batch_ids": np.uint8,
     "batch_categories": np.uint8,
+    "prompt_clusters": np.uint64,
+    "prompt_pairs": np.uint64,
+    "prompt_template_tokens": np.int32,
 }
 
 

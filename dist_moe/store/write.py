@@ -11,14 +11,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dist_moe.errors import UserError
 from dist_moe.files import atomic_directory, read_json, write_bytes_atomic
 from dist_moe.store.arrays import attributes, plan_arrays, result_files, result_specs
 from dist_moe.store.contents import BatchResults, StorePlan
-from dist_moe.store.layout import FACTS, ROOT_METADATA, SUMS, WRITING, parse_sums, root_digest, sha256, sums_text
+from dist_moe.store.facts import arm_facts
+from dist_moe.store.layout import (
+    FACTS,
+    ROOT_METADATA,
+    SUMS,
+    WRITING,
+    parse_sums,
+    prompt_array,
+    root_digest,
+    sha256,
+    sums_text,
+)
 from dist_moe.store.root import read_root
 from dist_moe.store.source import Directory
-from dist_moe.store.zarr_arrays import METADATA, array_metadata, encode_file, plain
+from dist_moe.store.zarr_arrays import METADATA, array_metadata, decode_rows, encode_file, plain
 
 
 def write_store(path: Path, plan: StorePlan, results: BatchResults, *, overwrite: bool = False) -> None:
@@ -118,6 +131,7 @@ class StoreWriter:
             self._put(f"{name}/{SUMS}", text)
             digests[name] = sha256(text)
         root: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": attributes(self.plan)}
+        root["attributes"]["arms"] = arm_facts(self.plan, self._tokens_P())
         root = json.loads(json.dumps(root))
         root["attributes"]["complete"] = {"arrays": digests, "digest": root_digest(root, digests)}
         self._put(ROOT_METADATA, json.dumps(root, indent=2).encode())
@@ -143,7 +157,7 @@ class StoreWriter:
             found = parse_sums((self.path / name / SUMS).read_bytes())
             sums |= {f"{name}/{file}": digest for file, digest in found.items() if file != METADATA}
         return {
-            "attributes": {name: value for name, value in of_root.items() if name != "complete"},
+            "attributes": {name: value for name, value in of_root.items() if name not in ("complete", "arms")},
             "plan": sha256(sums_text(sums)),
         }
 
@@ -172,6 +186,18 @@ class StoreWriter:
         for index in range(self.num_steps):
             sums |= parse_sums(self._record(index).read_bytes())
         return sums
+
+    def _tokens_P(self) -> np.ndarray:
+        """How many tokens of each prompt were counted, from what all have written."""
+        name, tokens = prompt_array("tokens"), []
+        spec, num_prompts_B = self._specs[name], np.diff(self.plan.starts_B1)
+        for step in range(self.num_steps):
+            batches = self.batches(step)
+            data = (self.path / name / spec.file(step)).read_bytes()
+            tokens_BS = decode_rows(spec, data, 0, len(batches))
+            there_BS = np.arange(tokens_BS.shape[1]) < num_prompts_B[batches.start : batches.stop, None]
+            tokens.append(tokens_BS[there_BS])
+        return np.concatenate(tokens)
 
     def _put(self, key: str, data: bytes) -> None:
         path = self.path / key

@@ -201,6 +201,7 @@ def _store_plan(
         provenance=_provenance(config, inputs, passes),
         statistics=statistic_kinds(rule, config.analysis.statistics),
         tables=tables,
+        kinship=labels.kinship,
     )
 
 
@@ -210,6 +211,7 @@ def _labels(inputs: Inputs) -> LabelledBatches:
     return labelled(
         [len(batch.rows) for batch in batches],
         [row.unsafe for row in rows],
+        [row.question for row in rows],
         [row.pair_id for row in rows],
         [batch_name(i, batch.category, batch.id) for i, batch in enumerate(batches)],
     )

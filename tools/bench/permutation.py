@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.design import Kinship
 from dist_moe.risk.permutation import PermutationTest, permutation_test
 from tools.bench.setup import Options
 from tools.bench.timing import Comparison, measure
@@ -29,7 +30,7 @@ def bench_permutation(options: Options) -> list[Comparison]:
         return permutation_test(
             counts,
             unsafe_P,
-            np.zeros(PROMPTS, np.int64),
+            Kinship.none(np.zeros(PROMPTS, np.int64)).design(unsafe_P),
             num_permutations=number,
             estimate="micro",
             statistic="difference",

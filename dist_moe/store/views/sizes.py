@@ -52,6 +52,8 @@ def summary(store: MaskStore) -> View:
         "batches_with_none": int((num_B == 0).sum()),
         "union_experts": int(union_LE.sum()),
         "all_experts": union_LE.size,
+        "arms": store.attributes.get("arms", {}),
+        "warnings": list(store.warnings),
         "provenance": store.provenance,
     }
     return View(facts, {"batches": batches, "layers": layers})

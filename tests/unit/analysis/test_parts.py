@@ -17,7 +17,8 @@ from tests.unit.risk.prompts import random_counts
 SIZES = (4, 4, 6, 4, 4)
 UNSAFE = [number >= size // 2 for size in SIZES for number in range(size)]
 PAIRS = [None, "a", "a", None] + [None] * 18
-LABELS = labelled(SIZES, UNSAFE, PAIRS, [f"batch {i}" for i in range(5)])
+TEXTS = [str(row) for row in range(22)]
+LABELS = labelled(SIZES, UNSAFE, TEXTS, PAIRS, [f"batch {i}" for i in range(5)])
 COUNTS = random_counts(0, len(UNSAFE))
 COUNTS = dataclasses.replace(
     COUNTS,
@@ -97,8 +98,10 @@ def test_nothing_is_taken_for_other_rows_labels_or_settings(tmp_path):
         assert others.missing(range(3)) == [0, 1, 2]
     swapped = all_parts(tmp_path, rows=lambda batch: rows_of(batch)[::-1] if batch == 3 else rows_of(batch))
     assert swapped.missing(range(3)) == [1]
-    unpaired = dataclasses.replace(LABELS, pair_ids=(None,) * 22)
+    unpaired = labelled(SIZES, UNSAFE, TEXTS, [None] * 22, LABELS.names)
     assert all_parts(tmp_path, labels=unpaired).missing(range(3)) == [0]
+    clustered = labelled(SIZES, UNSAFE, [*TEXTS[:-1], TEXTS[-2]], PAIRS, LABELS.names)
+    assert all_parts(tmp_path, labels=clustered).missing(range(3)) == [2]
     turned = dataclasses.replace(LABELS, unsafe_P=~LABELS.unsafe_P)
     assert all_parts(tmp_path, labels=turned).missing(range(3)) == [0, 1, 2]
 
@@ -139,7 +142,8 @@ def test_a_batch_without_tokens_in_an_arm_is_refused_and_not_kept(tmp_path):
 
 def test_labels_of_some_batches_are_theirs():
     some = LABELS.of(range(1, 3)).of(range(2, 3))
-    assert (some.first, some.starts, some.names, some.pair_ids) == (2, (0, 6), ("batch 2",), (None,) * 6)
+    assert (some.first, some.starts, some.names) == (2, (0, 6), ("batch 2",))
+    assert some.kinship.cluster_P.tolist() == LABELS.kinship.cluster_P[8:14].tolist()
     (batch,) = some.evidence(COUNTS.of(slice(8, 14)), StatisticsConfig(), seed=3)
     assert (batch.seed, batch.batch) == (3, 2)
     assert batch.unsafe_P.tolist() == UNSAFE[8:14]

@@ -8,7 +8,7 @@ from dist_moe.analysis.statistics import batch_results, selection_rule, statisti
 from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
 from dist_moe.errors import UserError
 from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.labelings import labelings, num_labelings, units_of
+from dist_moe.risk.labelings import labelings, num_labelings
 from dist_moe.risk.permutation import benjamini_hochberg
 from dist_moe.risk.population import PopulationSums
 from dist_moe.risk.rules import TABLE_OF
@@ -19,7 +19,8 @@ from tests.unit.risk.prompts import random_counts
 SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
 COUNTS, UNSAFE_P = random_counts(0, 32), np.tile(np.arange(16) >= 8, 2)
 PAIRS = [*(["a", None, "b"] + [None] * 5), *(["a", None, "b"] + [None] * 5), *[None] * 16]
-LABELS = labelled((16, 16), UNSAFE_P.tolist(), PAIRS, ("batch 0", "batch 1"))
+TEXTS = [str(row) for row in range(32)]
+LABELS = labelled((16, 16), UNSAFE_P.tolist(), TEXTS, PAIRS, ("batch 0", "batch 1"))
 ALL = list(LABELS.evidence(COUNTS, SETTINGS, seed=3))
 POPULATION = (PopulationSums.of(ALL[0]) + PopulationSums.of(ALL[1])).population()
 RULE = SelectionRule(threshold=0.05, top_k=5)
@@ -35,27 +36,27 @@ def test_each_batch_has_its_own_prompts(batches):
         rows = slice(16 * index, 16 * index + 16)
         assert (batch.counts.counts_PLE == COUNTS.counts_PLE[rows]).all()
         assert (batch.seed, batch.batch) == (3, index)
-    assert num_labelings(batches[0].unsafe_P, batches[0].strata_P) == 2 * 2 * 924
-    assert num_labelings(batches[1].unsafe_P, batches[1].strata_P) == 12870
+    assert num_labelings(batches[0].unsafe_P, batches[0].design) == 2 * 2 * 924
+    assert num_labelings(batches[1].unsafe_P, batches[1].design) == 12870
 
 
 def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs():
     pooled = LABELS.pooled(COUNTS, SETTINGS, seed=3)
-    assert num_labelings(pooled.unsafe_P, pooled.strata_P) == 2 * 2 * 924 * 12870
-    assert units_of(pooled.unsafe_P, pooled.strata_P)[2].tolist() == [[0, 8], [2, 10]]
-    labels_NP, _ = labelings(pooled.unsafe_P, pooled.strata_P, 50, np.random.default_rng(0))
+    assert num_labelings(pooled.unsafe_P, pooled.design) == 2 * 2 * 924 * 12870
+    assert pooled.design.units(pooled.unsafe_P)[2].rows_R.tolist() == [0, 8, 2, 10]
+    labels_NP, _ = labelings(pooled.unsafe_P, pooled.design, 50, np.random.default_rng(0))
     assert (labels_NP[:, :16].sum(axis=1) == 8).all()
     assert (labels_NP[:, 0] != labels_NP[:, 8]).all()
 
 
 def test_a_prompt_whose_partner_has_no_counted_token_exchanges_labels_in_its_own_batch():
-    labels = labelled((16, 16), UNSAFE_P.tolist(), [*[None] * 16, *PAIRS[:16]], ("batch 0", "batch 1"))
+    labels = labelled((16, 16), UNSAFE_P.tolist(), TEXTS, [*[None] * 16, *PAIRS[:16]], ("batch 0", "batch 1"))
     tokens_P = COUNTS.tokens_P * (np.arange(32) != 24)  # the partner of 16
     counts = RoutingCounts(COUNTS.counts_PLE * (tokens_P > 0)[:, None, None], tokens_P, COUNTS.experts_per_token)
     pooled = labels.pooled(counts, SETTINGS, seed=3)
     # 13 prompts of the second batch have no partner, 7 of them safe; one pair is left
-    assert num_labelings(pooled.unsafe_P, pooled.strata_P) == 12870 * 1716 * 2
-    assert units_of(pooled.unsafe_P, pooled.strata_P)[2].tolist() == [[18, 25]]
+    assert num_labelings(pooled.unsafe_P, pooled.design) == 12870 * 1716 * 2
+    assert pooled.design.units(pooled.unsafe_P)[2].rows_R.tolist() == [18, 25]
 
 
 def test_too_many_prompts_are_not_tested_together(monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 
 from dist_moe.config.schema import StatisticsConfig
 from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.design import Design, Kinship
 from dist_moe.risk.evidence import Evidence, evidence
 from dist_moe.risk.population import PopulationSums
 
@@ -31,11 +32,23 @@ def half_unsafe(num_prompts):
     return np.arange(num_prompts) >= num_prompts // 2
 
 
+def kin(pair_P, cluster_P=None):
+    """Of rows of one batch: pairs by number from 1, 0 for none, and clusters; without them each row is its own."""
+    pair_P = np.array(pair_P)
+    cluster_P = np.arange(len(pair_P)) if cluster_P is None else np.array(cluster_P)
+    return Kinship(cluster_P.astype(np.uint64), pair_P.astype(np.uint64), np.zeros(len(pair_P), np.int64))
+
+
+def paired(unsafe_P, pair_P) -> Design:
+    """The design of rows that each have a prompt of their own."""
+    return kin(pair_P).design(unsafe_P)
+
+
 def batch_of(seed, num_prompts=16, index=0, run_seed=0, shape=(3, 6, 2), **settings) -> Evidence:
     return evidence(
         random_counts(seed, num_prompts, *shape),
         half_unsafe(num_prompts),
-        np.zeros(num_prompts, np.int64),
+        Kinship.none(np.zeros(num_prompts, np.int64)),
         StatisticsConfig(**{"permutations": 200, "resamples": 40, "null_draws": 20} | settings),
         run_seed,
         index,

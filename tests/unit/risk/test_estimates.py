@@ -7,7 +7,7 @@ from dist_moe.risk.estimates import bootstrap_interval, risk_diff, sampling_vari
 from dist_moe.risk.resamples import bootstrap_weights
 from dist_moe.risk.simulate import Scenario, intervals
 from dist_moe.risk.table import risk_table
-from tests.unit.risk.prompts import half_unsafe, random_counts, slow_risk_diff
+from tests.unit.risk.prompts import half_unsafe, paired, random_counts, slow_risk_diff
 
 COUNTS, UNSAFE_P = random_counts(0, 12), half_unsafe(12)
 NO_PAIRS, PAIRS_P = np.zeros(12, np.int64), np.tile(np.arange(1, 7), 2)
@@ -38,7 +38,7 @@ def test_micro_is_the_stored_risk_diff_bit_for_bit():
 @pytest.mark.parametrize("strata_P", [NO_PAIRS, MIXED_P, PAIRS_P])
 def test_interval_is_that_of_resampled_prompts(estimate, strata_P, monkeypatch):
     monkeypatch.setattr(contrast, "VALUES_AT_ONCE", 150)  # several experts at a time
-    weights_NP = bootstrap_weights(UNSAFE_P, strata_P, 30, np.random.default_rng(5))
+    weights_NP = bootstrap_weights(UNSAFE_P, paired(UNSAFE_P, strata_P), 30, np.random.default_rng(5))
     assert (weights_NP[:, UNSAFE_P].sum(axis=1) == 6).all()
     assert (weights_NP[:, ~UNSAFE_P].sum(axis=1) == 6).all()
     rows_N = [np.repeat(np.arange(12), weights_P) for weights_P in weights_NP]
@@ -46,7 +46,7 @@ def test_interval_is_that_of_resampled_prompts(estimate, strata_P, monkeypatch):
     ends = bootstrap_interval(
         COUNTS,
         UNSAFE_P,
-        strata_P,
+        paired(UNSAFE_P, strata_P),
         estimate=estimate,
         num_resamples=30,
         confidence=0.8,
@@ -55,9 +55,9 @@ def test_interval_is_that_of_resampled_prompts(estimate, strata_P, monkeypatch):
     np.testing.assert_allclose(ends, np.quantile(diff_NLE, [0.1, 0.9], axis=0), atol=1e-14)
 
 
-def simulated(size, *, with_pairs=True, **changes):
+def simulated(size, *, as_rows=False, **changes):
     scenario = Scenario(num_layers=2, num_experts=32, num_safe=size, num_unsafe=size, **changes)
-    return intervals(scenario, num_batches=30, num_resamples=300, with_pairs=with_pairs, seed=0)
+    return intervals(scenario, num_batches=30, num_resamples=300, as_rows=as_rows, seed=0)
 
 
 def test_intervals_of_few_prompts_are_too_short_and_of_more_less_so():
@@ -65,7 +65,7 @@ def test_intervals_of_few_prompts_are_too_short_and_of_more_less_so():
 
 
 def test_intervals_of_pairs_with_much_in_common_are_right_and_shorter_than_of_prompts_on_their_own():
-    pairs, apart = (simulated(48, spread=0.5, pair_spread=2.0, with_pairs=given) for given in (True, False))
+    pairs, apart = (simulated(48, spread=0.5, pair_spread=2.0, as_rows=given) for given in (False, True))
     assert 0.91 < pairs.coverage < 0.96
     assert apart.coverage > 0.99
     assert pairs.length < 0.5 * apart.length
@@ -95,7 +95,7 @@ def slow_variance(counts, unsafe_P, strata_P):
 @pytest.mark.parametrize("strata_P", [NO_PAIRS, MIXED_P, PAIRS_P, ONE_PAIR_P, ONE_WITHOUT_P])
 def test_sampling_variance_is_the_stratified_linearised_one(strata_P):
     expected_LE = slow_variance(COUNTS, UNSAFE_P, strata_P)
-    np.testing.assert_allclose(sampling_variance(COUNTS, UNSAFE_P, strata_P), expected_LE, rtol=1e-12)
+    np.testing.assert_allclose(sampling_variance(COUNTS, UNSAFE_P, paired(UNSAFE_P, strata_P)), expected_LE, rtol=1e-12)
 
 
 def test_sampling_variance_is_the_variance_over_batches_of_one_population():
@@ -103,7 +103,7 @@ def test_sampling_variance_is_the_variance_over_batches_of_one_population():
     for seed in range(300):
         counts = random_counts(seed, 60, num_layers=1, num_experts=4)
         diffs.append(risk_diff(counts, half_unsafe(60), "micro"))
-        variances.append(sampling_variance(counts, half_unsafe(60), np.zeros(60, int)))
+        variances.append(sampling_variance(counts, half_unsafe(60), paired(half_unsafe(60), np.zeros(60, int))))
     np.testing.assert_allclose(np.mean(variances), np.var(diffs, ddof=1, axis=0).mean(), rtol=0.15)
 
 
@@ -116,8 +116,8 @@ def test_sampling_variance_of_pairs_is_the_variance_over_batches_too():
         counts_P = generator.binomial(10, rate_Q)
         counts = RoutingCounts(np.stack([counts_P, 10 - counts_P], axis=1)[:, None, :], np.full(80, 10), 1)
         diffs.append(risk_diff(counts, half_unsafe(80), "micro")[0, 0])
-        variances.append(sampling_variance(counts, half_unsafe(80), strata_P)[0, 0])
-        apart.append(sampling_variance(counts, half_unsafe(80), np.zeros(80, int))[0, 0])
+        variances.append(sampling_variance(counts, half_unsafe(80), paired(half_unsafe(80), strata_P))[0, 0])
+        apart.append(sampling_variance(counts, half_unsafe(80), paired(half_unsafe(80), np.zeros(80, int)))[0, 0])
     np.testing.assert_allclose(np.mean(variances), np.var(diffs, ddof=1), rtol=0.15)
     assert np.mean(apart) > 3 * np.mean(variances)
 
@@ -125,12 +125,14 @@ def test_sampling_variance_of_pairs_is_the_variance_over_batches_too():
 def test_sampling_variance_by_hand():
     # safe: rates 0 and 1 of one token each; unsafe: no spread. n / (n - 1) = 2, residuals 1/2 twice, (sum of t)^2 = 4
     counts = RoutingCounts(np.array([[[0, 1]], [[1, 0]], [[1, 1]], [[1, 1]]]), np.array([1, 1, 2, 2]), 1)
-    np.testing.assert_allclose(sampling_variance(counts, half_unsafe(4), np.zeros(4, int)), [[2 * 0.5 / 4] * 2])
+    np.testing.assert_allclose(
+        sampling_variance(counts, half_unsafe(4), paired(half_unsafe(4), np.zeros(4, int))), [[2 * 0.5 / 4] * 2]
+    )
 
 
 @pytest.mark.parametrize("strata_P", [[0, 0], [1, 1]])
 def test_one_prompt_says_nothing_of_spread(strata_P):
-    assert np.isinf(sampling_variance(random_counts(0, 2), half_unsafe(2), np.array(strata_P))).all()
+    assert np.isinf(sampling_variance(random_counts(0, 2), half_unsafe(2), paired(half_unsafe(2), strata_P))).all()
 
 
 def test_shrinkage_by_hand():

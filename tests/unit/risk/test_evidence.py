@@ -5,10 +5,11 @@ import numpy as np
 from dist_moe.risk.estimates import bootstrap_interval, sampling_variance
 from dist_moe.risk.resamples import half_samples
 from dist_moe.risk.select import SelectionRule, unsafe_experts
-from tests.unit.risk.prompts import batch_of, slow_risk_diff
+from tests.unit.risk.prompts import batch_of, paired, slow_risk_diff
 
 PAIRS_P = np.tile([1, 2, 3, 4, 5, 0, 0, 0], 2)
-BATCH = replace(batch_of(0), strata_P=PAIRS_P)
+UNPAIRED = batch_of(0)
+BATCH = replace(UNPAIRED, design=paired(UNPAIRED.unsafe_P, PAIRS_P))
 
 
 def test_intervals_are_of_pairs():
@@ -16,13 +17,13 @@ def test_intervals_are_of_pairs():
         bootstrap_interval(
             BATCH.counts,
             BATCH.unsafe_P,
-            strata_P,
+            batch.design,
             estimate="micro",
             num_resamples=40,
             confidence=0.95,
             generator=BATCH.generator("bootstrap"),
         )
-        for strata_P in (PAIRS_P, 0 * PAIRS_P)
+        for batch in (BATCH, UNPAIRED)
     )
     assert (np.array(BATCH.interval) == interval).all()
     assert (np.array(interval) != apart).any()
@@ -30,7 +31,7 @@ def test_intervals_are_of_pairs():
 
 def test_variance_is_of_pairs():
     variance_LE, apart_LE = (
-        sampling_variance(BATCH.counts, BATCH.unsafe_P, strata_P) for strata_P in (PAIRS_P, 0 * PAIRS_P)
+        sampling_variance(BATCH.counts, BATCH.unsafe_P, batch.design) for batch in (BATCH, UNPAIRED)
     )
     assert (BATCH.variance_LE == variance_LE).all()
     assert (variance_LE != apart_LE).any()
@@ -38,7 +39,7 @@ def test_variance_is_of_pairs():
 
 def test_stability_is_of_pairs():
     times_LE = np.zeros((3, 6))
-    for chosen_P in half_samples(BATCH.unsafe_P, PAIRS_P, 40, BATCH.generator("half-samples")):
+    for chosen_P in half_samples(BATCH.unsafe_P, BATCH.design, 40, BATCH.generator("half-samples")):
         diff_LE = slow_risk_diff(BATCH.counts, BATCH.unsafe_P, np.nonzero(chosen_P)[0], "micro")
         for place in unsafe_experts(diff_LE, 0.05, 5):
             times_LE[place] += 1
@@ -59,5 +60,6 @@ def test_some_of_the_prompts_keep_their_pairs():
     half = BATCH.of(rows_P)
     assert (half.counts.counts_PLE == BATCH.counts.counts_PLE[rows_P]).all()
     assert half.unsafe_P.tolist() == [False] * 4 + [True] * 4
-    assert half.strata_P.tolist() == [1, 3, 0, 0, 1, 3, 0, 0]
+    assert half.design.units(half.unsafe_P)[2].rows_R.tolist() == [0, 4, 1, 5]
+    assert [rows_KR.tolist() for rows_KR in half.design.strata()] == [[[2], [3], [6], [7]], [[0], [4]], [[1], [5]]]
     assert (half.seed, half.batch, half.settings) == (BATCH.seed, BATCH.batch, BATCH.settings)

@@ -2,46 +2,34 @@ from itertools import permutations
 
 import numpy as np
 
-from dist_moe.risk.labelings import labelings, num_labelings, strata_of, units_of
-from tests.unit.risk.prompts import half_unsafe
+from dist_moe.risk.labelings import labelings, num_labelings
+from tests.unit.risk.prompts import half_unsafe, paired
 
 NO_PAIRS = np.zeros(6, np.int64)
 
 
-def test_only_complete_pairs_of_both_arms_are_strata():
-    unsafe_P = np.array([False, False, False, True, True, True, True])
-    assert strata_of(unsafe_P, ("a", "b", None, "a", "c", "c", None)).tolist() == [1, 0, 0, 1, 0, 0, 0]
-    assert strata_of(unsafe_P, ("a", "a", None, "a", "b", "b", "b")).tolist() == [0] * 7
-
-
-def test_units_are_pairs_and_prompts_without_a_partner_of_either_arm():
-    unsafe_P, strata_P = np.array([0, 0, 0, 1, 1, 1, 1]) == 1, np.array([2, -1, 7, 0, 7, -1, 2])
-    unsafe, safe, pairs = units_of(unsafe_P, strata_P)
-    assert unsafe.tolist() == [[3], [5]]
-    assert safe.tolist() == [[1]]
-    assert pairs.tolist() == [[0, 6], [2, 4]]
-
-
 def test_all_labelings_where_they_can_be_listed():
-    labels_NP, exact = labelings(half_unsafe(6), NO_PAIRS, 20, np.random.default_rng(0))
+    labels_NP, exact = labelings(half_unsafe(6), paired(half_unsafe(6), NO_PAIRS), 20, np.random.default_rng(0))
     assert exact
     assert set(map(tuple, labels_NP)) == set(permutations([False] * 3 + [True] * 3))
-    assert len(labels_NP) == num_labelings(half_unsafe(6), NO_PAIRS) == 20
+    assert len(labels_NP) == num_labelings(half_unsafe(6), paired(half_unsafe(6), NO_PAIRS)) == 20
 
 
 def test_pairs_swap_among_themselves_only():
     strata_P = np.array([1, 2, 0, 1, 2, 0])
-    labels_NP, exact = labelings(half_unsafe(6), strata_P, 100, np.random.default_rng(0))
+    labels_NP, exact = labelings(half_unsafe(6), paired(half_unsafe(6), strata_P), 100, np.random.default_rng(0))
     assert exact
     assert len(set(map(tuple, labels_NP))) == len(labels_NP) == 8
     assert (labels_NP[:, :3] != labels_NP[:, 3:]).all()
 
 
 def test_drawn_labelings_are_uniform_and_keep_the_arms_sizes():
-    labels_NP, exact = labelings(half_unsafe(6), NO_PAIRS, 19, np.random.default_rng(0))
+    labels_NP, exact = labelings(half_unsafe(6), paired(half_unsafe(6), NO_PAIRS), 19, np.random.default_rng(0))
     assert not exact
     assert labels_NP.shape == (19, 6)
-    labels_NP, _ = labelings(half_unsafe(16), np.zeros(16, int), 4000, np.random.default_rng(0))
+    labels_NP, _ = labelings(
+        half_unsafe(16), paired(half_unsafe(16), np.zeros(16, int)), 4000, np.random.default_rng(0)
+    )
     assert (labels_NP.sum(axis=1) == 8).all()
     np.testing.assert_allclose(labels_NP.mean(axis=0), 0.5, atol=0.04)
     assert abs((labels_NP[:, 0] & labels_NP[:, 15]).mean() - 8 / 16 * 7 / 15) < 0.03
@@ -49,7 +37,7 @@ def test_drawn_labelings_are_uniform_and_keep_the_arms_sizes():
 
 def test_drawn_labelings_of_pairs():
     strata_P = np.tile(np.arange(1, 9), 2)
-    labels_NP, exact = labelings(half_unsafe(16), strata_P, 255, np.random.default_rng(0))
+    labels_NP, exact = labelings(half_unsafe(16), paired(half_unsafe(16), strata_P), 255, np.random.default_rng(0))
     assert not exact
     assert (labels_NP[:, :8] != labels_NP[:, 8:]).all()
-    assert num_labelings(half_unsafe(16), strata_P) == 2**8
+    assert num_labelings(half_unsafe(16), paired(half_unsafe(16), strata_P)) == 2**8

@@ -13,7 +13,7 @@ RULE = SelectionRule(threshold=0.05, top_k=6)
 
 def test_the_rule_on_permuted_labels():
     batch, rule = batch_of(0), replace(RULE, top_k=50)
-    labels_NP, _ = labelings(batch.unsafe_P, batch.strata_P, 201, batch.generator("null"))
+    labels_NP, _ = labelings(batch.unsafe_P, batch.design, 201, batch.generator("null"))
     numbers = []
     for labels_P in labels_NP:
         diff_LE = slow_risk_diff(batch.counts, labels_P, range(16), "micro")

@@ -8,7 +8,7 @@ from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.labelings import labelings
 from dist_moe.risk.permutation import benjamini_hochberg, permutation_test
 from dist_moe.risk.simulate import Scenario, performance
-from tests.unit.risk.prompts import half_unsafe, random_counts, slow_risk_diff
+from tests.unit.risk.prompts import half_unsafe, paired, random_counts, slow_risk_diff
 
 
 def run(counts, unsafe_P, num, *, strata_P=None, estimate="micro", statistic="difference", seed=0):
@@ -16,7 +16,7 @@ def run(counts, unsafe_P, num, *, strata_P=None, estimate="micro", statistic="di
     return permutation_test(
         counts,
         unsafe_P,
-        strata_P,
+        paired(unsafe_P, strata_P),
         num_permutations=num,
         estimate=estimate,
         statistic=statistic,
@@ -52,7 +52,7 @@ def test_exact_test_against_all_labelings(estimate, monkeypatch):
 @pytest.mark.parametrize("strata_P", [np.zeros(16, int), np.tile(np.arange(1, 9), 2)])
 def test_drawn_test_against_its_labelings(strata_P):
     counts, unsafe_P = random_counts(2, 16), half_unsafe(16)
-    labels_NP, _ = labelings(unsafe_P, strata_P, 99, np.random.default_rng(3))
+    labels_NP, _ = labelings(unsafe_P, paired(unsafe_P, strata_P), 99, np.random.default_rng(3))
     p_LE, family_p_LE = slow_p(counts, unsafe_P, labels_NP, "micro", own=1)
     test = run(counts, unsafe_P, 99, strata_P=strata_P, seed=3)
     np.testing.assert_allclose(test.p_LE, p_LE)
@@ -66,7 +66,7 @@ def slow_unit(counts, unsafe_P, strata_P, estimate):
     z = []
     for counts_LE, tokens in zip(counts.counts_PLE, counts.tokens_P, strict=True):
         z.append(counts_LE - rate_LE * tokens if estimate == "micro" else counts_LE / tokens)
-    labels_NP, exact = labelings(unsafe_P, strata_P, 100_000, np.random.default_rng(0))
+    labels_NP, exact = labelings(unsafe_P, paired(unsafe_P, strata_P), 100_000, np.random.default_rng(0))
     assert exact
     spread_LE = np.std([sum(z[p] for p in np.nonzero(labels_P)[0]) for labels_P in labels_NP], axis=0)
     return spread_LE + np.median(spread_LE[spread_LE > 1e-9])
@@ -78,7 +78,7 @@ def test_standardized_differences_over_all_labelings(strata_P, estimate, monkeyp
     monkeypatch.setattr(contrast, "VALUES_AT_ONCE", 600)
     counts, unsafe_P = random_counts(5, 10), half_unsafe(10)
     counts.counts_PLE[:, 1, 3:] = 0  # experts that are never used have no spread
-    labels_NP, _ = labelings(unsafe_P, strata_P, 1000, np.random.default_rng(0))
+    labels_NP, _ = labelings(unsafe_P, paired(unsafe_P, strata_P), 1000, np.random.default_rng(0))
     unit_LE = slow_unit(counts, unsafe_P, strata_P, estimate)
     p_LE, family_p_LE = slow_p(counts, unsafe_P, labels_NP, estimate, 0, unit_LE)
     test = run(counts, unsafe_P, 1000, strata_P=strata_P, estimate=estimate, statistic="standardized")

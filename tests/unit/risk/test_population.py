@@ -5,7 +5,7 @@ import pytest
 
 from dist_moe.risk.evidence import evidence
 from dist_moe.risk.population import PopulationSums
-from tests.unit.risk.prompts import batch_of, slow_risk_diff
+from tests.unit.risk.prompts import batch_of, kin, slow_risk_diff
 
 
 def added(batches):
@@ -93,6 +93,6 @@ def test_prompts_without_a_counted_token_change_no_sum():
         counts_PLE=np.concatenate([np.zeros((1, 3, 6), np.int64), batch.counts.counts_PLE]),
         tokens_P=np.append(0, batch.counts.tokens_P),
     )
-    more = evidence(counts, np.append(True, batch.unsafe_P), np.zeros(17, np.int64), batch.settings, 0, 0)
+    more = evidence(counts, np.append(True, batch.unsafe_P), kin(np.zeros(17)), batch.settings, 0, 0)
     sums, expected = PopulationSums.of(more).arrays(), PopulationSums.of(batch).arrays()
     assert all(sums[name].tobytes() == expected[name].tobytes() for name in expected)

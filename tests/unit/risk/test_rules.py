@@ -11,7 +11,7 @@ from dist_moe.risk.evidence import Population, evidence
 from dist_moe.risk.overlap import jaccard_matrix
 from dist_moe.risk.rules import COUNTED_AS, RULES, require_experts, select_mask
 from dist_moe.risk.select import PARAMETERS, SelectionRule, selected, unsafe_experts
-from tests.unit.risk.prompts import batch_of, populated, slow_risk_diff
+from tests.unit.risk.prompts import batch_of, kin, populated, slow_risk_diff
 
 RULE = SelectionRule(threshold=0.05, top_k=5)
 
@@ -257,9 +257,9 @@ def test_a_prompt_whose_partner_has_no_counted_token_has_no_partner():
     counts = replace(
         batch.counts, counts_PLE=batch.counts.counts_PLE * (tokens_P > 0)[:, None, None], tokens_P=tokens_P
     )
-    strata_P = np.tile([1, 2, 3, 0, 0, 0, 0, 0], 2)
-    found = evidence(counts, batch.unsafe_P, strata_P, batch.settings, 0, 0)
-    assert found.strata_P.tolist() == [1, 0, 3, 0, 0, 0, 0, 0, 1, 3, 0, 0, 0, 0, 0]
+    pair_P = np.tile([1, 2, 3, 0, 0, 0, 0, 0], 2)
+    found = evidence(counts, batch.unsafe_P, kin(pair_P), batch.settings, 0, 0)
+    assert found.design.units(found.unsafe_P)[2].rows_R.tolist() == [0, 8, 2, 9]
 
 
 def test_prompts_without_a_counted_token_say_nothing():
@@ -268,5 +268,5 @@ def test_prompts_without_a_counted_token_say_nothing():
     counts = RoutingCounts(
         np.concatenate([none.counts_PLE, batch.counts.counts_PLE]), np.append(0, batch.counts.tokens_P), 2
     )
-    more = evidence(counts, np.append(False, batch.unsafe_P), np.append(0, batch.strata_P), batch.settings, 0, 0)
+    more = evidence(counts, np.append(False, batch.unsafe_P), kin(np.zeros(17)), batch.settings, 0, 0)
     assert more.test.p_LE.tobytes() == batch.test.p_LE.tobytes()

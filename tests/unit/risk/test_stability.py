@@ -8,7 +8,7 @@ from dist_moe.risk.resamples import half_samples
 from dist_moe.risk.rules import RULES, select_mask
 from dist_moe.risk.select import SelectionRule, unsafe_experts
 from dist_moe.risk.stability import stability
-from tests.unit.risk.prompts import batch_of, populated, slow_risk_diff
+from tests.unit.risk.prompts import batch_of, kin, paired, populated, slow_risk_diff
 
 RULE = SelectionRule(threshold=0.05, top_k=5, per_layer=2, top_p=0.4)
 PAIRS_P = np.tile([1, 2, 3, 4, 5, 0, 0, 0], 2)
@@ -20,12 +20,12 @@ def batch():
     one, *others = [batch_of(seed, index=seed) for seed in range(3)]
     gates_PLE = one.counts.counts_PLE * np.random.default_rng(0).random(one.counts.counts_PLE.shape)
     tables = {"gates": gates_PLE, "gradients": gates_PLE[::-1]}
-    one = replace(one, strata_P=PAIRS_P, counts=replace(one.counts, tables=tables))
+    one = replace(one, design=paired(one.unsafe_P, PAIRS_P), counts=replace(one.counts, tables=tables))
     return populated([one, *others])[0]
 
 
 def slow_frequency(batch, select):
-    times_LE, drawn = np.zeros((3, 6)), half_samples(batch.unsafe_P, PAIRS_P, 40, batch.generator("half-samples"))
+    times_LE, drawn = np.zeros((3, 6)), half_samples(batch.unsafe_P, batch.design, 40, batch.generator("half-samples"))
     for chosen_P in drawn:
         times_LE += select(chosen_P)
     return times_LE / len(drawn)
@@ -47,7 +47,7 @@ def test_it_is_the_share_of_half_samples_in_which_the_rule_itself_selects(batch,
         half = evidence(
             batch.counts.of(chosen_P),
             batch.unsafe_P[chosen_P],
-            PAIRS_P[chosen_P],
+            kin(PAIRS_P[chosen_P]),
             batch.settings,
             batch.seed,
             batch.batch,

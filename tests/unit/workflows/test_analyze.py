@@ -39,7 +39,8 @@ def peak_bytes(tmp_path, num_batches):
         analysis=AnalysisConfig(statistics=StatisticsConfig(permutations=10, resamples=5, null_draws=2)),
     )
     names = tuple(f"batch {batch}" for batch in range(num_batches))
-    labels = labelled([SIZE] * num_batches, UNSAFE * num_batches, [None] * SIZE * num_batches, names)
+    texts = [str(row) for row in range(SIZE * num_batches)]
+    labels = labelled([SIZE] * num_batches, UNSAFE * num_batches, texts, [None] * SIZE * num_batches, names)
     rule = selection_rule(config.analysis)
     plan = StorePlan(
         prompt_ids=tuple(map(str, range(SIZE * num_batches))),

@@ -1,0 +1,100 @@
+"""What a reader should know of a store's two arms before believing a difference; its attribute `arms`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dist_moe.risk.arms import arm_difference
+from dist_moe.risk.design import Kinship
+from dist_moe.risk.permutation import benjamini_hochberg
+from dist_moe.store.contents import StorePlan
+
+LEVEL = 0.05
+MOST_BATCHES = 1000
+"""Of which each is tested on its own."""
+
+
+def arm_facts(plan: StorePlan, tokens_P: np.ndarray) -> dict[str, Any]:
+    """What docs/formats.md says of `arms`, from the plan and how many tokens of each row were counted, int [P]."""
+    counted_P = tokens_P > 0
+    kinship = plan.kinship or Kinship.none(plan.batch_of_P.astype(np.int64))
+    kinship, unsafe_P = kinship.of(counted_P), plan.unsafe_P[counted_P]
+    facts: dict[str, Any] = {"level": LEVEL}
+    if plan.kinship is not None:
+        facts |= _prompts(kinship, unsafe_P)
+    weight_P = tokens_P[counted_P].astype(np.float64)
+    measures = {"tokens": (weight_P, np.ones(len(weight_P)))}
+    if plan.template_P is not None:
+        measures["template_share"] = (plan.template_P[counted_P].astype(np.float64), weight_P)
+    seed = int(plan.provenance.get("seed", 0))
+    if unsafe_P.any() and not unsafe_P.all():
+        for name, (value_P, share_of_P) in measures.items():
+            generator = np.random.default_rng([seed, *name.encode()])
+            found = arm_difference(value_P, share_of_P, unsafe_P, kinship.design(unsafe_P), generator)
+            batches = _batches_that_differ(value_P, share_of_P, unsafe_P, kinship, generator)
+            facts[name] = {key: float(value) for key, value in asdict(found).items()} | {"batches": batches}
+    return facts
+
+
+def _prompts(kinship: Kinship, unsafe_P: np.ndarray) -> dict[str, Any]:
+    """How many there are, how many of both arms with how many rows, and batches that have a single one in an arm."""
+    safe, unsafe = (np.unique(kinship.cluster_P[arm_P]) for arm_P in (~unsafe_P, unsafe_P))
+    both = np.intersect1d(safe, unsafe)
+    of_arms = np.stack([2 * kinship.batch_P.astype(np.uint64) + unsafe_P.astype(np.uint64), kinship.cluster_P], axis=1)
+    arms, number = np.unique(np.unique(of_arms, axis=0)[:, 0], return_counts=True)
+    return {
+        "prompts": len(np.union1d(safe, unsafe)),
+        "prompts_in_both_arms": len(both),
+        "rows_of_prompts_in_both_arms": int(np.isin(kinship.cluster_P, both).sum()),
+        "batches_with_one_prompt_in_an_arm": len(np.unique(arms[number == 1] // 2)),
+    }
+
+
+def _batches_that_differ(
+    value_P: np.ndarray, weight_P: np.ndarray, unsafe_P: np.ndarray, kinship: Kinship, generator: np.random.Generator
+) -> list[int] | None:
+    """Batches whose arms differ by themselves, at a false discovery rate of LEVEL; None: too many to be tested."""
+    batches, starts = np.unique(kinship.batch_P, return_index=True)
+    if len(batches) > MOST_BATCHES:
+        return None
+    p_B = np.ones(len(batches))
+    for index, rows in enumerate(map(slice, starts, [*starts[1:], len(unsafe_P)])):
+        labels_P = unsafe_P[rows]
+        if labels_P.any() and not labels_P.all():
+            design = kinship.of(rows).design(labels_P)
+            p_B[index] = arm_difference(value_P[rows], weight_P[rows], labels_P, design, generator).p
+    return [int(batch) for batch in batches[benjamini_hochberg(p_B) <= LEVEL]]
+
+
+def warnings(arms: Mapping[str, Any], counted_tokens: str, num_batches: int) -> Iterator[str]:
+    """A line for each thing in these facts that may make a difference of routing that is no risk."""
+    if number := arms.get("prompts_in_both_arms"):
+        yield (
+            f"{number} of {arms['prompts']} prompts are in both arms ({arms['rows_of_prompts_in_both_arms']} rows): "
+            "their rows exchange labels with each other only"
+        )
+    if number := arms.get("batches_with_one_prompt_in_an_arm"):
+        yield (
+            f"WARNING: in {number} of {num_batches} batches all rows of an arm have the same prompt, so nothing says "
+            "what other prompts would have shown: no interval, no stability, p near 1. Add prompts"
+        )
+    share = "share of counted tokens that are the chat template's"
+    for name, what, unit in (("tokens", "number of counted tokens", "{:.1f}"), ("template_share", share, "{:.0%}")):
+        found = arms.get(name)
+        if found is None or (found["p"] > arms["level"] and not found["batches"]):
+            continue
+        means = [unit.format(found[arm]) for arm in ("unsafe", "safe")]
+        some = f"; by itself in {len(found['batches'])} of {num_batches} batches" if found["batches"] else ""
+        other = " or count the prompts' own text only (analysis.tokens: content)" * (
+            counted_tokens in ("prompt", "all")
+        )
+        advice = f"match the prompts' lengths{',' if other else ''}{other}"
+        yield (
+            f"WARNING: the arms differ in the {what}: {means[0]} of unsafe and {means[1]} of safe prompts, "
+            f"p = {found['p']:.2g} if labels mean nothing (level {arms['level']}){some}. Experts may differ by that "
+            f"alone: {advice}"
+        )
