@@ -202,7 +202,14 @@ def _store_plan(
         statistics=statistic_kinds(rule, config.analysis.statistics),
         tables=tables,
         kinship=labels.kinship,
+        template_P=_template_tokens(inputs) if tokens in ("prompt", "all") else None,
     )
+
+
+def _template_tokens(inputs: Inputs) -> np.ndarray:
+    """int64 [P]: how many tokens of each prompt have no character of its messages."""
+    rows = (row for batch in range(len(inputs.plan.batches)) for row in inputs.rows(batch))
+    return np.array([len(row.prompt_ids) - row.num_content for row in rows])
 
 
 def _labels(inputs: Inputs) -> LabelledBatches:
