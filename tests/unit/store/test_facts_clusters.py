@@ -86,6 +86,16 @@ def test_arms_of_equal_length_are_not():
     assert facts["tokens"]["batches"] == []
 
 
+def test_lengths_are_compared_by_clusters():
+    """Two long questions against two short ones, with ten answers each: that happens by chance."""
+    plan, _, _ = lengths(10)
+    clusters = np.where(plan.unsafe_P, 0, 2) + np.arange(len(plan.unsafe_P)) // 2 % 2
+    kinship = Kinship(clusters.astype(np.uint64), np.zeros(len(clusters), np.uint64), plan.batch_of_P)
+    tokens_P = np.where(plan.unsafe_P, 20, 10)
+    assert arm_facts(plan, tokens_P)["tokens"]["p"] == 0.001
+    assert arm_facts(dataclasses.replace(plan, kinship=kinship), tokens_P)["tokens"]["p"] == pytest.approx(2 / 6)
+
+
 def test_a_batch_that_differs_by_itself_is_named():
     plan, _, _ = lengths(10)
     half = np.arange(32) >= 16
