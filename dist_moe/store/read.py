@@ -23,7 +23,7 @@ from dist_moe.risk.table import RiskTable, mean_of_batches, pooled_risk
 from dist_moe.store.facts import warnings
 from dist_moe.store.files import CheckedFiles, Damage, damaged
 from dist_moe.store.layout import prompt_array, statistic_array
-from dist_moe.store.root import Attributes, read_root
+from dist_moe.store.root import TEMPLATE, Attributes, read_root
 from dist_moe.store.rows import FiniteRows, MaskRows, PromptRows, Rows
 from dist_moe.store.shapes import Shapes
 from dist_moe.store.source import Source, open_source
@@ -229,14 +229,13 @@ class MaskStore:
         """Which rows are of one prompt, or pairs; None where the store does not know."""
         if "prompt_clusters" not in self.files.array_digests:
             return None
-        cluster_P, pair_P = (self.files.array(name)[:] for name in ("prompt_clusters", "prompt_pairs"))
-        return Kinship(cluster_P, pair_P, self.files.array("prompt_batch")[:].astype(np.int64))
+        cluster_P, pair_P = (self._shapes.array(name)[:] for name in ("prompt_clusters", "prompt_pairs"))
+        return Kinship(cluster_P, pair_P, np.repeat(np.arange(len(self.batch_ids)), np.diff(self.starts_B1)))
 
     @cached_property
     def template_tokens(self) -> np.ndarray | None:
         """int32 [P]: how many of a row's counted tokens are the chat template's; None where the store does not know."""
-        name = "prompt_template_tokens"
-        return self.files.array(name)[:] if name in self.files.array_digests else None
+        return self._shapes.array(TEMPLATE)[:] if TEMPLATE in self.files.array_digests else None
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -20,6 +20,10 @@ ARRAYS = frozenset(
     | {"prompt_tokens", "batch_ids", "batch_categories", "batch_num_unsafe_experts", "batch_mask_hashes"}
 )
 """Those of every store."""
+OF_PROMPTS = frozenset({"prompt_clusters", "prompt_pairs"})
+"""Of a store that knows which rows are of one prompt."""
+TEMPLATE = "prompt_template_tokens"
+"""Of a store that knows which counted tokens are the chat template's."""
 Size = Annotated[int, Ge(1)]
 
 
@@ -40,6 +44,29 @@ class PartOfPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Of the arms in one thing."""
+
+    safe: float
+    unsafe: float
+    p: float
+    batches: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arms:
+    """What `dist_moe.store.facts` says of the arms."""
+
+    level: float = 0.05
+    prompts: int | None = None
+    prompts_in_both_arms: int | None = None
+    rows_of_prompts_in_both_arms: int | None = None
+    batches_with_one_prompt_in_an_arm: int | None = None
+    tokens: Difference | None = None
+    template_share: Difference | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
     """The root's attributes that are read; docs/formats.md says what each is."""
 
@@ -55,12 +82,15 @@ class Attributes:
     tables: list[str] = field(default_factory=list)
     provenance: dict[str, Any]
     part: PartOfPlan | None = None
+    arms: Arms = field(default_factory=Arms)
     complete: Complete
 
     @property
     def arrays(self) -> frozenset[str]:
-        """The arrays that there must be."""
-        return ARRAYS.union(map(statistic_array, self.statistics), map(prompt_array, self.tables))
+        """The arrays that there must be: what a store need not know has all of its arrays, or none."""
+        there = self.complete.arrays.keys()
+        known = (names for names in (OF_PROMPTS, {TEMPLATE}) if names & there)
+        return ARRAYS.union(map(statistic_array, self.statistics), map(prompt_array, self.tables), *known)
 
 
 def read_root(source: Source) -> tuple[dict[str, Any], Attributes]:

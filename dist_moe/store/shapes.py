@@ -91,6 +91,9 @@ def _kinds(attributes: Attributes) -> dict[str, tuple[tuple[str, ...], tuple[Axe
         "prompt_tokens": (("int64",), (prompts,)),
         "prompt_unsafe": (("bool",), (("P",),)),
         "prompt_batch": (("int32",), (("P",),)),
+        "prompt_clusters": (("uint64",), (("P",),)),
+        "prompt_pairs": (("uint64",), (("P",),)),
+        "prompt_template_tokens": (("int32",), (("P",),)),
         **{statistic_array(name): (NUMBERS, (*matrix, ("B",))) for name in attributes.statistics},
         **{prompt_array(name): (NUMBERS, ((*prompts, "L", "E"), prompts)) for name in attributes.tables},
     }

@@ -194,7 +194,7 @@ class StoreWriter:
         for step in range(self.num_steps):
             batches = self.batches(step)
             data = (self.path / name / spec.file(step)).read_bytes()
-            tokens_BS = decode_rows(spec, data, 0, len(batches))
+            tokens_BS = decode_rows(spec, data, 0, len(batches), f"{self.path}: array {name}")
             there_BS = np.arange(tokens_BS.shape[1]) < num_prompts_B[batches.start : batches.stop, None]
             tokens.append(tokens_BS[there_BS])
         return np.concatenate(tokens)
