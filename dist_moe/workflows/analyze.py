@@ -202,7 +202,7 @@ def _store_plan(
         statistics=statistic_kinds(rule, config.analysis.statistics),
         tables=tables,
         kinship=labels.kinship,
-        template_P=_template_tokens(inputs) if tokens in ("prompt", "all") else None,
+        template_P=_template_tokens(inputs) if config.analysis.tokens in ("prompt", "all") else None,
     )
 
 
