@@ -123,10 +123,10 @@ def test_json_has_full_precision(store):
             "no rule 'stable' that needs counts only: expected budget_per_layer, esft_gate, esft_token, load, lowest, "
             "steermoe, threshold_top_k",
         ),
-        ("diff top_k=1.5", "top_k=1.5: expected a whole number"),
+        ("diff top_k=1.5", "top_k=1.5: expected a whole number, got 1.5"),
         ("plots", "pictures need both: the view plots and --out DIR"),
         ("summary --out x", "pictures need both: the view plots and --out DIR"),
-        ("--jsn", "unrecognized arguments: --jsn; see --help"),
+        ("--jsn", "unrecognized arguments: --jsn; did you mean --json? see --help"),
         ("--json --csv", "argument --csv: not allowed with argument --json; see --help"),
     ],
 )
