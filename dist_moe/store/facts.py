@@ -80,7 +80,7 @@ def warnings(arms: Mapping[str, Any], counted_tokens: str, num_batches: int) -> 
     if number := arms.get("batches_with_one_prompt_in_an_arm"):
         yield (
             f"WARNING: in {number} of {num_batches} batches all rows of an arm have the same prompt, so nothing says "
-            "what other prompts would have shown: no interval, no stability, p near 1. Add prompts"
+            "what other prompts would have shown: no interval, no stability, and p is large. Add prompts"
         )
     share = "share of counted tokens that are the chat template's"
     for name, what, unit in (("tokens", "number of counted tokens", "{:.1f}"), ("template_share", share, "{:.0%}")):

@@ -36,6 +36,8 @@ def test_summary(store):
         "batches_with_none": 0,
         "union_experts": 2,
         "all_experts": 8,
+        "arms": store.attributes["arms"],
+        "warnings": [],
         "provenance": PROVENANCE,
     }
     assert view.tables["batches"].to_numpy().tolist() == [

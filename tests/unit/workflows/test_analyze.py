@@ -61,7 +61,7 @@ def peak_bytes(tmp_path, num_batches):
     tracemalloc.start()
     parts = CountedParts(directory, {}, labels, lambda batch: [Encoded((batch,), (), unsafe) for unsafe in UNSAFE])
     analyze._count(config, SimpleNamespace(pad_id=0), parts, "prompt", Mesh.one_replica(comm), print)
-    analyze._write(config, parts, plan, comm, print)
+    analyze._write(config, parts, plan, comm, SimpleNamespace(alone=lambda: True), print)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     (path,) = directory.glob("*.zarr")
@@ -71,12 +71,16 @@ def peak_bytes(tmp_path, num_batches):
     return peak
 
 
+def seal(config, writer, labels, say):
+    writer.seal()
+
+
 @pytest.mark.usefixtures("tmp_path")
 def test_memory_does_not_grow_with_the_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(parts_module, "ROWS_AT_ONCE", SIZE)
     monkeypatch.setattr(arrays, "batches_per_file", lambda num_batches: 1)
     model = SimpleNamespace(describe=lambda: ())
-    for name, function in (("load_model", lambda *_: model), ("count_rows", counted), ("_publish", lambda *_: None)):
+    for name, function in (("load_model", lambda *_: model), ("count_rows", counted), ("_publish", seal)):
         monkeypatch.setattr(analyze, name, function)
     peak_bytes(tmp_path, 1)  # what is imported and cached once
     few, many = peak_bytes(tmp_path, 4), peak_bytes(tmp_path, 24)
