@@ -63,4 +63,6 @@ def test_order_does_not_depend_on_memory_layout():
 
 
 def test_threshold_itself_is_not_unsafe():
-    assert unsafe_experts(np.array([[0.05, 0.0500001]]), 0.05, 50) == [(0, 1)]
+    risk_diff_LE = np.array([[0.05, 0.0500001]])
+    assert unsafe_experts(risk_diff_LE, 0.05, 50) == [(0, 1)]
+    assert selected(risk_diff_LE, 0.05, 50).tolist() == [[False, True]]
