@@ -80,10 +80,10 @@ def test_what_is_no_pair_of_clusters_is_left_as_if_it_had_no_name(pairs, why):
 
 
 def test_clusters_of_several_batches_exchange_labels_among_themselves():
-    clusters, batch_P = [1, 2, 3, 4, 1, 5, 3, 6, 7, 8], np.repeat([0, 1], [4, 6])
-    unsafe_P = np.array([0, 0, 1, 1, 0, 0, 1, 1, 0, 1]) == 1
-    made = Kinship(np.array(clusters, np.uint64), np.zeros(10, np.uint64), batch_P).design(unsafe_P)
-    blocks = [[[0, 4], [2, 6]], [[1], [3]], [[5], [7], [8], [9]]]
+    clusters, batch_P = [1, 2, 3, 4, 9, 9, 1, 5, 3, 6, 7, 8], np.repeat([0, 1], [6, 6])
+    unsafe_P = np.array([0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1]) == 1
+    made = Kinship(np.array(clusters, np.uint64), np.zeros(12, np.uint64), batch_P).design(unsafe_P)
+    blocks = [[[0, 6], [2, 8]], [[4, 5]], [[1], [3]], [[7], [9], [10], [11]]]
     assert all_labelings(made, unsafe_P) == set(slow_labelings(blocks, unsafe_P))
 
 
