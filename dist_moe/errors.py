@@ -46,6 +46,6 @@ def refused_by_library(what: str, advice: str, kinds: tuple[type[Exception], ...
     except UserError:
         raise
     except kinds as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        said = " ".join(str(error).split()) or "no message"
         said = said if len(said) <= 200 else f"{said[:197]}..."
         raise UserError(f"{what} ({type(error).__name__}: {said}): {advice}") from error

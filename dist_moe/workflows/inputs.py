@@ -61,8 +61,8 @@ def read_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
     check_model_dir(path)
     today, template = _template_date(data), _chat_template(data)
     prompts = read_prompts(data.paths, data.refusal)
+    model = read_config(path)  # before the tokenizer, which reads config.json too and would be blamed for it
     tokenizer = read_tokenizer(path)
-    model = read_config(path)
     end_ids = _end_ids(path, model, tokenizer)
     encoded = encode(prompts.prompts, tokenizer, data.max_length, template, today=today, end_ids=end_ids)
     num_ids = model.get_text_config().vocab_size
