@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory
 from dist_moe.store.files import damaged
 from dist_moe.store.layout import ROOT_METADATA, SUMS, root_digest, sha256
 from dist_moe.store.read import MaskStore
-from dist_moe.store.source import is_url, one_line, open_source
+from dist_moe.store.source import is_url, open_source
 
 
 def copy_store(store: MaskStore, place: str) -> None:
@@ -70,11 +70,8 @@ def _remote_writer(url: str) -> Callable[[str, bytes], None]:
 
     def put(key: str, data: bytes) -> None:
         path = f"{root}/{key}"
-        try:
+        with refused_by_library(f"cannot write {url}", "see whether it can be, and remove what is there before that"):
             files.makedirs(path.rpartition("/")[0], exist_ok=True)
             files.pipe_file(path, data)
-        except (OSError, NotImplementedError, ValueError) as error:  # the last two: a read-only file system
-            reason = one_line(error) or "its file system is read-only"
-            raise UserError(f"cannot write {url}: {reason}; remove what is there before another try") from None
 
     return put

@@ -1,11 +1,13 @@
 """Where a store's files are read from: a directory, or a URL that fsspec knows. Nothing here writes."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from dist_moe.errors import UserError
+from dist_moe.errors import refused_by_library
+
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+ADVICE = "check the path, and what its file system needs (rights, a connection, a package)"
 
 
 class Source(Protocol):
@@ -31,11 +33,11 @@ class Directory:
         self.path, self.place = path, str(path)
 
     def read(self, key: str) -> bytes | None:
-        try:
-            with _as_user_error(self.place):
+        with refused_by_library(f"cannot read {self.place}", ADVICE, (OSError,)):
+            try:
                 return (self.path / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
+            except ABSENT:
+                return None
 
     def files(self, prefix: str) -> list[str]:
         found = (self.path / prefix).rglob("*")
@@ -52,10 +54,8 @@ class Remote:
         import fsspec
 
         self.place = url
-        try:
+        with refused_by_library(f"cannot read {url}", ADVICE):
             self._files, self._root = fsspec.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"cannot read {url}: {one_line(error)}") from None
 
     def read(self, key: str) -> bytes | None:
         return self._ask(lambda: self._files.cat_file(f"{self._root}/{key}"), None)
@@ -68,11 +68,11 @@ class Remote:
         return bool(self._ask(lambda: self._files.exists(self._root), False))
 
     def _ask(self, question: Callable[[], Any], absent: Any) -> Any:
-        try:
-            with _as_user_error(self.place):
+        with refused_by_library(f"cannot read {self.place}", ADVICE):
+            try:
                 return question()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return absent
+            except ABSENT:
+                return absent
 
 
 def open_source(place: str | Path) -> Source:
@@ -87,18 +87,3 @@ def is_url(place: str) -> bool:
 
 def _visible(keys: Iterator[str]) -> list[str]:
     return sorted(key for key in keys if not any(part.startswith(".") for part in key.split("/")))
-
-
-@contextmanager
-def _as_user_error(place: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {place}: {one_line(error)}") from None
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text without its line breaks."""
-    return " ".join(str(error).split())
