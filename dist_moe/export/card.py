@@ -71,7 +71,9 @@ def model_card(facts: Facts, base: Path) -> str:
         *(f"- {limit}" for limit in ((ROUTE_LIMIT, *LIMITS) if facts.mode == "route" else LIMITS)),
         "",
     ]
-    return (_front_matter((base / CARD).read_text(encoding="utf-8")) if has_card else "") + "\n".join(lines)
+    # the base's card is copied as bytes; of its front matter here, what is no UTF-8 is shown as such
+    of_base = (base / CARD).read_text(encoding="utf-8-sig", errors="replace") if has_card else ""
+    return _front_matter(of_base) + "\n".join(lines)
 
 
 def _arms(prompts: Arms | None) -> str:

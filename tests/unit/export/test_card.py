@@ -75,6 +75,12 @@ def test_windows_line_ends(facts, tmp_path):
     assert ModelCard(model_card(facts, base)).data.license == "apache-2.0"
 
 
+def test_a_base_card_with_a_mark_and_bytes_that_are_no_utf8(facts, tmp_path):
+    base = write_base(tmp_path / "b")
+    (base / "README.md").write_bytes(b"\xef\xbb\xbf" + BASE_CARD.replace("- en", "- \xe9n").encode("latin-1"))
+    assert ModelCard(model_card(facts, base)).data.license == "apache-2.0"
+
+
 @pytest.mark.parametrize("card", [None, "# No front matter\n\n---\nlicense: not this\n---\n"])
 def test_a_base_without_front_matter(facts, tmp_path, card):
     found = model_card(facts, write_base(tmp_path / "b", card))
