@@ -20,6 +20,16 @@ from typing import Any
 from dist_moe.errors import UserError, shown
 
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes in a part of a path, and in all of it, on all usual systems."""
+
+
+def is_too_long(path: str) -> bool:
+    """Whether nothing can be called so; what Python says of such a path is an error (`Path.is_file`, `exists`, ...)."""
+    encoded = os.fsencode(path)
+    return len(encoded) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in encoded.split(b"/"))
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from dist_moe.errors import UserError, shown
+from dist_moe.files import is_too_long
 
-LONGEST_NAME = 255
-"""Bytes in a part of a path, on all usual file systems; Python's own questions about a longer one end in an error."""
 N = TypeVar("N", int, float)
 
 
@@ -55,7 +53,7 @@ def text(word: str) -> str:
     """A name or place: something. A blank one is what is left of a shell variable that is not set."""
     if not word.strip():
         raise argparse.ArgumentTypeError(f"{word!r} is blank: is a shell variable not set?")
-    if "://" not in word and any(len(os.fsencode(part)) > LONGEST_NAME for part in word.split("/")):
+    if "://" not in word and is_too_long(word):
         raise argparse.ArgumentTypeError(f"File name too long: {shown(word)}")
     return word
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError, shown
+from dist_moe.files import is_too_long
 
 OF_WORDS = {
     "int_parsing": "expected a whole number",
@@ -21,6 +23,7 @@ OF_WORDS = {
     "int_from_float": "expected a whole number",
     "float_parsing": "expected a number",
     "bool_parsing": "expected true or false",
+    "missing": "expected a value here too",
 }
 """In place of what pydantic says of text that is no such value."""
 
@@ -79,9 +82,10 @@ def checked(key: str, value: Any, where: str) -> Any:
     except (TypeError, ValueError):
         raise UserError(f"{where}: {key}: expected text, a number or a list of them, got {shown(value)}") from None
     try:
-        return SETTINGS[key].adapter.validate_json(encoded, strict=True)
+        found = SETTINGS[key].adapter.validate_json(encoded, strict=True)
     except ValidationError as error:
         raise _refused(error, f"{where}: {key}", shown(value)) from None
+    return _require_short(found, f"{where}: {key}")
 
 
 def from_words(key: str, words: Sequence[str], where: str) -> Any:
@@ -100,9 +104,10 @@ def from_words(key: str, words: Sequence[str], where: str) -> Any:
     value = list(words) if setting.several else words[0]
     _require_text(value, where, blank=False)  # what is left of a shell variable that is not set
     try:
-        return setting.adapter.validate_python(value)
+        found = setting.adapter.validate_python(value)
     except ValidationError as error:
         raise _refused(error, where, shown(value) if setting.several else clipped(words[0])) from None
+    return _require_short(found, where)
 
 
 def suggestion(key: str) -> str:
@@ -134,3 +139,11 @@ def _require_text(value: Any, where: str, *, blank: bool) -> None:
             raise UserError(f"{where}: expected text that is not blank, got {shown(each)}")
         if isinstance(each, str) and re.search(r"[\0\ud800-\udfff]", each):
             raise UserError(f"{where}: expected UTF-8 text without NUL, got {shown(each)}")
+
+
+def _require_short(value: Any, where: str) -> Any:
+    """The value, in which no path is too long for any file."""
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, Path) and is_too_long(str(each)):
+            raise UserError(f"{where}: File name too long: {shown(str(each))}")
+    return value

@@ -137,6 +137,11 @@ PATHS = [
     wrong("train --config nowhere.yaml", "nowhere.yaml: cannot read the config file: No such file or directory"),
     *(wrong(f"{command} {'n' * 300}", "File name too long") for command in ("train --config", "inspect-model")),
     *(wrong(f"{command} {'n' * 300}", "File name too long") for command in ("store check", "checkpoint show")),
+    *(
+        wrong(f"{command} {place}", "File name too long")
+        for command in ("export --out out", "evaluate run --data", "analyze --config run.yaml --data.paths")
+        for place in ("n" * 300, "n/" * 2100)
+    ),
     wrong("train --config run.yaml/x", "cannot read the config file: Not a directory"),
     wrong("evaluate run --data nowhere.jsonl", "nowhere.jsonl: no such file"),
     wrong("inspect-model nowhere", "nowhere"),

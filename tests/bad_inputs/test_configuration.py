@@ -67,6 +67,8 @@ TEXTS = {
     "no data": (put("run_dir: a\nmodel: {path: model}\n"), "has no `data.paths`"),
     "no run directory": (put("model: {path: model}\ndata: {paths: [a]}\n"), "has no `run_dir`"),
     "blank run directory": (put(GOOD.replace("new", '""')), "run_dir: expected text that is not blank, got ''"),
+    "long run directory": (put(GOOD.replace("new", "d/" * 2100)), "run_dir: File name too long: 'd/d"),
+    "long name of data": (put(GOOD.replace("prompts", "n" * 300)), "data.paths: File name too long: 'nnn"),
     "run directory of nothing": (put(GOOD.replace(" new", "")), "run_dir: expected"),
 }
 VALUES = {
@@ -86,7 +88,7 @@ VALUES = {
     "train: {epochs: 10000000000}": "train.epochs: expected less than 2147483648",
     "train: {epochs: '3'}": "train.epochs: expected a valid integer, got '3'",
     "train: {betas: 0.9}": "train.betas: expected a list, got 0.9",
-    "train: {betas: [0.9]}": "train.betas",
+    "train: {betas: [0.9]}": "train.betas[1]: expected a value here too, got [0.9]",
     "train: {betas: [0.9, 0.9, 0.9]}": "train.betas",
     "train: {betas: [0.9, x]}": "train.betas[1]: expected a valid number",
     "train: {mode: 1}": "train.mode: expected 'route' or 'update', got 1",
@@ -111,6 +113,8 @@ VALUES = {
     "engine: gpu": "engine: expected 'auto'",
     "seed: -1": "seed: expected greater than or equal to 0",
     f"engine: {'e' * 2000}": "engine: expected 'auto'",
+    f"data.chat_template: {'n' * 300}": "data.chat_template: File name too long: 'nnn",
+    f"train: {{deepspeed_config: {'d/' * 2100}x}}": "train.deepspeed_config: File name too long",
     "overwritten: true": "unknown key `overwritten`; did you mean overwrite?",
     "lr: 1": "unknown key `lr`; did you mean train.lr?",
 }

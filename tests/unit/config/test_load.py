@@ -96,7 +96,7 @@ def test_relative_paths_stay_relative_to_the_working_directory(tmp_path: Path, m
         ("overwrite: 1", "{file}:6: overwrite: expected a valid boolean, got 1"),
         ("engine: locale", "{file}:6: engine: expected 'auto', 'local', 'deepspeed' or 'fsdp', got 'locale'"),
         ("train: {lr: }", "{file}:6: train.lr: expected a valid number, got None"),
-        ("train: {betas: [0.9]}", "{file}:6: train.betas[1]: Field required, got [0.9]"),
+        ("train: {betas: [0.9]}", "{file}:6: train.betas[1]: expected a value here too, got [0.9]"),
         ("train: {betas: [0.9, 1.0]}", "{file}:6: train.betas[1]: expected less than 1, got [0.9, 1.0]"),
         ("train: {masks: [a]}", "{file}:6: train.masks: expected a valid string, got ['a']"),
         ("train: 3", "{file}:6: train: expected a section with settings below it, got 3"),
