@@ -44,8 +44,10 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """Canonical JSON of the messages: rows with the same one are of one prompt."""
-        return json.dumps([[message.role, message.content] for message in self.messages])
+        """Canonical JSON of the messages, but for where they have how much white space: rows with the same one are of
+        one prompt.
+        """
+        return json.dumps([[message.role, " ".join(message.content.split())] for message in self.messages])
 
     @property
     def content(self) -> str:

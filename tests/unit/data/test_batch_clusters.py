@@ -123,6 +123,13 @@ def test_a_prompt_with_more_rows_than_batches_is_shared_evenly() -> None:
     assert [sum(prompts[i].question == prompts[16].question for i in batch.rows) for batch in plan.batches] == [2] * 4
 
 
+def test_white_space_makes_no_other_prompt() -> None:
+    one, *others = (
+        row("s", False, text).question for text in ("two words", " two words\n", "two\n\n  words", "twowords")
+    )
+    assert [other == one for other in others] == [True, True, False]
+
+
 def test_of_clusters_that_are_left_over_the_repeats_are() -> None:
     """Eight rows of one prompt and seven others for one batch of eight unsafe rows: all eight prompts are in it."""
     prompts = answers([1] * 8, False, "s") + answers([8] + [1] * 7, True, "u")
