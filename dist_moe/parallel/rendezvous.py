@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ ANSWER = datetime.timedelta(seconds=10)
 """For the store to answer where something listens; it takes milliseconds."""
 STRAY_S = 10.0
 """For a process that has no place in the job to find the others, which it keeps waiting."""
+PATIENCE_S = 30.0
+"""After which a process says for whom it waits."""
 LAUNCHERS = "launchers (torchrun, deepspeed, accelerate) set it"
 
 
@@ -124,13 +127,13 @@ def meet(launch: Launch) -> dist.Store:
 def _judge(store: dist.Store, num_ranks: int) -> str:
     """On rank 0: what does not fit together, or nothing when all ranks have come, each once."""
     seen: set[int] = set()
-    limit = time.monotonic() + TIMEOUT.total_seconds()
+    wait = _Wait(TIMEOUT.total_seconds())
     while len(seen) < num_ranks:
         key = f"come/{len(seen) + 1}"
         while not store.check([key]):
-            if time.monotonic() > limit:
-                missing = ", ".join(str(rank) for rank in range(num_ranks) if rank not in seen)
-                return f"of {num_ranks} ranks these have not come in {TIMEOUT}: {shown(missing)}"
+            missing = shown([rank for rank in range(num_ranks) if rank not in seen])
+            if wait.is_over(f"rank 0 waits for these of {num_ranks} ranks: {missing}"):
+                return f"of {num_ranks} ranks these have not come in {TIMEOUT}: {missing}"
             time.sleep(0.01)
         rank, its_num_ranks = map(int, store.get(key).split())
         if its_num_ranks != num_ranks:
@@ -141,6 +144,21 @@ def _judge(store: dist.Store, num_ranks: int) -> str:
             return f"two processes have RANK {rank}"
         seen.add(rank)
     return ""
+
+
+class _Wait:
+    """Up to a limit; who waits long says so, once."""
+
+    def __init__(self, seconds: float) -> None:
+        self._begun, self._seconds, self._said = time.monotonic(), seconds, False
+
+    def is_over(self, what: str) -> bool:
+        waited = time.monotonic() - self._begun
+        if not self._said and waited > PATIENCE_S:
+            self._said = True
+            limit = datetime.timedelta(seconds=round(self._seconds))
+            print(f"dist-moe: {what}; it gives up after {limit}", file=sys.stderr, flush=True)
+        return waited > self._seconds
 
 
 def _beyond(rank: int, num_ranks: int) -> str:
@@ -192,13 +210,13 @@ def _within(limit: datetime.timedelta, function: Callable[[], None]) -> None:
 
 def _listens(launch: Launch, seconds: float) -> bool:
     """Wait until something listens where rank 0 will."""
-    limit = time.monotonic() + seconds
+    wait = _Wait(seconds)
     while True:
         try:
             socket.create_connection((launch.address, launch.port), timeout=ANSWER.total_seconds()).close()
             return True
         except OSError:
-            if time.monotonic() > limit:
+            if wait.is_over(f"rank {launch.rank} waits for rank 0 at {launch.place}"):
                 return False
             time.sleep(0.1)
 
