@@ -37,7 +37,6 @@ def report(store: MaskStore, labels: LabelledBatches, settings: StatisticsConfig
     if store.statistics and "smallest_p_value" in store.statistics:
         smallest = store.statistics["smallest_p_value"][:]
         yield f"Smallest p that a batch's labels can give: {smallest.min():.2g} to {smallest.max():.2g}"
-    yield from store.warnings
     if 1 < len(store.batches) <= MOST_BATCHES:
         yield from _overlap(store, seed)
     selected = len(store.global_unsafe_experts())

@@ -161,6 +161,8 @@ def _publish(config: Config, writer: StoreWriter, labels: LabelledBatches, say: 
     remove_partial(writer.path, "*", within=True)  # killed attempts, not only of this job
     writer.seal()
     store = MaskStore.open(writer.path)
+    for line in store.warnings:  # before a refusal, of which they may be the reason
+        say(line)
     sizes_B = np.array([batch.num_unsafe_experts for batch in store.batches])
     slabs = store.risk_diff.slabs(0, len(sizes_B))
     require_experts(sizes_B, max(store.risk_diff[start:stop].max() for start, stop in slabs), store.rule)

@@ -45,6 +45,15 @@ def test_one_question_in_each_arm_is_said_to_be_no_evidence(run, capsys):
     assert store.attributes["arms"]["batches_with_one_prompt_in_an_arm"] == 2
 
 
+def test_what_may_be_why_nothing_is_selected_is_said_with_the_refusal(run, capsys):
+    """The same questions in both arms, and only they are counted: no difference at all."""
+    data = write_jsonl(run.data.with_name("other.jsonl"), rows_of(lambda label, n: n // 2))
+    assert main(["analyze", "--config", str(run.config), "--overwrite", "--data.paths", str(data)]) == 2
+    said = capsys.readouterr()
+    assert "no expert of any batch has a risk_diff above" in said.err
+    assert "8 of 8 prompts are in both arms (32 rows)" in said.out
+
+
 def test_questions_of_both_arms_are_counted_and_spread(run, capsys):
     printed, store = analyze(run, capsys, rows_of(lambda label, n: n // 2), "--analysis.tokens", "completion")
     assert "8 of 8 prompts are in both arms (32 rows)" in printed
