@@ -57,12 +57,15 @@ def _evaluate(run_dir: Path, data: tuple[Path, ...], comm: SoloComm, say: Say) -
         say(f"Before and after, by {name}:" if name != "all" else "Before and after, all rows:")
         say(table.to_string(float_format="{:.3f}".format, na_rep="-"))
     num_unsafe = int(before["unsafe"].sum())
+    trained_on = inputs.prompts.data_hash == run.facts.data_hash
+    if trained_on:
+        say("These are the prompts of the training itself, not held out: this says nothing of other prompts (--data)")
     Evaluation(
         experts_digest=run.experts.digest,
         model_hash=inputs.model_hash,
         tokenizer_hash=inputs.tokenizer_hash,
         data_hash=inputs.prompts.data_hash,
-        trained_on=inputs.prompts.data_hash == run.facts.data_hash,
+        trained_on=trained_on,
         prompts=Arms(safe=len(before) - num_unsafe, unsafe=num_unsafe),
         settings=json.loads(json.dumps({**result_settings(config), "evaluation": asdict(config.evaluation)})),
         **{name: _records(table) for name, table in tables.items()},

@@ -122,9 +122,11 @@ def test_evaluation_equals_plain_transformers(trained, tmp_path, capsys):
     shutil.copytree(trained.run_dir, run_dir)
     assert main(["export", str(run_dir), "--out", str(tmp_path / "out")]) == 0
     assert main(["evaluate", str(run_dir)]) == 0
-    assert "refusal loss (unsafe)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "refusal loss (unsafe)" in said
+    assert "the prompts of the training itself, not held out" in said
     found = json.loads((run_dir / "evaluation.json").read_text())
-    assert set(found) == {"batch", "category", "all"}
+    assert {"batch", "category", "all"} <= set(found)
     assert set(found["category"]) == {"hacking", "weapons"}
     rows = [json.loads(line) for line in trained.data.read_text().splitlines()]
     unsafe = [{**row, "response": "sorry w1 w2"} for row in rows if row["label"] == "unsafe"]
