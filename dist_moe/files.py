@@ -19,7 +19,6 @@ from typing import Any
 
 from dist_moe.errors import UserError, shown
 
-
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes in a part of a path, and in all of it, on all usual systems."""
 

@@ -57,7 +57,9 @@ def test_a_copy_that_breaks_off_is_no_store(path, memory, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(MemoryFileSystem, "pipe_file", full)
-            with pytest.raises(UserError, match=rf"^cannot write {url} \(OSError: no space left\): .* remove what is there") as error:
+            with pytest.raises(
+                UserError, match=rf"^cannot write {url} \(OSError: no space left\): .* remove what is there"
+            ) as error:
                 copy_store(store, url)
         assert "\n" not in str(error.value)
         with pytest.raises(UserError, match="no mask store"):

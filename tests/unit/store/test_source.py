@@ -55,7 +55,10 @@ def test_damage_behind_a_url(url):
     ("url", "message"),
     [
         ("memory://nowhere/masks.zarr", "no mask store at memory://nowhere/masks.zarr"),
-        ("nosuch://bucket/masks.zarr", "cannot read nosuch://bucket/masks.zarr (ValueError: Protocol not known: nosuch"),
+        (
+            "nosuch://bucket/masks.zarr",
+            "cannot read nosuch://bucket/masks.zarr (ValueError: Protocol not known: nosuch",
+        ),
         ("s3://bucket/masks.zarr", "cannot read s3://bucket/masks.zarr (ImportError: Install s3fs to access S3"),
         ("zip://masks.zarr::/nowhere.zip", "cannot read zip://masks.zarr::/nowhere.zip (FileNotFoundError"),
         (f"zip://masks.zarr::{__file__}", "(BadZipFile: File is not a zip file)"),
