@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from pyarrow.lib import ArrowException
 
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_file, require_absent
 from dist_moe.risk.select import SelectionRule
 from dist_moe.store import MaskStore, write_store
@@ -52,7 +53,8 @@ def import_pickle(
         say(f"{out}: {len(selected)} batches, masks selected anew from the counts; {same} are as in the file")
         return 0
     chosen = _table(older, table)
-    with atomic_file(out) as partial:
+    what, advice = f"{path}: its table cannot be written as {out.suffix}", "take another form, or --table experts"
+    with atomic_file(out) as partial, refused_by_library(what, advice, (ValueError, TypeError, ArrowException)):
         if out.suffix == ".csv":
             chosen.to_csv(partial, index=False)
         else:

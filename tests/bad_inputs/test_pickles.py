@@ -105,6 +105,12 @@ CASES = [
     Case("an infinite threshold", nothing, STORE.replace("0.1", "inf"), ("--threshold", "inf")),
     Case("a top_k of -3", nothing, STORE.replace("k 3", "k -3"), ("--top-k", "-3")),
     Case("a top_k of 0", nothing, STORE.replace("k 3", "k 0"), ("--top-k",)),
+    Case(
+        "a column of mixed values, as Parquet",
+        table(lambda frame: frame.assign(note=["a", 1, b"c", 2.5, (1,), None])),
+        "import old.pkl --out new.parquet",
+        ("old.pkl: its table cannot be written as .parquet", "take another form"),
+    ),
 ]
 
 
