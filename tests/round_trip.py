@@ -12,11 +12,12 @@ from dist_moe.export.delta import delta_changes, write_delta
 from dist_moe.export.export import export_checkpoint
 from dist_moe.export.verify import verify_checkpoint
 from dist_moe.families.sizes import E
-from dist_moe.moe.checkpoint import StoredTensor, read_tensors
+from dist_moe.moe.checkpoint import StoredTensor, model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.save import TrainedExperts, expert_tensors, save_index, save_part
+from tests.export_facts import example_facts
 
 CPU = SoloComm(torch.device("cpu"))
 IDS = torch.randint(3, 120, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -82,8 +83,11 @@ def round_trip(base: Path, tmp_path: Path) -> None:
     assert seen.changed_experts == set(map(tuple, np.argwhere(union_LE).tolist()))
 
     delta, applied = tmp_path / "delta.safetensors", tmp_path / "applied"
-    changes = trained_changes(layout, tensors, TrainedExperts.open(tmp_path / "experts"))
-    write_delta(delta, tensors, trained_keys(layout, tmp_path / "experts"), changes, {})
+    trained = TrainedExperts.open(tmp_path / "experts")
+    keys = [*trained_keys(layout, trained.experts)]
+    write_delta(
+        delta, tensors, keys, trained_changes(layout, tensors, trained), example_facts(model_hash(base), len(keys))
+    )
     export_checkpoint(base, delta_changes(delta, tensors), applied, "card")
     assert all((applied / file.name).read_bytes() == file.read_bytes() for file in out.glob("*.safetensors"))
 

@@ -15,6 +15,7 @@ from dist_moe.analysis.generate import Sampling, count_generated
 from dist_moe.analysis.gradients import gradient_table
 from dist_moe.data.batches import token_budget
 from dist_moe.data.tokens import CountedTokens, Encoded, collate
+from dist_moe.errors import UserError
 from dist_moe.moe.model import MoEModel
 from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.comm import Comm
@@ -40,9 +41,12 @@ def count_rows(
     `micro_batch_tokens` bounds a forward pass and its padding; where padding would change results, each row is alone.
     With `gates` there is a table `gates`, the counted tokens' sums of routing weights, and with `gradients` one of what
     `gradient_table` gives.
+
+    Raises:
+        UserError: the model computes NaN or infinite values, so that its routing means nothing.
     """
     shape_LE = (model.shape.num_layers, model.shape.num_experts)
-    shapes: dict[str, tuple[int, ...]] = {"counts": shape_LE, "tokens": ()}
+    shapes: dict[str, tuple[int, ...]] = {"counts": shape_LE, "tokens": (), "not_finite": ()}
     if gates:
         shapes["gates"] = shape_LE
     if isinstance(tokens, Sampling):
@@ -64,6 +68,7 @@ def count_rows(
         for name, values in measured.items():
             sums[name][indices] = values[: len(indices)]
     arrays = {name: comm.sum_(values).cpu().numpy() for name, values in sums.items()}
+    _require_finite(model, arrays.pop("not_finite"))
     tables = {name: values.astype(np.int32) for name, values in arrays.items() if name.startswith("prefill")}
     if gates:
         tables["gates"] = (arrays["gates"] * GATE_UNIT).astype(np.float32)
@@ -72,15 +77,25 @@ def count_rows(
     return RoutingCounts(arrays["counts"], arrays["tokens"], model.shape.top_k, tables)
 
 
+def _require_finite(model: MoEModel, not_finite_R: np.ndarray) -> None:
+    if not_finite_R.any():
+        dtype = str(model.module.dtype).removeprefix("torch.")
+        raise UserError(
+            f"model.path: a router's weights are NaN or infinite, for {np.count_nonzero(not_finite_R)} of "
+            f"{len(not_finite_R)} prompts: config.json does not fit the weights, or they overflow in {dtype}: copy or "
+            "download the checkpoint again, or set analysis.dtype to float32"
+        )
+
+
 def _count_given(
     model: MoEModel, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int, *, gates: bool
 ) -> dict[str, torch.Tensor]:
-    """Counts [R, L, E], counted tokens [R] and, if asked for, gates [R, L, E] of one forward pass."""
+    """Counts [R, L, E], counted tokens [R], what is not finite [R] and, if asked for, gates [R, L, E] of one pass."""
     batch = collate(rows, pad_id).to(model.layers[0].comm.device)
     counted_RS = batch.counted(tokens)
     model.set_live(batch.live)
     with torch.no_grad(), model.tap.count(counted_RS, gates=gates) as tally:
         model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     model.set_live(None)
-    measured = {"counts": tally.counts_RLE, "tokens": counted_RS.sum(1)}
+    measured = {"counts": tally.counts_RLE, "tokens": counted_RS.sum(1), "not_finite": tally.not_finite_R}
     return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE}

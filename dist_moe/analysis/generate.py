@@ -126,7 +126,8 @@ def count_generated(
     model: MoEModel, rows: Sequence[Encoded], sampling: Sampling, pad_id: int, *, gates: bool
 ) -> dict[str, torch.Tensor]:
     """Of the answers to R prompts, which share their passes: counts [R, L, E], counted tokens [R] and, if asked for,
-    gates [R, L, E]. Of the prompts: `prefill_counts` [R, L, E] and `prefill_tokens` [R]. All int64.
+    gates [R, L, E]. Of the prompts: `prefill_counts` [R, L, E] and `prefill_tokens` [R]. Of both: `not_finite` [R].
+    All int64.
 
     All ranks that share experts call it together; one without rows takes part, and counts nothing.
     """
@@ -146,6 +147,7 @@ def count_generated(
         write_answers(model, input_ids, is_prompt, live_RS, sampling, pad_id, stream=stream, before_pass=before_pass)
     measured = {
         "counts": tally.counts_RLE[:num_rows],
+        "not_finite": tally.not_finite_R.view(2, num_rows).sum(0),
         "tokens": tokens_R,
         "prefill_counts": tally.counts_RLE[num_rows:],
         "prefill_tokens": live_RS.sum(1),

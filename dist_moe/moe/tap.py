@@ -30,6 +30,8 @@ class Tally:
     """int64: how often expert e of layer l was in the top-k."""
     gates_RLE: torch.Tensor | None
     """int64, in units of `GATE_UNIT`: sums of the weights with which the experts' outputs are added up."""
+    not_finite_R: torch.Tensor
+    """int64: how many counted tokens, over all layers, the router gave a weight that is NaN or infinite."""
 
     @property
     def num_rows(self) -> int:
@@ -59,7 +61,8 @@ class RoutingTap:
         assert not torch.is_grad_enabled(), "counting needs torch.no_grad()"
         shape_RLE = (num_rows or len(counted_RS), self.num_layers, self.num_experts)
         counts_RLE = torch.zeros(shape_RLE, dtype=torch.int64, device=counted_RS.device)
-        self._tally = Tally(counts_RLE, torch.zeros_like(counts_RLE) if gates else None)
+        gates_RLE = torch.zeros_like(counts_RLE) if gates else None
+        self._tally = Tally(counts_RLE, gates_RLE, torch.zeros_like(counts_RLE[:, 0, 0]))
         self.next_pass(counted_RS, first_row)
         yield self._tally
         self._first_key_T = self._tally = None
@@ -86,6 +89,12 @@ class RoutingTap:
                 return sums.view(-1, self.num_experts)[: tally.num_rows].long()
 
             tally.counts_RLE[:, index] += by_row(torch.bincount(key, minlength=size))
+            row_T = self._first_key_T // self.num_experts
+            tally.not_finite_R.scatter_add_(
+                0,
+                row_T.clamp(max=tally.num_rows - 1),
+                (~weights_Tk.isfinite().all(1) & (row_T < tally.num_rows)).long(),
+            )
             if tally.gates_RLE is not None:
                 units = (weights_Tk.double() / GATE_UNIT).round().reshape(-1)
                 tally.gates_RLE[:, index] += by_row(torch.bincount(key, units, minlength=size))

@@ -388,3 +388,13 @@ def test_reader_unreadable(copy, capsys, case):
     copy.chmod(0o755)
     with ordinary_user():
         check(case, capsys)
+
+
+@pytest.mark.parametrize("tokens", ["content", "generated"])
+def test_reader_of_a_model_that_computes_nan(copy, capsys, tokens):
+    """Each weight is finite, and no rotation is."""
+    config = json.loads(Path("model/config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = -1
+    argv = f"analyze --config run.yaml --run-dir new --analysis.tokens {tokens} --analysis.max_new_tokens 2"
+    says = ("model.path", "NaN or infinite, for 32 of 32 prompts", "analysis.dtype")
+    check(Case("rope_theta", lambda: Path("model/config.json").write_text(json.dumps(config)), argv, says), capsys)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from dist_moe.export.changes import trained_changes
-from dist_moe.export.facts import Facts
 from dist_moe.moe.checkpoint import model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
 from dist_moe.training.parts import TensorFacts
 from dist_moe.training.save import TrainedExperts, save_index, save_part
 from tests.checkpoint import save_tokenizer
+from tests.export_facts import example_facts
 from tests.tiny import tiny_model
 
 HIDDEN, INTERMEDIATE = 32, 48
@@ -34,26 +34,7 @@ class Trained:
 
     @property
     def facts(self):
-        values = {
-            "dist_moe_version": "9.8.7",
-            "model_name": "tiny",
-            "model_hash": model_hash(self.base),
-            "data_hash": "d" * 64,
-            "masks_digest": "e" * 64,
-            "selection_rule": {"name": "threshold_top_k", "threshold": 0.05, "top_k": 50},
-            "counted_tokens": "prompt",
-            "batches": {"hexes": 2, "heists": 1},
-            "mode": "route",
-            "fill": "shrink",
-            "scope": "unsafe",
-            "num_steps": 6,
-            "union": ["L00_E03", "L00_E05", "L02_E00", "L02_E07", "L02_E06"],
-            "num_union_parameters": 23_040,
-            "num_parameters": 200_000,
-            "num_trained_experts": len(TRAINED),
-            "evaluation": None,
-        }
-        return Facts.parse(values, "the example", "mend it")
+        return example_facts(model_hash(self.base), len(TRAINED))
 
 
 def make_trained(root: Path, *, fused: bool, dtype: torch.dtype = torch.float32) -> Trained:

@@ -1,0 +1,27 @@
+"""What an export says of a run that no training had to make."""
+
+from dist_moe.export.facts import Facts
+
+
+def example_facts(model_hash: str, num_trained: int) -> Facts:
+    """Of a model with this hash, of which so many experts were trained."""
+    values = {
+        "dist_moe_version": "9.8.7",
+        "model_name": "tiny",
+        "model_hash": model_hash,
+        "data_hash": "d" * 64,
+        "masks_digest": "e" * 64,
+        "selection_rule": {"name": "threshold_top_k", "threshold": 0.05, "top_k": 50},
+        "counted_tokens": "prompt",
+        "batches": {"hexes": 2, "heists": 1},
+        "mode": "route",
+        "fill": "shrink",
+        "scope": "unsafe",
+        "num_steps": 6,
+        "union": ["L00_E03", "L00_E05", "L02_E00", "L02_E07", "L02_E06"],
+        "num_union_parameters": 23_040,
+        "num_parameters": 200_000,
+        "num_trained_experts": num_trained,
+        "evaluation": None,
+    }
+    return Facts.parse(values, "the example", "mend it")
