@@ -13,7 +13,9 @@ from typing import Any, Self
 import torch
 
 from dist_moe.errors import UserError
+from dist_moe.files import writing
 from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.launch import together
 
 
 class StopRequest:
@@ -21,7 +23,8 @@ class StopRequest:
 
     `stop` is a person's file. `requeue` is a batch script's, which starts the job again when it finds the file still
     there at the end. The death of the process `launcher`, this one's parent, is a wish to stop too: nobody would see
-    the job any more, or end it. None: there is no launcher but a shell, which a run may outlive.
+    the job any more, or end it. None: there is no launcher but a shell, which a run may outlive. What has the name of
+    one of the files and is none, such as a directory, is no wish.
     """
 
     def __init__(self, stop: Path, requeue: Path, comm: Comm, launcher: int | None) -> None:
@@ -31,9 +34,19 @@ class StopRequest:
         self._failure: str | None = None
 
     def begin(self) -> None:
-        """Forget a batch script's wish that was for an earlier job, which was killed before it could grant it."""
-        if self.comm.rank == 0:
-            self.requeue.unlink(missing_ok=True)
+        """Forget a batch script's wish that was for an earlier job, which was killed before it could grant it.
+
+        Called by all ranks together, as is `done`.
+
+        Raises:
+            UserError: on all ranks, if the file cannot be removed; likewise `done`.
+        """
+        self._forget(self.requeue)
+
+    def _forget(self, wish: Path) -> None:
+        with together(self.comm), writing(wish):
+            if self.comm.rank == 0 and wish.is_file():
+                wish.unlink()
 
     def __enter__(self) -> Self:
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
@@ -69,7 +82,7 @@ class StopRequest:
 
     def _asked(self) -> bool:
         orphaned = self.launcher is not None and os.getppid() != self.launcher
-        by_file = self.comm.rank == 0 and (self.stop.exists() or self.requeue.exists())
+        by_file = self.comm.rank == 0 and (self.stop.is_file() or self.requeue.is_file())
         return self._signalled or orphaned or by_file
 
     def done(self, stopped: bool) -> None:
@@ -77,7 +90,7 @@ class StopRequest:
 
         Only `requeue` is left where it stopped the run, unless a person wished to stop it too.
         """
-        if self.comm.rank == 0:
-            if self.stop.exists() or not stopped:
-                self.requeue.unlink(missing_ok=True)
-            self.stop.unlink(missing_ok=True)
+        by_person = self.comm.gather(self.stop.is_file())[0]
+        if by_person or not stopped:
+            self._forget(self.requeue)
+        self._forget(self.stop)

@@ -1,5 +1,7 @@
+import errno
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,26 @@ def test_files_ask_and_only_a_granted_requeue_is_left(stop, tmp_path, files, sto
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
     stop.begin()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_of_that_name_asks_nothing_and_stays(stop, tmp_path):
+    for name in ("STOP", "REQUEUE"):
+        (tmp_path / name).mkdir()
+    stop.begin()
+    assert stop.agreed() == (False, False)
+    stop.done(stopped=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["REQUEUE", "STOP"]
+
+
+def test_a_wish_that_cannot_be_removed_is_one_line(stop, tmp_path, monkeypatch):
+    (tmp_path / "STOP").touch()
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match="STOP: Permission denied"):
+        stop.done(stopped=True)
 
 
 def test_another_parent_asks(tmp_path):
