@@ -1,6 +1,5 @@
-"""Bad input: one clear line, status 2, no traceback, nothing written."""
+"""What does not go together: one clear line, status 2, nothing written. What is bad by itself: tests/bad_inputs."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -35,39 +34,6 @@ def refused(capsys, root: Path, *argv: object, counted: bool = False) -> str:
     return errors[0]
 
 
-def rewrite(rows, **changes):
-    """The rows with the second one changed; a value of None removes the key."""
-    row = {**rows[1], **changes}
-    return [rows[0], {k: v for k, v in row.items() if v is not None}, *rows[2:]]
-
-
-DATA = {
-    "neither prompt nor messages": (lambda rows: rewrite(rows, prompt=None), ["prompts.jsonl:2", "prompt", "messages"]),
-    "unknown label": (lambda rows: rewrite(rows, label="bad"), ["prompts.jsonl:2", "bad", "safe", "unsafe"]),
-    "no label": (lambda rows: rewrite(rows, label=None), ["prompts.jsonl:2", "label"]),
-    "too few rows": (lambda rows: rows[:20], ["too few rows", "8 safe", "8 unsafe"]),
-    "empty": (lambda rows: [], ["prompts.jsonl", "no row"]),
-}
-
-
-@pytest.mark.parametrize("what", DATA)
-def test_bad_rows(fresh, capsys, what):
-    change, words = DATA[what]
-    write_jsonl(fresh.data, change(prompt_rows()))
-    line = refused(capsys, fresh.root, "analyze", "--config", fresh.config)
-    assert all(word in line for word in words), line
-
-
-def test_line_that_is_no_json(fresh, capsys):
-    fresh.data.write_text('{"prompt": "w1", "label": "safe"}\n{oops\n')
-    assert "prompts.jsonl:2" in refused(capsys, fresh.root, "analyze", "--config", fresh.config)
-
-
-def test_no_data_file(fresh, capsys):
-    line = refused(capsys, fresh.root, "analyze", "--config", fresh.config, "--data.paths", "nowhere.jsonl")
-    assert "nowhere.jsonl" in line
-
-
 def test_an_arm_without_counted_tokens(fresh, capsys):
     rows = [{k: v for k, v in row.items() if k != "response"} for row in prompt_rows()]
     write_jsonl(fresh.data, rows)
@@ -92,46 +58,12 @@ def test_a_threshold_that_selects_nothing(fresh, capsys):
     assert not (fresh.run_dir / "analysis").exists()
 
 
-def test_no_configuration_file(fresh, capsys):
-    assert "nowhere.yaml" in refused(capsys, fresh.root, "analyze", "--config", fresh.root / "nowhere.yaml")
-
-
-def test_unknown_key_names_file_and_nearest_key(fresh, capsys):
-    fresh.config.write_text(fresh.config.read_text().replace("lr: 1e-3", "lrr: 1e-3"))
-    line = refused(capsys, fresh.root, "train", "--config", fresh.config)
-    assert "train.lrr" in line
-    assert "run.yaml" in line
-    assert "train.lr?" in line
-
-
-MODELS = {
-    "no directory": (lambda path: shutil.rmtree(path), ["no directory", "model.path"]),
-    "no weights": (lambda path: [f.unlink() for f in path.glob("*.safetensors")], ["no *.safetensors"]),
-    "no config": (lambda path: (path / "config.json").unlink(), ["config.json"]),
-    "dense": (
-        lambda path: (shutil.rmtree(path), save_dense_checkpoint(path)),
-        ["llama", "no mixture-of-experts layer"],
-    ),
-    "no tokenizer": (lambda path: [f.unlink() for f in path.glob("tokenizer*")], ["tokenizer"]),
-    "a truncated shard": (
-        lambda path: cut(min(path.glob("*.safetensors"))),
-        ["model-00001", "cut short"],
-    ),
-    "a missing shard": (lambda path: min(path.glob("*.safetensors")).unlink(), ["index.json", "model-00001"]),
-}
-
-
-def cut(file: Path) -> None:
-    data = file.read_bytes()
-    file.write_bytes(data[:-10])
-
-
-@pytest.mark.parametrize("what", MODELS)
-def test_bad_model(fresh, capsys, what):
-    change, words = MODELS[what]
-    change(fresh.model)
+def test_a_dense_model(fresh, capsys):
+    shutil.rmtree(fresh.model)
+    save_dense_checkpoint(fresh.model)
     line = refused(capsys, fresh.root, "analyze", "--config", fresh.config)
-    assert all(word in line for word in words), line
+    assert "llama" in line
+    assert "no mixture-of-experts layer" in line
 
 
 def test_masks_of_another_model(trained, tmp_path, capsys):
@@ -160,27 +92,11 @@ def test_masks_of_another_batch_order(trained, tmp_path, capsys):
     assert "batch" in line
 
 
-def test_no_masks_yet(fresh, capsys):
-    assert "no mask store" in refused(capsys, fresh.root, "train", "--config", fresh.config)
-
-
 @pytest.mark.parametrize(("command", "what"), [("analyze", "masks.zarr"), ("train", "experts")])
 def test_results_of_an_earlier_run_are_kept(trained, capsys, command, what):
     line = refused(capsys, trained.root, command, "--config", trained.config)
     assert f"{what} exists" in line
     assert "overwrite" in line
-
-
-def test_export_to_a_directory_that_exists(trained, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    line = refused(capsys, tmp_path, "export", trained.run_dir, "--out", tmp_path / "out")
-    assert "out exists" in line
-
-
-def test_export_before_training(fresh, tmp_path, capsys):
-    assert main(["analyze", "--config", str(fresh.config)]) == 0
-    line = refused(capsys, fresh.root, "export", fresh.run_dir, "--out", fresh.root / "out")
-    assert "no finished training" in line
 
 
 def test_export_from_a_base_that_has_changed(fresh, capsys):
@@ -192,22 +108,6 @@ def test_export_from_a_base_that_has_changed(fresh, capsys):
     file.write_bytes(data)
     line = refused(capsys, fresh.root, "export", fresh.run_dir, "--out", fresh.root / "out")
     assert "is not the model" in line
-
-
-def test_verify_with_a_foreign_store(trained, tmp_path, capsys):
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "zarr.json").write_text(json.dumps({"zarr_format": 3, "node_type": "group"}))
-    line = refused(capsys, tmp_path, "verify", trained.model, trained.model, "--masks", tmp_path / "store")
-    assert "is no mask store" in line
-
-
-def test_deepspeed_settings_that_are_ours(fresh, capsys):
-    assert main(["analyze", "--config", str(fresh.config)]) == 0
-    ours = fresh.root / "ds.json"
-    ours.write_text('{"gradient_clipping": 1.0}')
-    line = refused(capsys, fresh.root, "train", "--config", fresh.config, "--train.deepspeed_config", ours)
-    assert "gradient_clipping" in line
-    assert "ds.json" in line
 
 
 def test_deepspeed_engine_without_its_launcher(fresh, capsys):

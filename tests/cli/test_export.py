@@ -136,9 +136,3 @@ def test_a_delta_of_another_kind(trained, tmp_path, capsys):
     shard = min(trained.model.glob("*.safetensors"))
     line = refused(capsys, tmp_path, "apply", trained.model, shard, "--out", tmp_path / "out")
     assert f"{shard} is no delta" in line
-
-
-def test_a_delta_has_no_links(trained, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run("export", trained.run_dir, "--delta", "--link", "--out", tmp_path / "out")
-    assert "not allowed with" in capsys.readouterr().err
