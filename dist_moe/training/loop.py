@@ -15,7 +15,7 @@ from dist_moe.config.schema import Config
 from dist_moe.data.batches import epoch_order, micro_batches, shard_rows
 from dist_moe.data.tokens import Encoded, TokenBatch, collate
 from dist_moe.errors import UserError
-from dist_moe.files import write_text_atomic
+from dist_moe.files import write_bytes_atomic
 from dist_moe.parallel.comm import Comm
 from dist_moe.store.read import MaskStore
 from dist_moe.training.step import MaskedStep
@@ -118,10 +118,13 @@ def train_loop(
 
 def keep_lines(metrics: Path, num_steps: int) -> None:
     """Cut a run's metrics to its first steps: those after its checkpoint are done again."""
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:num_steps] if metrics.is_file() else []
+    lines: list[bytes] = []
+    if metrics.is_file():
+        with metrics.open("rb") as stream:  # what a crash has left behind these lines need not be text
+            lines = list(islice(stream, num_steps))
     if len(lines) < num_steps:
         raise UserError(f"{metrics}: {len(lines)} steps, but the run's checkpoint is of step {num_steps}: restore it")
-    write_text_atomic(metrics, "".join(lines))
+    write_bytes_atomic(metrics, b"".join(lines))
 
 
 def check_ledger(metrics: Path, store: MaskStore, epochs: int, seed: int) -> None:
