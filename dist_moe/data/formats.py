@@ -94,6 +94,7 @@ def _read_csv(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row, 
                 continue
             if not header:
                 header = cells
+                _require_commas(path, header, columns)
                 _require_once(path, header, columns)
                 continue
             if len(cells) != len(header):
@@ -145,6 +146,12 @@ def _read_saved_dataset(path: Path, columns: Collection[str]) -> Iterator[tuple[
             row = next(rows)
             named = {name: kind.int2str(row[name]) for name, kind in classes.items() if row[name] not in (None, -1)}
         yield number, row | named, names
+
+
+def _require_commas(path: Path, header: Sequence[str], columns: Collection[str]) -> None:
+    for mark in (";", "\t"):
+        if len(header) == 1 and set(header[0].split(mark)) & {*columns} and mark in header[0]:
+            raise UserError(f"{path}:1: its cells are parted by {mark!r}, expected commas: save the file as CSV again")
 
 
 def _require_once(path: Path, names: Sequence[str], columns: Collection[str]) -> None:

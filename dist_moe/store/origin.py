@@ -36,7 +36,12 @@ def require_same_origin(
         ("tokens", tokens_hash, "data.chat_template, data.template_date and data.max_length"),
     )
     for what, here, key in given:
-        stored = store.provenance.get(f"{what}_hash", "not kept")
+        stored = store.provenance.get(f"{what}_hash")
+        if here is not None and stored is None:
+            raise UserError(
+                f"{store.path} does not say of which {what} it was made, as an older version wrote it: "
+                "run the analysis again"
+            )
         if here is not None and here != stored:
             raise UserError(
                 f"{store.path} was made from other {what}: hash {stored[:12]} there, {here[:12]} in this run; "
