@@ -47,6 +47,9 @@ class DataConfig:
     """A Jinja file that replaces the tokenizer's own chat template."""
     template_date: Text = "2025-01-01"
     """What a chat template is told that asks for the date: so the same rows give the same tokens on any day."""
+    template_kwargs: tuple[Text, ...] = ()
+    """Variables that a chat template asks for, each `name=value`, a value of JSON or else text: `enable_thinking=false`
+    lets many reasoning models start with the answer, as they are trained here."""
 
 
 @dataclass(kw_only=True, slots=True)

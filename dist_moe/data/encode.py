@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
+from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ class Findings:
     straddling: int
     """A token has characters both of the answer and of what stands before it."""
     other_prompts: int
-    """Without such a token: the prompt's tokens are others than those of the prompt alone, which inference feeds."""
+    """The tokens before the answer are others than those of the prompt alone, not by such a token only."""
     changed: int
     """The template writes another answer than the row gives."""
     endless: int
@@ -73,17 +74,19 @@ def encode(
     *,
     today: date = DAY,
     end_ids: Collection[int] = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> EncodedSet:
     """Token ids of each prompt and response, at most `max_length` together.
 
     A longer row first loses the start of its prompt, down to one token, then the end of its response. `end_ids` are
-    what the model may end an answer with, beside the tokenizer's special tokens; `today` is the template's date.
+    what the model may end an answer with, beside the tokenizer's special tokens; `today` is the template's date,
+    `variables` are what it asks for besides the conversation.
 
     Raises:
         UserError: there is no chat template, it refuses a row or does not write its answer, the tokenizer refuses it,
             or a row's span is not in its text exactly once.
     """
-    template = ChatTemplate(tokenizer, chat_template, today)
+    template = ChatTemplate(tokenizer, chat_template, today, variables)
     encoder = _Encoder(tokenizer, max_length, end_ids)
     rows: list[Encoded] = []
     for start in range(0, len(prompts), ROWS_AT_ONCE):
@@ -195,7 +198,7 @@ class _Encoder:
         straddles = first < len(ids) and offsets[first][0] < text.answer[0]
         self.numbers["straddling"] += straddles
         self.numbers["changed"] += text.is_changed
-        if not straddles and ids[:first] != alone_ids:
+        if ids[:first] != alone_ids and not (straddles and text.text[: text.answer[0]] == text.asked):
             self.numbers["other_prompts"] += 1
             if self.other_prompt is None:
                 self.other_prompt = _difference(text.text[: text.answer[0]], text.asked)
@@ -223,7 +226,10 @@ def _difference(before: str, asked: str) -> str:
     if before == asked:
         return "the same text, which is split otherwise when an answer follows"
     same = num_common(before, asked)
-    return f"{shown(before[same:])} in the place of {shown(asked[same:])}"
+    return (
+        f"{shown(before[same:])} in the place of {shown(asked[same:])} "
+        "(data.template_kwargs or data.chat_template can make them alike)"
+    )
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
+from typing import Any
 
+from jinja2 import Template, meta
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from dist_moe.data.rows import Message
-from dist_moe.errors import UserError, refused_by_library
+from dist_moe.errors import UserError, refused_by_library, shown
 
 DAY = date(2025, 1, 1)
 """What a template takes for today where nobody says otherwise."""
+OURS = {"messages", "add_generation_prompt", "continue_final_message"}
+"""What a template asks for and `apply_chat_template` gives it."""
 MARK = "\ue0f0{}\ue0f1"
 """Stands for the text of a message, by its number; private characters, which no template treats."""
 
 
 class ChatTemplate:
-    """The template in use, the tokenizer's own or `text`; `today` is what `strftime_now` tells it.
+    """The template in use, the tokenizer's own or `text`.
+
+    `today` is what `strftime_now` tells it, `variables` what it may ask for besides the conversation.
 
     Raises:
-        UserError: there is none, or it is no Jinja.
+        UserError: there is none, it is no Jinja, or it does not ask for one of the variables.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str | None = None, today: date = DAY) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text: str | None = None,
+        today: date = DAY,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer, self.text = tokenizer, template_text(tokenizer, text)
         self.date_asked = False
         self._marked: dict[tuple[tuple[str, ...], bool], str] = {}
@@ -33,6 +45,8 @@ class ChatTemplate:
             f"{_place(tokenizer)}: the chat template is no Jinja", "correct it, or name another in data.chat_template"
         ):
             compiled = _compile_jinja_template(self.text)
+        self.variables = dict(variables or {})
+        _check_variables(self.variables, compiled, self.text, tokenizer)
         compiled.globals["strftime_now"] = self._now  # transformers keeps what it has compiled, and renders that
 
     def render(self, messages: Sequence[Message], source: str, *, to_answer: bool) -> str:
@@ -47,7 +61,7 @@ class ChatTemplate:
             "change the row, or the template (the tokenizer's own, or data.chat_template)",
         ):
             text = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.text, tokenize=False, add_generation_prompt=to_answer
+                turns, chat_template=self.text, tokenize=False, add_generation_prompt=to_answer, **self.variables
             )
         assert isinstance(text, str)  # tokenize=False
         return text
@@ -78,6 +92,17 @@ def template_text(tokenizer: PreTrainedTokenizerBase, text: str | None) -> str:
             f"{_place(tokenizer)}: the tokenizer has no chat template (or no default one); "
             "name a Jinja file in data.chat_template"
         ) from error
+
+
+def _check_variables(
+    variables: Mapping[str, Any], compiled: Template, text: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    given = {*OURS, *compiled.globals, *tokenizer.special_tokens_map}
+    asked = meta.find_undeclared_variables(compiled.environment.parse(text)) - given
+    for name in variables:
+        if name not in asked:
+            there = f"it asks for {shown(', '.join(sorted(asked)))[1:-1]}" if asked else "it asks for none"
+            raise UserError(f"data.template_kwargs: the chat template asks for no variable {shown(name)}; {there}")
 
 
 def _place(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -33,7 +33,7 @@ def require_same_origin(
         ("model", model_hash, "model.path"),
         ("tokenizer", tokenizer_hash, "model.path or data.chat_template"),
         ("data", data_hash, "data.paths"),
-        ("tokens", tokens_hash, "data.chat_template, data.template_date and data.max_length"),
+        ("tokens", tokens_hash, "data.chat_template, data.template_kwargs, data.template_date and data.max_length"),
     )
     for what, here, key in given:
         stored = store.provenance.get(f"{what}_hash")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -59,12 +61,14 @@ def read_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
     """Read and check everything but the weights; tells what a user should know of the data."""
     path, data = config.model.path, config.data
     check_model_dir(path)
-    today, template = _template_date(data), _chat_template(data)
+    today, template, variables = _template_date(data), _chat_template(data), _template_variables(data)
     prompts = read_prompts(data.paths, data.refusal)
     model = read_config(path)  # before the tokenizer, which reads config.json too and would be blamed for it
     tokenizer = read_tokenizer(path)
     end_ids = _end_ids(path, model, tokenizer)
-    encoded = encode(prompts.prompts, tokenizer, data.max_length, template, today=today, end_ids=end_ids)
+    encoded = encode(
+        prompts.prompts, tokenizer, data.max_length, template, today=today, end_ids=end_ids, variables=variables
+    )
     num_ids = model.get_text_config().vocab_size
     _check_ids(prompts, encoded, tokenizer, path, num_ids)
     plan = plan_batches(prompts.prompts, config.batches.batch_size, config.batches.safe_ratio, config.seed)
@@ -117,6 +121,27 @@ def _template_date(data: DataConfig) -> date:
         raise UserError(
             f"data.template_date is {shown(data.template_date)}: expected a day of the calendar, such as 2025-01-31"
         ) from error
+
+
+def _template_variables(data: DataConfig) -> dict[str, Any]:
+    variables: dict[str, Any] = {}
+    for each in data.template_kwargs:
+        name, equals, value = (part.strip() for part in each.partition("="))
+        if not equals or not name.isidentifier():
+            raise UserError(
+                f"data.template_kwargs: expected name=value, such as enable_thinking=false, got {shown(each)}"
+            )
+        if name in variables:
+            raise UserError(f"data.template_kwargs: {shown(name)} is given twice")
+        try:
+            variables[name] = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
+            if value in ("True", "False", "None"):  # as text it would be true
+                raise UserError(
+                    f'data.template_kwargs: {shown(each)}: write true, false or null, or "{value}" for text'
+                ) from None
+            variables[name] = value
+    return variables
 
 
 def _end_ids(path: Path, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

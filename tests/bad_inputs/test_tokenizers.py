@@ -137,6 +137,33 @@ SETTINGS_OF_TEMPLATES = [
         Case(f"a template's date {day}", nothing, f"{ANALYZE} --data.template_date {day}", ("template_date", "day"))
         for day in ("today", "2025-13-01", "2025-02-30", "01.02.2025", "2025")
     ),
+    *(
+        Case(f"a template's variables {words}", nothing, f"{ANALYZE} --data.template_kwargs {words}", says)
+        for words, says in {
+            "enable_thinking": ("data.template_kwargs: expected name=value", "'enable_thinking'"),
+            "=false": ("data.template_kwargs: expected name=value", "'=false'"),
+            "think-ing=1": ("data.template_kwargs: expected name=value",),
+            "a=1 a=2": ("data.template_kwargs: 'a' is given twice",),
+            "a=False": ("data.template_kwargs: 'a=False': write true, false or null",),
+            "enable_thinking=false": ("asks for no variable 'enable_thinking'", "it asks for none"),
+            "messages=1": ("asks for no variable 'messages'",),
+            "add_generation_prompt=true": ("asks for no variable 'add_generation_prompt'",),
+            "tokenize=true": ("asks for no variable 'tokenize'",),
+        }.items()
+    ),
+    Case(
+        "a template's variable of another name",
+        written("t.jinja", "{% for m in messages %}{{ m.content }} <end>{% endfor %}{{ enable_thinking }}"),
+        f"{TEMPLATE} --data.template_kwargs enable_thinkin=false",
+        ("asks for no variable 'enable_thinkin'; it asks for enable_thinking",),
+    ),
+    Case(
+        "training with other variables than the masks",
+        written("t.jinja", "{% for m in messages %}{{ m.content }} <end>{% endfor %}{{ effort }}"),
+        "train --config run.yaml --run-dir new --train.masks run/masks.zarr --data.chat_template t.jinja "
+        "--data.template_kwargs effort=low",
+        ("was made from other tokenizer", "data.chat_template"),
+    ),
     Case(
         "training on another day than the masks",
         written("t.jinja", "{% for m in messages %}{{ strftime_now('w%d') }} {{ m.content }} <end>{% endfor %}"),

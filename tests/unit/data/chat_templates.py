@@ -34,6 +34,10 @@ QWEN3 = (
     "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+QWEN3_SWITCHED = QWEN3.removesuffix("{% endif %}") + (
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""Its generation prompt too: without the variable the model is to open its thought by itself."""
 KINDS = {
     "chatml": Kind(turns(CHATML, "<|im_start|>assistant\n"), "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", "\n"),
     "qwen3": Kind(

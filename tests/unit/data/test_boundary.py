@@ -86,7 +86,8 @@ def test_up_to_the_boundary_the_tokens_are_those_of_inference_or_it_is_said(kind
     if form.asked is None and (kind, name) != ("byte_level", "llama 3"):  # GPT-2's rule splits line ends before a word
         assert findings.straddling == findings.other_prompts == 0
     if form.asked is not None and form.asked.strip() != form.header.strip():
-        assert findings.straddling + findings.other_prompts == 1
+        assert findings.other_prompts == 1
+        assert "in the place of" in findings.other_prompt
 
 
 @pytest.mark.parametrize("kind", ["metaspace_always", "prepend", "unigram"])
@@ -130,6 +131,30 @@ def test_what_inference_is_given_is_not_trained(tokenizer_of):
     found, findings = encoded(row("<think>\nsugar</think>Mix"), tokenizer, template)
     assert tokenizer.decode(found.response_ids) == "sugar</think>Mix<|im_end|>"
     assert findings.other_prompts == 0
+
+
+@pytest.mark.parametrize("kind", tokenizers_of_each_kind.KINDS)
+def test_with_the_templates_variable_the_boundary_is_where_inference_answers(kind, tokenizer_of):
+    tokenizer, template = tokenizer_of(kind), chat_templates.QWEN3_SWITCHED
+    found, findings = encoded(row(), tokenizer, template)
+    assert found.prompt_ids != found.inference_ids
+    assert findings.other_prompts == 1
+    assert "data.template_kwargs" in findings.other_prompt
+    found, findings = encoded(row(), tokenizer, template, variables={"enable_thinking": False})
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": USER}],
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+    )
+    assert asked.endswith("assistant\n<think>\n\n</think>\n\n")
+    assert list(found.inference_ids) == tokenizer(asked, add_special_tokens=False)["input_ids"]
+    if findings.other_prompts:  # GPT-2's rule splits line ends before a word
+        assert kind == "byte_level"
+        assert findings.other_prompt == "the same text, which is split otherwise when an answer follows"
+    else:
+        assert findings.straddling or found.prompt_ids == found.inference_ids
 
 
 def test_words_of_the_answer_elsewhere_do_not_mislead(tokenizer_of):

@@ -28,7 +28,7 @@ def test_what_a_run_does_not_have_is_not_compared(store):
         ("model", "a1" * 6, "set model.path to"),
         ("tokenizer", "b2" * 6, "set model.path or data.chat_template to"),
         ("data", "c3" * 6, "set data.paths to"),
-        ("tokens", "d4" * 6, "set data.chat_template, data.template_date and data.max_length to"),
+        ("tokens", "d4" * 6, "set data.chat_template, data.template_kwargs, data.template_date and data.max_length to"),
     ],
 )
 def test_what_differs_in_provenance_is_named(store, what, stored, todo):
