@@ -109,6 +109,16 @@ def test_a_token_with_characters_of_both_is_the_answers_and_is_counted(tokenizer
     assert encoded(row("yes"), tokenizer, None)[1].straddling == 0
 
 
+def test_such_a_token_does_not_hide_that_the_template_asks_otherwise(tokenizer):
+    template = (
+        "{% for m in messages %}{{ m.role }}<{% if m.role == 'assistant' %}thought{% endif %}>{{ m.content }}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant<>{% endif %}"
+    )
+    findings = encoded(row("no"), tokenizer, template)[1]
+    assert findings.straddling == findings.other_prompts == 1
+    assert findings.other_prompt.startswith("'thought>' in the place of '>'")
+
+
 def test_a_template_that_trims_or_rewrites_the_answer(tokenizer_of):
     tokenizer = tokenizer_of("byte_level")
     qwen3, deepseek = chat_templates.KINDS["qwen3"].template, chat_templates.KINDS["deepseek"].template
