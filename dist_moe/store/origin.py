@@ -37,12 +37,14 @@ def require_same_origin(
     )
     for what, here, key in given:
         stored = store.provenance.get(f"{what}_hash")
-        if here is not None and stored is None:
+        if here is None:
+            continue
+        if stored is None:
             raise UserError(
                 f"{store.path} does not say of which {what} it was made, as an older version wrote it: "
                 "run the analysis again"
             )
-        if here is not None and here != stored:
+        if here != stored:
             raise UserError(
                 f"{store.path} was made from other {what}: hash {stored[:12]} there, {here[:12]} in this run; "
                 f"set {key} to what the masks were made from, or run the analysis again"
