@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_moe.errors import UserError, refused_by_library, shown
-from dist_moe.files import parse_json
+from dist_moe.files import parse_json, read_json
 
 Row = Mapping[str, Any]
 MENDING = "data.paths takes .jsonl, .csv and .parquet files and saved datasets"
@@ -125,6 +125,10 @@ def _read_saved_dataset(path: Path, columns: Collection[str]) -> Iterator[tuple[
     import datasets
 
     what, advice = f"{path}: not a readable saved dataset", MENDING
+    state = path / "state.json"
+    found = read_json(state, "the saved dataset's state") if state.is_file() else None
+    if isinstance(found, dict) and found.get("_data_files") == []:
+        return  # saved without a row, which datasets 5 does not load
     with refused_by_library(what, advice):
         dataset = datasets.load_from_disk(path)
     if isinstance(dataset, datasets.DatasetDict):

@@ -128,7 +128,8 @@ def save_part(directory: Path, rank: int, experts: Mapping[Expert, Mapping[str, 
         return {}
     name = f"experts-{rank:05d}.safetensors"
     cpu = {key: {n: row.cpu().contiguous().clone() for n, row in rows.items()} for key, rows in experts.items()}
-    written = write_part(directory / name, cpu)
+    with writing(directory / name):
+        written = write_part(directory / name, cpu)
     return {name: Part(**asdict(written), experts=expert_keys(experts))}
 
 

@@ -190,7 +190,7 @@ NO_DATASET = "x: not a readable saved dataset ("
 DATASETS = {
     "any directory": (lambda: Path("x").mkdir(), NO_DATASET),
     "a run directory": (lambda: shutil.copytree("run", "x"), NO_DATASET),
-    "state.json broken": (saved(lambda: Path("x/state.json").write_text("{")), NO_DATASET),
+    "state.json broken": (saved(lambda: Path("x/state.json").write_text("{")), "x/state.json: not valid JSON"),
     "state.json empty": (saved(lambda: Path("x/state.json").write_text("{}")), NO_DATASET),
     "state.json is a list": (saved(lambda: Path("x/state.json").write_text("[]")), NO_DATASET),
     "dataset_info.json broken": (saved(lambda: Path("x/dataset_info.json").write_text("{")), NO_DATASET),

@@ -60,7 +60,7 @@ def test_inspect_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_families_as_json_is_nothing_but_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["families", "olmoe", "deepseek_v4", "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
-    names = ("tap", "route", "update", "train", "load", "export", "verify")
+    names = ("tap", "route", "update", "train", "load", "export", "verify", "padding")
     assert first == {"model_type": "olmoe", **dict.fromkeys(names, True), "note": ""}
     assert [name for name in names if not second[name]] == ["route"]
     assert "hash-routed" in second["note"]
@@ -70,5 +70,5 @@ def test_families_refuses_an_unknown_type_by_name(capsys: pytest.CaptureFixture[
     assert main(["families", "llama"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("dist-moe: error: 'llama' is no MoE causal language model type")
-    assert "mixtral" in err
+    assert "did you mean llama4?" in err
     assert "llama" not in FAMILY_CONFIGS
