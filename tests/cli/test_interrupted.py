@@ -8,8 +8,10 @@ import pytest
 
 # A command in the middle of its writing: it says so, and waits to be interrupted.
 EXPORT = """
-import sys, time
+import signal, sys, time
 from dist_moe.workflows import export
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 
 def slow(*args, **kwargs):
     print("writing", flush=True)
