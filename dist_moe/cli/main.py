@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -139,7 +140,7 @@ def _run(argv: list[str], output: Output) -> int:
     else:
         from dist_moe.demo.run import run_demo
 
-        run_demo(args.out, fast=args.fast, say=print)
+        run_demo(args.out, fast=args.fast, say=partial(print, flush=True))  # its stages print to the same file
     return 0
 
 

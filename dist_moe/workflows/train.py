@@ -106,7 +106,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     say(f"Engine: {engine.name}, {comm.size} rank(s); mode {config.train.mode}")
     say(_placement_line(config, model, plan, mesh))
     if config.overwrite:
-        say(f"Earlier results stay until this run has ended; until then it is in {work.path}")
+        say(f"Until this run has ended, its results are in {work.path}, and earlier ones stay")
     if config.train.mode == "route" and found is None:
         _tell_route_cost(config, store, inputs, model, split, comm, say)
         engine.release()
