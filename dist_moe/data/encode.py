@@ -203,22 +203,17 @@ class _Encoder:
             if self.other_prompt is None:
                 self.other_prompt = _difference(text.text[: text.answer[0]], text.asked)
         if self.example is None:
-            before, answer, between, turn_end, after = (
-                str(self.tokenizer.decode(part))
-                for part in (
-                    ids[:first],
-                    ids[first:last],
-                    ids[last : end - 1],
-                    ids[max(end - 1, last) : end],
-                    ids[end:],
-                )
-            )
-            if len(answer) > 80:
-                answer = f"{answer[:50]} ... {answer[-20:]}"
-            rest = f"{between}>>>{turn_end}<<<{after}" if between else ""
-            trained = f">>>{answer}<<<{rest}" if between else f">>>{answer}{turn_end}<<<{after}"
-            line = repr(f"{before[-60:]}{trained[:240]}")[1:-1]
-            self.example = f"{prompt.source}: {'...' if len(before) > 60 else ''}{line}"
+            parts = ids[:first], ids[first:last], ids[last : end - 1], ids[max(end - 1, last) : end], ids[end:]
+            self.example = f"{prompt.source}: {_marked(*(str(self.tokenizer.decode(part)) for part in parts))}"
+
+
+def _marked(before: str, answer: str, gap: str, turn_end: str, after: str) -> str:
+    """A row's text on one line, shortened, with what is trained between >>> and <<<."""
+    if len(answer) > 80:
+        answer = f"{answer[:50]} ... {answer[-20:]}"
+    trained = f">>>{answer}<<<{gap}>>>{turn_end}<<<{after}" if gap else f">>>{answer}{turn_end}<<<{after}"
+    line = repr(f"{before[-60:]}{trained[:240]}")[1:-1]
+    return f"{'...' if len(before) > 60 else ''}{line}"
 
 
 def _difference(before: str, asked: str) -> str:
