@@ -120,7 +120,9 @@ def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, loc
     unfinished = run.analysis / f"{name[:32]}.zarr"
     with together(comm), writing(run.analysis):
         if parts.missing(range(len(parts.parts))):
-            raise UserError(f"rank {comm.rank} does not see {run.analysis}: run_dir must be where all nodes see it")
+            raise UserError(
+                f"{run.analysis} does not hold what other ranks have counted: run_dir must be where all nodes see it"
+            )
         writer = StoreWriter(unfinished, plan)
         share = share_of(config.analysis.part, writer.num_steps)
     missing = comm.gather([step for step in share if writer.is_missing(step)])[0]

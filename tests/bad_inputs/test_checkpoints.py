@@ -292,7 +292,7 @@ DIRECTORIES = [
     Case("directory: not there", lambda: shutil.rmtree("model"), INSPECT, ("model.path", "no directory")),
     Case("directory: a file", lambda: (shutil.rmtree("model"), Path("model").touch()), INSPECT, ("no directory",)),
     Case("directory: empty", lambda: (shutil.rmtree("model"), Path("model").mkdir()), INSPECT, ("no config.json",)),
-    Case("directory: a name too long", lambda: None, f"inspect-model {'x' * 5000}", ("no directory",)),
+    Case("directory: a name too long", lambda: None, f"inspect-model {'x' * 5000}", ("File name too long",)),
     Case("directory: a name that is none", lambda: None, "inspect-model a\0b", ("no directory",)),
     Case(
         "directory: pickled weights only",

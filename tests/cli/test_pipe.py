@@ -38,7 +38,9 @@ def commands(trained, tmp_path_factory):
 def without_reader(*command):
     """Status and stderr of a process whose stdout is a pipe that nobody reads."""
     words = [sys.executable, *map(str, command)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = os.environ | {"DS_ACCELERATOR": "cpu"}  # DeepSpeed warns of a device that it has to find
+    with subprocess.Popen(words, **streams, cwd=REPOSITORY, env=env) as process:
         process.stdout.close()
         err = process.stderr.read()
         return process.wait(timeout=200), err

@@ -63,6 +63,7 @@ def analyzed_apart(comm, config, run_dir):
 
 def test_a_run_directory_that_ranks_do_not_share_is_one_line(config, tmp_path):
     with pytest.raises(
-        AssertionError, match=r"UserError: rank 1 does not see .*run_dir must be where all nodes see it"
+        AssertionError,
+        match=r"UserError: rank 1: .* does not hold what other ranks have counted: run_dir must be where all",
     ):
         run_ranks(2, analyzed_apart, config, tmp_path)
