@@ -1,6 +1,6 @@
 """What an export says of a run that no training had to make."""
 
-from dist_moe.export.facts import Facts
+from dist_moe.weights.facts import Facts
 
 
 def example_facts(model_hash: str, num_trained: int) -> Facts:

@@ -15,8 +15,8 @@ import torch
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import Encoded
 from dist_moe.engines.local import LocalEngine
+from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe import route_mask
-from dist_moe.moe.model import MoEModel, adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training import step as step_module

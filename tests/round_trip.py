@@ -7,16 +7,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dist_moe.config.schema import ModelConfig
-from dist_moe.export.changes import trained_changes, trained_keys
-from dist_moe.export.delta import delta_changes, write_delta
-from dist_moe.export.export import export_checkpoint
-from dist_moe.export.verify import verify_checkpoint
-from dist_moe.families.sizes import E
+from dist_moe.conformance.sizes import E
+from dist_moe.model.model import MoEModel, load_model
 from dist_moe.moe.checkpoint import StoredTensor, model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
-from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.save import TrainedExperts, expert_tensors, save_index, save_part
+from dist_moe.weights.changes import trained_changes, trained_keys
+from dist_moe.weights.delta import delta_changes, write_delta
+from dist_moe.weights.export import export_checkpoint
+from dist_moe.weights.verify import verify_checkpoint
 from tests.export_facts import example_facts
 
 CPU = SoloComm(torch.device("cpu"))

@@ -32,9 +32,10 @@ from dist_moe.cli.arguments import Parser, path, text
 from dist_moe.cli.process import run_process
 from dist_moe.cli.streams import Output
 from dist_moe.errors import UserError
+from dist_moe.report import views
+from dist_moe.report.plots import write_plots
 from dist_moe.risk.names import parse_expert_name
-from dist_moe.store import MaskStore, views
-from dist_moe.store.plots import write_plots
+from dist_moe.store import MaskStore
 
 
 def once(pairs: Iterable[list[str]]) -> dict[str, str]:

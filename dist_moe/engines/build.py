@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dist_moe.config.schema import Config
 from dist_moe.engines.local import LocalEngine
 from dist_moe.errors import UserError
-from dist_moe.moe.model import MoEModel
+from dist_moe.model.model import MoEModel
 from dist_moe.parallel.comm import Comm, GroupComm
 from dist_moe.parallel.rendezvous import launched
 from dist_moe.training.engine import Engine

@@ -1,8 +1,8 @@
 """The mask store: one Zarr v3 group with everything that the analysis found and where it came from.
 
 `write_store` writes it whole or not at all, `StoreWriter` in parts by many processes; `MaskStore` reads it,
-`require_same_origin` compares it with a run, `dist_moe.store.views` answers questions about it. The format is described
-in docs/formats.md. NumPy, pandas and Zarr only: a store is read without torch.
+`require_same_origin` compares it with a run, `dist_moe.report.views` answers questions about it. The format is
+described in docs/formats.md. NumPy, pandas and Zarr only: a store is read without torch.
 """
 
 from dist_moe.store.contents import BatchResults, StorePlan

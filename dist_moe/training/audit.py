@@ -14,7 +14,7 @@ from dataclasses import fields
 import numpy as np
 import torch
 
-from dist_moe.moe.model import MoEModel
+from dist_moe.model.model import MoEModel
 from dist_moe.parallel.comm import Comm
 from dist_moe.risk.names import expert_name
 from dist_moe.training.engine import Engine

@@ -24,8 +24,8 @@ from torch import nn
 
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import TokenBatch
+from dist_moe.model.model import MoEModel
 from dist_moe.moe.internals import named_arguments
-from dist_moe.moe.model import MoEModel
 from dist_moe.moe.route_mask import Applied
 from dist_moe.parallel.comm import Comm
 from dist_moe.risk.masks import mask_hash

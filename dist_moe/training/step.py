@@ -9,7 +9,7 @@ import torch
 
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import TokenBatch
-from dist_moe.moe.model import MoEModel
+from dist_moe.model.model import MoEModel
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.audit import StepAudit

@@ -17,27 +17,27 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from dist_moe.analysis.collect import count_rows
-from dist_moe.analysis.generate import Sampling
-from dist_moe.analysis.labels import LabelledBatches, labelled
-from dist_moe.analysis.parts import CountedParts, share_of
-from dist_moe.analysis.report import report
-from dist_moe.analysis.statistics import batch_results, selection_rule, statistic_kinds
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
 from dist_moe.data.tokens import CountedTokens
 from dist_moe.errors import UserError
 from dist_moe.files import writing
+from dist_moe.measure.collect import count_rows
+from dist_moe.measure.parts import CountedParts, share_of
+from dist_moe.model.generate import Sampling
+from dist_moe.model.model import load_model
 from dist_moe.moe.discover import find_moe_layers, moe_shape
 from dist_moe.moe.internals import must_be_alone
 from dist_moe.moe.load import empty_model
-from dist_moe.moe.model import load_model
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.shared_files import remove_partial
+from dist_moe.report.analysis import report
 from dist_moe.risk.names import batch_name
 from dist_moe.risk.rules import require_experts
+from dist_moe.select.labels import LabelledBatches, labelled
+from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
 from dist_moe.store.arrays import attributes
 from dist_moe.workflows.console import Say, console

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
-from dist_moe.evaluation.record import Evaluation
-from dist_moe.evaluation.score import score_rows
-from dist_moe.evaluation.table import MEASURES, before_after, score_frame
+from dist_moe.evaluate.record import Evaluation
+from dist_moe.evaluate.score import score_rows
 from dist_moe.files import require_writable
-from dist_moe.moe.model import MoEModel, load_model
+from dist_moe.model.model import MoEModel, load_model
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.launch import local_device
+from dist_moe.report.evaluation import MEASURES, before_after, score_frame
 from dist_moe.training.facts import Arms
 from dist_moe.training.save import load_experts
 from dist_moe.workflows.console import Say

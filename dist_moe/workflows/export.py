@@ -5,22 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from dist_moe.errors import UserError
-from dist_moe.evaluation.record import read_evaluation
-from dist_moe.export.card import model_card
-from dist_moe.export.changes import trained_changes, trained_keys
-from dist_moe.export.delta import delta_changes, read_facts, require_whole, write_delta
-from dist_moe.export.export import export_checkpoint
-from dist_moe.export.facts import Facts, Quoted
-from dist_moe.export.verify import verify_checkpoint
+from dist_moe.evaluate.record import read_evaluation
 from dist_moe.files import require_absent
+from dist_moe.model.model import check_model_dir
 from dist_moe.moe.checkpoint import model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
-from dist_moe.moe.model import check_model_dir
+from dist_moe.report.card import model_card
 from dist_moe.risk.names import expert_name
 from dist_moe.risk.select import SelectionRule
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
 from dist_moe.training.save import ADVICE
+from dist_moe.weights.changes import trained_changes, trained_keys
+from dist_moe.weights.delta import delta_changes, read_facts, require_whole, write_delta
+from dist_moe.weights.export import export_checkpoint
+from dist_moe.weights.facts import Facts, Quoted
+from dist_moe.weights.verify import verify_checkpoint
 from dist_moe.workflows.console import Say
 from dist_moe.workflows.run_dir import TrainedRun
 

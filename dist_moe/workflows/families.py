@@ -9,9 +9,9 @@ from difflib import get_close_matches
 import torch
 import transformers
 
+from dist_moe.conformance.sweep import sweep, table
+from dist_moe.conformance.types import moe_model_types
 from dist_moe.errors import UserError, shown
-from dist_moe.families.sweep import sweep, table
-from dist_moe.families.types import moe_model_types
 from dist_moe.workflows.console import Say
 
 

@@ -18,9 +18,9 @@ from dist_moe.data.encode import EncodedSet, Findings, encode, pad_token_id, tok
 from dist_moe.data.rows import PromptSet, read_prompts
 from dist_moe.data.tokens import Encoded, tokens_hash
 from dist_moe.errors import UserError, refused_by_library, shown
+from dist_moe.model.model import check_model_dir
 from dist_moe.moe.checkpoint import model_hash
 from dist_moe.moe.configuration import read_config, read_generation_config
-from dist_moe.moe.model import check_model_dir
 
 COPY_AGAIN = "copy or download the checkpoint again"
 

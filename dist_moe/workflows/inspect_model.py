@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dist_moe.moe.describe import describe, table
-from dist_moe.moe.model import check_model_dir
+from dist_moe.model.model import check_model_dir
+from dist_moe.report.model import describe, table
 from dist_moe.workflows.console import Say
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_moe.errors import UserError
-from dist_moe.store import MaskStore, views
+from dist_moe.report import views
+from dist_moe.store import MaskStore
 from dist_moe.store.copy import copy_store
 from dist_moe.store.merge import merge
 from dist_moe.store.repair import repair

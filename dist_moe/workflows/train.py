@@ -16,8 +16,8 @@ from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.engines.build import build_engine, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.files import append_line, writing
+from dist_moe.model.model import MoEModel, load_model
 from dist_moe.moe.discover import require_routers
-from dist_moe.moe.model import MoEModel, load_model
 from dist_moe.moe.route_mask import surviving_slots
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together

@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from dist_moe.analysis import parts
 from dist_moe.cli.main import main
+from dist_moe.measure import parts
 from dist_moe.store import arrays
 from dist_moe.workflows import analyze
 from tests.unit.store.killed_writers import forked

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_moe.analysis import parts
 from dist_moe.cli.main import main
+from dist_moe.measure import parts
 from dist_moe.store import arrays
 from dist_moe.store.read import MaskStore
 from dist_moe.workflows import analyze

@@ -69,7 +69,7 @@ def test_export_loads_in_transformers_and_differs_in_the_union_only(family, tmp_
 
 def test_exported_logits_are_those_of_the_trained_run(trained, tmp_path):
     from dist_moe.config.schema import ModelConfig
-    from dist_moe.moe.model import load_model
+    from dist_moe.model.model import load_model
     from dist_moe.parallel.comm import SoloComm
     from dist_moe.training.save import TrainedExperts, load_experts
 

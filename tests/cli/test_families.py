@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dist_moe.cli.main import main
-from dist_moe.families.sizes import FAMILY_CONFIGS, build
+from dist_moe.conformance.sizes import FAMILY_CONFIGS, build
 from dist_moe.store.read import MaskStore
 from tests.checkpoint import prompt_rows, save_tokenizer, write_config, write_jsonl
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from dist_moe.cli.main import main
-from dist_moe.store import MaskStore, views
+from dist_moe.report import views
+from dist_moe.store import MaskStore
 from tests.unit.store.pickles.examples import activations, analysis, write_pickle
 from tests.unit.store.pickles.test_hostile import Reduced
 

@@ -17,7 +17,7 @@ def slow(*args, **kwargs):
     print("writing", flush=True)
     time.sleep(60)
 
-import dist_moe.export.export as module
+import dist_moe.weights.export as module
 module.shutil.copyfile = slow
 from dist_moe.cli.main import main
 sys.argv = ["dist-moe", *sys.argv[1:]]

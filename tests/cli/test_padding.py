@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dist_moe.analysis import parts
 from dist_moe.cli.main import main
 from dist_moe.config.load import load_config
+from dist_moe.measure import parts
 from dist_moe.store import MaskStore
 from dist_moe.workflows.inputs import read_inputs
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from dist_moe.cli.main import main
 from dist_moe.data.rows import read_prompts
 from dist_moe.errors import UserError
-from dist_moe.store import views
+from dist_moe.report import views
 from dist_moe.store.read import MaskStore
 from tests.checkpoint import write_jsonl
 from tests.cli.conftest import new_run

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dist_moe.analysis import parts
 from dist_moe.config.load import load_config
+from dist_moe.measure import parts
 from dist_moe.store import MaskStore, arrays
 from dist_moe.workflows import analyze
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dist_moe.config.schema import TrainConfig
 from dist_moe.engines.deepspeed import DeepSpeedEngine
 from dist_moe.engines.local import LocalEngine
-from dist_moe.moe.model import adopt
+from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement

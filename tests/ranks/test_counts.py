@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dist_moe.analysis.collect import count_rows
-from dist_moe.analysis.generate import Sampling
-from dist_moe.moe.model import adopt
+from dist_moe.measure.collect import count_rows
+from dist_moe.model.generate import Sampling
+from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from tests.ranks.harness import run_ranks

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from dist_moe.config.schema import TrainConfig
 from dist_moe.engines.deepspeed import DeepSpeedEngine
 from dist_moe.engines.fsdp import FsdpEngine
-from dist_moe.moe.model import adopt
+from dist_moe.model.model import adopt
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.training.loop import Split

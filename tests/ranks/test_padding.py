@@ -8,9 +8,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
-from dist_moe.analysis.collect import count_rows
 from dist_moe.config.schema import ModelConfig
-from dist_moe.moe.model import adopt, load_model
+from dist_moe.measure.collect import count_rows
+from dist_moe.model.model import adopt, load_model
 from dist_moe.parallel.comm import SoloComm
 from tests.checkpoint import save_checkpoint
 from tests.plain import routed

@@ -12,7 +12,7 @@ from dist_moe.data.tokens import Encoded
 from dist_moe.engines.deepspeed import DeepSpeedEngine
 from dist_moe.engines.fsdp import FsdpEngine
 from dist_moe.engines.local import LocalEngine
-from dist_moe.moe.model import adopt
+from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig
 
 from dist_moe.data.tokens import IGNORED, TokenBatch
-from dist_moe.moe.model import MoEModel, adopt
+from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe.route_mask import routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh

@@ -9,17 +9,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from dist_moe.conformance.sizes import ALL_CONFIGS, COMPOSITES, FAMILY_CONFIGS, SETTINGS, E, build, randomize
 from dist_moe.errors import UserError
-from dist_moe.export.verify import verify_checkpoint
-from dist_moe.families.sizes import ALL_CONFIGS, COMPOSITES, FAMILY_CONFIGS, SETTINGS, E, build, randomize
+from dist_moe.model.model import adopt
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.load import empty_model, fill
-from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.weights.verify import verify_checkpoint
 from tests.fused import fused_experts, gradient
 from tests.round_trip import IDS, flip, logits, plain, round_trip
 

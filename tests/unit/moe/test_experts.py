@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dist_moe.moe.model import MoEModel, adopt
+from dist_moe.model.model import MoEModel, adopt
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import FAMILIES, E, L, tiny_model, token_ids
 

@@ -1,4 +1,4 @@
-"""Every family by the one mechanism, beyond what the sweep of dist_moe/families checks.
+"""Every family by the one mechanism, beyond what the sweep of dist_moe/conformance checks.
 
 The reference is transformers' eager implementation. What a mask leaves is checked from what the experts were sent.
 """
@@ -6,10 +6,10 @@ The reference is transformers' eager implementation. What a mask leaves is check
 import pytest
 import torch
 
+from dist_moe.conformance.sizes import FAMILY_CONFIGS, E, K, build
 from dist_moe.errors import UserError
-from dist_moe.families.sizes import FAMILY_CONFIGS, E, K, build
+from dist_moe.model.model import adopt
 from dist_moe.moe.discover import require_routers
-from dist_moe.moe.model import adopt
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from dist_moe.model.model import adopt
 from dist_moe.moe import grouped
-from dist_moe.moe.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import tiny_model, token_ids
 

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from dist_moe.conformance.sizes import E, build
 from dist_moe.errors import UserError
-from dist_moe.families.sizes import E, build
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.load import empty_model, fill
@@ -16,7 +16,7 @@ OWNED = ([1, 4, 6], [0, 7], [])
 """Uneven, not contiguous, different in each layer, one without any."""
 
 FAMILIES = ("deepseek_v3", "gpt_oss", "granitemoe", "nemotron_h", "dbrx", "jetmoe", "llama4_text", "longcat_flash")
-"""Every layout on disk; the sweep of dist_moe/families loads all types."""
+"""Every layout on disk; the sweep of dist_moe/conformance loads all types."""
 
 
 def load(path, dtype=None):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from dist_moe.families.sizes import FAMILY_CONFIGS, build
+from dist_moe.conformance.sizes import FAMILY_CONFIGS, build
+from dist_moe.model.model import adopt
 from dist_moe.moe.internals import must_be_alone
-from dist_moe.moe.model import adopt
 from dist_moe.parallel.comm import SoloComm
 
 NO_INDEXER = {"layer_types": ["sliding_attention", *["heavily_compressed_attention"] * 2]}

@@ -13,17 +13,17 @@ from transformers import AutoModelForCausalLM
 
 from dist_moe.cli.main import main
 from dist_moe.errors import UserError
-from dist_moe.export.export import export_checkpoint
-from dist_moe.export.verify import verify_checkpoint
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.checkpoint import INDEX, model_hash, read_tensors, weight_files
-from dist_moe.moe.describe import describe
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.load import empty_model, fill
+from dist_moe.report.model import describe
 from dist_moe.store import MaskStore
+from dist_moe.weights.export import export_checkpoint
+from dist_moe.weights.verify import verify_checkpoint
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.tiny import E, L
-from tests.unit.export.conftest import contents, make_trained
+from tests.unit.weights.conftest import contents, make_trained
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +333,7 @@ def test_reader_an_adapter_that_transformers_would_load(base: Path, monkeypatch:
     """Only with peft installed: without it, from_pretrained does not look at the file."""
     (base / "adapter_config.json").write_text("{}")
     assert main(["inspect-model", str(base)]) == 0
-    monkeypatch.setattr("dist_moe.moe.model.is_peft_available", lambda: True)
+    monkeypatch.setattr("dist_moe.model.model.is_peft_available", lambda: True)
     assert main(["inspect-model", str(base)]) == 2
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dist_moe.families.sizes import build
-from dist_moe.moe.model import adopt
+from dist_moe.conformance.sizes import build
+from dist_moe.model.model import adopt
 from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import CONFIGS, FAMILIES, E, K, L, random_masks, tiny_model, token_ids

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dist_moe.families.sizes import FAMILY_CONFIGS, E, build
-from dist_moe.moe.model import adopt
+from dist_moe.conformance.sizes import FAMILY_CONFIGS, E, build
+from dist_moe.model.model import adopt
 from dist_moe.moe.route_mask import Fill, RoutePlan, Scope
 from dist_moe.parallel.comm import SoloComm
 from tests.unit.moe.routing_rules import (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_moe.moe.model import adopt
+from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import FAMILIES, E, K, L, tiny_model, token_ids
 

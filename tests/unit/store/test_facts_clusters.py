@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dist_moe.errors import UserError
+from dist_moe.report.views import summary
 from dist_moe.risk.counts import RoutingCounts
 from dist_moe.risk.design import Kinship
 from dist_moe.store import MaskStore, write_store
 from dist_moe.store.facts import arm_facts
 from dist_moe.store.merge import merge
 from dist_moe.store.repair import repair
-from dist_moe.store.views import summary
 from tests.unit.store.example import example_contents, tiled_contents
 
 CLUSTERS, PAIRS = np.array([9, 8, 7, 9, 6, 5], np.uint64), np.array([1, 1, 0, 0, 2, 2], np.uint64)

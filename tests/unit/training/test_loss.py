@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dist_moe.families.sizes import FAMILY_CONFIGS, build
-from dist_moe.moe.model import adopt
+from dist_moe.conformance.sizes import FAMILY_CONFIGS, build
+from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.loss import LabelledLoss, token_losses
 from tests.tiny import tiny_model, token_ids

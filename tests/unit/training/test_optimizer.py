@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist_moe.errors import UserError
-from dist_moe.moe.model import adopt
+from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dist_moe.config.schema import TrainConfig
+from dist_moe.conformance.sizes import FAMILY_CONFIGS, E, build
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
-from dist_moe.families.sizes import FAMILY_CONFIGS, E, build
-from dist_moe.moe.model import adopt
+from dist_moe.model.model import adopt
 from dist_moe.moe.route_mask import Fill, Scope
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh

@@ -1,0 +1,232 @@
+"""What it means that a family is supported: one function a capability, each fails with the first thing that is wrong.
+
+The reference is transformers' own model. The test suite runs these for every family, and `dist-moe families` does so on
+whatever transformers is installed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from dist_moe.config.schema import TrainConfig
+from dist_moe.conformance.padding import padding
+from dist_moe.conformance.specimen import COMM, Specimen, close, experts_inputs, require
+from dist_moe.data.tokens import Encoded, collate
+from dist_moe.engines.local import LocalEngine
+from dist_moe.model.model import MoEModel, adopt
+from dist_moe.moe.bank import expert_weights
+from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.moe.discover import find_moe_layers
+from dist_moe.moe.hub import HubLayout
+from dist_moe.moe.load import empty_model, fill
+from dist_moe.moe.route_mask import RoutePlan, routable
+from dist_moe.moe.tap import GATE_UNIT
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promise
+from dist_moe.training.save import TrainedExperts, save_experts
+from dist_moe.training.step import MaskedStep
+from dist_moe.weights.changes import overwrite, row_of, trained_changes
+from dist_moe.weights.export import export_checkpoint
+from dist_moe.weights.verify import verify_checkpoint
+
+OWNED: tuple[list[int], ...] = ([1, 4, 6], [0, 7], [])
+"""Experts of MoE layers 0, 1, 2 (and again): uneven, not contiguous, one layer without any."""
+NUM_STEPS = 3
+
+
+def tap(specimen: Specimen) -> None:
+    """Counts and gates are a recount, token by token, of what the routers gave to the experts."""
+    model, ids_RS = specimen.taken(), specimen.ids_RS
+    counted_RS = torch.rand(ids_RS.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    num_experts, length = model.shape.num_experts, ids_RS.shape[1]
+    with torch.no_grad(), model.tap.count(counted_RS, gates=True) as tally:
+        seen = experts_inputs(model, lambda: specimen.logits(model.module))
+    assert tally.gates_RLE is not None
+    expected_RLE = np.zeros(tally.counts_RLE.shape, np.int64)
+    gates_RLE = np.zeros(tally.counts_RLE.shape)
+    for layer, (_, index_Tk, weights_Tk) in enumerate(seen):
+        for token in np.flatnonzero(counted_RS):
+            for expert, weight in zip(index_Tk[token].tolist(), weights_Tk[token].tolist(), strict=True):
+                if expert < num_experts and weight != 0:
+                    expected_RLE[token // length, layer, expert] += 1
+                    gates_RLE[token // length, layer, expert] += weight
+    require(bool(expected_RLE.any()), "no routing was seen")
+    require(bool((tally.counts_RLE.numpy() == expected_RLE).all()), "routing counts are not those of the routers")
+    close = np.allclose(tally.gates_RLE.numpy() * GATE_UNIT, gates_RLE, rtol=0, atol=length * GATE_UNIT)
+    require(close, "sums of routing weights are not those of the routers")
+
+
+def route(specimen: Specimen) -> None:
+    """An all-true mask changes no bit; else only allowed experts get tokens, and all numbers stay finite."""
+    specimen.can_route()
+    model = specimen.trainable()
+    with torch.no_grad():
+        plain = specimen.logits(model.module)
+        model.route_mask.set(RoutePlan(torch.ones(model.shape.num_layers, model.shape.num_experts, dtype=torch.bool)))
+        require(torch.equal(specimen.logits(model.module), plain), "an all-true mask changes the logits")
+    for num_allowed in (0, 1, 2, model.shape.num_experts - 2):
+        allowed_LE = routable(specimen.random_mask(model, num_allowed))
+        _require_only(specimen, model, allowed_LE, num_allowed)
+
+
+def _require_only(specimen: Specimen, model: MoEModel, allowed_LE: torch.Tensor, num_allowed: int) -> None:
+    what = f"with {num_allowed} allowed experts"
+    for layer in model.layers:
+        layer.received_S.zero_()
+    model.route_mask.set(RoutePlan(allowed_LE))
+    logits = specimen.logits(model.module)
+    logits.float().square().mean().backward()
+    grads = [view for layer in model.layers for views in layer.grads.values() for view in views.values()]
+    sent_LE = torch.stack([layer.received_S for layer in model.layers])
+    require(bool(logits.isfinite().all()), f"{what} a logit is not finite")
+    require(all(bool(grad.isfinite().all()) for grad in grads), f"{what} a gradient is not finite")
+    require(not sent_LE[~allowed_LE].any(), f"{what} a token was sent to a forbidden one")
+    require(bool(sent_LE.any(1).all()), f"{what} a layer's experts got no token")
+    require(torch.equal(model.route_mask.applied_LE, allowed_LE), f"{what} a router did not apply the mask")
+
+
+def update(specimen: Specimen) -> None:
+    """Logits and every expert's gradients are those of the plain model."""
+    reference, model = specimen.plain(), specimen.trainable()
+    expected, logits = specimen.logits(reference), specimen.logits(model.module)
+    require(close(logits, expected), "logits are not the plain model's")
+    expected.square().mean().backward()
+    logits.square().mean().backward()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    # a model whose weights are gradients: taking it over lays them out as the banks are
+    for layer, right in zip(model.layers, adopt(reference, COMM).layers, strict=True):
+        for name, gradient in right.bank.items():
+            found = torch.stack([layer.grads[slot][name] for slot in range(len(layer.local))])
+            require(close(found, gradient), f"gradients of layer {layer.index}, {name}, are not the plain model's")
+
+
+def train(specimen: Specimen) -> None:
+    """Masked steps move the experts of their own mask, and not one bit of another's weights or optimizer state."""
+    specimen.once(_trained)
+
+
+def _trained(specimen: Specimen) -> tuple[MoEModel, SelectiveAdamW]:
+    """A model after some masked steps, checked after each; at least one expert of a layer is in no mask."""
+    model = adopt(specimen.reloaded(specimen.saved), COMM)
+    with torch.no_grad(), model.tap.count(torch.ones(specimen.ids_RS.shape, dtype=torch.bool)) as tally:
+        specimen.logits(model.module)
+    masks = [specimen.random_mask(model, 3, seed) for seed in range(NUM_STEPS)]
+    for mask_LE in masks:
+        mask_LE[:, -2:] = False
+        mask_LE.scatter_(1, tally.counts_RLE.sum(0).argmax(1, keepdim=True), True)  # one that gets tokens in any family
+    union_LE = torch.stack(masks).any(0)
+    optimizer = SelectiveAdamW(model.layers, union_LE, Mesh.one_replica(COMM), lr=1e-2)
+    engine = LocalEngine(model.module, optimizer, LambdaLR(optimizer, lambda _: 1.0))
+    labels = [False] * len(specimen.ids_RS)
+    promises = {str(i): Promise.of(mask_LE.numpy(), labels) for i, mask_LE in enumerate(masks)}
+    step = MaskedStep(model, optimizer, engine, COMM, TrainConfig(mode="update"), promises.__getitem__)
+    batch = collate([Encoded(tuple(ids[:4]), tuple(ids[4:])) for ids in specimen.ids_RS.tolist()], pad_id=0)
+    for i, mask_LE in enumerate(masks):
+        before = _bits(model, optimizer)
+        result = step(str(i), mask_LE, [batch])
+        after = _bits(model, optimizer)
+        moved = {key for key, tensors in after.items() if not all(map(torch.equal, tensors, before[key]))}
+        active = {(int(layer), int(expert)) for layer, expert in mask_LE.nonzero()}
+        require(moved <= active, f"a step moved experts outside its mask: {sorted(moved - active)}")
+        require(len(moved) == result.num_stepped > 0, f"{result.num_stepped} experts stepped, {len(moved)} moved")
+    return model, optimizer
+
+
+def _bits(model: MoEModel, optimizer: SelectiveAdamW) -> dict[tuple[int, int], list[torch.Tensor]]:
+    """(layer, expert) -> copies of its weights and of its optimizer state."""
+    bits = {(layer.index, e): list(layer.row(e).values()) for layer in model.layers for e in layer.local}
+    for key, state in optimizer.expert_state.items():
+        bits[key] += [getattr(state, field.name) for field in fields(state)]
+    return {key: [tensor.clone() for tensor in tensors] for key, tensors in bits.items()}
+
+
+def _exported(specimen: Specimen) -> tuple[Path, Path, MoEModel, np.ndarray]:
+    """A base on disk, the export of its trained model, that model, and the union bool [L, E]."""
+    base, experts, out = specimen.saved, specimen.path / "experts", specimen.path / "out"
+    model, optimizer = specimen.once(_trained)
+    save_experts(experts, model.layers, optimizer, COMM, {})
+    tensors = read_tensors(base)
+    export_checkpoint(
+        base, trained_changes(HubLayout(base, tensors), tensors, TrainedExperts.open(experts)), out, card=""
+    )
+    union_LE = np.zeros((model.shape.num_layers, model.shape.num_experts), bool)
+    union_LE[tuple(np.array(list(optimizer.expert_state)).T)] = True
+    return base, out, model, union_LE
+
+
+def load(specimen: Specimen) -> None:
+    """A rank's own experts and the dense weights, read from shards, have the bits that `from_pretrained` gives."""
+    path = specimen.saved
+    expected = adopt(specimen.reloaded(path), COMM)
+    found = empty_model(path, specimen.dtype)
+    layers = find_moe_layers(found)
+    owned = [OWNED[layer.index % len(OWNED)] for layer in layers]
+    fill(found, layers, path, owned)
+    for layer, experts in zip(layers, owned, strict=True):
+        for name in expert_weights(layer.experts):
+            held = layer.experts._parameters.pop(name)
+            row = expected.layers[layer.index].bank[name][experts]
+            require(held is not None and torch.equal(held, row), f"{layer.name}.{name} is not from_pretrained's")
+    dense, right = found.state_dict(), expected.module.state_dict()
+    dense |= dict(found.named_buffers())
+    right |= dict(expected.module.named_buffers())
+    require(dense.keys() == right.keys(), f"other weights than from_pretrained's: {dense.keys() ^ right.keys()}")
+    for name, weight in right.items():
+        require(torch.equal(dense[name], weight), f"{name} is not from_pretrained's")
+
+
+def export(specimen: Specimen) -> None:
+    """The export of a trained model, loaded by plain transformers, computes what the trained model computes."""
+    _, out, model, _ = specimen.once(_exported)
+    plain = specimen.reloaded(out)
+    with torch.no_grad():
+        require(close(specimen.logits(plain), specimen.logits(model.module)), "logits of the export differ")
+    for layer, again in zip(model.layers, adopt(plain, COMM).layers, strict=True):
+        for name, weight in layer.bank.items():
+            require(torch.equal(again.bank[name], weight), f"layer {layer.index}, {name}: not as training left it")
+
+
+def verify(specimen: Specimen) -> None:
+    """Verification passes on an export, and names one flipped bit in an expert outside the union or a dense weight."""
+    base, out, model, union_LE = specimen.once(_exported)
+    seen = verify_checkpoint(base, out, union_LE)
+    require(not seen.violations, f"an export is not verified: {seen.violations[:1]}")
+    stepped = {(int(layer), int(expert)) for layer, expert in np.argwhere(union_LE)}
+    require(bool(seen.changed_experts) and seen.changed_experts <= stepped, "changed experts are not the trained ones")
+    layout = HubLayout(base, read_tensors(base))
+    outside = next(expert for expert in range(model.shape.num_experts) if not union_LE[0, expert])
+    in_expert = next(n for n, t in layout.tensors.items() if t.layer == 0 and t.expert in (None, outside))
+    dense = next(name for name in read_tensors(base) if name not in layout.tensors)
+    for name in (in_expert, dense):
+        damaged = specimen.path / "damaged"
+        shutil.copytree(out, damaged)
+        target = read_tensors(damaged)[name]
+        if name == in_expert and layout.tensors[name].expert is None:
+            target = row_of(target, layout.tensors[name].row(outside))
+        overwrite(target, np.append(target.bytes()[0] ^ 1, target.bytes()[1:]))
+        lines = verify_checkpoint(base, damaged, union_LE).violations
+        require(len(lines) == 1 and lines[0].startswith(name), f"one flipped bit in {name} gives {lines}")
+        shutil.rmtree(damaged)
+
+
+CHECKS: dict[str, Callable[[Specimen], str | None]] = {
+    "tap": tap,
+    "padding": padding,
+    "route": route,
+    "update": update,
+    "train": train,
+    "load": load,
+    "export": export,
+    "verify": verify,
+}
+"""Capability -> the function that decides it, and may return what is to be known of how it holds."""

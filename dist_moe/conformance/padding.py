@@ -1,0 +1,76 @@
+"""A row alone is what it is in a batch: padded right, as for counting and training, and left, as for decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dist_moe.conformance.sizes import SPAN, VOCAB
+from dist_moe.conformance.specimen import COMM, Specimen, close, experts_inputs, require
+from dist_moe.data.batches import micro_batches
+from dist_moe.data.tokens import Encoded, collate, collate_prompts
+from dist_moe.measure.collect import count_rows
+from dist_moe.model.generate import Sampling
+from dist_moe.model.model import MoEModel
+
+LENGTHS = (SPAN // 3, SPAN, 2 * SPAN - 1, 3 * SPAN)
+"""Tokens of the rows: all that sees `SPAN` tokens at once has to choose or to forget in the last two."""
+NUM_NEW = 4
+PAD_ID = 0
+WRITTEN = Sampling(max_new_tokens=NUM_NEW, temperature=0.0, seed=0, eos_ids=())
+
+
+def padding(specimen: Specimen) -> str | None:
+    """Counts of rows together are those of each alone, of given and of generated tokens; logits are close."""
+    model, rows = specimen.taken(), _rows()
+    settings = {"micro_batch_tokens": len(rows) * (max(LENGTHS) + NUM_NEW), "pad_id": PAD_ID, "comm": COMM}
+    given = count_rows(model, rows, tokens="all", **settings)  # type: ignore[arg-type]
+    written = count_rows(model, rows, tokens=WRITTEN, **settings)  # type: ignore[arg-type]
+    together = [row for part in micro_batches(rows, model.at_once(len(rows))) for row in _logits(model, part)]
+    for i, row in enumerate(rows):
+        ids = torch.tensor([row.prompt_ids])
+        counts_LE = _counted(model, experts_inputs(model, lambda ids=ids: model.module(input_ids=ids)))
+        decoding = experts_inputs(model, lambda ids=ids: _decode(model, ids, torch.ones_like(ids)))
+        what = f"with padding a row of {LENGTHS[i]} tokens has other"
+        require(bool((given.counts_PLE[i] == counts_LE).all()), f"{what} counts than alone")
+        read_LE = _counted(model, decoding[: model.shape.num_layers])
+        written_LE = _counted(model, decoding[model.shape.num_layers :])
+        require(bool((written.tables["prefill_counts"][i] == read_LE).all()), f"{what} counts before its answer")
+        require(bool((written.counts_PLE[i] == written_LE).all()), f"{what} counts in its answer")
+        for found, expected in zip(together[i], _logits(model, [row])[0], strict=True):
+            require(close(found, expected), f"{what} logits than alone")
+    return "each row runs alone" if model.rows_alone else None
+
+
+def _rows() -> list[Encoded]:
+    generator = torch.Generator().manual_seed(3)
+    return [Encoded(tuple(torch.randint(3, VOCAB - 3, (n,), generator=generator).tolist()), ()) for n in LENGTHS]
+
+
+@torch.no_grad()
+def _logits(model: MoEModel, rows: Sequence[Encoded]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each row, in one pass for all: logits of its own tokens [S, V], and of those that it is continued with."""
+    batch = collate(rows, PAD_ID)
+    right = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    input_ids, live = collate_prompts(rows, PAD_ID)
+    left = _decode(model, input_ids, live.long())
+    return [(right[i, : len(row.prompt_ids)], left[i]) for i, row in enumerate(rows)]
+
+
+def _decode(model: MoEModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The logits [R, NUM_NEW, V] from which greedy answers are chosen."""
+    config = WRITTEN.config(PAD_ID, VOCAB)
+    config.update(return_dict_in_generate=True, output_logits=True)
+    out = model.module.generate(input_ids, attention_mask=attention_mask, generation_config=config)  # type: ignore[operator]
+    return torch.stack(out.logits, 1)
+
+
+def _counted(model: MoEModel, seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> np.ndarray:
+    """Counts [L, E] of what the routers gave to the experts in one pass after another."""
+    counts_LE = np.zeros((model.shape.num_layers, model.shape.num_experts), np.int64)
+    for i, (_, index_Tk, weights_Tk) in enumerate(seen):
+        chosen = index_Tk[(index_Tk < model.shape.num_experts) & (weights_Tk != 0)]
+        np.add.at(counts_LE[i % model.shape.num_layers], chosen.numpy(), 1)
+    return counts_LE

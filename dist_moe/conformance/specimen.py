@@ -1,0 +1,125 @@
+"""One tiny model of a family, plain and taken over, and what both compute on the same tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from dist_moe.conformance.sizes import ALL_CONFIGS, VOCAB, build
+from dist_moe.model.model import MoEModel, adopt
+from dist_moe.moe.discover import require_routers
+from dist_moe.parallel.comm import SoloComm
+
+T = TypeVar("T")
+ROWS, LENGTH = 2, 12
+COMM = SoloComm(torch.device("cpu"))
+
+
+CLOSE = 1e-4
+"""Largest difference of whole models' logits and gradients, as a share of the largest value: two orders of summation in
+float32, which the layers above the experts amplify (most families stay below 1e-6)."""
+
+
+class CheckError(AssertionError):
+    """A check of the sweep found that something does not hold."""
+
+
+def require(holds: bool | torch.Tensor, what: str) -> None:
+    """Raise `CheckError` unless `holds`."""
+    if not holds:
+        raise CheckError(what)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two results are the same but for rounding."""
+    return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
+
+
+class Specimen:
+    """A tiny model of `model_type`; `plain`, `taken` and `trainable` give new copies with the same weights."""
+
+    def __init__(self, model_type: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
+        """`path` is an empty directory for what is written to disk."""
+        self.model_type, self.path, self.dtype = model_type, path, dtype
+        self._results: dict[Callable[[Specimen], Any], Any] = {}
+        self.ids_RS = torch.randint(3, VOCAB - 3, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
+
+    @cached_property
+    def _built(self) -> PreTrainedModel:
+        return build(self.model_type, self.dtype)
+
+    def plain(self) -> PreTrainedModel:
+        """As transformers builds it, with its eager experts."""
+        return copy.deepcopy(self._built)
+
+    def taken(self) -> MoEModel:
+        """With its experts in banks."""
+        return adopt(self.plain(), COMM)
+
+    def trainable(self) -> MoEModel:
+        """With its experts in banks, and a gradient buffer for each of them."""
+        model = self.taken()
+        model.train_from(0)
+        for layer in model.layers:
+            layer.grads = {slot: layer.layout.views(torch.zeros(layer.layout.size)) for slot in range(len(layer.local))}
+        return model
+
+    @cached_property
+    def saved(self) -> Path:
+        """The plain model as a checkpoint in several shards."""
+        path = self.path / "base"
+        self.plain().save_pretrained(path, max_shard_size="100KB")
+        if self._built.config.model_type != self.model_type:  # the text model of a composite configuration
+            ALL_CONFIGS[self.model_type]().save_pretrained(path)
+        return path
+
+    def reloaded(self, path: Path) -> PreTrainedModel:
+        """A checkpoint as plain transformers loads it, for which every tensor must be a weight, and the reverse."""
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype, output_loading_info=True)
+        model: PreTrainedModel = loaded[0]
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            require(not loaded[1][what], f"{path.name} as from_pretrained reads it: {what} {list(loaded[1][what])[:3]}")
+        return model
+
+    def once(self, function: Callable[[Specimen], T]) -> T:
+        """`function(self)`, computed at its first call; only for results that nobody changes."""
+        if function not in self._results:
+            self._results[function] = function(self)
+        result: T = self._results[function]
+        return result
+
+    def can_route(self) -> None:
+        """Raise the `UserError` of a family that no mask can be put on."""
+        require_routers(self.plain())
+
+    def logits(self, module: torch.nn.Module) -> torch.Tensor:
+        """[R, S, V]."""
+        result: torch.Tensor = module(input_ids=self.ids_RS, use_cache=False).logits
+        return result
+
+    def random_mask(self, model: MoEModel, num_allowed: int, seed: int = 5) -> torch.Tensor:
+        """bool [L, E] with `num_allowed` experts a layer."""
+        generator = torch.Generator().manual_seed(seed)
+        scores_LE = torch.rand(model.shape.num_layers, model.shape.num_experts, generator=generator)
+        return scores_LE.argsort(1).argsort(1) < num_allowed
+
+
+def experts_inputs(model: MoEModel, run: Any) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What each layer's experts are given while `run()` runs: hidden [T, H], experts [T, k], weights [T, k]."""
+    seen: list[Any] = []
+
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+        seen.append((named["hidden_states"], named["top_k_index"], named["top_k_weights"]))
+
+    handles = [layer.module.register_forward_pre_hook(hook, with_kwargs=True) for layer in model.layers]
+    run()
+    for handle in handles:
+        handle.remove()
+    return seen

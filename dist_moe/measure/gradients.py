@@ -1,0 +1,99 @@
+"""How strongly each expert's weights bear on the loss of one answer: mean |gradient| over an expert's weights.
+
+Gradients of all layers would not fit in memory, so one buffer serves the layers in turn: the backward pass visits them
+one after the other, and before it enters the next one, what the last one has left is reduced to a number an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_moe.data.tokens import IGNORED, Encoded, collate
+from dist_moe.model.model import MoEModel
+from dist_moe.moe.bank import ExpertLayer
+from dist_moe.parallel.comm import Comm
+
+
+def expert_gradients(model: MoEModel, row: Encoded) -> torch.Tensor:
+    """Mean over each expert's weights of |d loss / d weight|, float32 [L, E]; 0 for an expert without a token.
+
+    The loss is the mean cross-entropy of the row's response, of at least one token, given its prompt. `model` must hold
+    all experts on this rank, and is left as it was.
+    """
+    device = model.layers[0].comm.device
+    batch = collate([row], pad_id=0).to(device)
+    with _AbsoluteMeans(model).collected() as means_LE, torch.enable_grad():
+        logits = model.module(input_ids=batch.input_ids, use_cache=False).logits
+        F.cross_entropy(logits[0, :-1].float(), batch.labels[0, 1:], ignore_index=IGNORED).backward()
+    return means_LE
+
+
+def gradient_table(model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> np.ndarray:
+    """`expert_gradients` of each unsafe row, alone, float32 [R, L, E], the same on every rank; zeros for safe rows.
+
+    All ranks call it with the same rows. An unsafe row without a response has no loss, and zeros too.
+    """
+    table_RLE = torch.zeros(len(rows), model.shape.num_layers, model.shape.num_experts, device=comm.device)
+    chosen = [i for i, row in enumerate(rows) if row.unsafe and row.response_ids]
+    for i in chosen[comm.rank :: comm.size]:
+        table_RLE[i] = expert_gradients(model, rows[i])
+    return comm.sum_(table_RLE).cpu().numpy()  # the other ranks add zeros: the same for any number of ranks
+
+
+class _AbsoluteMeans:
+    """One layer's gradients at a time, in a buffer that all layers share."""
+
+    def __init__(self, model: MoEModel) -> None:
+        self.model = model
+        size = max(len(layer.local) * layer.layout.size for layer in model.layers)
+        self.buffer = torch.zeros(size, device=model.layers[0].comm.device)
+        self.means_LE = self.buffer.new_zeros(model.shape.num_layers, model.shape.num_experts)
+        self.current: ExpertLayer | None = None
+
+    @contextmanager
+    def collected(self) -> Iterator[torch.Tensor]:
+        """Yields the means [L, E], filled by one backward pass inside; they are complete when the block has ended."""
+        layers = self.model.layers
+        before = [(layer.anchor, layer.grads) for layer in layers]
+        hooks = [layer.module.register_forward_hook(self._hook(layer)) for layer in layers]
+        self.model.train_from(0)
+        for layer in layers:
+            layer.grads = {}
+        try:
+            yield self.means_LE
+            self._leave()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for layer, (anchor, grads) in zip(layers, before, strict=True):
+                layer.anchor, layer.grads = anchor, grads
+
+    def _hook(self, layer: ExpertLayer) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        def enter(_: torch.Tensor) -> None:
+            self._leave()
+            self.current = layer
+            layer.grads = {slot: layer.layout.views(flat) for slot, flat in enumerate(self._gradients_of(layer))}
+
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            output.register_hook(enter)  # called when all later layers are done, right before this one's backward pass
+
+        return hook
+
+    def _leave(self) -> None:
+        layer, self.current = self.current, None
+        if layer is not None:
+            gradients = self._gradients_of(layer)
+            self.means_LE[layer.index, layer.local] = gradients.abs_().mean(1)
+            gradients.zero_()
+            layer.grads = {}
+
+    def _gradients_of(self, layer: ExpertLayer) -> torch.Tensor:
+        """[local experts, weights of one]"""
+        return self.buffer[: len(layer.local) * layer.layout.size].view(len(layer.local), layer.layout.size)

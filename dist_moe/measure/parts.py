@@ -1,0 +1,147 @@
+"""Routing counts of parts of an analysis, kept on disk until the masks are written: two files a part.
+
+A part that is there is not counted again, so an analysis that was killed goes on, and several jobs may count parts of
+one analysis at the same time without knowing of each other. A part's name is the hash of all that its counts and sums
+follow from, so that nothing of another model, setting or text is ever taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from functools import cached_property, reduce
+from hashlib import sha256
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from dist_moe.config.schema import StatisticsConfig
+from dist_moe.data.tokens import Encoded
+from dist_moe.errors import UserError
+from dist_moe.files import write_bytes_atomic
+from dist_moe.risk.counts import RoutingCounts, concatenate
+from dist_moe.risk.evidence import Population
+from dist_moe.risk.population import PopulationSums
+from dist_moe.risk.table import risk_table
+from dist_moe.select.labels import LabelledBatches
+
+ROWS_AT_ONCE = 512
+"""About how many rows a part has: among these those of like length are found for one forward pass."""
+
+
+class CountedParts:
+    """An analysis in parts of some consecutive batches each, and those of them that are in `directory`."""
+
+    def __init__(
+        self, directory: Path, facts: dict[str, Any], labels: LabelledBatches, rows_of: Callable[[int], list[Encoded]]
+    ) -> None:
+        """`facts` (JSON values) are all but the rows that counts depend on; `rows_of` gives the rows of a batch."""
+        self.directory, self.facts, self.labels, self.rows_of = directory, facts, labels, rows_of
+        num_batches = len(labels.names)
+        size = max(1, ROWS_AT_ONCE // labels.starts[1])
+        self.parts = [range(i, min(i + size, num_batches)) for i in range(0, num_batches, size)]
+
+    def rows(self, part: int) -> list[Encoded]:
+        """The prompts of a part."""
+        return [row for batch in self.parts[part] for row in self.rows_of(batch)]
+
+    def missing(self, parts: Sequence[int]) -> list[int]:
+        """Which of these nobody has counted yet."""
+        return [part for part in parts if not self._path(part, "sums").is_file()]
+
+    def keep(self, part: int, counts: RoutingCounts) -> None:
+        """Write the counts of a part; a reader sees all of them or none.
+
+        Raises:
+            UserError: an arm of a batch has no counted token.
+        """
+        labels = self.labels.of(self.parts[part])
+        risk_table(counts, labels.unsafe_P, labels.batch_of_P, len(labels.names), labels.names)  # for its error
+        sums = reduce(add, map(PopulationSums.of, labels.evidence(counts, StatisticsConfig(), seed=0)))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            **counts.tables,
+            "counts": counts.counts_PLE.astype(np.int32),
+            "tokens": counts.tokens_P,
+            "experts_per_token": np.array([counts.experts_per_token]),
+        }
+        self._write(part, "counts", arrays)
+        self._write(part, "sums", sums.arrays())  # last, as it says that the part is there
+
+    def counts(self, batches: range) -> RoutingCounts:
+        """The counts of some consecutive batches, all of which are there.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        found = []
+        for number, part in enumerate(self.parts):
+            here = range(max(part.start, batches.start), min(part.stop, batches.stop))
+            if here:
+                first, last, start = (self.labels.starts[batch] for batch in (here.start, here.stop, part.start))
+                found.append(self._counts(number).of(slice(first - start, last - start)))
+        return concatenate(found)
+
+    @cached_property
+    def population(self) -> Population:
+        """What is known of all batches; all parts must be there.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        sums = (PopulationSums.from_arrays(self._read(part, "sums")) for part in range(len(self.parts)))
+        return reduce(add, sums).population()
+
+    def _counts(self, part: int) -> RoutingCounts:
+        stored = self._read(part, "counts")
+        experts_per_token = int(stored.pop("experts_per_token")[0])
+        counts_PLE, tokens_P = stored.pop("counts").astype(np.int64), stored.pop("tokens")
+        return RoutingCounts(counts_PLE, tokens_P, experts_per_token, stored)
+
+    def _write(self, part: int, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
+        data, path = safetensors.numpy.save(dict(arrays)), self._path(part, kind)
+        write_bytes_atomic(path, data + _digest(path, data))
+
+    def _read(self, part: int, kind: str) -> dict[str, np.ndarray]:
+        path = self._path(part, kind)
+        data = path.read_bytes()
+        if _digest(path, data[:-32]) != data[-32:]:
+            raise UserError(f"{path} is damaged: remove {path.with_suffix('.*')}, and give the same command again")
+        return safetensors.numpy.load(data[:-32])
+
+    def _path(self, part: int, kind: str) -> Path:
+        return self.directory / f"{self._names[part]}.{kind}"
+
+    @cached_property
+    def _names(self) -> list[str]:
+        names = []
+        for number, part in enumerate(self.parts):
+            labels = self.labels.of(part)
+            rows = [astuple(row) for row in self.rows(number)]
+            kin = [labels.kinship.cluster_P.tolist(), labels.kinship.pair_P.tolist()]
+            facts = [self.facts, rows, labels.starts, labels.unsafe_P.tolist(), kin]
+            names.append(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32])
+        return names
+
+
+def _digest(path: Path, data: bytes) -> bytes:
+    """Of the name too: a part's file in the place of another's is damage."""
+    return sha256(path.name.encode() + data).digest()
+
+
+def share_of(part: str | None, num_parts: int) -> range:
+    """Which of an analysis' parts "i/n" stands for: every n-th, from the i-th; None: all.
+
+    Raises:
+        UserError: `part` has another form.
+    """
+    if part is None:
+        return range(num_parts)
+    number, _, of = part.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise UserError(f"analysis.part is {part!r}: expected I/N with 1 <= I <= N, as 3/8 for the third of eight jobs")
+    return range(int(number) - 1, num_parts, int(of))

@@ -1,0 +1,95 @@
+"""What an analysis prints: experts per batch beside what chance selects, the tops, and whether categories differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from dist_moe.config.schema import StatisticsConfig
+from dist_moe.risk.specificity import category_specificity, union_growth
+from dist_moe.select.labels import LabelledBatches
+from dist_moe.select.statistics import add_statistics
+from dist_moe.store.read import MaskStore
+from dist_moe.store.recompute import stored_counts
+
+MOST_BATCHES = 1000
+"""Of which each is listed, and all pairs are compared; for more, tools/inspect_masks.py is the place to ask."""
+
+COLUMNS = {
+    "Layer_Expert": "{}",
+    "risk_diff": "{:.4f}",
+    "interval": "{}",
+    "q_value": "{:.4f}",
+    "stability": "{:.2f}",
+    "a_safe_n": "{:.4f}",
+    "a_unsafe_n": "{:.4f}",
+}
+
+
+def report(store: MaskStore, labels: LabelledBatches, settings: StatisticsConfig, seed: int) -> Iterator[str]:
+    """The analysis in figures, line by line: experts per batch, the global top 10, the top 5 of each category's first
+    batch. `labels` are those of all batches; where they are few enough, all prompts are tested together.
+    """
+    yield "Per-batch unsafe experts count:"
+    yield from _counts(store)
+    if store.statistics and "smallest_p_value" in store.statistics:
+        smallest = store.statistics["smallest_p_value"][:]
+        yield f"Smallest p that a batch's labels can give: {smallest.min():.2g} to {smallest.max():.2g}"
+    if 1 < len(store.batches) <= MOST_BATCHES:
+        yield from _overlap(store, seed)
+    selected = len(store.global_unsafe_experts())
+    table = store.aggregated
+    if settings.permutations and labels.can_be_pooled(settings):
+        counts = stored_counts(store, range(len(store.batches)))
+        table = add_statistics(table, labels.pooled(counts, settings, seed), store.rule)
+    yield (f"Global unsafe experts (threshold and top_k, pooled over all prompts): {selected}; top 10 by risk_diff:")
+    yield _table(table, 10)
+    first = {batch.category: batch for batch in reversed(store.batches)}
+    for batch in sorted(first.values(), key=lambda batch: batch.index):
+        yield f"Top 5 of {batch.name}:"
+        yield _table(store.batch_table(batch.index), 5)
+
+
+def _counts(store: MaskStore) -> Iterator[str]:
+    has_null = "null_high" in store.statistics
+    mean_B, high_B = (store.statistics[name][:] if has_null else np.empty(0) for name in ("null_mean", "null_high"))
+    weak = {batch.index for batch in store.batches if has_null and batch.num_unsafe_experts <= high_B[batch.index]}
+    for batch in store.batches[:MOST_BATCHES]:
+        line = f"  Batch {batch.index} ({batch.category}): {batch.num_unsafe_experts}"
+        if has_null:
+            line += f" (permuted labels: mean {mean_B[batch.index]:.1f}, 95 % quantile {high_B[batch.index]:.0f})"
+        yield f"{line} NOT ABOVE CHANCE" if batch.index in weak else line
+    if len(store.batches) > MOST_BATCHES:
+        yield f"  ... and {len(store.batches) - MOST_BATCHES} more, which tools/inspect_masks.py {store.path} lists"
+    if weak:
+        yield (
+            f"WARNING: {len(weak)} of {len(store.batches)} batches select no more experts than the 95 % quantile under "
+            "permuted labels: their masks may be noise. Take larger batches, or a stricter rule (docs/statistics.md)"
+        )
+
+
+def _overlap(store: MaskStore, seed: int) -> Iterator[str]:
+    masks_BLE = store.masks[:]
+    found = category_specificity(masks_BLE, store.categories, 1000, np.random.default_rng([seed, *b"specificity"]))
+    if found is not None:
+        yield (
+            f"Overlap of batches (mean Jaccard): {found.within:.3f} within categories, {found.between:.3f} between; "
+            f"p = {found.p:.3g} if categories mean nothing"
+        )
+    growth = union_growth(masks_BLE, 200, np.random.default_rng([seed, *b"union growth"]))
+    steps = sorted({min(len(masks_BLE), 2**power) for power in range(len(masks_BLE).bit_length() + 1)})
+    sizes = (
+        f"{n}: {growth.mean_B[n - 1]:.0f} ({growth.low_B[n - 1]:.0f} to {growth.high_B[n - 1]:.0f})" for n in steps
+    )
+    yield f"Experts in the union of n batches (95 % of random orders): {', '.join(sizes)}"
+
+
+def _table(frame: pd.DataFrame, num_lines: int) -> str:
+    shown = frame.head(num_lines).copy()
+    if "interval_low" in shown:
+        ends = zip(shown["interval_low"], shown["interval_high"], strict=True)
+        shown["interval"] = [f"[{low:.4f}, {high:.4f}]" for low, high in ends]
+    columns = [name for name in COLUMNS if name in shown]
+    return shown[columns].to_string(index=False, formatters={name: COLUMNS[name].format for name in columns})

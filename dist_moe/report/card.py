@@ -1,0 +1,140 @@
+"""The model card (README.md) of an export: where it comes from, what was changed, what was measured, and its limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dist_moe.risk.describe import in_words, is_control
+from dist_moe.training.facts import Arms, Numbers
+from dist_moe.weights.export import BASE_CARD, CARD
+from dist_moe.weights.facts import Facts, Quoted
+
+FRONT_MATTER = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
+NOT_INHERITED = re.compile(r"^(?:model-index|base_model\w*):.*\n(?:[ \t-].*\n|\n)*", re.MULTILINE)
+"""Keys of a card's front matter, with their blocks, that are true of the base only: its results and its own origin."""
+
+ROUTE_LIMIT = (
+    'Mode "route" trained each batch with routing restricted to that batch\'s experts. Inference has no such mask, so '
+    "the model is used in a state that it was not trained in."
+)
+CONTROL = (
+    "**This is a control.** Its experts were not chosen because unsafe prompts use them: it is there to be compared "
+    "with a model whose experts were, and is no repaired model."
+)
+LIMITS = (
+    "Only the categories above were trained, on the prompts of the data named above. Other unsafe prompts, other "
+    "languages and attempts to get around the training were not.",
+    "A refusal is not a guarantee of safety, and a safe prompt may be refused.",
+    "Every limit of the base model holds here too.",
+)
+
+
+def model_card(facts: Facts, base: Path) -> str:
+    """The card as Markdown; the front matter is that of the base's card."""
+    name, rule = facts.model_name, facts.rule
+    share = 100 * facts.num_union_parameters / facts.num_parameters
+    has_card = (base / CARD).is_file()
+    origin = (
+        f"The base's own card, with its license, is [{BASE_CARD}]({BASE_CARD})."
+        if has_card
+        else "The base came without a model card: look up its license before you pass this model on."
+    )
+    table = [
+        ("Base model", f"{name}, hash `{facts.model_hash}`"),
+        ("Data", f"{_arms(facts.prompts)}hash `{facts.data_hash}`"),
+        ("Batches", f"{sum(facts.batches.values())}: " + ", ".join(f"{c} {n}" for c, n in facts.batches.items())),
+        ("Selection rule", f"{rule.name}, counted tokens: {facts.counted_tokens}"),
+        ("It takes of a batch's experts", in_words(rule)),
+        *_chosen(facts.chosen),
+        ("Masks", f"digest `{facts.masks_digest}`"),
+        ("Mode", f"route, fill {facts.fill}, scope {facts.scope}" if facts.mode == "route" else facts.mode),
+        ("Steps", facts.num_steps),
+        ("Experts open to training", f"{len(facts.union)}, {share:.2f} % of all parameters"),
+        ("Experts changed", facts.num_trained_experts),
+        ("Made with", f"dist_moe {facts.dist_moe_version}"),
+    ]
+    lines = [
+        f"# {name} with {'experts trained as a control' if is_control(rule) else 'repaired experts'}",
+        "",
+        f"This model is derived from {name}. Routing was measured on safe and unsafe prompts, and in each batch of "
+        "them only the experts that a rule selects were trained. Every other weight, the configuration and the "
+        f"tokenizer are the base's, bit for bit. {origin}",
+        "",
+        *((CONTROL, "") if is_control(rule) else ()),
+        *_table(("", ""), table),
+        "",
+        *_before_after(facts.evaluation),
+        "## Limits",
+        "",
+        *(f"- {limit}" for limit in ((ROUTE_LIMIT, *LIMITS) if facts.mode == "route" else LIMITS)),
+        "",
+    ]
+    # the base's card is copied as bytes; of its front matter here, what is no UTF-8 is shown as such
+    of_base = (base / CARD).read_text(encoding="utf-8-sig", errors="replace") if has_card else ""
+    return _front_matter(of_base) + "\n".join(lines)
+
+
+def _arms(prompts: Arms | None) -> str:
+    return "" if prompts is None else f"{prompts.safe} safe and {prompts.unsafe} unsafe prompts, "
+
+
+def _chosen(chosen: Numbers | None) -> list[tuple[str, object]]:
+    """Of what sign the trained experts' risk_diff is: a rule may take experts that safe prompts use more."""
+    if chosen is None:
+        return []
+    total = chosen.above_0 + chosen.below_0 + chosen.of_0
+    signs = f"used more by unsafe prompts in {chosen.above_0}, by safe prompts in {chosen.below_0}"
+    return [("Choices of an expert for a batch", f"{total}: {signs}, by both alike in {chosen.of_0}")]
+
+
+def _front_matter(card: str) -> str:
+    """The YAML block at the start of a card, without what is true of the base only; empty if there is none."""
+    found = FRONT_MATTER.match(card)
+    kept = NOT_INHERITED.sub("", found[1]) if found else ""
+    return f"---\n{kept}---\n\n" if kept else ""
+
+
+def _before_after(evaluation: Quoted | None) -> list[str]:
+    if evaluation is None:
+        return []
+    groups = {**evaluation.category, **evaluation.all}
+    measures = list(evaluation.all["all"])
+    rows = [
+        (group, *(f"{_number(scores[m]['before'])} → {_number(scores[m]['after'])}" for m in measures))
+        for group, scores in groups.items()
+    ]
+    return [
+        "## Before and after",
+        "",
+        "By `dist-moe evaluate`, without a mask: mean loss per token, and share of greedy answers that refuse. "
+        + _scored(evaluation),
+        "",
+        *_table(("Category", *measures), rows),
+        "",
+    ]
+
+
+def _scored(evaluation: Quoted) -> str:
+    """On which prompts."""
+    if evaluation.trained_on is None:
+        return "The record does not say on which prompts."
+    prompts = f"On {_arms(evaluation.prompts)}hash `{evaluation.data_hash}`"
+    if evaluation.trained_on:
+        return f"{prompts}: the prompts of the training itself, not held out, so this says nothing of other prompts."
+    return f"{prompts}: another file than that of the training; whether they share prompts was not looked at."
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(_cell(value) for value in line) + " |" for line in lines]
+
+
+def _cell(value: object) -> str:
+    """Categories come from the data: keep them in their cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")

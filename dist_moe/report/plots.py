@@ -1,0 +1,192 @@
+"""Pictures of a mask store, each as PNG and SVG: risk and selection by layer and expert, overlap, union growth.
+
+matplotlib is optional and is imported when something is drawn. Colours are told apart with any colour vision: cividis
+for amounts, orange to purple for signed ones. The same store gives the same SVG.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dist_moe.errors import UserError
+from dist_moe.files import replacing_files
+from dist_moe.report.views.overlap import MOST_BATCHES, growth
+from dist_moe.risk.overlap import jaccard_matrix
+from dist_moe.store.read import MaskStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_plots(store: MaskStore, out: Path) -> list[Path]:
+    """Draw all pictures into `out`, which is made if need be; files of the same name are replaced.
+
+    Raises:
+        UserError: matplotlib is not installed, or `out` cannot be written; then nothing there has changed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("plots need matplotlib: pip install matplotlib") from None
+    figures = {
+        "risk_diff": risk_figure(store),
+        "selected": selected_figure(store),
+        "overlap": overlap_figure(store),
+        "union_growth": growth_figure(store),
+    }
+    pictures: dict[str, bytes] = {}
+    with matplotlib.rc_context({"svg.hashsalt": "dist_moe"}):
+        for name, figure in figures.items():
+            pictures[f"{name}.png"] = _drawn(figure, format="png", dpi=150)
+            pictures[f"{name}.svg"] = _drawn(figure, format="svg", metadata={"Date": None})
+    with replacing_files(out) as partial:
+        for name, data in pictures.items():
+            (partial / name).write_bytes(data)
+    return [out / name for name in pictures]
+
+
+def _drawn(figure: Figure, **options: Any) -> bytes:
+    stream = BytesIO()
+    figure.savefig(stream, **options)
+    return stream.getvalue()
+
+
+def risk_figure(store: MaskStore) -> Figure:
+    """Pooled risk_diff of every expert; those that the selection rule picks from it are framed."""
+    frame = store.aggregated
+    values_LE = np.zeros(store.masks.shape[1:])
+    values_LE[frame["layer"], frame["expert"]] = frame["risk_diff"]
+    chosen = store.global_unsafe_experts()
+    limit = float(np.abs(values_LE).max()) or 1.0
+    figure, axes = _experts_figure(store, "risk_diff over all prompts (framed: selected from it)")
+    image = axes.imshow(values_LE, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    _frame_cells(axes, chosen["layer"].to_numpy(), chosen["expert"].to_numpy())
+    figure.colorbar(image, ax=axes, label="a_unsafe_n - a_safe_n", pad=0.01)
+    return figure
+
+
+def selected_figure(store: MaskStore) -> Figure:
+    """In what share of the batches each expert is selected."""
+    num_LE = _times_selected(store)
+    figure, axes = _experts_figure(store, f"share of {len(store.masks)} batches that select an expert (white: none)")
+    values_LE = np.where(num_LE > 0, num_LE / len(store.masks), np.nan)
+    image = axes.imshow(values_LE, cmap="cividis_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of batches", pad=0.01)
+    return figure
+
+
+def overlap_figure(store: MaskStore) -> Figure:
+    """Jaccard index of every two batches, ordered by category; of every two categories where batches are too many."""
+    categories = np.array(store.categories, dtype=object)
+    names = sorted(set(store.categories))
+    if len(categories) <= MOST_BATCHES:
+        order = np.argsort(categories.astype(str), kind="stable")
+        values = jaccard_matrix(store.masks[:][order])
+        sizes = np.array([(categories == name).sum() for name in names])
+        what = "batches, by category"
+    else:
+        masks_BLE = store.masks[:]
+        values = jaccard_matrix(np.stack([masks_BLE[categories == name].any(axis=0) for name in names]))
+        sizes, what = np.ones(len(names), int), "categories"
+    ends = np.cumsum(sizes)
+    figure, axes = _figure(store, f"Jaccard index of {what}", 6 + 0.12 * len(names), 5 + 0.12 * len(names))
+    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    for end in ends[:-1] - 0.5:
+        axes.axhline(end, color="white", linewidth=0.8)
+        axes.axvline(end, color="white", linewidth=0.8)
+    middles = ends - sizes / 2 - 0.5
+    labels = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+    axes.set_yticks(middles, labels)
+    axes.set_xticks(middles, labels, rotation=90 if len(names) > 4 else 0)
+    axes.set_xlabel(f"{len(values)} {what}")
+    axes.set_ylabel("category")
+    figure.colorbar(image, ax=axes, label="experts in both / in either", pad=0.02)
+    return figure
+
+
+def growth_figure(store: MaskStore) -> Figure:
+    """Experts in the union of the first batches, in the stored order and in the mean over all orders."""
+    union_B = growth(store).tables["union growth"]["union_experts"].to_numpy()
+    numbers_B = np.arange(1, len(union_B) + 1)
+    num_LE = _times_selected(store)
+    figure, axes = _figure(store, "union of the first batches' unsafe experts", 7, 4.2)
+    axes.plot(numbers_B, union_B, color="#0072B2", linewidth=2, label="order of the store")
+    mean_B = mean_growth(num_LE[num_LE > 0], len(union_B))
+    axes.plot(numbers_B, mean_B, color="#D55E00", linestyle="--", label="mean over all orders")
+    axes.set_xlabel("number of batches")
+    axes.set_ylabel(f"experts in the union (of {num_LE.size})")
+    axes.set_xlim(left=1)
+    axes.set_ylim(bottom=0)
+    _whole_numbers(axes)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def mean_growth(num_X: np.ndarray, num_batches: int) -> np.ndarray:
+    """Size of the union of the first 1, 2, ... batches, in the mean over all orders of the batches.
+
+    Of B batches, c of which select an expert, none of the first n does in the share (B-c)! (B-n)! / ((B-c-n)! B!) of
+    the orders.
+
+    Args:
+        num_X: how many batches select each expert.
+        num_batches: B.
+
+    Returns:
+        float64 [B].
+    """
+    before_B = np.arange(num_batches)
+    total_B = np.zeros(num_batches)
+    for num, times in zip(*np.unique(num_X, return_counts=True), strict=True):
+        none_yet_B = np.cumprod(np.maximum(num_batches - num - before_B, 0) / (num_batches - before_B))
+        total_B += times * (1 - none_yet_B)
+    return total_B
+
+
+def _times_selected(store: MaskStore) -> np.ndarray:
+    num_LE = np.zeros(store.masks.shape[1:], np.int64)
+    for start, stop in store.masks.slabs(0, len(store.masks)):
+        num_LE += store.masks[start:stop].sum(axis=0)
+    return num_LE
+
+
+def _experts_figure(store: MaskStore, title: str) -> tuple[Figure, Any]:
+    _, num_layers, num_experts = store.masks.shape
+    width = float(np.clip(2.5 + 0.09 * num_experts, 7, 24))
+    figure, axes = _figure(store, title, width, float(np.clip(1.8 + 0.13 * num_layers, 3, 16)))
+    axes.set_xlabel("expert")
+    axes.set_ylabel("MoE layer")
+    _whole_numbers(axes)
+    return figure, axes
+
+
+def _whole_numbers(axes: Any) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+
+
+def _figure(store: MaskStore, title: str, width: float, height: float) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(f"{_short_name(store)}: {title}", fontsize=10, loc="left")
+    return figure, axes
+
+
+def _short_name(store: MaskStore) -> str:
+    """The last two parts of its path: a run directory tells stores apart, which are all called masks.zarr."""
+    return "/".join(str(store.path).rstrip("/").split("/")[-2:])
+
+
+def _frame_cells(axes: Any, layers: np.ndarray, experts: np.ndarray) -> None:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    cells = [Rectangle((e - 0.5, layer - 0.5), 1, 1) for layer, e in zip(layers, experts, strict=True)]
+    axes.add_collection(PatchCollection(cells, facecolor="none", edgecolor="black", linewidth=0.9))

@@ -1,0 +1,167 @@
+"""Stores side by side, and a store against its own counts and digests."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dist_moe.errors import UserError
+from dist_moe.report.views.render import flat_facts
+from dist_moe.report.views.view import View
+from dist_moe.risk.frames import expert_names
+from dist_moe.risk.masks import mask_hash
+from dist_moe.store.read import MaskStore
+from dist_moe.store.recompute import computable, masks_by, recomputed_risk, stored_counts
+
+BATCH_COLUMNS = ["batch", "id", "category", "in_both", "only_in_first", "only_in_second", "jaccard"]
+MEASURE_COLUMNS = ["batch", "id", "what", "prompts", "largest_difference"]
+EXPERT_COLUMNS = ["batch", "layer", "expert", "Layer_Expert", "in_first", "in_second"]
+
+
+def diff(one: MaskStore, other: MaskStore) -> View:
+    """In what two stores differ: facts, batches, experts, what was measured. Batches are the same when their ids are.
+
+    Raises:
+        UserError: they are of models with other layers or experts.
+    """
+    if one.masks.shape[1:] != other.masks.shape[1:]:
+        sizes = [" x ".join(map(str, store.masks.shape[1:])) for store in (one, other)]
+        raise UserError(
+            f"{one.path} has {sizes[0]} experts and {other.path} {sizes[1]}: masks of two models have nothing in common"
+        )
+    facts_one, facts_other = flat_facts(one.attributes), flat_facts(other.attributes)
+    names = sorted(facts_one.keys() | facts_other.keys())
+    differing = [(n, facts_one.get(n), facts_other.get(n)) for n in names if facts_one.get(n) != facts_other.get(n)]
+    facts = pd.DataFrame(differing, columns=["fact", "first", "second"]).astype(object)
+    places = {batch_id: index for index, batch_id in enumerate(other.batch_ids)}
+    shared = [(index, places[batch_id]) for index, batch_id in enumerate(one.batch_ids) if batch_id in places]
+    batches, experts, measures = [], [], []
+    for here, there in shared:
+        line, table = difference(one, here, one.masks[here], other.masks[there])
+        batches.append(line)
+        experts.append(table)
+        measures += measured_differences(one, here, other, there)
+    by_batch = pd.DataFrame(batches, columns=BATCH_COLUMNS)
+    by_expert = pd.concat(experts, ignore_index=True) if experts else pd.DataFrame(columns=EXPERT_COLUMNS)
+    only = [
+        (store_name, store.batch_ids[index], store.categories[index])
+        for store_name, store, others in (("first", one, places), ("second", other, set(one.batch_ids)))
+        for index in range(len(store.batch_ids))
+        if store.batch_ids[index] not in others
+    ]
+    summary = {
+        "first": str(one.path),
+        "second": str(other.path),
+        "same": one.digest == other.digest or not (differing or only or len(by_expert) or measures),
+        "facts_that_differ": len(differing),
+        "batches_in_both": len(shared),
+        "batches_in_one": len(only),
+        "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
+        "experts_that_differ": len(by_expert),
+        "batches_measured_otherwise": len({line[0] for line in measures}),
+        "measured_otherwise": ", ".join(dict.fromkeys(line[2] for line in measures)) or None,
+    }
+    tables = {
+        "batches": by_batch,
+        "experts that differ": by_expert,
+        "measured otherwise": pd.DataFrame(measures, columns=MEASURE_COLUMNS),
+        "facts that differ": facts,
+        "batches in one store only": pd.DataFrame(only, columns=["store", "id", "category"]),
+    }
+    return View(summary, tables)
+
+
+def recheck(store: MaskStore) -> View:
+    """Rates and masks computed from the prompt counts, compared with the stored ones bit for bit.
+
+    Masks by a rule that tests or draws at random are compared with their hashes only: `mask` is null then.
+    """
+    from_counts = store.rule.name in computable(store.tables)
+    lines = []
+    for start, stop in store.masks.slabs(0, len(store.masks)):
+        batches = range(start, stop)
+        counts = stored_counts(store, batches)
+        risk = recomputed_risk(store, batches, counts)
+        stored = store.risk_diff[start:stop], store.a_safe_n[start:stop], store.a_unsafe_n[start:stop]
+        found = risk.risk_diff_BLE, risk.a_safe_n_BLE, risk.a_unsafe_n_BLE
+        masks_BLE = store.masks[start:stop]
+        expected_BLE = masks_by(store, batches, store.rule, counts).masks_BLE if from_counts else masks_BLE
+        for index in batches:
+            row = index - start
+            info = store.batches[index]
+            lines.append(
+                {
+                    "batch": index,
+                    "id": info.id,
+                    "category": info.category,
+                    "rates": all(a[row].tobytes() == b[row].tobytes() for a, b in zip(stored, found, strict=True)),
+                    "mask": bool((masks_BLE[row] == expected_BLE[row]).all()) if from_counts else None,
+                    "mask_hash": info.mask_hash == mask_hash(expected_BLE[row]),
+                }
+            )
+    table = pd.DataFrame(lines)
+    wrong = table[["rates", "mask", "mask_hash"]].isin([False]).any(axis=1)
+    facts = {
+        "store": str(store.path),
+        "batches": len(table),
+        "masks_computed": from_counts,
+        "batches_that_differ": int(wrong.sum()),
+        "same": not wrong.any(),
+    }
+    return View(facts, {"batches that differ": table[wrong].reset_index(drop=True), "batches": table})
+
+
+def check(store: MaskStore) -> View:
+    """Every array compared with the digest that was written, whatever the store's size.
+
+    Raises:
+        UserError: the store is damaged.
+    """
+    store.check()
+    return View({"store": str(store.path), "digest": store.digest, "intact": True}, {"arrays": store.arrays})
+
+
+def difference(
+    store: MaskStore, index: int, mask_LE: np.ndarray, other_LE: np.ndarray
+) -> tuple[tuple[Any, ...], pd.DataFrame]:
+    layers, experts = np.nonzero(mask_LE != other_LE)
+    table = pd.DataFrame(
+        {
+            "batch": np.full(len(layers), index),
+            "layer": layers,
+            "expert": experts,
+            "Layer_Expert": expert_names(layers, experts),
+            "in_first": mask_LE[layers, experts],
+            "in_second": other_LE[layers, experts],
+        }
+    )
+    counts = [int((a & b).sum()) for a, b in ((mask_LE, other_LE), (mask_LE, ~other_LE), (~mask_LE, other_LE))]
+    either = sum(counts)
+    # Of two empty masks too: here it says how alike they are.
+    jaccard = counts[0] / either if either else 1.0
+    return (index, store.batch_ids[index], store.categories[index], *counts, jaccard), table
+
+
+def measured_differences(
+    one: MaskStore, here: int, other: MaskStore, there: int
+) -> list[tuple[int, str, str, int, float | None]]:
+    """What was measured of a batch's prompts that differs in two stores: counts, tokens (counted ones), gates, ...
+
+    A line has the batch, what differs, in how many prompts, and by how much at most: None for what only one store has.
+    """
+    (first, last), (first_there, last_there) = (
+        store.starts_B1[batch : batch + 2].tolist() for store, batch in ((one, here), (other, there))
+    )
+    of_one, of_other = (
+        {"counts": store.prompt_counts, "tokens": store.prompt_tokens, **store.tables} for store in (one, other)
+    )
+    lines: list[tuple[int, str, str, int, float | None]] = []
+    for name in dict.fromkeys((*of_one, *of_other)):
+        if name not in of_one or name not in of_other:
+            lines.append((here, one.batch_ids[here], name, last - first, None))
+            continue
+        a, b = of_one[name][first:last].astype(np.float64), of_other[name][first_there:last_there].astype(np.float64)
+        apart = np.abs(a - b).reshape(len(a), -1).max(axis=1)
+        if apart.any():
+            lines.append((here, one.batch_ids[here], name, int((apart > 0).sum()), float(apart.max())))
+    return lines

@@ -1,0 +1,93 @@
+"""Which experts answer for a batch or a category, over all prompts, and in which batches one does."""
+
+import difflib
+
+import numpy as np
+
+from dist_moe.errors import UserError
+from dist_moe.report.views.view import View, find_batch
+from dist_moe.risk.frames import select_head
+from dist_moe.risk.names import expert_name
+from dist_moe.risk.overlap import category_experts, expert_history
+from dist_moe.store.read import MaskStore
+
+
+def batch(store: MaskStore, key: str) -> View:
+    """One batch's unsafe experts with their rates, riskiest first."""
+    info = find_batch(store, key)
+    frame = store.batch_table(info.index)
+    mask_LE = store.masks[info.index]
+    facts = {
+        "batch": info.index,
+        "id": info.id,
+        "category": info.category,
+        "unsafe_experts": info.num_unsafe_experts,
+        "mask_hash": info.mask_hash,
+    }
+    selected = frame[mask_LE[frame["layer"], frame["expert"]]]
+    return View(facts, {"unsafe experts": selected.reset_index(drop=True)})
+
+
+def expert(store: MaskStore, layer: int, expert: int) -> View:
+    """One expert's rates and whether it was selected, over all batches.
+
+    Raises:
+        UserError: the model has no such expert.
+    """
+    _, num_layers, num_experts = store.masks.shape
+    if not (0 <= layer < num_layers and 0 <= expert < num_experts):
+        raise UserError(
+            f"no expert {expert_name(layer, expert)} in {store.path}: expected a layer from 0 to {num_layers - 1} and "
+            f"an expert from 0 to {num_experts - 1}"
+        )
+    history = expert_history(
+        store.masks[:, layer, expert],
+        store.a_safe_n[:, layer, expert],
+        store.a_unsafe_n[:, layer, expert],
+        store.categories,
+    )
+    facts = {
+        "expert": expert_name(layer, expert),
+        "module": store.layer_names[layer],
+        "batches_selected": int(history["selected"].sum()),
+        "batches": len(history),
+    }
+    return View(facts, {"history": history})
+
+
+def category(store: MaskStore, name: str) -> View:
+    """Which experts answer for a category, in how many of its batches, and for which others as well.
+
+    Raises:
+        UserError: no batch is of this category.
+    """
+    if name not in store.categories:
+        known = sorted(set(store.categories))
+        (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise UserError(f"no category {name!r} in {store.path}: did you mean {nearest!r}?")
+    by_category = category_experts(store.masks[:], store.categories)
+    chosen = by_category["category"] == name
+    others = by_category[~chosen].groupby(["layer", "expert"])["category"].agg(", ".join).rename("also_in")
+    table = by_category[chosen].drop(columns="category").join(others, on=["layer", "expert"])
+    batches = [info for info in store.batches if info.category == name]
+    risk_diff_LE = np.mean([store.risk_diff[info.index] for info in batches], axis=0)
+    table.insert(5, "mean_risk_diff", risk_diff_LE[table["layer"], table["expert"]])
+    facts = {
+        "category": name,
+        "batches": [info.index for info in batches],
+        "experts": len(table),
+        "experts_in_every_batch": int((table["num_batches"] == len(batches)).sum()),
+    }
+    return View(facts, {"experts": table.fillna({"also_in": ""}).reset_index(drop=True)})
+
+
+def aggregated(store: MaskStore) -> View:
+    """The selection rule applied to the rates of all prompts, pooled, and to the mean of the batches' rates."""
+    selected = store.global_unsafe_experts()
+    mask_names = {expert_name(int(layer), int(expert)) for layer, expert in np.argwhere(store.union())}
+    facts = {
+        "unsafe_experts": len(selected),
+        "in_no_batch": int((~selected["Layer_Expert"].isin(mask_names)).sum()),
+    }
+    by_mean = select_head(store.mean_of_batches, store.rule)
+    return View(facts, {"unsafe experts, prompts pooled": selected, "unsafe experts, mean of batches": by_mean})

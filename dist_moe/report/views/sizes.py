@@ -1,0 +1,105 @@
+"""How many experts batches and layers have, and what that leaves of the routing."""
+
+import numpy as np
+import pandas as pd
+
+from dist_moe.report.views.view import View
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.store.read import MaskStore
+
+
+def summary(store: MaskStore) -> View:
+    """How many unsafe experts each batch and each layer has, and where the store came from."""
+    masks_BLE = store.masks[:]
+    num_BL = masks_BLE.sum(axis=2)
+    num_B = num_BL.sum(axis=1)
+    union_LE = ExpertMasks(masks_BLE).union()
+    none_BL = num_BL == 0
+    below_k_BL = (num_BL > 0) & (num_BL < store.experts_per_token)
+    batches = pd.DataFrame(
+        {
+            "batch": np.arange(len(num_B)),
+            "id": store.batch_ids,
+            "category": store.categories,
+            "unsafe_experts": num_B,
+            "layers_with_none": none_BL.sum(axis=1),
+            "layers_below_k": below_k_BL.sum(axis=1),
+        }
+    )
+    layers = pd.DataFrame(
+        {
+            "layer": np.arange(len(union_LE)),
+            "module": store.layer_names,
+            "union_experts": union_LE.sum(axis=1),
+            "mean_experts": num_BL.mean(axis=0),
+            "batches_with_none": none_BL.sum(axis=0),
+            "batches_below_k": below_k_BL.sum(axis=0),
+        }
+    )
+    facts = {
+        "store": str(store.path),
+        "dist_moe_version": store.dist_moe_version,
+        "selection_rule": store.rule.facts,
+        "counted_tokens": store.counted_tokens,
+        "prompts": len(store.prompts),
+        "batches": len(num_B),
+        "moe_layers": union_LE.shape[0],
+        "experts_per_layer": union_LE.shape[1],
+        "experts_per_token": store.experts_per_token,
+        "min_experts_per_batch": int(num_B.min()),
+        "mean_experts_per_batch": float(num_B.mean()),
+        "max_experts_per_batch": int(num_B.max()),
+        "batches_with_none": int((num_B == 0).sum()),
+        "union_experts": int(union_LE.sum()),
+        "all_experts": union_LE.size,
+        "arms": store.attributes.get("arms", {}),
+        "warnings": list(store.warnings),
+        "provenance": store.provenance,
+    }
+    return View(facts, {"batches": batches, "layers": layers})
+
+
+def layers(store: MaskStore) -> View:
+    """Each layer's experts over all batches, and what mode `route` with `fill: shrink` leaves of its routing.
+
+    A layer without an expert is left as it is, so all its slots survive. `slots_surviving` is the share of the k slots
+    of a token that have an allowed expert; `unsafe_routing_kept` is the share of the unsafe prompts' own routing that
+    went to those experts.
+    """
+    masks_BLE = store.masks[:]
+    num_BL = masks_BLE.sum(axis=2)
+    k = store.experts_per_token
+    slots_BL = np.where(num_BL == 0, 1.0, np.minimum(num_BL, k) / k)
+    kept_BL = np.concatenate(
+        [
+            (store.a_unsafe_n[start:stop] * masks_BLE[start:stop]).sum(axis=2) / k
+            for start, stop in store.a_unsafe_n.slabs(0, len(masks_BLE))
+        ]
+    )
+    kept_BL = np.where(num_BL == 0, 1.0, kept_BL)
+    table = pd.DataFrame(
+        {
+            "layer": np.arange(len(store.layer_names)),
+            "module": store.layer_names,
+            "min_experts": num_BL.min(axis=0),
+            "median_experts": np.median(num_BL, axis=0),
+            "max_experts": num_BL.max(axis=0),
+            "union_experts": masks_BLE.any(axis=0).sum(axis=1),
+            "batches_with_none": (num_BL == 0).sum(axis=0),
+            "batches_below_k": ((num_BL > 0) & (num_BL < k)).sum(axis=0),
+            "slots_surviving": slots_BL.mean(axis=0),
+            "unsafe_routing_kept": kept_BL.mean(axis=0),
+        }
+    )
+    sizes, counts = np.unique(num_BL, return_counts=True)
+    distribution = pd.DataFrame({"experts": sizes, "layers_of_batches": counts, "share": counts / num_BL.size})
+    facts = {
+        "batches": len(masks_BLE),
+        "moe_layers": len(table),
+        "experts_per_token": k,
+        "share_of_layers_with_none": float((num_BL == 0).mean()),
+        "share_of_layers_below_k": float(((num_BL > 0) & (num_BL < k)).mean()),
+        "slots_surviving": float(slots_BL.mean()),
+        "unsafe_routing_kept": float(kept_BL.mean()),
+    }
+    return View(facts, {"layers": table, "experts of a layer in a batch": distribution})

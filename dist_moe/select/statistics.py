@@ -1,0 +1,136 @@
+"""From the counts of some batches to their masks, and to what says how far these can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
+from dist_moe.errors import UserError
+from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.estimates import risk_diff
+from dist_moe.risk.evidence import Evidence, Population
+from dist_moe.risk.masks import ExpertMasks
+from dist_moe.risk.null import has_null, null_count
+from dist_moe.risk.rules import TABLE_OF, select_mask
+from dist_moe.risk.select import SelectionRule
+from dist_moe.risk.stability import stability
+from dist_moe.risk.table import risk_table
+from dist_moe.select.labels import LabelledBatches
+from dist_moe.store import BatchResults
+
+OF_EXPERTS = (
+    "macro_risk_diff",
+    "shrunk_risk_diff",
+    "interval_low",
+    "interval_high",
+    "p_value",
+    "family_p_value",
+    "q_value",
+    "stability",
+)
+
+
+def selection_rule(analysis: AnalysisConfig) -> SelectionRule:
+    """The rule that the configuration asks for.
+
+    Raises:
+        UserError: it needs what is off.
+    """
+    if analysis.rule == "significant" and not analysis.statistics.permutations:
+        raise UserError(
+            "analysis.rule = significant needs tests, but analysis.statistics.permutations is 0: set it to 2000, say"
+        )
+    if TABLE_OF.get(analysis.rule) == "gates" and not analysis.gates:
+        raise UserError(f"analysis.rule = {analysis.rule} needs analysis.gates: set it to true")
+    if analysis.rule == "gradient" and analysis.ep_size > 1:
+        raise UserError(
+            "analysis.rule = gradient needs all experts on each rank, but analysis.ep_size is "
+            f"{analysis.ep_size}: set it to 1"
+        )
+    return SelectionRule(
+        name=analysis.rule,
+        threshold=analysis.threshold,
+        top_k=analysis.top_k,
+        alpha=analysis.alpha,
+        correction=analysis.correction,
+        frequency=analysis.frequency,
+        per_layer=analysis.per_layer,
+        top_p=analysis.top_p,
+    )
+
+
+def statistic_kinds(rule: SelectionRule, settings: StatisticsConfig) -> Mapping[str, tuple[str, int]]:
+    """Which statistics `batch_results` gives, with type and number of axes as in a `StorePlan`."""
+    if not settings.permutations:
+        return {}
+    of_batches = ("smallest_p_value", *(("null_mean", "null_high") if has_null(rule) else ()))
+    return dict.fromkeys(OF_EXPERTS, ("float32", 3)) | dict.fromkeys(of_batches, ("float32", 1))
+
+
+def batch_results(
+    counts: RoutingCounts,
+    labels: LabelledBatches,
+    rule: SelectionRule,
+    settings: StatisticsConfig,
+    seed: int,
+    population: Population,
+    *,
+    show_progress: bool,
+) -> BatchResults:
+    """Rates, masks and statistics of some batches, from the counts of their prompts and what is known of all batches.
+
+    Raises:
+        UserError: an arm of a batch has no counted token.
+    """
+    num_batches = len(labels.names)
+    risk = risk_table(counts, labels.unsafe_P, labels.batch_of_P, num_batches, labels.names)
+    masks, rows = [], []
+    batches = labels.evidence(counts, settings, seed, population)
+    for batch in tqdm(batches, desc="Batches", total=num_batches, unit="batch", disable=not show_progress):
+        masks.append(select_mask(batch, rule))
+        rows.append(batch_statistics(batch, rule))
+    return BatchResults(
+        counts=counts,
+        risk=risk,
+        masks=ExpertMasks(np.array(masks)),
+        statistics={name: np.array([row[name] for row in rows], np.float32) for name in rows[0]},
+    )
+
+
+def batch_statistics(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarray | float]:
+    """What the store keeps of a batch beside rates and mask, by name; docs/statistics.md says what each is."""
+    if not batch.settings.permutations:
+        return {}
+    low_LE, high_LE = batch.interval
+    row: dict[str, np.ndarray | float] = {
+        "macro_risk_diff": risk_diff(batch.counts, batch.unsafe_P, "macro"),
+        "shrunk_risk_diff": batch.shrunk_LE,
+        "interval_low": low_LE,
+        "interval_high": high_LE,
+        "p_value": batch.test.p_LE,
+        "family_p_value": batch.test.family_p_LE,
+        "q_value": batch.test.q_LE,
+        "stability": stability(batch, rule),
+        "smallest_p_value": batch.test.smallest_p,
+    }
+    if not has_null(rule):
+        return row
+    null = null_count(batch, rule, batch.settings.null_draws)
+    return row | {"null_mean": null.mean, "null_high": null.high}
+
+
+def add_statistics(frame: pd.DataFrame, pooled: Evidence, rule: SelectionRule) -> pd.DataFrame:
+    """The pooled table with columns as those of a batch's table in the store."""
+    low_LE, high_LE = pooled.interval
+    columns = {
+        "interval_low": low_LE,
+        "interval_high": high_LE,
+        "q_value": pooled.test.q_LE,
+        "stability": pooled.frequency_LE(rule),
+    }
+    where = frame["layer"].to_numpy(), frame["expert"].to_numpy()
+    return frame.assign(**{name: value_LE[where] for name, value_LE in columns.items()})

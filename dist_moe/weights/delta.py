@@ -1,0 +1,135 @@
+"""A delta: the changed experts of one base in one small safetensors file, which holds numbers and JSON only.
+
+    __metadata__   digest, format, version, facts (JSON: what the experts were trained from and how)
+    NAME           an expert's tensor as the checkpoint names it, in the checkpoint's dtype
+    NAME[5]        row 5 of a tensor that holds all experts of a layer
+
+The digest is the SHA-256 of the whole file with 64 zeros in the digest's place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from dist_moe.errors import UserError, shown
+from dist_moe.files import atomic_file, parse_json
+from dist_moe.moe.checkpoint import StoredTensor, read_header
+from dist_moe.moe.hub import HubLayout
+from dist_moe.weights.changes import Change, locate, overwrite, trained_keys
+from dist_moe.weights.facts import Facts
+
+FORMAT, VERSION = "dist_moe delta", "1"
+NO_DIGEST = "0" * 64
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def write_delta(
+    out: Path, base: dict[str, StoredTensor], keys: Sequence[str], changes: Iterable[Change], facts: Facts
+) -> None:
+    """Write the changes of `keys`, which are of the checkpoint tensors `base`, to the new file `out`.
+
+    The header is written first and the changes fill the space behind it as they come, one at a time in memory.
+    """
+    header: dict[str, Any] = {
+        "__metadata__": {"digest": NO_DIGEST, "format": FORMAT, "version": VERSION, "facts": json.dumps(asdict(facts))}
+    }
+    size = 0
+    for key in keys:
+        place = locate(base, key)
+        assert place is not None, key
+        stop = size + place.stop - place.start
+        header[key] = {"dtype": place.dtype, "shape": list(place.shape), "data_offsets": [size, stop]}
+        size = stop
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with atomic_file(out) as partial:
+        with partial.open("wb") as stream:
+            stream.write(len(encoded).to_bytes(8, "little") + encoded)
+            stream.truncate(8 + len(encoded) + size)
+        places = read_header(partial)
+        for key, data in changes:
+            overwrite(places.pop(key), data)
+        assert not places, f"no change for {min(places)}"
+        digest = _digest(partial, NO_DIGEST)
+        with partial.open("r+b") as stream:
+            stream.seek(8 + encoded.index(NO_DIGEST.encode()))
+            stream.write(digest.encode())
+
+
+def read_facts(path: Path) -> Facts:
+    """The facts of a delta, after a check of every byte.
+
+    Raises:
+        UserError: there is no such file, it is no delta, of another version, not as it was written, or says too little.
+    """
+    if not path.is_file():
+        raise UserError(f"no delta file {path}: expected one that `dist-moe export RUN --delta` has written")
+    advice = "copy or export it again"
+    try:
+        with safe_open(path, "np") as stream:
+            metadata = stream.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a complete safetensors file ({error}): {advice}") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is no delta: its metadata does not say format '{FORMAT}'")
+    if metadata.get("version") != VERSION:
+        raise UserError(f"{path}: expected delta version {VERSION}, found {shown(metadata.get('version'))}")
+    digest = metadata.get("digest", "")
+    if not DIGEST.fullmatch(digest) or _digest(path, digest) != digest:
+        raise UserError(f"{path} is damaged: its bytes do not have the digest that it names; {advice}")
+    return Facts.parse(parse_json(metadata.get("facts", ""), f"{path}: its facts"), f"{path}: facts", advice)
+
+
+def require_whole(path: Path, facts: Facts, layout: HubLayout) -> None:
+    """Refuse a delta that is not of whole experts of the union that its facts name; `layout` is the base's.
+
+    Raises:
+        UserError: names the first tensor that is missing or is no expert's of the union.
+    """
+    found = read_header(path).keys()
+    allowed = trained_keys(layout, facts.union_experts)
+    for key in found:
+        if key not in allowed:
+            raise UserError(f"{path}: {key} is no tensor of an expert that its facts name: it is another model's")
+    experts = {allowed[key] for key in found}
+    for key in trained_keys(layout, experts):
+        if key not in found:
+            raise UserError(
+                f"{path}: {key} is missing, and other tensors of the same expert are there: export it again"
+            )
+    if len(experts) != facts.num_trained_experts:
+        raise UserError(
+            f"{path}: {len(experts)} experts, and its facts say {facts.num_trained_experts}: export it again"
+        )
+
+
+def delta_changes(path: Path, base: dict[str, StoredTensor]) -> Iterator[Change]:
+    """The changes in a delta, for the checkpoint tensors `base`.
+
+    Raises:
+        UserError: the delta has a tensor that the base has not, or of another dtype or shape.
+    """
+    for key, stored in read_header(path).items():
+        place = locate(base, key)
+        if place is None or (place.dtype, place.shape) != (stored.dtype, stored.shape):
+            raise UserError(
+                f"{path}: {key} is no {stored.dtype} {list(stored.shape)} of the base: it is another model's"
+            )
+        yield key, stored.bytes()
+
+
+def _digest(path: Path, written: str) -> str:
+    """SHA-256 of a delta whose header says the digest `written`."""
+    with path.open("rb") as stream:
+        length = stream.read(8)
+        header = stream.read(int.from_bytes(length, "little"))
+        total = hashlib.sha256(length + header.replace(written.encode(), NO_DIGEST.encode(), 1))
+        return hashlib.file_digest(stream, lambda: total).hexdigest()

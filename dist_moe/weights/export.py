@@ -1,0 +1,95 @@
+"""A Hugging Face checkpoint from a base and a stream of changes: a copy in which only the changed bytes are new."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from dist_moe.errors import UserError, refused_by_library
+from dist_moe.files import atomic_directory
+from dist_moe.moe.checkpoint import AGAIN, as_tensor, read_tensors, weight_files
+from dist_moe.moe.misfits import finite
+from dist_moe.weights.changes import Change, locate, overwrite
+
+CARD, BASE_CARD = "README.md", "BASE_README.md"
+PICKLED = (".bin", ".pt", ".pth")
+"""Weights that run code when they are read, beside the safetensors files: not copied."""
+SAFE_INDEX = ".safetensors.index.json"
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
+
+
+def export_checkpoint(base: Path, changes: Iterable[Change], out: Path, card: str, *, link: bool = False) -> None:
+    """Write `out` from the model directory `base`, the changes and a model card.
+
+    Shards are copied, then patched in place: dtype, layout, header and every other tensor stay as they are. With `link`
+    a shard without changes is a hard link to the base's. Everything else is always copied, but for weights that
+    transformers does not read; the base's card becomes BASE_README.md. `out` must not exist, and gets its name when it
+    is complete; config.json comes after the weights, so that what a killed export leaves loads nowhere.
+
+    Raises:
+        UserError: `out` exists, `link` is set and the file system has no link to give, a file of `base` cannot be read,
+            or a new value is NaN or infinite.
+    """
+    weights, tensors, others = weight_files(base), read_tensors(base), other_files(base)
+    for name in (*weights.names, *others):
+        _require_readable(base / name)
+    with atomic_directory(out) as partial:
+        linked = {base / name for name in weights.shards} if link else set()
+        for name in weights.names:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            if base / name in linked:
+                _hard_link(base / name, partial / name, partial)
+            else:
+                shutil.copyfile(base / name, partial / name)
+        for key, data in changes:
+            target = locate(tensors, key)
+            assert target is not None, key
+            if not finite(as_tensor(data, target.dtype)):
+                raise UserError(f"{key}: a trained value is NaN or infinite as {target.dtype}: nothing is exported")
+            file = partial / target.file.relative_to(base)
+            if target.file in linked:
+                linked.remove(target.file)
+                file.unlink()
+                shutil.copyfile(target.file, file)
+            overwrite(replace(target, file=file), data)
+        for name in others:
+            file = partial / (BASE_CARD if name == CARD else name)
+            file.parent.mkdir(exist_ok=True)
+            shutil.copyfile(base / name, file)
+        (partial / CARD).write_text(card, encoding="utf-8")
+
+
+def other_files(path: Path) -> list[str]:
+    """The files of a model directory that an export has besides its weights, by their names in it, sorted."""
+    files = [file for file in path.iterdir() if not file.name.endswith((".safetensors", SAFE_INDEX, *PICKLED))]
+    files += (path / "additional_chat_templates").glob("*")
+    return sorted(str(file.relative_to(path)) for file in files if file.is_file())
+
+
+def unread_weights(path: Path) -> list[str]:
+    """Files of weights in a model directory that transformers does not read, by their names in it, sorted."""
+    read = {path / name for name in weight_files(path).names}
+    files = [*path.rglob("*.safetensors"), *path.glob(f"*{SAFE_INDEX}")]
+    files += [file for file in path.iterdir() if file.suffix in PICKLED]
+    return sorted(str(file.relative_to(path)) for file in files if file.is_file() and file not in read)
+
+
+def _require_readable(file: Path) -> None:
+    with refused_by_library(f"{file}: cannot be read", AGAIN, (OSError,)), file.open("rb"):
+        pass
+
+
+def _hard_link(source: Path, target: Path, out: Path) -> None:
+    try:
+        # A downloaded model's files may be relative symbolic links into a cache: link what they point to.
+        target.hardlink_to(source.resolve())
+    except OSError as error:
+        if error.errno in NO_LINK:
+            raise UserError(
+                f"--link: no hard link of {source} in {out.parent} ({error.strerror}): "
+                "choose an --out on the base's file system, or leave --link out to copy"
+            ) from None
+        raise

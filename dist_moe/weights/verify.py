@@ -1,0 +1,126 @@
+"""Prove that a checkpoint differs from its base in the union's experts only, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from dist_moe.errors import refused_by_library
+from dist_moe.files import hash_file
+from dist_moe.moe.checkpoint import AGAIN, StoredTensor, as_tensor, read_tensors, weight_files
+from dist_moe.moe.hub import HubLayout, HubTensor
+from dist_moe.moe.misfits import finite
+from dist_moe.risk.names import expert_name
+from dist_moe.weights.changes import row_of
+from dist_moe.weights.export import BASE_CARD, CARD, other_files, unread_weights
+
+BLOCK = 1 << 26
+"""Bytes compared at a time."""
+
+
+@dataclass(slots=True)
+class Verification:
+    """What `verify_checkpoint` saw."""
+
+    num_tensors: int = 0
+    num_bytes: int = 0
+    changed_tensors: list[str] = field(default_factory=list)
+    changed_experts: set[tuple[int, int]] = field(default_factory=set)
+    """(layer, expert), inside the union or not."""
+    violations: list[str] = field(default_factory=list)
+    """One line for each difference outside the union."""
+    unread: list[str] = field(default_factory=list)
+    """Files of weights in the compared directory that transformers does not read, so they were not compared."""
+
+    def expert_lines(self) -> list[str]:
+        """The changed experts by name, one line a layer."""
+        layers = groupby(sorted(self.changed_experts), lambda pair: pair[0])
+        return [" ".join(expert_name(*pair) for pair in pairs) for _, pairs in layers]
+
+
+def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verification:
+    """Compare two model directories; `union_LE` bool [L, E] says which experts' tensors may differ.
+
+    What `from_pretrained` reads of the one is compared with what it reads of the other: tensors as a stream of bytes,
+    and all other files that act on the model, as a configuration or a tokenizer more or less changes behaviour. Index
+    and names of the shards must be the same too. Model cards may differ.
+    """
+    old, new = read_tensors(base), read_tensors(out)
+    layout = HubLayout(base, old)
+    result = Verification(num_tensors=len(old), num_bytes=sum(t.stop - t.start for t in old.values()))
+    result.unread = unread_weights(out)
+    result.violations += _file_differences(base, out)
+    result.violations += [f"{name}: in the base, but not in {out}" for name in sorted(old.keys() - new.keys())]
+    result.violations += [f"{name}: in {out}, but not in the base" for name in sorted(new.keys() - old.keys())]
+    for name in sorted(old.keys() & new.keys()):
+        before, after = old[name], new[name]
+        if (before.dtype, before.shape) != (after.dtype, after.shape):
+            result.violations.append(
+                f"{name}: {before.dtype} {list(before.shape)} in the base, {after.dtype} {list(after.shape)} in {out}"
+            )
+            continue
+        hub = layout.tensors.get(name)
+        for expert, row in _changes(before, after, hub, layout.shape.num_experts):
+            if result.changed_tensors[-1:] != [name]:
+                result.changed_tensors.append(name)
+            if hub is None or expert is None:
+                result.violations.append(f"{name} row {row}: changed, but it is not an expert's")
+                continue
+            result.changed_experts.add((hub.layer, expert))
+            label = expert_name(hub.layer, expert)
+            if not union_LE[hub.layer, expert]:
+                result.violations.append(f"{name} row {row}: changed, but {label} is not in the union")
+                continue
+            of_expert = after if hub.expert is not None else row_of(after, hub.row(expert))
+            if not finite(as_tensor(of_expert.bytes(), after.dtype)):
+                result.violations.append(f"{name} row {row}: {label} has a value that is NaN or infinite")
+    return result
+
+
+def _changes(
+    before: StoredTensor, after: StoredTensor, hub: HubTensor | None, num_experts: int
+) -> Iterator[tuple[int | None, int]]:
+    """Expert (None: it is no expert's tensor) and first row of each difference; one difference an expert."""
+    if hub is not None and hub.expert is None:
+        rows = hub.rows or 1
+        for number in range(before.shape[0] // rows):  # past the experts: what a checkpoint holds for null experts
+            row = hub.row(number)
+            if _first_difference(row_of(before, row), row_of(after, row)) is not None:
+                yield number if number < num_experts else None, number * rows
+        return
+    at = _first_difference(before, after)
+    if at is not None:
+        yield hub.expert if hub else None, at * before.shape[0] // (before.stop - before.start) if before.shape else 0
+
+
+def _first_difference(before: StoredTensor, after: StoredTensor) -> int | None:
+    """Position of the first byte that differs."""
+    a, b = before.bytes(), after.bytes()
+    for start in range(0, len(a), BLOCK):
+        differs = a[start : start + BLOCK] != b[start : start + BLOCK]
+        if differs.any():
+            return start + int(differs.argmax())
+    return None
+
+
+def _file_differences(base: Path, out: Path) -> list[str]:
+    old, new = _compared_files(base), _compared_files(out)
+    lines = [f"{name}: in the base, but not in {out}" for name in sorted(old - new)]
+    lines += [f"{name}: in {out}, but not in the base" for name in sorted(new - old)]
+    changed = (name for name in sorted(old & new - {*weight_files(base).shards}) if _differ(base / name, out / name))
+    return lines + [f"{name}: changed, but it is not an expert's" for name in changed]
+
+
+def _differ(before: Path, after: Path) -> bool:
+    with refused_by_library(f"{after}: cannot be compared with {before}", AGAIN, (OSError,)):
+        return hash_file(before) != hash_file(after)
+
+
+def _compared_files(path: Path) -> set[str]:
+    """Weights and all other files of a model directory that act on the model: not its cards, not hidden ones."""
+    names = {*other_files(path), *weight_files(path).names} - {CARD, BASE_CARD}
+    return {name for name in names if not name.startswith(".")}

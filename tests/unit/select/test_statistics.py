@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
+from dist_moe.errors import UserError
+from dist_moe.risk.counts import RoutingCounts
+from dist_moe.risk.labelings import labelings, num_labelings
+from dist_moe.risk.permutation import benjamini_hochberg
+from dist_moe.risk.population import PopulationSums
+from dist_moe.risk.rules import TABLE_OF
+from dist_moe.risk.select import PARAMETERS, SelectionRule
+from dist_moe.risk.stability import stability
+from dist_moe.select.labels import labelled
+from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
+from tests.unit.risk.prompts import random_counts
+
+SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
+COUNTS, UNSAFE_P = random_counts(0, 32), np.tile(np.arange(16) >= 8, 2)
+PAIRS = [*(["a", None, "b"] + [None] * 5), *(["a", None, "b"] + [None] * 5), *[None] * 16]
+TEXTS = [str(row) for row in range(32)]
+LABELS = labelled((16, 16), UNSAFE_P.tolist(), TEXTS, PAIRS, ("batch 0", "batch 1"))
+ALL = list(LABELS.evidence(COUNTS, SETTINGS, seed=3))
+POPULATION = (PopulationSums.of(ALL[0]) + PopulationSums.of(ALL[1])).population()
+RULE = SelectionRule(threshold=0.05, top_k=5)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return list(LABELS.evidence(COUNTS, SETTINGS, 3, POPULATION))
+
+
+def test_each_batch_has_its_own_prompts(batches):
+    for index, batch in enumerate(batches):
+        rows = slice(16 * index, 16 * index + 16)
+        assert (batch.counts.counts_PLE == COUNTS.counts_PLE[rows]).all()
+        assert (batch.seed, batch.batch) == (3, index)
+    assert num_labelings(batches[0].unsafe_P, batches[0].design) == 2 * 2 * 924
+    assert num_labelings(batches[1].unsafe_P, batches[1].design) == 12870
+
+
+def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs():
+    pooled = LABELS.pooled(COUNTS, SETTINGS, seed=3)
+    assert num_labelings(pooled.unsafe_P, pooled.design) == 2 * 2 * 924 * 12870
+    assert pooled.design.units(pooled.unsafe_P)[2].rows_R.tolist() == [0, 8, 2, 10]
+    labels_NP, _ = labelings(pooled.unsafe_P, pooled.design, 50, np.random.default_rng(0))
+    assert (labels_NP[:, :16].sum(axis=1) == 8).all()
+    assert (labels_NP[:, 0] != labels_NP[:, 8]).all()
+
+
+def test_a_prompt_whose_partner_has_no_counted_token_exchanges_labels_in_its_own_batch():
+    labels = labelled((16, 16), UNSAFE_P.tolist(), TEXTS, [*[None] * 16, *PAIRS[:16]], ("batch 0", "batch 1"))
+    tokens_P = COUNTS.tokens_P * (np.arange(32) != 24)  # the partner of 16
+    counts = RoutingCounts(COUNTS.counts_PLE * (tokens_P > 0)[:, None, None], tokens_P, COUNTS.experts_per_token)
+    pooled = labels.pooled(counts, SETTINGS, seed=3)
+    # 13 prompts of the second batch have no partner, 7 of them safe; one pair is left
+    assert num_labelings(pooled.unsafe_P, pooled.design) == 12870 * 1716 * 2
+    assert pooled.design.units(pooled.unsafe_P)[2].rows_R.tolist() == [18, 25]
+
+
+def test_too_many_prompts_are_not_tested_together(monkeypatch):
+    assert LABELS.can_be_pooled(SETTINGS)
+    monkeypatch.setattr("dist_moe.select.labels.POOLED_LIMIT", 32 * 200 - 1)
+    assert not LABELS.can_be_pooled(SETTINGS)
+
+
+def test_names_hold_what_they_say(batches):
+    rule = SelectionRule(name="budget_per_layer", per_layer=2)
+    values = batch_results(COUNTS, LABELS, rule, SETTINGS, 3, POPULATION, show_progress=False).statistics
+    for index, batch in enumerate(batches):
+        assert (values["p_value"][index] == batch.test.p_LE.astype(np.float32)).all()
+        q_LE = benjamini_hochberg(batch.test.p_LE.ravel()).reshape(3, 6)
+        assert (values["q_value"][index] == q_LE.astype(np.float32)).all()
+        assert (values["family_p_value"][index] == batch.test.family_p_LE.astype(np.float32)).all()
+        assert (values["stability"][index] == stability(batch, rule).astype(np.float32)).all()
+        assert (values["interval_low"][index] <= values["interval_high"][index]).all()
+    assert values["smallest_p_value"].tolist() == [np.float32(1 / 201)] * 2
+    assert all(array.dtype == np.float32 for array in values.values())
+    shrunk = [batch.shrunk_LE.astype(np.float32) for batch in batches]
+    assert (values["shrunk_risk_diff"] == shrunk).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "permutations"),
+    [(name, number) for name in PARAMETERS for number in (0, 20) if (name, number) != ("significant", 0)],
+)
+def test_statistics_are_those_that_are_announced(name, permutations):
+    rule, settings = SelectionRule(name=name), StatisticsConfig(permutations=permutations, resamples=4, null_draws=2)
+    counts = replace(COUNTS, tables=dict.fromkeys(TABLE_OF.values(), COUNTS.counts_PLE / 8))
+    found = batch_results(counts, LABELS, rule, settings, 3, POPULATION, show_progress=False)
+    kinds = {name: (values.dtype.name, values.ndim) for name, values in found.statistics.items()}
+    assert kinds == statistic_kinds(rule, settings)
+
+
+def test_results_of_a_batch_do_not_depend_on_those_beside_it():
+    both = batch_results(COUNTS, LABELS, RULE, SETTINGS, 3, POPULATION, show_progress=False)
+    second = LABELS.of(range(1, 2))
+    alone = batch_results(COUNTS.of(slice(16, 32)), second, RULE, SETTINGS, 3, POPULATION, show_progress=False)
+    assert (both.masks.masks_BLE[1] == alone.masks.masks_BLE[0]).all()
+    assert (both.risk.risk_diff_BLE[1] == alone.risk.risk_diff_BLE[0]).all()
+    for name, values in alone.statistics.items():
+        assert values[0].tobytes() == both.statistics[name][1].tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "gradient", "ep_size": 4}, "rule = gradient needs all experts on each rank, but .*ep_size is 4"),
+        ({"rule": "esft_gate", "gates": False}, "rule = esft_gate needs analysis.gates"),
+        ({"rule": "significant", "statistics": StatisticsConfig(permutations=0)}, "permutations is 0: set it to 2000"),
+    ],
+)
+def test_a_rule_without_what_it_needs_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        selection_rule(AnalysisConfig(**settings))

@@ -1,0 +1,112 @@
+"""The model card tells the run's facts, and keeps what is still true of the base's card."""
+
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from dist_moe.report.card import ROUTE_LIMIT, model_card
+from dist_moe.weights.facts import Quoted
+
+BASE_CARD = """---
+license: apache-2.0
+language:
+- en
+base_model:
+- someone/else
+model-index:
+  - name: base
+    results:
+      - task: {type: text-generation}
+
+tags: [moe]
+---
+# The base
+"""
+SCORES = {"refusal loss (unsafe)": {"before": 3.25, "after": 0.5}, "refused (safe)": {"before": 0.0, "after": None}}
+
+
+def write_base(path, card=None):
+    path.mkdir()
+    if card is not None:
+        (path / "README.md").write_text(card)
+    return path
+
+
+@pytest.fixture
+def facts(trained):
+    return trained.facts
+
+
+def table(card: str) -> dict[str, str]:
+    """The first table, without its head."""
+    lines = [line for line in card.splitlines() if line.startswith("| ")]
+    return dict(line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines[2:])
+
+
+def test_facts(facts, tmp_path):
+    found = table(model_card(facts, write_base(tmp_path / "none")))
+    assert found == {
+        "Base model": f"tiny, hash `{facts.model_hash}`",
+        "Data": f"hash `{'d' * 64}`",
+        "Batches": "3: hexes 2, heists 1",
+        "Selection rule": "threshold_top_k, counted tokens: prompt",
+        "It takes of a batch's experts": "risk_diff above 0.05, at most 50, largest first",
+        "Masks": f"digest `{'e' * 64}`",
+        "Mode": "route, fill shrink, scope unsafe",
+        "Steps": "6",
+        "Experts open to training": "5, 11.52 % of all parameters",
+        "Experts changed": "4",
+        "Made with": "dist_moe 9.8.7",
+    }
+
+
+def test_front_matter_is_the_bases_but_for_its_results_and_origin(facts, tmp_path):
+    card = ModelCard(model_card(facts, write_base(tmp_path / "b", BASE_CARD)))
+    assert card.data.to_dict() == {"license": "apache-2.0", "language": ["en"], "tags": ["moe"]}
+    assert card.text.strip().startswith("# tiny with repaired experts")
+    assert "[BASE_README.md](BASE_README.md)" in card.text
+    assert "# The base" not in card.text
+
+
+def test_windows_line_ends(facts, tmp_path):
+    base = write_base(tmp_path / "b")
+    (base / "README.md").write_bytes(BASE_CARD.replace("\n", "\r\n").encode())
+    assert ModelCard(model_card(facts, base)).data.license == "apache-2.0"
+
+
+def test_a_base_card_with_a_mark_and_bytes_that_are_no_utf8(facts, tmp_path):
+    base = write_base(tmp_path / "b")
+    (base / "README.md").write_bytes(b"\xef\xbb\xbf" + BASE_CARD.replace("- en", "- \xe9n").encode("latin-1"))
+    assert ModelCard(model_card(facts, base)).data.license == "apache-2.0"
+
+
+@pytest.mark.parametrize("card", [None, "# No front matter\n\n---\nlicense: not this\n---\n"])
+def test_a_base_without_front_matter(facts, tmp_path, card):
+    found = model_card(facts, write_base(tmp_path / "b", card))
+    assert found.startswith("# tiny with repaired experts\n")
+    assert "license: not this" not in found
+    assert ("look up its license" in found) == (card is None)
+
+
+def test_before_and_after(facts, tmp_path):
+    base = write_base(tmp_path / "b")
+    assert "Before and after" not in model_card(facts, base)
+    facts = replace(facts, evaluation=Quoted(category={"hexes": SCORES}, all={"all": SCORES}))
+    card = model_card(facts, base)
+    assert "The record does not say on which prompts." in card  # as of a delta from before it was said
+    assert "| Category | refusal loss (unsafe) | refused (safe) |" in card
+    assert "| hexes | 3.250 → 0.500 | 0.000 → - |" in card
+    assert "| all | 3.250 → 0.500 | 0.000 → - |" in card
+
+
+@pytest.mark.parametrize(("mode", "told"), [("route", True), ("update", False)])
+def test_the_price_of_route_is_told(facts, tmp_path, mode, told):
+    facts = replace(facts, mode=mode)
+    assert (ROUTE_LIMIT in model_card(facts, write_base(tmp_path / "b"))) == told
+
+
+def test_a_category_cannot_leave_its_cell(facts, tmp_path):
+    facts = replace(facts, batches={"a|b\n# c": 1})
+    card = model_card(facts, write_base(tmp_path / "b"))
+    assert "| Batches | 1: a\\|b # c 1 |" in card

@@ -1,0 +1,99 @@
+"""Keys name the right bytes, and a run's experts come one at a time in the base's names and dtypes."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dist_moe.moe.checkpoint import read_header, read_tensors
+from dist_moe.moe.hub import HubLayout
+from dist_moe.training.save import TrainedExperts
+from dist_moe.weights.changes import locate, overwrite, row_key, trained_changes, trained_keys
+from tests.unit.weights.conftest import TRAINED, make_trained
+
+STACKED = torch.arange(24, dtype=torch.float32).reshape(4, 3, 2)
+SCALAR = torch.tensor(5, dtype=torch.int64)
+
+
+@pytest.fixture
+def tensors(tmp_path):
+    save_file({"stacked": STACKED, "scalar": SCALAR}, tmp_path / "x.safetensors")
+    return read_header(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [(None, STACKED), (0, STACKED[0]), (3, STACKED[3]), (slice(1, 3), STACKED[1:3]), (slice(3, 4), STACKED[3:])],
+)
+def test_a_key_names_a_tensor_or_rows(tensors, row, expected):
+    found = locate(tensors, row_key("stacked", row))
+    assert found.shape == tuple(expected.shape)
+    assert found.bytes().tobytes() == expected.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "other",
+        "other[0]",
+        "stacked[4]",
+        "scalar[0]",
+        "stacked[-1]",
+        "stacked[]",
+        "stacked[2:5]",
+        "stacked[2:2]",
+        "stacked[1:]",
+    ],
+)
+def test_a_key_of_nothing(tensors, key):
+    assert locate(tensors, key) is None
+
+
+def test_overwrite_changes_one_row_and_no_other_byte(tensors):
+    file = tensors["stacked"].file
+    size = file.stat().st_size
+    overwrite(locate(tensors, "stacked[2]"), STACKED[0].numpy().reshape(-1).view("uint8"))
+    expected = STACKED.clone()
+    expected[2] = STACKED[0]
+    after = load_file(file)
+    assert torch.equal(after["stacked"], expected)
+    assert torch.equal(after["scalar"], SCALAR)
+    assert file.stat().st_size == size
+
+
+def test_the_keys_are_known_before_the_weights(trained):
+    tensors = read_tensors(trained.base)
+    keys = list(trained_keys(HubLayout(trained.base, tensors), trained.rows))
+    assert keys == sorted(key for key, _ in trained.changes())
+    assert len(keys) in (2 * len(TRAINED), 3 * len(TRAINED))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_values_are_cast_to_the_bases_dtype(tmp_path, fused):
+    trained = make_trained(tmp_path, fused=fused, dtype=torch.bfloat16)
+    changes = dict(trained.changes())
+    key = "model.layers.2.mlp.experts.down_proj[7]" if fused else "model.layers.2.mlp.experts.7.down_proj.weight"
+    expected = trained.rows[2, 7]["down_proj"].to(torch.bfloat16)
+    assert changes[key].tobytes() == expected.view(torch.uint8).numpy().tobytes()
+
+
+def test_one_expert_at_a_time_is_in_memory(trained):
+    class Spy:
+        def __init__(self, layout):
+            self.layout, self.shape, self.expert_shapes, self.asked = layout, layout.shape, layout.expert_shapes, []
+
+        def to_hub(self, layer, experts, weights):
+            assert {len(rows) for rows in weights.values()} == {1}
+            self.asked.append((layer, *experts))
+            return self.layout.to_hub(layer, experts, weights)
+
+    tensors = read_tensors(trained.base)
+    spy = Spy(HubLayout(trained.base, tensors))
+    seen = []
+    for key, _ in trained_changes(spy, tensors, TrainedExperts.open(trained.experts)):
+        # nothing is asked for ahead of the change that is handed out
+        seen.append(key)
+        layer, expert = spy.asked[-1]
+        assert f"layers.{layer}." in key
+        assert f"experts.{expert}." in key or key.endswith(f"[{expert}]")
+    assert sorted(spy.asked) == sorted(TRAINED)
+    assert len(set(seen)) == len(seen)
