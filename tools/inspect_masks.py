@@ -34,7 +34,7 @@ from dist_moe.cli.streams import Output
 from dist_moe.errors import UserError
 from dist_moe.report import views
 from dist_moe.report.plots import write_plots
-from dist_moe.risk.names import parse_expert_name
+from dist_moe.stats.names import parse_expert_name
 from dist_moe.store import MaskStore
 
 

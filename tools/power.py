@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_moe.risk.permutation import Statistic
-from dist_moe.risk.simulate import Scenario, intervals, performance
+from dist_moe.stats.permutation import Statistic
+from dist_moe.stats.simulate import Scenario, intervals, performance
 
 STATISTICS: tuple[Statistic, ...] = ("standardized", "difference")
 TESTS = (

@@ -19,7 +19,7 @@ from dist_moe.model.generate import Sampling, count_generated
 from dist_moe.model.model import MoEModel
 from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.comm import Comm
-from dist_moe.risk.counts import RoutingCounts
+from dist_moe.stats.counts import RoutingCounts
 
 
 def count_rows(

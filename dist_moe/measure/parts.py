@@ -23,11 +23,11 @@ from dist_moe.config.schema import StatisticsConfig
 from dist_moe.data.tokens import Encoded
 from dist_moe.errors import UserError
 from dist_moe.files import write_bytes_atomic
-from dist_moe.risk.counts import RoutingCounts, concatenate
-from dist_moe.risk.evidence import Population
-from dist_moe.risk.population import PopulationSums
-from dist_moe.risk.table import risk_table
 from dist_moe.select.labels import LabelledBatches
+from dist_moe.stats.counts import RoutingCounts, concatenate
+from dist_moe.stats.evidence import Population
+from dist_moe.stats.population import PopulationSums
+from dist_moe.stats.table import risk_table
 
 ROWS_AT_ONCE = 512
 """About how many rows a part has: among these those of like length are found for one forward pass."""

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.config.schema import StatisticsConfig
-from dist_moe.risk.specificity import category_specificity, union_growth
 from dist_moe.select.labels import LabelledBatches
 from dist_moe.select.statistics import add_statistics
+from dist_moe.stats.specificity import category_specificity, union_growth
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import stored_counts
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dist_moe.risk.describe import in_words, is_control
+from dist_moe.rules.describe import in_words, is_control
 from dist_moe.training.facts import Arms, Numbers
 from dist_moe.weights.export import BASE_CARD, CARD
 from dist_moe.weights.facts import Facts, Quoted

@@ -15,7 +15,7 @@ import numpy as np
 from dist_moe.errors import UserError
 from dist_moe.files import replacing_files
 from dist_moe.report.views.overlap import MOST_BATCHES, growth
-from dist_moe.risk.overlap import jaccard_matrix
+from dist_moe.stats.overlap import jaccard_matrix
 from dist_moe.store.read import MaskStore
 
 if TYPE_CHECKING:

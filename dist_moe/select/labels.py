@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_moe.config.schema import StatisticsConfig
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.design import Kinship
-from dist_moe.risk.evidence import Evidence, Population, evidence
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.design import Kinship
+from dist_moe.stats.evidence import Evidence, Population, evidence
 
 POOLED_LIMIT = 1 << 24
 """Labelings times prompts up to which all prompts are tested together: 128 MiB of weights an arm."""

@@ -10,16 +10,16 @@ from tqdm import tqdm
 
 from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
 from dist_moe.errors import UserError
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.estimates import risk_diff
-from dist_moe.risk.evidence import Evidence, Population
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.null import has_null, null_count
-from dist_moe.risk.rules import TABLE_OF, select_mask
-from dist_moe.risk.select import SelectionRule
-from dist_moe.risk.stability import stability
-from dist_moe.risk.table import risk_table
+from dist_moe.rules.rules import TABLE_OF, select_mask
+from dist_moe.rules.select import SelectionRule, threshold_top_k
 from dist_moe.select.labels import LabelledBatches
+from dist_moe.select.null import has_null, null_count
+from dist_moe.select.stability import stability
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.estimates import risk_diff
+from dist_moe.stats.evidence import Evidence, Population
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.table import risk_table
 from dist_moe.store import BatchResults
 
 OF_EXPERTS = (
@@ -130,7 +130,7 @@ def add_statistics(frame: pd.DataFrame, pooled: Evidence, rule: SelectionRule) -
         "interval_low": low_LE,
         "interval_high": high_LE,
         "q_value": pooled.test.q_LE,
-        "stability": pooled.frequency_LE(rule),
+        "stability": pooled.frequency_LE(lambda diff_LE: threshold_top_k(diff_LE, rule)),
     }
     where = frame["layer"].to_numpy(), frame["expert"].to_numpy()
     return frame.assign(**{name: value_LE[where] for name, value_LE in columns.items()})

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dist_moe.risk.counts import RoutingCounts, concatenate
-from dist_moe.risk.design import Kinship
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule
-from dist_moe.risk.table import RiskTable
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.counts import RoutingCounts, concatenate
+from dist_moe.stats.design import Kinship
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.table import RiskTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

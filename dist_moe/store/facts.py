@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dist_moe.risk.arms import arm_difference
-from dist_moe.risk.design import Kinship
-from dist_moe.risk.permutation import benjamini_hochberg
+from dist_moe.stats.arms import arm_difference
+from dist_moe.stats.design import Kinship
+from dist_moe.stats.permutation import benjamini_hochberg
 from dist_moe.store.contents import StorePlan
 
 LEVEL = 0.05

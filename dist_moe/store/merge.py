@@ -8,7 +8,7 @@ import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.files import atomic_directory
-from dist_moe.risk.design import joined
+from dist_moe.stats.design import joined
 from dist_moe.store.contents import BatchResults, StorePlan, concatenate_results
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import stored_plan, stored_results

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_moe.risk.counts import RoutingCounts, concatenate
-from dist_moe.risk.design import Kinship
-from dist_moe.risk.frames import risk_frame, select_head
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.names import batch_name
-from dist_moe.risk.select import SelectionRule, selection_order
-from dist_moe.risk.table import RiskTable, mean_of_batches, pooled_risk
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.counts import RoutingCounts, concatenate
+from dist_moe.stats.design import Kinship
+from dist_moe.stats.frames import risk_frame, select_head
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.names import batch_name
+from dist_moe.stats.order import selection_order
+from dist_moe.stats.table import RiskTable, mean_of_batches, pooled_risk
 from dist_moe.store.facts import warnings
 from dist_moe.store.files import CheckedFiles, Damage, damaged
 from dist_moe.store.layout import prompt_array, statistic_array
@@ -280,7 +281,7 @@ class MaskStore:
     def batch_table(self, batch: int) -> pd.DataFrame:
         """All experts of one batch, riskiest first.
 
-        Columns as `dist_moe.risk.frames.risk_frame`, and one for each statistic that has a value an expert.
+        Columns as `dist_moe.stats.frames.risk_frame`, and one for each statistic that has a value an expert.
         """
         frame = risk_frame(self.a_safe_n[batch], self.a_unsafe_n[batch], self.risk_diff[batch])
         for name, rows in self.statistics.items():
@@ -306,7 +307,7 @@ class MaskStore:
 
     def global_unsafe_experts(self) -> pd.DataFrame:
         """The head of `aggregated` that the store's selection rule picks."""
-        return select_head(self.aggregated, self.rule)
+        return select_head(self.aggregated, self.rule.threshold, self.rule.top_k)
 
 
 def _single_row_frame(table: RiskTable) -> pd.DataFrame:

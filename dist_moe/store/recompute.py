@@ -6,13 +6,13 @@ import numpy as np
 
 from dist_moe.config.schema import StatisticsConfig
 from dist_moe.errors import UserError
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.design import Kinship
-from dist_moe.risk.evidence import evidence
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.rules import TABLE_OF, select_mask
-from dist_moe.risk.select import SelectionRule
-from dist_moe.risk.table import RiskTable, risk_table
+from dist_moe.rules.rules import TABLE_OF, select_mask
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.design import Kinship
+from dist_moe.stats.evidence import evidence
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.table import RiskTable, risk_table
 from dist_moe.store.contents import BatchResults, StorePlan
 from dist_moe.store.layout import prompt_array, statistic_array
 from dist_moe.store.read import MaskStore

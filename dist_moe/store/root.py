@@ -9,7 +9,7 @@ from annotated_types import Ge, MinLen
 from dist_moe import __version__
 from dist_moe.artefacts import checked
 from dist_moe.errors import UserError, refused_by_library, shown
-from dist_moe.risk.select import SelectionRule
+from dist_moe.rules.select import SelectionRule
 from dist_moe.store.files import ADVICE, damaged
 from dist_moe.store.layout import FACTS, FORMAT, ROOT_METADATA, VERSION, prompt_array, root_digest, statistic_array
 from dist_moe.store.source import Source

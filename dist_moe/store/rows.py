@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from dist_moe.errors import UserError
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.names import expert_name
 from dist_moe.store.zarr_arrays import ArraySpec, decode_rows
 
 Key = int | slice | tuple[int | slice | np.ndarray, ...]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.names import expert_name
 
 
 def wrong_measurement(

@@ -16,7 +16,7 @@ import torch
 
 from dist_moe.model.model import MoEModel
 from dist_moe.parallel.comm import Comm
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.names import expert_name
 from dist_moe.training.engine import Engine
 from dist_moe.training.optimizer import SelectiveAdamW
 

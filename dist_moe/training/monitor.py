@@ -28,8 +28,8 @@ from dist_moe.model.model import MoEModel
 from dist_moe.moe.internals import named_arguments
 from dist_moe.moe.route_mask import Applied
 from dist_moe.parallel.comm import Comm
-from dist_moe.risk.masks import mask_hash
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.masks import mask_hash
+from dist_moe.stats.names import expert_name
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promises
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_moe.risk.masks import mask_hash
+from dist_moe.stats.masks import mask_hash
 from dist_moe.store.read import MaskStore
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from dist_moe.artefacts import checked
-from dist_moe.risk.names import parse_expert_name
-from dist_moe.risk.select import SelectionRule
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.names import parse_expert_name
 from dist_moe.training.facts import Arms, RunFacts, TrainingFacts
 
 Scores = dict[str, dict[str, dict[str, float | None]]]

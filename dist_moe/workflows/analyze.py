@@ -34,10 +34,10 @@ from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.report.analysis import report
-from dist_moe.risk.names import batch_name
-from dist_moe.risk.rules import require_experts
+from dist_moe.rules.rules import require_experts
 from dist_moe.select.labels import LabelledBatches, labelled
 from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
+from dist_moe.stats.names import batch_name
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
 from dist_moe.store.arrays import attributes
 from dist_moe.workflows.console import Say, console

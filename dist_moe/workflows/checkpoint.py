@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dist_moe.errors import UserError
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.names import expert_name
 from dist_moe.training.checkpoint import checkpoint_directories, read_checkpoint
 from dist_moe.training.parts import INDEX, numbers
 from dist_moe.workflows.console import Say

@@ -11,8 +11,8 @@ from dist_moe.model.model import check_model_dir
 from dist_moe.moe.checkpoint import model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
 from dist_moe.report.card import model_card
-from dist_moe.risk.names import expert_name
-from dist_moe.risk.select import SelectionRule
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
 from dist_moe.training.save import ADVICE

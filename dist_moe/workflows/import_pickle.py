@@ -9,7 +9,7 @@ from pyarrow.lib import ArrowException
 
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_file, require_absent
-from dist_moe.risk.select import SelectionRule
+from dist_moe.rules.select import SelectionRule
 from dist_moe.store import MaskStore, write_store
 from dist_moe.store.pickles.convert import plan_and_results
 from dist_moe.store.pickles.older import Older, read_older

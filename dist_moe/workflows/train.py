@@ -23,7 +23,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Layout, load_checkpoint

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dist_moe.cli.main import main
-from dist_moe.risk.rules import RULES
+from dist_moe.rules.rules import RULES
 from dist_moe.store import MaskStore
 from dist_moe.weights.delta import read_facts
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl

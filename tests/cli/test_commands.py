@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from dist_moe.cli.main import main
 from dist_moe.config.load import load_config
 from dist_moe.moe.checkpoint import read_tensors
-from dist_moe.risk.masks import mask_hash
+from dist_moe.stats.masks import mask_hash
 from dist_moe.store.read import MaskStore
 from tests.cli.conftest import new_run
 from tests.tiny import FAMILIES, token_ids

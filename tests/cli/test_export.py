@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from dist_moe.cli.main import main
 from dist_moe.moe.checkpoint import model_hash
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.names import expert_name
 from dist_moe.store.read import MaskStore
 from tests.checkpoint import save_checkpoint
 from tests.cli.test_bad_input import refused

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_moe.risk.masks import ExpertMasks
+from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store import write_store
 from tests.unit.store.example import example_contents, write_example
 

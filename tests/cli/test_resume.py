@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dist_moe.cli.main import main
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.names import expert_name
 from dist_moe.store.read import MaskStore
 
 TIMES = ("seconds", "tokens_per_second")

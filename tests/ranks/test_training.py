@@ -16,7 +16,7 @@ from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.risk.masks import mask_hash
+from dist_moe.stats.masks import mask_hash
 from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.design import Kinship
-from dist_moe.risk.permutation import PermutationTest, permutation_test
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.design import Kinship
+from dist_moe.stats.permutation import PermutationTest, permutation_test
 from tools.bench.setup import Options
 from tools.bench.timing import Comparison, measure
 

@@ -12,10 +12,11 @@ from statistics import median
 
 import numpy as np
 
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule, selected
-from dist_moe.risk.table import RiskTable, risk_table
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.order import selected
+from dist_moe.stats.table import RiskTable, risk_table
 from dist_moe.store import BatchResults, MaskStore, StorePlan, StoreWriter
 from tools.bench.setup import BATCH_ROWS, Options
 from tools.bench.timing import Fact

@@ -8,8 +8,8 @@ import pandas as pd
 from dist_moe.errors import UserError
 from dist_moe.report.views.render import flat_facts
 from dist_moe.report.views.view import View
-from dist_moe.risk.frames import expert_names
-from dist_moe.risk.masks import mask_hash
+from dist_moe.stats.frames import expert_names
+from dist_moe.stats.masks import mask_hash
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import computable, masks_by, recomputed_risk, stored_counts
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.report.views.view import View, find_batch
-from dist_moe.risk.frames import select_head
-from dist_moe.risk.names import expert_name
-from dist_moe.risk.overlap import category_experts, expert_history
+from dist_moe.stats.frames import select_head
+from dist_moe.stats.names import expert_name
+from dist_moe.stats.overlap import category_experts, expert_history
 from dist_moe.store.read import MaskStore
 
 
@@ -89,5 +89,5 @@ def aggregated(store: MaskStore) -> View:
         "unsafe_experts": len(selected),
         "in_no_batch": int((~selected["Layer_Expert"].isin(mask_names)).sum()),
     }
-    by_mean = select_head(store.mean_of_batches, store.rule)
+    by_mean = select_head(store.mean_of_batches, store.rule.threshold, store.rule.top_k)
     return View(facts, {"unsafe experts, prompts pooled": selected, "unsafe experts, mean of batches": by_mean})

@@ -7,8 +7,8 @@ import pandas as pd
 
 from dist_moe.errors import UserError
 from dist_moe.report.views.view import View, find_batch
-from dist_moe.risk.frames import expert_names
-from dist_moe.risk.overlap import category_experts, jaccard_matrix, shared_experts
+from dist_moe.stats.frames import expert_names
+from dist_moe.stats.overlap import category_experts, jaccard_matrix, shared_experts
 from dist_moe.store.read import MaskStore
 
 MOST_BATCHES = 2000

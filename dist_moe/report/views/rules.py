@@ -10,8 +10,8 @@ from dist_moe.config.settings import from_words
 from dist_moe.errors import UserError, shown
 from dist_moe.report.views.compare import BATCH_COLUMNS, difference
 from dist_moe.report.views.view import View
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import computable, masks_by, stored_counts
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from dist_moe.errors import UserError
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.names import expert_name
-from dist_moe.risk.select import SelectionRule
-from dist_moe.risk.table import risk_table
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.names import expert_name
+from dist_moe.stats.table import risk_table
 from dist_moe.store.contents import BatchResults, StorePlan
 from dist_moe.store.pickles.older import Older
 from dist_moe.store.recompute import recomputed_masks

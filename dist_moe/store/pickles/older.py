@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.errors import UserError, shown
-from dist_moe.risk.names import expert_name
+from dist_moe.stats.names import expert_name
 from dist_moe.store.pickles.decode import Decoder
 from dist_moe.store.pickles.machine import read_pickle
 

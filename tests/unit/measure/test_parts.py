@@ -10,9 +10,9 @@ from dist_moe.data.tokens import Encoded
 from dist_moe.errors import UserError
 from dist_moe.measure import parts as parts_module
 from dist_moe.measure.parts import CountedParts, share_of
-from dist_moe.risk.counts import concatenate
 from dist_moe.select.labels import labelled
-from tests.unit.risk.prompts import random_counts
+from dist_moe.stats.counts import concatenate
+from tests.unit.stats.prompts import random_counts
 
 SIZES = (4, 4, 6, 4, 4)
 UNSAFE = [number >= size // 2 for size in SIZES for number in range(size)]

@@ -5,7 +5,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.report import views
-from dist_moe.risk.masks import ExpertMasks
+from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store import MaskStore, write_store
 from tests.unit.store.example import BATCH_IDS, PROVENANCE, example_contents, write_example
 

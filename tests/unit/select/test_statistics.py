@@ -5,16 +5,16 @@ import pytest
 
 from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
 from dist_moe.errors import UserError
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.labelings import labelings, num_labelings
-from dist_moe.risk.permutation import benjamini_hochberg
-from dist_moe.risk.population import PopulationSums
-from dist_moe.risk.rules import TABLE_OF
-from dist_moe.risk.select import PARAMETERS, SelectionRule
-from dist_moe.risk.stability import stability
+from dist_moe.rules.rules import TABLE_OF
+from dist_moe.rules.select import PARAMETERS, SelectionRule
 from dist_moe.select.labels import labelled
+from dist_moe.select.stability import stability
 from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
-from tests.unit.risk.prompts import random_counts
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.labelings import labelings, num_labelings
+from dist_moe.stats.permutation import benjamini_hochberg
+from dist_moe.stats.population import PopulationSums
+from tests.unit.stats.prompts import random_counts
 
 SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
 COUNTS, UNSAFE_P = random_counts(0, 32), np.tile(np.arange(16) >= 8, 2)

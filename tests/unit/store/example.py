@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.names import batch_name
-from dist_moe.risk.select import SelectionRule, selected
-from dist_moe.risk.table import risk_table
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.names import batch_name
+from dist_moe.stats.order import selected
+from dist_moe.stats.table import risk_table
 from dist_moe.store import BatchResults, StorePlan, write_store
 from dist_moe.store.contents import concatenate_results
 

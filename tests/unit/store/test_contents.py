@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.table import RiskTable
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.table import RiskTable
 from dist_moe.store import StoreWriter, write_store
 from tests.unit.store.example import COUNTS_PLE, TABLES, example_contents, tiled_contents
 

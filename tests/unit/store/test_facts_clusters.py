@@ -7,8 +7,8 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.report.views import summary
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.design import Kinship
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.design import Kinship
 from dist_moe.store import MaskStore, write_store
 from dist_moe.store.facts import arm_facts
 from dist_moe.store.merge import merge

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dist_moe.errors import UserError
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store import MaskStore, write_store
 from dist_moe.store.merge import merge
 from tests.unit.store.example import PROVENANCE, Contents, example_contents, tiled_contents

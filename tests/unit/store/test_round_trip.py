@@ -10,10 +10,11 @@ import zarr
 
 import dist_moe
 from dist_moe.errors import UserError
-from dist_moe.risk.counts import RoutingCounts
-from dist_moe.risk.masks import ExpertMasks
-from dist_moe.risk.select import SelectionRule, unsafe_experts
-from dist_moe.risk.table import risk_table
+from dist_moe.rules.select import SelectionRule
+from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.order import unsafe_experts
+from dist_moe.stats.table import risk_table
 from dist_moe.store import BatchInfo, BatchResults, MaskStore, StorePlan, read, write_store
 from tests.unit.store.example import (
     BATCH_IDS,

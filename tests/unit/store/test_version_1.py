@@ -5,7 +5,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.report import views
-from dist_moe.risk.masks import ExpertMasks
+from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store import MaskStore, write_store
 from tests.unit.store.example import example_contents
 from tests.unit.store.version_1 import write_version_1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_moe.errors import UserError
-from dist_moe.risk.select import SelectionRule
+from dist_moe.rules.select import SelectionRule
 from dist_moe.store import MaskStore, StoreWriter, write_store, zarr_arrays
 from dist_moe.store.layout import batches_per_file
 from tests.unit.store.example import tiled_contents

@@ -8,7 +8,7 @@ import torch
 
 from dist_moe.moe.route_mask import Fill, Scope
 from dist_moe.parallel.comm import SoloComm
-from dist_moe.risk.masks import mask_hash
+from dist_moe.stats.masks import mask_hash
 from tests.faults import FAULTS, LATE_FAULTS, MASK, Trial, audited_fault, seen_fault
 
 CPU = SoloComm(torch.device("cpu"))

@@ -13,9 +13,9 @@ from dist_moe.measure import parts as parts_module
 from dist_moe.measure.parts import CountedParts
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
-from dist_moe.risk.counts import RoutingCounts
 from dist_moe.select.labels import labelled
 from dist_moe.select.statistics import selection_rule, statistic_kinds
+from dist_moe.stats.counts import RoutingCounts
 from dist_moe.store import MaskStore, StorePlan, arrays
 from dist_moe.workflows import analyze
 

@@ -1,0 +1,60 @@
+"""The difference between the arms for many weightings of the same prompts at once.
+
+Labels that are permuted, prompts that are resampled and half-samples are all weights of prompts, so that each is a
+matrix product with the counts, for all experts together. With whole-number weights the products of `micro` are sums of
+integers: exact, whatever order the linear algebra library adds them in.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from dist_moe.stats.counts import RoutingCounts
+
+Estimate = Literal["micro", "macro"]
+
+VALUES_AT_ONCE = 1 << 21
+
+
+def risk_diffs(
+    unsafe_NP: np.ndarray, safe_NP: np.ndarray, counts: RoutingCounts, estimate: Estimate
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """risk_diff of all experts under N weightings, some experts at a time to bound memory.
+
+    micro: Σ u_p c_p / Σ u_p t_p - Σ s_p c_p / Σ s_p t_p, tokens pooled (a ratio of sums: long prompts weigh more).
+    macro: Σ u_p (c_p / t_p) / Σ u_p - the same for s, the mean of the prompts' own rates.
+
+    Args:
+        unsafe_NP: weights u >= 0 of the P prompts in the unsafe arm, float64 or bool [N, P]; no row is all 0.
+        safe_NP: weights s in the safe arm.
+        counts: c and t of P prompts, each with a counted token.
+
+    Yields:
+        A slice of the flattened experts, X of L * E, and float64 [N, X].
+    """
+    assert (counts.tokens_P > 0).all()
+    tokens_P = counts.tokens_P.astype(np.float64)
+    flat_PX = counts.counts_PLE.reshape(counts.num_prompts, -1)
+    weights = [weight_NP.astype(np.float64) for weight_NP in (unsafe_NP, safe_NP)]
+    per_prompt_P = tokens_P if estimate == "micro" else np.ones_like(tokens_P)
+    totals = [weight_NP @ per_prompt_P for weight_NP in weights]
+    assert all((total_N > 0).all() for total_N in totals)
+    step = max(1, VALUES_AT_ONCE // len(unsafe_NP))
+    for start in range(0, flat_PX.shape[1], step):
+        columns = slice(start, min(start + step, flat_PX.shape[1]))
+        values_PX = flat_PX[:, columns].astype(np.float64)
+        if estimate == "macro":
+            values_PX /= tokens_P[:, None]
+        unsafe_NX, safe_NX = (
+            np.divide(weight_NP @ values_PX, total_N[:, None])
+            for weight_NP, total_N in zip(weights, totals, strict=True)
+        )
+        unsafe_NX -= safe_NX
+        yield columns, unsafe_NX
+
+
+def all_risk_diffs(unsafe_NP: np.ndarray, safe_NP: np.ndarray, counts: RoutingCounts, estimate: Estimate) -> np.ndarray:
+    """`risk_diffs` in one array, float64 [N, L, E]: N * L * E values in memory."""
+    parts = [diff_NX for _, diff_NX in risk_diffs(unsafe_NP, safe_NP, counts, estimate)]
+    return np.concatenate(parts, axis=1).reshape(len(unsafe_NP), *counts.counts_PLE.shape[1:])

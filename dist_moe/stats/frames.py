@@ -1,0 +1,36 @@
+"""One row of a risk table as a pandas table: a line for each expert, riskiest first."""
+
+import numpy as np
+import pandas as pd
+
+from dist_moe.stats.names import expert_name
+from dist_moe.stats.order import selection_order
+
+
+def risk_frame(a_safe_n_LE: np.ndarray, a_unsafe_n_LE: np.ndarray, risk_diff_LE: np.ndarray) -> pd.DataFrame:
+    """All L*E experts in selection order.
+
+    Columns: layer, expert, Layer_Expert ("L08_E42"), a_safe_n, a_unsafe_n, risk_diff.
+    """
+    order = selection_order(risk_diff_LE)
+    layers, experts = np.divmod(order, risk_diff_LE.shape[1])
+    return pd.DataFrame(
+        {
+            "layer": layers,
+            "expert": experts,
+            "Layer_Expert": expert_names(layers, experts),
+            "a_safe_n": a_safe_n_LE.ravel()[order],
+            "a_unsafe_n": a_unsafe_n_LE.ravel()[order],
+            "risk_diff": risk_diff_LE.ravel()[order],
+        }
+    )
+
+
+def select_head(frame: pd.DataFrame, threshold: float, top_k: int) -> pd.DataFrame:
+    """The head of a `risk_frame` above the threshold: the same experts as `unsafe_experts`, in the same order."""
+    return frame[frame["risk_diff"] > threshold].head(top_k)
+
+
+def expert_names(layers: np.ndarray, experts: np.ndarray) -> list[str]:
+    """The name of each (layer, expert) pair."""
+    return [expert_name(int(layer), int(expert)) for layer, expert in zip(layers, experts, strict=True)]

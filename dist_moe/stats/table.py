@@ -1,0 +1,90 @@
+"""Risk tables: how much more often unsafe prompts reach an expert than safe ones do.
+
+The denominator is the arm's counted tokens, not tokens times k: a layer's rates sum to k over its experts, and its
+risk_diff to 0. Counts stay integers until the single division, so a table depends neither on the order of prompts nor
+on the number of processes that counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_moe.errors import UserError
+from dist_moe.stats.counts import RoutingCounts
+
+
+@dataclass(frozen=True, slots=True)
+class RiskTable:
+    """Activation rates of both arms, per batch; one row when all prompts are pooled."""
+
+    a_safe_n_BLE: np.ndarray
+    """float64 [B, L, E]: times an expert is in the top-k, per counted token of the batch's safe prompts."""
+    a_unsafe_n_BLE: np.ndarray
+    """float64 [B, L, E]: the same for its unsafe prompts."""
+
+    def __post_init__(self) -> None:
+        assert self.a_safe_n_BLE.dtype == self.a_unsafe_n_BLE.dtype == np.float64
+        assert self.a_safe_n_BLE.ndim == 3
+        assert self.a_safe_n_BLE.shape == self.a_unsafe_n_BLE.shape
+
+    @property
+    def risk_diff_BLE(self) -> np.ndarray:
+        return self.a_unsafe_n_BLE - self.a_safe_n_BLE
+
+
+def risk_table(
+    counts: RoutingCounts,
+    unsafe_P: np.ndarray,
+    batch_of_P: np.ndarray,
+    num_batches: int,
+    batch_names: Sequence[str],
+) -> RiskTable:
+    """One row of rates for each batch.
+
+    Args:
+        counts: of P prompts.
+        unsafe_P: bool [P].
+        batch_of_P: int [P], each in [0, num_batches).
+        num_batches: B.
+        batch_names: how an error calls each batch, see `dist_moe.stats.names.batch_name`.
+
+    Raises:
+        UserError: an arm of a batch has no counted token, so its rates do not exist.
+    """
+    num_layers, num_experts = counts.counts_PLE.shape[1:]
+    assert unsafe_P.dtype == np.bool_
+    assert unsafe_P.shape == batch_of_P.shape == counts.tokens_P.shape
+    assert len(batch_names) == num_batches
+    assert ((batch_of_P >= 0) & (batch_of_P < num_batches)).all()
+    arm_P = unsafe_P.astype(np.intp)
+    counts_ABLE = np.zeros((2, num_batches, num_layers, num_experts), np.int64)
+    # A loop of adds is exact, needs no sorted copy of the largest array, and takes microseconds a prompt.
+    for prompt, (arm, batch) in enumerate(zip(arm_P, batch_of_P, strict=True)):
+        counts_ABLE[arm, batch] += counts.counts_PLE[prompt]
+    tokens_AB = np.zeros((2, num_batches), np.int64)
+    np.add.at(tokens_AB, (arm_P, batch_of_P), counts.tokens_P)
+
+    empty = np.argwhere(tokens_AB.T == 0)
+    if len(empty):
+        batch, arm = empty[0]
+        raise UserError(
+            f"{batch_names[batch]}: its {('safe', 'unsafe')[arm]} prompts have no counted token, so they have no rate: "
+            "choose another analysis.tokens, or give these rows what it counts: a response, or with tokens: span a span"
+        )
+    rates_ABLE = counts_ABLE / tokens_AB[:, :, None, None]
+    return RiskTable(rates_ABLE[0], rates_ABLE[1])
+
+
+def pooled_risk(counts: RoutingCounts, unsafe_P: np.ndarray) -> RiskTable:
+    """One row over all prompts, each counted token weighing the same.
+
+    Raises:
+        UserError: an arm has no counted token.
+    """
+    return risk_table(counts, unsafe_P, np.zeros(counts.num_prompts, np.intp), 1, ("all prompts",))
+
+
+def mean_of_batches(table: RiskTable) -> RiskTable:
+    """One row: the mean of the batches' rates, each batch weighing the same whatever its number of tokens."""
+    return RiskTable(table.a_safe_n_BLE.mean(axis=0, keepdims=True), table.a_unsafe_n_BLE.mean(axis=0, keepdims=True))
