@@ -8,18 +8,12 @@ builds a Config by hand passes what it likes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
-Count = Annotated[int, Interval(ge=1, lt=2**31)]
-NonNegativeInt = Annotated[int, Interval(ge=0, lt=2**31)]
-Positive = Annotated[float, Interval(gt=0, lt=inf)]
-NonNegative = Annotated[float, Interval(ge=0, lt=inf)]
-DecayRate = Annotated[float, Interval(ge=0, lt=1)]
-Text = Annotated[str, MinLen(1)]
+from dist_moe.ranges import Count, DecayRate, NonNegative, NonNegativeInt, Positive, Text
 
 
 def num_safe_rows(batch_size: int, safe_ratio: float) -> int:

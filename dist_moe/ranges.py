@@ -1,0 +1,14 @@
+"""Types of settings, each with its range, which `dist_moe.config` and the rules compare values with."""
+
+from math import inf
+from typing import Annotated
+
+from annotated_types import Interval, MinLen
+
+Count = Annotated[int, Interval(ge=1, lt=2**31)]
+NonNegativeInt = Annotated[int, Interval(ge=0, lt=2**31)]
+Positive = Annotated[float, Interval(gt=0, lt=inf)]
+NonNegative = Annotated[float, Interval(ge=0, lt=inf)]
+DecayRate = Annotated[float, Interval(ge=0, lt=1)]
+Share = Annotated[float, Interval(gt=0, le=1)]
+Text = Annotated[str, MinLen(1)]
