@@ -3,4 +3,8 @@
 Importing the package is cheap: it loads no torch, no transformers, no zarr and no engine. Import each room by name.
 """
 
+import logging
+
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library prints nothing unasked

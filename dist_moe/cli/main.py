@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -106,25 +105,25 @@ def _run(argv: list[str], output: Output) -> int:
         from dist_moe.workflows.export import export, export_delta
 
         if args.delta:
-            export_delta(args.run, args.out, print)
+            export_delta(args.run, args.out)
         else:
-            export(args.run, args.out, print, link=args.link)
+            export(args.run, args.out, link=args.link)
     elif args.command == "apply":
         from dist_moe.workflows.export import apply
 
-        apply(args.base, args.delta, args.out, print)
+        apply(args.base, args.delta, args.out)
     elif args.command == "verify":
         from dist_moe.workflows.export import verify
 
-        return 0 if verify(args.base, args.model, args.masks, print) else 1
+        return 0 if verify(args.base, args.model, args.masks) else 1
     elif args.command == "evaluate":
         from dist_moe.workflows.evaluate import evaluate
 
-        evaluate(args.run, tuple(args.data), print)
+        evaluate(args.run, tuple(args.data))
     elif args.command == "checkpoint":
         from dist_moe.workflows.checkpoint import show
 
-        show(args.path, print)
+        show(args.path)
     elif args.command == "import":
         return run_import(args, output)
     elif args.command == "store":
@@ -132,15 +131,15 @@ def _run(argv: list[str], output: Output) -> int:
     elif args.command == "inspect-model":
         from dist_moe.workflows.inspect_model import inspect_model
 
-        inspect_model(args.model, print, as_json=args.json)
+        inspect_model(args.model, as_json=args.json)
     elif args.command == "families":
         from dist_moe.workflows.families import families
 
-        families(args.types, print, as_json=args.json)
+        families(args.types, as_json=args.json)
     else:
         from dist_moe.demo.run import run_demo
 
-        run_demo(args.out, fast=args.fast, say=partial(print, flush=True))  # its stages print to the same file
+        run_demo(args.out, fast=args.fast)
     return 0
 
 

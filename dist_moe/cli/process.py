@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dist_moe.cli.console import console
 from dist_moe.cli.streams import Output, OutputLostError, own_streams
 from dist_moe.errors import LostRankError, UserError
 
@@ -33,7 +34,7 @@ def run_process(command: Callable[[Output], int], name: str = "dist-moe") -> int
     output = Output()
     with own_streams(output):
         try:
-            with _interruptible():
+            with _interruptible(), console():
                 try:
                     return command(output)
                 finally:

@@ -44,7 +44,7 @@ def run_import(args: argparse.Namespace, output: Output) -> int:
         output.outlive_reader()
     from dist_moe.workflows.import_pickle import import_pickle
 
-    return import_pickle(args.file, args.out, print, table=args.table, threshold=args.threshold, top_k=args.top_k)
+    return import_pickle(args.file, args.out, table=args.table, threshold=args.threshold, top_k=args.top_k)
 
 
 def run_store(args: argparse.Namespace, output: Output) -> int:
@@ -54,11 +54,11 @@ def run_store(args: argparse.Namespace, output: Output) -> int:
     from dist_moe.workflows import store
 
     if args.action == "check":
-        return store.check_stores(args.stores, print)
+        return store.check_stores(args.stores)
     if args.action == "repair":
-        return store.repair_store(args.store, args.out, print)
+        return store.repair_store(args.store, args.out)
     if args.action == "merge":
-        return store.merge_stores(args.stores, args.out, print)
+        return store.merge_stores(args.stores, args.out)
     if args.action == "copy":
-        return store.copy_to(args.store, args.place, print)
-    return store.diff_stores(args.first, args.second, print, as_json=args.json)
+        return store.copy_to(args.store, args.place)
+    return store.diff_stores(args.first, args.second, as_json=args.json)

@@ -7,8 +7,9 @@ experts train faster on a CPU than `grouped_mm`.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCau
 from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.demo.corpus import Corpus, Row
+
+log = logging.getLogger(__name__)
 
 PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -43,12 +46,11 @@ def make_base_model(
     hidden_size: int = 128,
     num_layers: int = 4,
     num_threads: int = 1,
-    report: Callable[[str], None] = print,
 ) -> None:
     """Train on `corpus.pretraining` for `steps` steps of 16 rows; write model and tokenizer to `out`.
 
     600 steps give a model that answers well. One of hidden size 96 and 3 layers answers on topic after 300 steps, for a
-    third of the time. `report` gets one line of progress at a time. One thread is the default: on a busy machine of
+    third of the time. One thread is the default: on a busy machine of
     two cores a second one made a step about ten times slower.
     """
     tokenizer = train_tokenizer(corpus.pretraining)
@@ -56,8 +58,8 @@ def make_base_model(
         model = Qwen3MoeForCausalLM(_model_config(tokenizer, hidden_size, num_layers))
         model.set_experts_implementation("eager")
         num_parameters = sum(p.numel() for p in model.parameters())
-        report(f"base model: {num_parameters / 1e6:.1f}M parameters, {len(corpus.pretraining)} rows to train on")
-        _train(model, tokenizer, corpus.pretraining, steps, np.random.default_rng(seed), report)
+        log.info(f"base model: {num_parameters / 1e6:.1f}M parameters, {len(corpus.pretraining)} rows to train on")
+        _train(model, tokenizer, corpus.pretraining, steps, np.random.default_rng(seed))
     model.config.output_router_logits = False
     disable_progress_bar()
     model.save_pretrained(out, max_shard_size=MAX_SHARD_SIZE)
@@ -114,7 +116,6 @@ def _train(
     rows: Sequence[Row],
     steps: int,
     generator: np.random.Generator,
-    report: Callable[[str], None],
 ) -> None:
     """Next-token training on whole chats, prompts included."""
     texts = [_chat(tokenizer, row) for row in rows]
@@ -135,7 +136,7 @@ def _train(
         optimizer.zero_grad()
         schedule.step()
         if step == 1 or step % REPORT_EVERY == 0 or step == steps:
-            report(f"step {step}/{steps}: loss {loss.item():.3f}")
+            log.info(f"step {step}/{steps}: loss {loss.item():.3f}")
     model.eval()
 
 

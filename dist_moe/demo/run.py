@@ -6,13 +6,14 @@ the run the model refuses those, and only the experts that they share have chang
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from dist_moe.demo.base_model import make_base_model
 from dist_moe.demo.corpus import build_corpus, write_rows
 from dist_moe.errors import UserError
 from dist_moe.files import writing
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """Status of a command of ours that was interrupted."""
@@ -49,7 +52,7 @@ FULL = Size(num_pretraining=6000, batches_per_category=2, base_steps=600, hidden
 FAST = Size(num_pretraining=3000, batches_per_category=1, base_steps=300, hidden_size=96, num_layers=3, epochs=8)
 
 
-def run_demo(out: Path, *, fast: bool, say: Callable[[str], None]) -> None:
+def run_demo(out: Path, *, fast: bool) -> None:
     """Make a model and prompts under `out`, then analyze, train, export, verify, evaluate and inspect.
 
     Raises:
@@ -60,12 +63,12 @@ def run_demo(out: Path, *, fast: bool, say: Callable[[str], None]) -> None:
             f"the demo starts launch/train.py, which is not in {REPOSITORY}: run it in a checkout of dist_moe"
         )
     with _own_directory(out), writing(out):
-        _run_stages(out, FAST if fast else FULL, say, fast=fast)
+        _run_stages(out, FAST if fast else FULL, fast=fast)
 
 
-def _run_stages(out: Path, size: Size, say: Callable[[str], None], *, fast: bool) -> None:
+def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
     started = time.monotonic()
-    stages = Stages(say)
+    stages = Stages()
     stages.title("A base model, and prompts in three stand-in categories")
     corpus = build_corpus(0, num_pretraining=size.num_pretraining, batches_per_category=size.batches_per_category)
     prompts, held_out, base, config = out / "prompts.jsonl", out / "held-out.jsonl", out / "base", out / "run.yaml"
@@ -78,7 +81,6 @@ def _run_stages(out: Path, size: Size, say: Callable[[str], None], *, fast: bool
         steps=size.base_steps,
         hidden_size=size.hidden_size,
         num_layers=size.num_layers,
-        report=say,
     )
     save_config(_config(out, base, prompts, size), config)
 
@@ -119,18 +121,18 @@ def _run_stages(out: Path, size: Size, say: Callable[[str], None], *, fast: bool
         (run / "evaluation.json", "before and after, by batch and category"),
         (model, "the repaired model: AutoModelForCausalLM.from_pretrained"),
     ):
-        say(f"  {path}  {what}")
+        log.info(f"  {path}  {what}")
 
 
 class Stages:
     """Run commands and show them as they are typed from the repository's root."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.number = say, 0
+    def __init__(self) -> None:
+        self.number = 0
 
     def title(self, text: str) -> None:
         self.number += 1
-        self.say(f"\n== {self.number}. {text}")
+        log.info(f"\n== {self.number}. {text}")
 
     def launch(self, script: str, config: Path, *overrides: object) -> None:
         """On two ranks; on one where there is a single GPU."""
@@ -139,7 +141,7 @@ class Stages:
 
     def command(self, program: str, *arguments: object) -> None:
         words = [str(a) for a in arguments]
-        self.say(f"$ {shlex.join([program, *words])}")
+        log.info(f"$ {shlex.join([program, *words])}")
         executable = [sys.executable] if program == "python" else [str(Path(sys.executable).with_name(program))]
         with subprocess.Popen([*executable, *_from_repository(words)]) as stage:
             try:

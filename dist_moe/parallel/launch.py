@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ def process_group() -> Iterator[Comm]:
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.num_ranks, timeout=TIMEOUT)
     assert dist.group.WORLD is not None
     comm = GroupComm(dist.group.WORLD, device)
+    if comm.rank > 0:
+        logging.getLogger("dist_moe").setLevel(logging.WARNING)  # what is the same on all ranks is told by the first
     try:
         yield comm
         comm.barrier()

@@ -7,9 +7,9 @@ process says at the job's store who it is, and rank 0 tells all of them at once 
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from dist_moe.errors import LostRankError, UserError, refused_by_library, shown
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = datetime.timedelta(minutes=30)
 ANSWER = datetime.timedelta(seconds=10)
@@ -157,7 +159,7 @@ class _Wait:
         if not self._said and waited > PATIENCE_S:
             self._said = True
             limit = datetime.timedelta(seconds=round(self._seconds))
-            print(f"dist-moe: {what}; it gives up after {limit}", file=sys.stderr, flush=True)
+            log.warning(f"{what}; it gives up after {limit}")
         return waited > self._seconds
 
 

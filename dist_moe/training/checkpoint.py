@@ -10,6 +10,7 @@ state (it follows from seed and step), and nothing in a step draws random number
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
@@ -29,6 +30,8 @@ from dist_moe.parallel.launch import together
 from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
 from dist_moe.training.parts import INDEX, Part, TensorFacts, check_parts, expert_keys, read_part, write_part
+
+log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "dist_moe checkpoint", 3
 
@@ -179,7 +182,7 @@ class UnfinishedCheckpoint:
         return f"experts-{rank:05d}.safetensors"
 
 
-def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+def last_checkpoint(root: Path, facts: dict[str, Any]) -> Checkpoint | None:
     """The last good checkpoint of a run, or None. A damaged one is said and passed over.
 
     Raises:
@@ -189,7 +192,7 @@ def last_checkpoint(root: Path, facts: dict[str, Any], say: Callable[[str], None
         try:
             found = read_checkpoint(path)
         except UserError as error:
-            say(f"{error}; the one before it is used")
+            log.info(f"{error}; the one before it is used")
             continue
         for key, here in facts.items():
             stored = found.index.facts.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from dist_moe.files import write_bytes_atomic
 from dist_moe.parallel.comm import Comm
 from dist_moe.store.read import MaskStore
 from dist_moe.training.step import MaskedStep
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,6 @@ def train_loop(
     pad_id: int,
     comm: Comm,
     write: Callable[[str], None],
-    say: Callable[[str], None],
     start: int,
     after_step: Callable[[int], bool],
 ) -> int:
@@ -106,7 +108,7 @@ def train_loop(
         }
         if comm.rank == 0:
             write(json.dumps(line))
-        say(
+        log.info(
             f"step {plan.step:>{width}}/{num_steps}  batch {plan.batch} ({info.category})  "
             f"experts {result.num_active}  loss {result.loss:.4f}  norm {result.grad_norm:.4f}  "
             f"tokens/s {result.num_tokens / seconds:,.0f}"

@@ -8,6 +8,7 @@ say of all batches together, write each batch's rates, mask and statistics.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -40,11 +41,12 @@ from dist_moe.select.statistics import batch_results, selection_rule, statistic_
 from dist_moe.stats.names import batch_name
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
 from dist_moe.store.arrays import attributes
-from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.run_dir import RunDir, require_absent
 from dist_moe.workflows.run_lock import RunLock, run_lock
+
+log = logging.getLogger(__name__)
 
 
 def analyze(config: Config, comm: Comm) -> None:
@@ -52,41 +54,41 @@ def analyze(config: Config, comm: Comm) -> None:
 
     Every rank takes a part of the rows, and then of the batches.
     """
-    say, run = console(comm), RunDir(config.run_dir)
-    with run_lock(run.path, comm, say, shared=config.analysis.part is not None) as lock:
+    run = RunDir(config.run_dir)
+    with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
         if is_finished("analyze", config, lock, comm, (run.analysis,)):
             if lock is not None:
                 shutil.rmtree(run.analysis, ignore_errors=True)
-            say(f"Masks: {run.masks}; an earlier start had only to put them there")
+            log.info(f"Masks: {run.masks}; an earlier start had only to put them there")
         else:
             _analyze(config, comm, lock)
 
 
 def _analyze(config: Config, comm: Comm, lock: RunLock | None) -> None:
-    say, run = console(comm), RunDir(config.run_dir)
+    run = RunDir(config.run_dir)
     mesh = Mesh.of(comm, config.analysis.ep_size, "analysis.ep_size")
     with together(comm) as same:
         require_absent(run.masks, config.overwrite)
         share_of(config.analysis.part, 0)
         selection_rule(config.analysis)  # its error comes before the model runs
-        inputs = read_inputs(config, say)
+        inputs = read_inputs(config)
         same |= inputs.facts
         outline = empty_model(config.model.path)
         tokens, labels = _tokens(config, inputs), _labels(inputs)
         passes = _passes(config, outline, tokens)
         plan = _store_plan(config, inputs, passes, outline, labels)
         parts = CountedParts(run.analysis, _count_facts(config, inputs, passes), labels, inputs.rows)
-    _count(config, inputs, parts, tokens, mesh, say)
+    _count(config, inputs, parts, tokens, mesh)
     missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
     if missing:
-        say(f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done")
+        log.info(
+            f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done"
+        )
         return
-    _write(config, parts, plan, comm, lock, say)
+    _write(config, parts, plan, comm, lock)
 
 
-def _count(
-    config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedTokens | Sampling, mesh: Mesh, say: Say
-) -> None:
+def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedTokens | Sampling, mesh: Mesh) -> None:
     """Count those parts of this job's share that nobody has counted; without any the weights are not read."""
     comm, share = mesh.world, share_of(config.analysis.part, len(parts.parts))
     missing = comm.gather(parts.missing(share) if comm.rank == 0 else None)[0]
@@ -95,7 +97,7 @@ def _count(
     with together(comm):
         model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
     for line in model.describe():
-        say(line)
+        log.info(line)
     for part in tqdm(missing, desc="Routing", unit="part", disable=comm.rank != 0):
         counts = count_rows(
             model,
@@ -112,7 +114,7 @@ def _count(
                 parts.keep(part, counts)
 
 
-def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, lock: RunLock | None, say: Say) -> None:
+def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, lock: RunLock | None) -> None:
     """Write this job's share of the store; if nothing is left to others, publish it and tell what is in it."""
     run = RunDir(config.run_dir)
     settings, rule = config.analysis.statistics, plan.rule
@@ -141,30 +143,30 @@ def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, loc
             writer.write(batches, results)
     with together(comm), writing(run.path):
         if lock is not None:
-            _publish_if_whole(config, writer, parts.labels, lock, say)
+            _publish_if_whole(config, writer, parts.labels, lock)
 
 
-def _publish_if_whole(config: Config, writer: StoreWriter, labels: LabelledBatches, lock: RunLock, say: Say) -> None:
+def _publish_if_whole(config: Config, writer: StoreWriter, labels: LabelledBatches, lock: RunLock) -> None:
     """Of jobs that share an analysis the last one publishes it; while it does none is at work there."""
     run = RunDir(config.run_dir)
     if not writer.missing and not lock.alone():
-        say("Written: all masks; another job that shares the analysis puts them in their place when it ends")
+        log.info("Written: all masks; another job that shares the analysis puts them in their place when it ends")
     elif not writer.path.exists():
-        say(f"Masks: {run.masks}, put there by another job that shares the analysis")
+        log.info(f"Masks: {run.masks}, put there by another job that shares the analysis")
     elif writer.missing:
         left = sum(map(len, writer.missing))
-        say(f"Written: masks of {left} of {len(writer.plan.batch_ids)} batches are left to other jobs")
+        log.info(f"Written: masks of {left} of {len(writer.plan.batch_ids)} batches are left to other jobs")
     else:
-        _publish(config, writer, labels, say)
+        _publish(config, writer, labels)
 
 
-def _publish(config: Config, writer: StoreWriter, labels: LabelledBatches, say: Say) -> None:
+def _publish(config: Config, writer: StoreWriter, labels: LabelledBatches) -> None:
     run = RunDir(config.run_dir)
     remove_partial(writer.path, "*", within=True)  # killed attempts, not only of this job
     writer.seal()
     store = MaskStore.open(writer.path)
     for line in store.warnings:  # before a refusal, of which they may be the reason
-        say(line)
+        log.info(line)
     sizes_B = np.array([batch.num_unsafe_experts for batch in store.batches])
     slabs = store.risk_diff.slabs(0, len(sizes_B))
     require_experts(sizes_B, max(store.risk_diff[start:stop].max() for start, stop in slabs), store.rule)
@@ -176,8 +178,8 @@ def _publish(config: Config, writer: StoreWriter, labels: LabelledBatches, say: 
     publish_results("analyze", whole.path, run.path)
     shutil.rmtree(run.analysis, ignore_errors=True)
     for line in report(MaskStore.open(run.masks), labels, config.analysis.statistics, config.seed):
-        say(line)
-    say(f"Masks: {run.masks}")
+        log.info(line)
+    log.info(f"Masks: {run.masks}")
 
 
 def _store_plan(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from dist_moe.errors import UserError
 from dist_moe.stats.names import expert_name
 from dist_moe.training.checkpoint import checkpoint_directories, read_checkpoint
 from dist_moe.training.parts import INDEX, numbers
-from dist_moe.workflows.console import Say
 from dist_moe.workflows.run_dir import RunDir
+
+log = logging.getLogger(__name__)
 
 SHOWN_EXPERTS = 12
 
 
-def show(path: Path, say: Say) -> None:
-    """Say of each checkpoint in a run directory, or of one, its step, owners, bytes, facts; every byte is checked."""
+def show(path: Path) -> None:
+    """Log of each checkpoint in a run directory, or of one, its step, owners, bytes, facts; every byte is checked."""
     run = RunDir(path)
     places = (run, RunDir(run.training))
     paths = [path] if (path / INDEX).is_file() else [p for r in places for p in checkpoint_directories(r.checkpoints)]
@@ -23,16 +25,16 @@ def show(path: Path, say: Say) -> None:
         raise UserError(f"{path}: no checkpoint: expected a run directory with checkpoints/, or one checkpoint")
     for each in paths:
         index = read_checkpoint(each).index
-        say(f"{each}: after step {index.step}, complete; {index.layout}")
+        log.info(f"{each}: after step {index.step}, complete; {index.layout}")
         for rank, (name, part) in enumerate(index.files.items()):
             replica, ep_rank = divmod(rank, index.layout.ep_size)
-            say(
+            log.info(
                 f"  rank {rank} (replica {replica}, ep rank {ep_rank}) owns {part.num_owned} experts, "
                 f"{part.state_bytes:,} bytes of optimizer state; {name}: {part.num_bytes:,} bytes"
             )
-            say(f"    stepped: {_names(part.experts)}")
+            log.info(f"    stepped: {_names(part.experts)}")
         for key, value in index.facts.items():
-            say(f"  {key}: {value}")
+            log.info(f"  {key}: {value}")
 
 
 def _names(experts: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -21,45 +22,48 @@ from dist_moe.parallel.launch import local_device
 from dist_moe.report.evaluation import MEASURES, before_after, score_frame
 from dist_moe.training.facts import Arms
 from dist_moe.training.save import load_experts
-from dist_moe.workflows.console import Say
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.run_dir import TrainedRun, result_settings
 from dist_moe.workflows.run_lock import run_lock
 
+log = logging.getLogger(__name__)
 
-def evaluate(run_dir: Path, data: tuple[Path, ...], say: Say) -> None:
+
+def evaluate(run_dir: Path, data: tuple[Path, ...]) -> None:
     """Score the run's own prompts, or those in `data`, with the base and with the trained experts, without a mask."""
     TrainedRun.open(run_dir)  # a directory that is none is not made one
     comm = SoloComm(local_device())
-    with run_lock(run_dir, comm, say):  # what is written is of the experts that are there then
-        _evaluate(run_dir, data, comm, say)
+    with run_lock(run_dir, comm):  # what is written is of the experts that are there then
+        _evaluate(run_dir, data, comm)
 
 
-def _evaluate(run_dir: Path, data: tuple[Path, ...], comm: SoloComm, say: Say) -> None:
+def _evaluate(run_dir: Path, data: tuple[Path, ...], comm: SoloComm) -> None:
     run = TrainedRun.open(run_dir)
     require_writable(run.dir.evaluation)
     config, file = run.config, run.dir.experts
     if data:
         config.data.paths = data
-    inputs = read_inputs(config, say)
+    inputs = read_inputs(config)
     _require_same(f"{config.model.path} is not the model", inputs.model_hash, run.facts.model_hash, file)
     _require_same("the tokenizer or chat template is not that", inputs.tokenizer_hash, run.facts.tokenizer_hash, file)
     if not data:
         _require_same("data.paths are not the prompts", inputs.prompts.data_hash, run.facts.data_hash, file)
     model = load_model(config.model, comm)
     for line in model.describe():
-        say(line)
+        log.info(line)
     before = _score(config, inputs, model, "before")
     load_experts(run.experts, model.layers)
     after = _score(config, inputs, model, "after")
     tables = {by or "all": before_after(before, after, by) for by in ("batch", "category", None)}
     for name, table in tables.items():
-        say(f"Before and after, by {name}:" if name != "all" else "Before and after, all rows:")
-        say(table.to_string(float_format="{:.3f}".format, na_rep="-"))
+        log.info(f"Before and after, by {name}:" if name != "all" else "Before and after, all rows:")
+        log.info(table.to_string(float_format="{:.3f}".format, na_rep="-"))
     num_unsafe = int(before["unsafe"].sum())
     trained_on = inputs.prompts.data_hash == run.facts.data_hash
     if trained_on:
-        say("These are the prompts of the training itself, not held out: this says nothing of other prompts (--data)")
+        log.info(
+            "These are the prompts of the training itself, not held out: this says nothing of other prompts (--data)"
+        )
     Evaluation(
         experts_digest=run.experts.digest,
         model_hash=inputs.model_hash,
@@ -70,7 +74,7 @@ def _evaluate(run_dir: Path, data: tuple[Path, ...], comm: SoloComm, say: Say) -
         settings=json.loads(json.dumps({**result_settings(config), "evaluation": asdict(config.evaluation)})),
         **{name: _records(table) for name, table in tables.items()},
     ).write(run.dir.evaluation)
-    say(f"Evaluation: {run.dir.evaluation}")
+    log.info(f"Evaluation: {run.dir.evaluation}")
 
 
 def _require_same(what: str, here: str, there: str, experts: Path) -> None:

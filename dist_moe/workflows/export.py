@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from dist_moe.errors import UserError
@@ -21,39 +22,40 @@ from dist_moe.weights.delta import delta_changes, read_facts, require_whole, wri
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
 from dist_moe.weights.verify import verify_checkpoint
-from dist_moe.workflows.console import Say
 from dist_moe.workflows.run_dir import TrainedRun
+
+log = logging.getLogger(__name__)
 
 SHOWN_VIOLATIONS = 20
 
 
-def export(run_dir: Path, out: Path, say: Say, *, link: bool = False) -> None:
+def export(run_dir: Path, out: Path, *, link: bool = False) -> None:
     """Write the trained model of a run to the new directory `out`; with `link`, unchanged shards are hard links."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
-    base, facts = run.config.model.path, _facts(run, say)
+    base, facts = run.config.model.path, _facts(run)
     _require_base(base, facts.model_hash, run.dir.experts)
     tensors = read_tensors(base)
     changes = trained_changes(HubLayout(base, tensors), tensors, run.experts)
     export_checkpoint(base, changes, out, model_card(facts, base), link=link)
-    say(f"Exported {out}: {facts.num_trained_experts} trained experts, everything else as in {base}")
+    log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, everything else as in {base}")
 
 
-def export_delta(run_dir: Path, out: Path, say: Say) -> None:
+def export_delta(run_dir: Path, out: Path) -> None:
     """Write a run's trained experts, and what they were trained from, to the new file `out`."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
-    base, facts = run.config.model.path, _facts(run, say)
+    base, facts = run.config.model.path, _facts(run)
     _require_base(base, facts.model_hash, run.dir.experts)
     tensors = read_tensors(base)
     layout = HubLayout(base, tensors)
     changes = trained_changes(layout, tensors, run.experts)
     write_delta(out, tensors, [*trained_keys(layout, run.experts.experts)], changes, facts)
-    say(f"Exported {out}: {facts.num_trained_experts} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
-    say(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
+    log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
+    log.info(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
 
 
-def apply(base: Path, delta: Path, out: Path, say: Say) -> None:
+def apply(base: Path, delta: Path, out: Path) -> None:
     """Write to the new directory `out` what `export` would have written for the run that `delta` comes from."""
     require_absent(out, "choose another --out or remove it")
     facts = read_facts(delta)
@@ -61,27 +63,27 @@ def apply(base: Path, delta: Path, out: Path, say: Say) -> None:
     tensors = read_tensors(base)
     require_whole(delta, facts, HubLayout(base, tensors))
     export_checkpoint(base, delta_changes(delta, tensors), out, model_card(facts, base))
-    say(f"Exported {out}: {facts.num_trained_experts} experts from {delta}, everything else as in {base}")
+    log.info(f"Exported {out}: {facts.num_trained_experts} experts from {delta}, everything else as in {base}")
 
 
-def _facts(run: TrainedRun, say: Say) -> Facts:
+def _facts(run: TrainedRun) -> Facts:
     """What is told of a run outside of it: names and hashes, no paths of the machine it ran on."""
     facts, experts = run.facts, run.experts.experts
     outside = sorted({expert_name(*key) for key in experts} - set(facts.union))
     if outside:
         raise UserError(f"{run.dir.experts}: {outside[0]} is not in the run's union of experts: {ADVICE}")
     SelectionRule.of(facts.selection_rule, str(run.dir.experts))
-    return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run, say))
+    return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run))
 
 
-def _evaluation(run: TrainedRun, say: Say) -> Quoted | None:
+def _evaluation(run: TrainedRun) -> Quoted | None:
     """What the card quotes: the run's evaluation, if it is of the experts that are there."""
     file = run.dir.evaluation
     if not file.exists():
         return None
     found = read_evaluation(file)
     if found.experts_digest != run.experts.digest:
-        say(f"{file} is of other experts than {run.dir.experts} has: the model card does not quote it")
+        log.info(f"{file} is of other experts than {run.dir.experts} has: the model card does not quote it")
         return None
     return Quoted(
         category=found.category,
@@ -102,7 +104,7 @@ def _require_base(base: Path, expected: str, what: Path) -> None:
         )
 
 
-def verify(base: Path, out: Path, masks: str, say: Say) -> bool:
+def verify(base: Path, out: Path, masks: str) -> bool:
     """Whether `out` differs from `base` in the experts of the store's union only; says what it saw."""
     for path in (base, out):
         check_model_dir(path)
@@ -110,21 +112,21 @@ def verify(base: Path, out: Path, masks: str, say: Say) -> bool:
     require_same_origin(store, model_hash=model_hash(base))
     union_LE = store.union()
     seen = verify_checkpoint(base, out, union_LE)
-    say(f"Compared {seen.num_tensors} tensors ({seen.num_bytes / 1e6:,.1f} MB) of {out} with {base}")
-    say(
+    log.info(f"Compared {seen.num_tensors} tensors ({seen.num_bytes / 1e6:,.1f} MB) of {out} with {base}")
+    log.info(
         f"Changed: {len(seen.changed_tensors)} tensors, {len(seen.changed_experts)} experts; "
         f"the union has {int(union_LE.sum())} of {union_LE.size} experts"
     )
     for line in seen.expert_lines():
-        say(f"  {line}")
+        log.info(f"  {line}")
     if seen.unread:
-        say(f"Not read by transformers, so not compared: {', '.join(seen.unread)}")
+        log.info(f"Not read by transformers, so not compared: {', '.join(seen.unread)}")
     for line in seen.violations[:SHOWN_VIOLATIONS]:
-        say(f"VIOLATION {line}")
+        log.info(f"VIOLATION {line}")
     if len(seen.violations) > SHOWN_VIOLATIONS:
-        say(f"... and {len(seen.violations) - SHOWN_VIOLATIONS} more")
+        log.info(f"... and {len(seen.violations) - SHOWN_VIOLATIONS} more")
     if seen.violations:
-        say(f"NOT verified: {len(seen.violations)} differences outside the union")
+        log.info(f"NOT verified: {len(seen.violations)} differences outside the union")
         return False
-    say("Verified: every bit outside the union's experts is the base's")
+    log.info("Verified: every bit outside the union's experts is the base's")
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -12,11 +13,12 @@ import transformers
 from dist_moe.conformance.sweep import sweep, table
 from dist_moe.conformance.types import moe_model_types
 from dist_moe.errors import UserError, shown
-from dist_moe.workflows.console import Say
+
+log = logging.getLogger(__name__)
 
 
-def families(model_types: Sequence[str], say: Say, *, as_json: bool) -> None:
-    """Try every capability on these model types, or on all, and say the table, as Markdown or JSON."""
+def families(model_types: Sequence[str], *, as_json: bool) -> None:
+    """Try every capability on these model types, or on all, and log the table, as Markdown or JSON."""
     known = moe_model_types()
     for name in model_types:
         if name not in known:
@@ -31,7 +33,7 @@ def families(model_types: Sequence[str], say: Say, *, as_json: bool) -> None:
     transformers.logging.disable_progress_bar()
     rows = sweep(model_types or known)
     if as_json:
-        say(json.dumps([row.record() for row in rows], indent=1))
+        log.info(json.dumps([row.record() for row in rows], indent=1))
         return
     for line in table(rows):
-        say(line)
+        log.info(line)

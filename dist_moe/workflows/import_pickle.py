@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -13,20 +14,20 @@ from dist_moe.rules.select import SelectionRule
 from dist_moe.store import MaskStore, write_store
 from dist_moe.store.pickles.convert import plan_and_results
 from dist_moe.store.pickles.older import Older, read_older
-from dist_moe.workflows.console import Say
+
+log = logging.getLogger(__name__)
 
 TABLES = (".parquet", ".csv")
 
 
 def import_pickle(
-    path: Path, out: Path | None, say: Say, *, table: str | None, threshold: float | None, top_k: int | None
+    path: Path, out: Path | None, *, table: str | None, threshold: float | None, top_k: int | None
 ) -> int:
-    """Say what an older pickle is and how it was made, and write it as a table or a mask store.
+    """Log what an older pickle is and how it was made, and write it as a table or a mask store.
 
     Args:
         path: the pickle; nothing in it is run.
         out: NAME.parquet or NAME.csv for a table, NAME.zarr for a mask store; None writes nothing.
-        say: prints a line.
         table: "experts" (each batch's list) or "risk" (all experts); None: the first that there is.
         threshold: of the selection rule of a mask store, as is top_k.
         top_k: see threshold.
@@ -40,7 +41,7 @@ def import_pickle(
         raise UserError(f"{out}: expected a name that ends in .parquet, .csv or .zarr")
     older = read_older(path)
     for finding in older.findings:
-        say(f"{path.name}: {finding}")
+        log.info(f"{path.name}: {finding}")
     if out is None:
         return 0
     if out.suffix == ".zarr":
@@ -50,7 +51,7 @@ def import_pickle(
         store = MaskStore.open(out)
         selected = [set(store.unsafe_experts(batch)) for batch in range(len(store.masks))]
         same = sum(now == set(before) for now, before in zip(selected, older.batches, strict=False))
-        say(f"{out}: {len(selected)} batches, masks selected anew from the counts; {same} are as in the file")
+        log.info(f"{out}: {len(selected)} batches, masks selected anew from the counts; {same} are as in the file")
         return 0
     chosen = _table(older, table)
     what, advice = f"{path}: its table cannot be written as {out.suffix}", "take another form, or --table experts"
@@ -59,7 +60,7 @@ def import_pickle(
             chosen.to_csv(partial, index=False)
         else:
             chosen.to_parquet(partial, index=False)
-    say(f"{out}: {len(chosen)} lines")
+    log.info(f"{out}: {len(chosen)} lines")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
@@ -21,6 +21,8 @@ from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.model.model import check_model_dir
 from dist_moe.moe.checkpoint import model_hash
 from dist_moe.moe.configuration import read_config, read_generation_config
+
+log = logging.getLogger(__name__)
 
 COPY_AGAIN = "copy or download the checkpoint again"
 
@@ -57,7 +59,7 @@ class Inputs:
         return [self.encoded.rows[i] for i in self.plan.batches[batch].rows]
 
 
-def read_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
+def read_inputs(config: Config) -> Inputs:
     """Read and check everything but the weights; tells what a user should know of the data."""
     path, data = config.model.path, config.data
     check_model_dir(path)
@@ -73,7 +75,7 @@ def read_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
     _check_ids(prompts, encoded, tokenizer, path, num_ids)
     plan = plan_batches(prompts.prompts, config.batches.batch_size, config.batches.safe_ratio, config.seed)
     for line in (*prompts.notes, *_lengths(data, model), *_findings(encoded.findings, data), *describe(plan)):
-        say(line)
+        log.info(line)
     pad_id = pad_token_id(tokenizer)
     return Inputs(
         tokenizer=tokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from typing import Any
 
@@ -13,9 +14,10 @@ from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Checkpoint, checkpoint_directories, last_checkpoint
 from dist_moe.training.loop import keep_lines
-from dist_moe.workflows.console import Say
 from dist_moe.workflows.inputs import Inputs
 from dist_moe.workflows.run_dir import RunDir, require_absent, result_settings
+
+log = logging.getLogger(__name__)
 
 
 def resume_facts(config: Config, inputs: Inputs, store: MaskStore) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def resume_facts(config: Config, inputs: Inputs, store: MaskStore) -> dict[str, 
     }
 
 
-def unfinished_run(work: RunDir, config: Config, facts: dict[str, Any], say: Say) -> Checkpoint | None:
+def unfinished_run(work: RunDir, config: Config, facts: dict[str, Any]) -> Checkpoint | None:
     """The checkpoint to go on from; None: the run starts. `work` is where the run is until it has ended.
 
     Raises:
@@ -42,13 +44,13 @@ def unfinished_run(work: RunDir, config: Config, facts: dict[str, Any], say: Say
         require_absent(work.experts, overwrite=False)
     if config.checkpoint.resume == "auto":
         try:
-            found = last_checkpoint(work.checkpoints, facts, say)
+            found = last_checkpoint(work.checkpoints, facts)
             if found is not None:
                 _require_metrics(work, found)
         except UserError as error:
             if not config.overwrite:
                 raise
-            say(f"Starting anew, as overwrite is set: {error}")
+            log.info(f"Starting anew, as overwrite is set: {error}")
             return None
         if found is not None:
             return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -15,7 +16,8 @@ from dist_moe.errors import UserError
 from dist_moe.files import writing
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
-from dist_moe.workflows.console import Say
+
+log = logging.getLogger(__name__)
 
 WAIT_S = 60.0
 """For another job to end: one whose launcher has died finishes its step and saves."""
@@ -24,21 +26,21 @@ WAIT_S = 60.0
 class RunLock:
     """A lock on a file, which the system takes back from a process that dies."""
 
-    def __init__(self, path: Path, say: Say, *, shared: bool) -> None:
+    def __init__(self, path: Path, *, shared: bool) -> None:
         """Wait for it.
 
         Raises:
             UserError: another job has it and does not end.
         """
-        self._path, self._say, self._shared = path, say, shared
-        self._lock = _locked(path, say, shared=shared)
+        self._path, self._shared = path, shared
+        self._lock = _locked(path, shared=shared)
 
     def alone(self) -> bool:
         """Whether no other job is left that shares it; none comes then either. Else it is given up."""
         if self._shared:
             os.close(self._lock)
             try:
-                self._lock = _locked(self._path, self._say, shared=False)
+                self._lock = _locked(self._path, shared=False)
             except UserError:
                 self._lock = -1
                 return False
@@ -58,7 +60,7 @@ class RunLock:
 
 
 @contextmanager
-def run_lock(directory: Path, comm: Comm, say: Say, *, shared: bool = False) -> Iterator[RunLock | None]:
+def run_lock(directory: Path, comm: Comm, *, shared: bool = False) -> Iterator[RunLock | None]:
     """Rank 0 holds a lock on `directory`/.lock, alone or with other jobs that share it; the other ranks get None.
 
     It is flock's: on a network file system it works between nodes as far as that file system passes flock on.
@@ -71,7 +73,7 @@ def run_lock(directory: Path, comm: Comm, say: Say, *, shared: bool = False) -> 
         if comm.rank == 0:
             absent = not directory.exists()
             directory.mkdir(parents=True, exist_ok=True)
-            lock = RunLock(directory / ".lock", say, shared=shared)
+            lock = RunLock(directory / ".lock", shared=shared)
     try:
         yield lock
     finally:
@@ -82,7 +84,7 @@ def run_lock(directory: Path, comm: Comm, say: Say, *, shared: bool = False) -> 
                     directory.rmdir()  # where nothing was written, a refused start leaves nothing
 
 
-def _locked(path: Path, say: Say, *, shared: bool) -> int:
+def _locked(path: Path, *, shared: bool) -> int:
     """The descriptor of the locked file."""
     limit, said = time.monotonic() + WAIT_S, False
     while True:
@@ -91,7 +93,9 @@ def _locked(path: Path, say: Say, *, shared: bool) -> int:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                say(f"{path}: no locks there ({error.strerror}): see to it yourself that one job at a time uses it")
+                log.info(
+                    f"{path}: no locks there ({error.strerror}): see to it yourself that one job at a time uses it"
+                )
                 return lock
             holder = os.pread(lock, 200, 0).decode(errors="replace")
             os.close(lock)
@@ -101,7 +105,7 @@ def _locked(path: Path, say: Say, *, shared: bool) -> int:
                     "or choose another run_dir"
                 ) from None
             if not said:
-                say(f"{path.parent} is in use by another job, {holder}: waiting for at most {WAIT_S:.0f} s")
+                log.info(f"{path.parent} is in use by another job, {holder}: waiting for at most {WAIT_S:.0f} s")
                 said = True
             time.sleep(0.1)
             continue

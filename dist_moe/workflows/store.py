@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from dist_moe.store import MaskStore
 from dist_moe.store.copy import copy_store
 from dist_moe.store.merge import merge
 from dist_moe.store.repair import repair
-from dist_moe.workflows.console import Say
+
+log = logging.getLogger(__name__)
 
 
-def check_stores(places: Sequence[str], say: Say) -> int:
+def check_stores(places: Sequence[str]) -> int:
     """Compare every file with its digest; 0 if all stores are whole, 1 if one is damaged or incomplete.
 
     Raises:
@@ -30,20 +32,20 @@ def check_stores(places: Sequence[str], say: Say) -> int:
         except UserError as error:
             if not any(words in str(error) for words in (" is damaged: ", " is incomplete, ")):
                 raise
-            say(str(error))
+            log.info(str(error))
             status = 1
             continue
         for each in damage:
-            say(f"{place}: array {each.array}: {each.file} {each.how}")
+            log.info(f"{place}: array {each.array}: {each.file} {each.how}")
         if damage:
             status = 1
-            say(f"{place} is damaged: {len(damage)} files; dist-moe store repair {place} restores what can be")
+            log.info(f"{place} is damaged: {len(damage)} files; dist-moe store repair {place} restores what can be")
         else:
-            say(f"{place} is whole: {len(store.batch_ids)} batches, digest {store.digest}")
+            log.info(f"{place} is whole: {len(store.batch_ids)} batches, digest {store.digest}")
     return status
 
 
-def repair_store(place: Path, out: Path | None, say: Say) -> int:
+def repair_store(place: Path, out: Path | None) -> int:
     """Restore a damaged store as a new one; 0 if it is whole after that.
 
     Raises:
@@ -53,19 +55,19 @@ def repair_store(place: Path, out: Path | None, say: Say) -> int:
     out = out or place.with_name(f"{place.name}.repaired")
     if not store.damage():
         store.check_plan()
-        say(f"{place} is whole: there is nothing to repair")
+        log.info(f"{place} is whole: there is nothing to repair")
         return 0
     done = repair(store, out)
     for each in done.damage:
-        say(f"array {each.array}: {each.file} {each.how}")
+        log.info(f"array {each.array}: {each.file} {each.how}")
     if done.recomputed:
-        say(f"Computed from the prompt counts: {', '.join(done.recomputed)}")
+        log.info(f"Computed from the prompt counts: {', '.join(done.recomputed)}")
     proof = "every byte is as it was written" if done.exact else "its digest is another: another version wrote it"
-    say(f"{out} is whole ({proof}); {place} is as it was")
+    log.info(f"{out} is whole ({proof}); {place} is as it was")
     return 0
 
 
-def merge_stores(places: Sequence[str], out: Path, say: Say) -> int:
+def merge_stores(places: Sequence[str], out: Path) -> int:
     """Join stores with parts of one analysis.
 
     Raises:
@@ -73,11 +75,11 @@ def merge_stores(places: Sequence[str], out: Path, say: Say) -> int:
     """
     merge([MaskStore.open_whole(place) for place in places], out)
     store = MaskStore.open(out)
-    say(f"{out}: {len(store.batch_ids)} batches of {len(places)} stores, digest {store.digest}")
+    log.info(f"{out}: {len(store.batch_ids)} batches of {len(places)} stores, digest {store.digest}")
     return 0
 
 
-def copy_to(store: str, place: str, say: Say) -> int:
+def copy_to(store: str, place: str) -> int:
     """Copy a whole store, from and to a directory or URL.
 
     Raises:
@@ -85,16 +87,16 @@ def copy_to(store: str, place: str, say: Say) -> int:
     """
     copy_store(MaskStore.open_whole(store), place)
     copied = MaskStore.open(place)
-    say(f"{place}: {len(copied.batch_ids)} batches of {store}, digest {copied.digest}")
+    log.info(f"{place}: {len(copied.batch_ids)} batches of {store}, digest {copied.digest}")
     return 0
 
 
-def diff_stores(first: str, second: str, say: Say, *, as_json: bool) -> int:
-    """Say in what two stores differ; 0 if in nothing, else 1.
+def diff_stores(first: str, second: str, *, as_json: bool) -> int:
+    """Log in what two stores differ; 0 if in nothing, else 1.
 
     Raises:
         UserError: one is no whole store, or they are of different models.
     """
     view = views.diff(MaskStore.open_whole(first), MaskStore.open_whole(second))
-    say(views.as_json(view) if as_json else views.as_text(view))
+    log.info(views.as_json(view) if as_json else views.as_text(view))
     return 0 if view.facts["same"] else 1

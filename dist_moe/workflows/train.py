@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import asdict
 
@@ -36,12 +37,13 @@ from dist_moe.training.save import save_experts
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.step import MaskedStep, batch_loss, route_plan
 from dist_moe.training.stop import StopRequest
-from dist_moe.workflows.console import Say, console
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way, resume_facts, unfinished_run
 from dist_moe.workflows.run_dir import RunDir, result_settings
 from dist_moe.workflows.run_lock import run_lock
+
+log = logging.getLogger(__name__)
 
 
 def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
@@ -51,16 +53,16 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
     """
     run = RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher)
-    with run_lock(run.path, comm, console(comm)) as lock:
+    with run_lock(run.path, comm) as lock:
         stop.begin()
         if is_finished("train", config, lock, comm, (run.checkpoints, run.training)):
-            console(comm)(f"Trained experts: in {run.experts}; an earlier start had only to put them there")
+            log.info(f"Trained experts: in {run.experts}; an earlier start had only to put them there")
         else:
             _train(config, comm, stop)
 
 
 def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
-    say, run = console(comm), RunDir(config.run_dir)
+    run = RunDir(config.run_dir)
     work = RunDir(run.training) if config.overwrite else run
     mesh = Mesh.of(comm, config.parallel.ep_size)
     with together(comm) as same:
@@ -68,7 +70,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         store = MaskStore.open_whole(config.train.masks or run.masks)
         same["the mask store's digest"] = store.digest
-        inputs = read_inputs(config, say)
+        inputs = read_inputs(config)
         same |= inputs.facts
         require_same_origin(
             store,
@@ -79,7 +81,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
             batch_ids=[batch.id for batch in inputs.plan.batches],
         )
         facts = resume_facts(config, inputs, store)
-        found = unfinished_run(work, config, facts, say) if comm.rank == 0 else None
+        found = unfinished_run(work, config, facts) if comm.rank == 0 else None
         model = load_model(config.model, mesh.ep, place_experts(config, store, mesh.ep.size))
         if config.train.mode == "route":
             require_routers(model.module)
@@ -88,7 +90,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         model.checkpoint_activations()
     plan = freeze_plan(store, model)
     for line in (*plan.describe(), *_per_batch(store), *model.describe()):
-        say(line)
+        log.info(line)
     num_steps = len(store.batches) * config.train.epochs
     optimizer = _optimizer(config, model, plan, mesh)
     schedule = _schedule(config.train, optimizer, num_steps)
@@ -103,12 +105,12 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         micro_batch_size=split.micro_batch_size,
         num_micro_batches=split.num_micro_batches,
     )
-    say(f"Engine: {engine.name}, {comm.size} rank(s); mode {config.train.mode}")
-    say(_placement_line(config, model, plan, mesh))
+    log.info(f"Engine: {engine.name}, {comm.size} rank(s); mode {config.train.mode}")
+    log.info(_placement_line(config, model, plan, mesh))
     if config.overwrite:
-        say(f"Until this run has ended, its results are in {work.path}, and earlier ones stay")
+        log.info(f"Until this run has ended, its results are in {work.path}, and earlier ones stay")
     if config.train.mode == "route" and found is None:
-        _tell_route_cost(config, store, inputs, model, split, comm, say)
+        _tell_route_cost(config, store, inputs, model, split, comm)
         engine.release()
     with together(comm), writing(run.path):
         if comm.rank == 0:
@@ -129,9 +131,9 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     )
     if found is not None:
         load_checkpoint(found, optimizer, schedule)
-        say(f"Going on after step {found.step} of {num_steps}, from {found.path}")
+        log.info(f"Going on after step {found.step} of {num_steps}, from {found.path}")
         if found.layout != layout:
-            say(f"  It was written by {found.layout}; here {layout}: the same but for rounding, not bit for bit")
+            log.info(f"  It was written by {found.layout}; here {layout}: the same but for rounding, not bit for bit")
     elif config.checkpoint.every:
         saver.save(0)
         saver.finish()  # a run with steps and without a checkpoint could not go on
@@ -160,14 +162,13 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
             pad_id=inputs.pad_id,
             comm=comm,
             write=write,
-            say=say,
             start=0 if found is None else found.step,
             after_step=after_step,
         )
         saver.finish()
         stop.done(stopped=done < num_steps)
     if done < num_steps:
-        say(f"Stopped after step {done} of {num_steps}, as asked, and saved: the same command goes on")
+        log.info(f"Stopped after step {done} of {num_steps}, as asked, and saved: the same command goes on")
         return
     with together(comm), writing(work.path):
         if comm.rank == 0:
@@ -178,7 +179,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     with together(comm), writing(run.path):
         if comm.rank == 0 and config.overwrite:
             publish_results("train", work.path, run.path)
-    say(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
+    log.info(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
 
 
 def _optimizer(config: Config, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> SelectiveAdamW:
@@ -265,7 +266,7 @@ def _per_batch(store: MaskStore) -> list[str]:
 
 
 def _tell_route_cost(
-    config: Config, store: MaskStore, inputs: Inputs, model: MoEModel, split: Split, comm: Comm, say: Say
+    config: Config, store: MaskStore, inputs: Inputs, model: MoEModel, split: Split, comm: Comm
 ) -> None:
     """`route` trains the model in a state in which it is never used: say what that costs before the first step."""
     masks = [torch.from_numpy(store.masks[batch.index]) for batch in store.batches]
@@ -278,5 +279,7 @@ def _tell_route_cost(
     slots = f"{100 * share:.1f} % of the routing slots{rows} survive (mean over batches)"
     if config.train.fill != "shrink":
         slots = f"all routing slots{rows} stay in use (fill {config.train.fill})"
-    say(f"Mode route: {slots}; loss of batch {first} is {unmasked:.4f} without the mask and {masked:.4f} under it.")
-    say("  Inference has no mask. `--train.mode update` trains the same experts and leaves the routing as it is.")
+    log.info(
+        f"Mode route: {slots}; loss of batch {first} is {unmasked:.4f} without the mask and {masked:.4f} under it."
+    )
+    log.info("  Inference has no mask. `--train.mode update` trains the same experts and leaves the routing as it is.")

@@ -67,10 +67,10 @@ def test_every_fact_must_be_the_same_and_both_values_are_named(stopped):
     hashes = ("model_hash", "tokenizer_hash", "data_hash", "batches_hash", "masks_digest")
     settings = ("seed", "model.dtype", "data.max_length", "train.lr", "train.mode", "train.fill", "train.epochs")
     assert facts.keys() >= {*hashes, *settings}
-    assert last_checkpoint(root, facts, print).step == 1
+    assert last_checkpoint(root, facts).step == 1
     for key, there in facts.items():
         with pytest.raises(UserError) as error:
-            last_checkpoint(root, {**facts, key: "other"}, print)
+            last_checkpoint(root, {**facts, key: "other"})
         assert f"{key} is {there} there, other here" in str(error.value)
 
 

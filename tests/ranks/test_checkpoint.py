@@ -50,7 +50,7 @@ def run(comm, ep_size, root, start, stop):
         sizes = {"micro_batch_size": split.micro_batch_size, "num_micro_batches": split.num_micro_batches}
         engine = DeepSpeedEngine(model.module, optimizer, schedule, user_config={}, **sizes)
     if start:
-        found = last_checkpoint(root, FACTS, print)
+        found = last_checkpoint(root, FACTS)
         assert found is not None
         assert found.step == start
         load_checkpoint(found, optimizer, schedule)

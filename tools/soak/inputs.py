@@ -26,6 +26,6 @@ if __name__ == "__main__":
     unsafe = sorted({row.category for row in corpus.prompts if row.label == "unsafe"})
     rows = [row for row in corpus.prompts if row.category not in unsafe[STEPS_PER_EPOCH:]]
     write_rows(rows, directory / "prompts.jsonl")
-    make_base_model(directory / "model", corpus, seed=0, steps=1, hidden_size=32, num_layers=2, report=lambda _: None)
+    make_base_model(directory / "model", corpus, seed=0, steps=1, hidden_size=32, num_layers=2)
     (directory / "run.yaml").write_text(CONFIG.format(directory=directory))
     sys.exit(main(["analyze", "--config", str(directory / "run.yaml")]))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dist_moe.cli.console import console
 from dist_moe.demo.base_model import make_base_model
 from dist_moe.demo.corpus import Corpus, build_corpus
 
@@ -22,9 +25,10 @@ def corpus() -> Corpus:
 
 @pytest.fixture(scope="module")
 def base(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    out, lines = tmp_path_factory.mktemp("base"), []
-    make_base_model(out, corpus, seed=0, steps=STEPS, num_threads=1, report=lines.append)
-    return out, lines
+    out = tmp_path_factory.mktemp("base")
+    with redirect_stdout(StringIO()) as printed, console():
+        make_base_model(out, corpus, seed=0, steps=STEPS, num_threads=1)
+    return out, printed.getvalue().splitlines()
 
 
 def test_checkpoint_is_sharded_and_loads_as_a_qwen3_moe(base: tuple[Path, list[str]]) -> None:
@@ -74,7 +78,7 @@ def test_the_seed_decides_every_bit(
 ) -> None:
     torch.manual_seed(99)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    make_base_model(tmp_path, corpus, seed=seed, steps=STEPS, num_threads=1, report=lambda line: None)
+    make_base_model(tmp_path, corpus, seed=seed, steps=STEPS, num_threads=1)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
     names = sorted(path.name for path in base[0].glob("*.safetensors"))

@@ -60,8 +60,8 @@ def peak_bytes(tmp_path, num_batches):
     comm = SoloComm(torch.device("cpu"))
     tracemalloc.start()
     parts = CountedParts(directory, {}, labels, lambda batch: [Encoded((batch,), (), unsafe) for unsafe in UNSAFE])
-    analyze._count(config, SimpleNamespace(pad_id=0), parts, "prompt", Mesh.one_replica(comm), print)
-    analyze._write(config, parts, plan, comm, SimpleNamespace(alone=lambda: True), print)
+    analyze._count(config, SimpleNamespace(pad_id=0), parts, "prompt", Mesh.one_replica(comm))
+    analyze._write(config, parts, plan, comm, SimpleNamespace(alone=lambda: True))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     (path,) = directory.glob("*.zarr")
@@ -71,7 +71,7 @@ def peak_bytes(tmp_path, num_batches):
     return peak
 
 
-def seal(config, writer, labels, say):
+def seal(config, writer, labels):
     writer.seal()
 
 

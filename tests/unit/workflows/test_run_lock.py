@@ -22,36 +22,32 @@ from pathlib import Path
 import torch
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.workflows.run_lock import run_lock
-with run_lock(Path(sys.argv[1]), SoloComm(torch.device("cpu")), print):
+with run_lock(Path(sys.argv[1]), SoloComm(torch.device("cpu"))):
     print("held", flush=True)
     time.sleep(100)
 """
 
 
-def ignore(line):
-    pass
-
-
-def test_a_second_job_is_refused_and_told_who_is_there(tmp_path, monkeypatch):
+def test_a_second_job_is_refused_and_told_who_is_there(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "dist_moe")
     monkeypatch.setattr(module, "WAIT_S", 0.2)
-    with run_lock(tmp_path / "run", COMM, ignore):
-        said = []
-        with pytest.raises(UserError) as error, run_lock(tmp_path / "run", COMM, said.append):
+    with run_lock(tmp_path / "run", COMM):
+        with pytest.raises(UserError) as error, run_lock(tmp_path / "run", COMM):
             pytest.fail("two jobs at once")
         assert f"{tmp_path / 'run'} is in use by another job, process {os.getpid()} on " in str(error.value)
-        assert len(said) == 1
+        assert len(caplog.messages) == 1
         assert (tmp_path / "run" / ".lock").exists()
     assert not (tmp_path / "run").exists()
 
 
 def test_a_job_waits_for_one_that_ends_meanwhile(tmp_path):
     tmp_path.joinpath("metrics.jsonl").touch()
-    first = run_lock(tmp_path, COMM, ignore)
+    first = run_lock(tmp_path, COMM)
     first.__enter__()
     ending = []
     release = threading.Timer(0.4, lambda: (ending.append(True), first.__exit__(None, None, None)))
     release.start()
-    with run_lock(tmp_path, COMM, ignore):
+    with run_lock(tmp_path, COMM):
         assert ending
         release.join()
         held = os.open(tmp_path / ".lock", os.O_RDWR)
@@ -61,53 +57,54 @@ def test_a_job_waits_for_one_that_ends_meanwhile(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_killed_job_leaves_no_lock(tmp_path):
+def test_a_killed_job_leaves_no_lock(tmp_path, caplog):
+    caplog.set_level("INFO", "dist_moe")
     killed = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert killed.stdout.readline() == "held\n"
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
     assert (tmp_path / ".lock").exists()
-    said = []
-    with run_lock(tmp_path, COMM, said.append):
+    with run_lock(tmp_path, COMM):
         assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
-    assert said == []
+    assert not caplog.messages
 
 
 def test_jobs_that_share_keep_others_out_until_the_last_has_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WAIT_S", 0.2)
     tmp_path.joinpath("metrics.jsonl").touch()
-    with run_lock(tmp_path, COMM, ignore, shared=True) as first:
-        with run_lock(tmp_path, COMM, ignore, shared=True):
+    with run_lock(tmp_path, COMM, shared=True) as first:
+        with run_lock(tmp_path, COMM, shared=True):
             pass
-        with pytest.raises(UserError, match="in use by another job"), run_lock(tmp_path, COMM, ignore):
+        with pytest.raises(UserError, match="in use by another job"), run_lock(tmp_path, COMM):
             pytest.fail("alone beside one that shares")
         assert first.alone()
-        with pytest.raises(UserError, match="in use by another job"), run_lock(tmp_path, COMM, ignore, shared=True):
+        with pytest.raises(UserError, match="in use by another job"), run_lock(tmp_path, COMM, shared=True):
             pytest.fail("shares beside one that is alone")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_of_two_that_share_the_last_is_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WAIT_S", 0.2)
-    with run_lock(tmp_path, COMM, ignore, shared=True) as first:
-        with run_lock(tmp_path, COMM, ignore, shared=True) as second:
+    with run_lock(tmp_path, COMM, shared=True) as first:
+        with run_lock(tmp_path, COMM, shared=True) as second:
             assert not first.alone()
             assert second.alone()
-        with run_lock(tmp_path, COMM, ignore):  # neither has it any more
+        with run_lock(tmp_path, COMM):  # neither has it any more
             pass
 
 
 def test_a_job_that_is_alone_need_not_wait_to_be(tmp_path):
-    with run_lock(tmp_path, COMM, ignore) as lock:
+    with run_lock(tmp_path, COMM) as lock:
         assert lock.alone()
 
 
-def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch):
+def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "dist_moe")
+
     def unsupported(descriptor, operation):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(module.fcntl, "flock", unsupported)
-    said = []
-    with run_lock(tmp_path, COMM, said.append):
+    with run_lock(tmp_path, COMM):
         pass
-    assert "no locks there (Operation not supported)" in said[0]
+    assert "no locks there (Operation not supported)" in caplog.messages[0]
