@@ -1,8 +1,9 @@
-# Needs python3 (3.11 or newer), gcc and a package index; `make test` also Debian's Slurm packages (see slurm-packages).
+# Needs python3 (3.11 or newer), gcc and a package index; `make test-all` also Debian's Slurm packages (see slurm-packages).
 #
 #   make setup [TORCH=torch==2.13.0]   the virtual environment .venv, with the tested versions of everything
 #   make demo  [ARGS=--fast]           the whole pipeline on a tiny model
-#   make test  [ARGS=tests/unit]       all tests, or those named
+#   make test  [ARGS=tests/unit]       the tests, or those named, on all cores; without the long tail
+#   make test-all                      all tests: every model family, jobs killed at random moments, a real Slurm
 #   make lint                          style, types, room order, shell scripts, documentation
 #   make bench [ARGS=...]              speed
 #   make mutations [ARGS=wiring]       break the code in many places, one at a time: each time a test must go red
@@ -18,7 +19,7 @@ STAMP := .venv/setup.stamp
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: setup demo test lint bench mutations soak docs slurm-packages
+.PHONY: setup demo test test-all lint bench mutations soak docs slurm-packages
 
 setup: $(STAMP)
 
@@ -38,8 +39,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/dist-moe demo $(ARGS)
 
-test: setup slurm-packages
-	$(BIN)/python -m pytest $(ARGS)
+# Tests share the cores as processes, so each computes with one thread: two would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+
+test: setup
+	$(PYTEST) -m 'not long' $(ARGS)
+
+# Slurm's jobs have cores of their own to claim, so its tests run one after another.
+test-all: setup slurm-packages
+	$(PYTEST) --ignore=tests/slurm $(ARGS)
+	$(BIN)/python -m pytest tests/slurm
 
 lint: setup
 	$(BIN)/ruff check

@@ -19,7 +19,7 @@ TIMES = ("seconds", "tokens_per_second")
 ONE = ("one-killed", "one-stopped", "one-killed-asynchronous")
 RANKS = ("fsdp-rank", "fsdp-asynchronous-rank", "fsdp-launcher", "deepspeed-rank", "deepspeed-launcher")
 
-pytestmark = pytest.mark.timeout(LIMIT_S + 300)  # never before the limit within
+pytestmark = [pytest.mark.long, pytest.mark.timeout(LIMIT_S + 300)]  # never before the limit within
 
 
 def soak(trained, out, kills, jobs):

@@ -16,6 +16,8 @@ from tests.slurm.cluster import Cluster
 from tests.tiny import CONFIGS
 from tools.soak.compare import differing_bits
 
+pytestmark = pytest.mark.long
+
 SLURM = Path(__file__).resolve().parents[2] / "slurm"
 LIMIT_S = 280
 

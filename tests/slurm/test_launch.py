@@ -23,6 +23,8 @@ PROGRAM = """
 import json, os, pathlib, sys, time
 import torch, torch.distributed as dist
 
+pytestmark = pytest.mark.long
+
 dist.init_process_group("gloo")
 total = torch.tensor(2.0 ** dist.get_rank())
 dist.all_reduce(total)

@@ -22,6 +22,7 @@ from dist_moe.model.model import MoEModel
 from dist_moe.moe.route_mask import RouteMask
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.training.optimizer import SelectiveAdamW
+from tests.tiers import by_family
 
 NOT_SUPPORTED = {"deepseek_v4": {"route"}, "doge": set(CHECKS)}
 """Model type -> what is refused, with a reason; everything else must work."""
@@ -33,7 +34,7 @@ ALONE = {
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "families.md"
 
 
-@pytest.mark.parametrize("model_type", moe_model_types())
+@pytest.mark.parametrize("model_type", by_family(moe_model_types()))
 def test_family(model_type: str) -> None:
     result = support(model_type)
     failed = {name for name, works in result.works.items() if not works}
@@ -41,7 +42,7 @@ def test_family(model_type: str) -> None:
     assert list(table([result]))[-1] in PAGE.read_text(encoding="utf-8"), "docs/families.md is stale: run `make docs`"
 
 
-@pytest.mark.parametrize("model_type", sorted(ALONE & set(moe_model_types())))
+@pytest.mark.parametrize("model_type", by_family(sorted(ALONE & set(moe_model_types()))))
 def test_padding_fails_where_rows_that_must_be_alone_are_not(
     model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from dist_moe.measure.collect import count_rows
 from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from tests.plain import routed
+from tests.tiers import by_family
 from tests.tiny import CONFIGS, VOCAB, tiny_model
 
 CPU = SoloComm(torch.device("cpu"))
@@ -27,7 +28,7 @@ def random_rows(generator: np.random.Generator) -> list[Encoded]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("family", by_family(sorted(CONFIGS)))
 def test_rows_of_random_lengths_count_as_they_do_alone(family: str, seed: int) -> None:
     generator = np.random.default_rng(seed)
     rows, plain, model = random_rows(generator), tiny_model(family), adopt(tiny_model(family), CPU)

@@ -12,6 +12,7 @@ from dist_moe.model.model import adopt
 from dist_moe.moe.discover import require_routers
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
+from tests.tiers import by_family
 
 CPU = SoloComm(torch.device("cpu"))
 FAMILIES = sorted(FAMILY_CONFIGS)
@@ -45,7 +46,7 @@ def masks(num_layers, num_allowed, seed=5):
     return mask
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - ADAPTED))
+@pytest.mark.parametrize("family", by_family(sorted(set(FAMILIES) - ADAPTED)))
 def test_experts_equal_eager_on_the_same_input(family):
     """One layer alone, so that nothing above amplifies rounding: output and gradients to 2e-6 of their largest."""
     reference, model = build(family), trainable(family)
@@ -73,7 +74,7 @@ def test_experts_equal_eager_on_the_same_input(family):
             torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - FAILS_IN_BFLOAT16))
+@pytest.mark.parametrize("family", by_family(sorted(set(FAMILIES) - FAILS_IN_BFLOAT16)))
 def test_in_bfloat16_only_allowed_experts_get_tokens_and_all_stays_finite(family):
     model = trainable(family, torch.bfloat16)
     routed = [i for i in range(model.shape.num_layers) if i not in HASH_ROUTED.get(family, [])]
@@ -94,7 +95,7 @@ def test_in_bfloat16_only_allowed_experts_get_tokens_and_all_stays_finite(family
             assert sent[routed].any()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", by_family(FAMILIES))
 def test_fill_best_and_bias_keep_routing_finite(family):
     model = trainable(family)
     allowed = routable(masks(model.shape.num_layers, 1))

@@ -12,6 +12,7 @@ from dist_moe.conformance.sizes import FAMILY_CONFIGS, E, build
 from dist_moe.model.model import adopt
 from dist_moe.moe.route_mask import Fill, RoutePlan, Scope
 from dist_moe.parallel.comm import SoloComm
+from tests.tiers import by_family
 from tests.unit.moe.routing_rules import (
     scores_then_top_k,
     sigmoid,
@@ -341,7 +342,7 @@ def test_weights_are_the_familys_rule_over_what_the_plan_leaves(variant):
     assert clear > 0.7 * total  # axk2 leaves experts of losing groups at one value, a tie
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILY_CONFIGS) - FLOAT32_ONLY))
+@pytest.mark.parametrize("family", by_family(sorted(set(FAMILY_CONFIGS) - FLOAT32_ONLY)))
 def test_weights_in_bfloat16(family):
     watched = Watched(family, {}, torch.bfloat16)
     num_layers = watched.model.shape.num_layers

@@ -10,6 +10,7 @@ from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.load import empty_model
 from dist_moe.report.model import describe, routing_steps, table
+from tests.tiers import by_family
 
 SOFTMAX, NORMALISED = f"softmax, top-{K}", f"softmax, top-{K}, renormalised"
 DEEPSEEK = "sigmoid, + bias, top-2 of each group"
@@ -45,7 +46,7 @@ def test_summary(family: str, tmp_path: Path) -> None:
     assert len(list(table(found))) == len(found.__slots__)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILY_CONFIGS))
+@pytest.mark.parametrize("family", by_family(sorted(FAMILY_CONFIGS)))
 def test_every_familys_routing_is_seen(family: str) -> None:
     with torch.device("meta"):
         model = build(family)

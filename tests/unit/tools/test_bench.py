@@ -118,6 +118,7 @@ def test_peak_memory_is_that_of_the_contender_alone(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_small_run_prints_every_row() -> None:
     """Sizes are known: gradients of 3 of 16 experts; 12 bytes of state in place of 8, for the union only."""
     arguments = [sys.executable, "-m", "tools.bench", "--small", "--threads", "1", "--repetitions", "2"]

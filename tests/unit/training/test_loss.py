@@ -7,6 +7,7 @@ from dist_moe.conformance.sizes import FAMILY_CONFIGS, build
 from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.loss import LabelledLoss, token_losses
+from tests.tiers import by_family
 from tests.tiny import tiny_model, token_ids
 
 CPU = SoloComm(torch.device("cpu"))
@@ -33,7 +34,7 @@ def test_losses_and_rows_of_labelled_positions():
     assert rows.tolist() == [0] * 7 + [1] * 2
 
 
-@pytest.mark.parametrize("family", sorted(FAMILY_CONFIGS))
+@pytest.mark.parametrize("family", by_family(sorted(FAMILY_CONFIGS)))
 def test_logits_at_labels_only_give_the_loss_of_all_logits(family):
     module = adopt(build(family, torch.float32), CPU).module
     loss = LabelledLoss(module)

@@ -17,6 +17,7 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
 from dist_moe.training.step import MaskedStep
+from tests.tiers import by_family
 
 CPU = SoloComm(torch.device("cpu"))
 LEFT_OUT = {"deepseek_v4"}
@@ -73,7 +74,7 @@ class Stepped:
         return moved
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILY_CONFIGS) - LEFT_OUT))
+@pytest.mark.parametrize("family", by_family(sorted(set(FAMILY_CONFIGS) - LEFT_OUT)))
 def test_only_the_masks_experts_have_gradients_and_move(family):
     stepped = Stepped(family)
     mask = stepped.mask
