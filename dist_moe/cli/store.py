@@ -11,16 +11,13 @@ from dist_moe.cli.streams import Output
 
 def add_store_commands(commands: Any) -> None:
     """Add both to the subparsers of `dist-moe`."""
-    store = commands.add_parser("store", help="check, repair, merge, copy or compare mask stores")
+    store = commands.add_parser("store", help="check, repair, copy or compare mask stores")
     actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
     action = actions.add_parser("check", help="every file against its digest; status 1 if damaged or incomplete")
     action.add_argument("stores", nargs="+", type=text, metavar="STORE", help="directory or URL")
     action = actions.add_parser("repair", help="restore what follows from the prompt counts, as a new store")
     action.add_argument("store", type=path, metavar="STORE", help="damaged store, which stays as it is")
     action.add_argument("--out", type=path, help="the new store (default: STORE.repaired)")
-    action = actions.add_parser("merge", help="join stores with parts of one analysis")
-    action.add_argument("stores", nargs="+", type=text, metavar="STORE", help="parts, as directories or URLs")
-    action.add_argument("--out", type=path, required=True, help="the new store")
     action = actions.add_parser("copy", help="the same bytes elsewhere, each file compared with its digest")
     action.add_argument("store", type=text, metavar="STORE", help="directory or URL")
     action.add_argument("place", type=text, metavar="PLACE", help="new directory or URL, where nothing is yet")
@@ -57,8 +54,6 @@ def run_store(args: argparse.Namespace, output: Output) -> int:
         return store.check_stores(args.stores)
     if args.action == "repair":
         return store.repair_store(args.store, args.out)
-    if args.action == "merge":
-        return store.merge_stores(args.stores, args.out)
     if args.action == "copy":
         return store.copy_to(args.store, args.place)
     return store.diff_stores(args.first, args.second, as_json=args.json)

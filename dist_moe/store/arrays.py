@@ -16,7 +16,7 @@ from dist_moe.store.zarr_arrays import ArraySpec, encode_file, plain, sharded
 
 def attributes(plan: StorePlan) -> dict[str, Any]:
     """Those of the store's root, but the completeness marker."""
-    facts = {
+    return {
         "format": FORMAT,
         "format_version": VERSION,
         "dist_moe_version": __version__,
@@ -29,9 +29,6 @@ def attributes(plan: StorePlan) -> dict[str, Any]:
         "tables": sorted(plan.tables),
         "provenance": dict(plan.provenance),
     }
-    if plan.part is not None:
-        facts["part"] = {"first_batch": plan.part[0], "num_batches": plan.part[1]}
-    return facts
 
 
 def plan_arrays(plan: StorePlan) -> dict[str, np.ndarray]:

@@ -44,8 +44,6 @@ class StorePlan:
     """Which rows are of one prompt, or pairs; `batch_P` is `batch_of_P`. None: nobody knows, as of an imported file."""
     template_P: np.ndarray | None = None
     """int [P]: how many of a row's counted tokens are the chat template's. None: none are, or nobody knows."""
-    part: tuple[int, int] | None = None
-    """Of a store with a part of an analysis: its first batch in the whole plan, and how many batches that has."""
 
     def __post_init__(self) -> None:
         num_batches = len(self.batch_ids)
@@ -60,8 +58,6 @@ class StorePlan:
             assert (self.kinship.batch_P == self.batch_of_P).all()
             assert self.kinship.cluster_P.shape == self.kinship.pair_P.shape == self.unsafe_P.shape
         assert self.template_P is None or self.template_P.shape == self.unsafe_P.shape
-        if self.part is not None:
-            assert 0 <= self.part[0] <= self.part[0] + num_batches <= self.part[1]
         for name, (dtype, ndim) in (*self.statistics.items(), *self.tables.items()):
             assert name.isidentifier(), f"{name!r} cannot be the name of an array"
             assert dtype in ("float32", "int32"), f"{name} is {dtype}"

@@ -43,11 +43,10 @@ def _checked_files(store: MaskStore) -> Iterator[tuple[str, bytes]]:
     for array, digest in files.array_digests.items():
         for file in sorted(files.sums(array)):
             yield f"{array}/{file}", files.read(array, file)
-        if store.version > 1:
-            sums = files.source.read(f"{array}/{SUMS}")
-            if sums is None or sha256(sums) != digest:
-                raise damaged(str(store.path), f"array {array} is not as it was written ({SUMS})")
-            yield f"{array}/{SUMS}", sums
+        sums = files.source.read(f"{array}/{SUMS}")
+        if sums is None or sha256(sums) != digest:
+            raise damaged(str(store.path), f"array {array} is not as it was written ({SUMS})")
+        yield f"{array}/{SUMS}", sums
     root = files.source.read(ROOT_METADATA)
     if root is None or root_digest(json.loads(root), files.array_digests) != store.digest:
         raise damaged(str(store.path), f"{ROOT_METADATA} is not as it was when the copy began")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_moe.errors import UserError
-from dist_moe.store.layout import SUMS, hashed_sums, parse_sums, sha256, stored_sums
+from dist_moe.store.layout import SUMS, parse_sums, sha256, stored_sums
 from dist_moe.store.rows import StoredRows
 from dist_moe.store.source import Source
 from dist_moe.store.zarr_arrays import METADATA, parse_array_metadata
@@ -34,9 +34,8 @@ def damaged(place: str, how: str) -> UserError:
 class CheckedFiles:
     """The arrays of one store. The files read last are kept, so that neighbours cost no second look."""
 
-    def __init__(self, source: Source, version: int, array_digests: dict[str, str]) -> None:
+    def __init__(self, source: Source, array_digests: dict[str, str]) -> None:
         self.source, self.array_digests = source, array_digests
-        self._find_sums = hashed_sums if version == 1 else stored_sums
         self._sums: dict[str, dict[str, str]] = {}
         self._arrays: dict[str, StoredRows] = {}
         self._restored: dict[str, bytes] = {}
@@ -88,7 +87,7 @@ class CheckedFiles:
             UserError: the list itself was changed or lost.
         """
         if array not in self._sums:
-            sums = self._find_sums(self.source, array, self.array_digests[array])
+            sums = stored_sums(self.source, array, self.array_digests[array])
             if sums is None or METADATA not in sums:
                 raise damaged(self.source.place, f"array {array} is not as it was written")
             self._sums[array] = sums

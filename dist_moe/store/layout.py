@@ -52,14 +52,6 @@ def stored_sums(source: Source, array: str, digest: str) -> dict[str, str] | Non
     return parse_sums(data) if data is not None and sha256(data) == digest else None
 
 
-def hashed_sums(source: Source, array: str, digest: str) -> dict[str, str] | None:
-    """The same in format version 1, which stores no list: all the array's files are hashed."""
-    names = [key.removeprefix(f"{array}/") for key in source.files(array)]
-    sums = {name: sha256(source.read(f"{array}/{name}") or b"") for name in names}
-    text = "".join(f"{name}\0{value}\n" for name, value in sums.items())
-    return sums if sha256(text.encode()) == digest else None
-
-
 def root_digest(root: dict[str, Any], array_digests: object) -> str:
     """SHA-256 over the root metadata but its completeness marker, and over the arrays' digests.
 

@@ -54,7 +54,6 @@ class MaskStore:
     def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any], root: Attributes) -> None:
         self.path = path
         self.attributes = {name: value for name, value in attributes.items() if name != "complete"}
-        self.version = root.format_version
         self.rule = SelectionRule(**root.selection_rule)
         self.counted_tokens = root.counted_tokens
         self.experts_per_token = root.experts_per_token
@@ -63,8 +62,7 @@ class MaskStore:
         self.dist_moe_version = root.dist_moe_version
         self.statistic_names, self.table_names = tuple(root.statistics), tuple(root.tables)
         self.digest = root.complete.digest
-        self.part = root.part
-        self.files = CheckedFiles(source, self.version, root.complete.arrays)
+        self.files = CheckedFiles(source, root.complete.arrays)
         self._shapes = Shapes(self.files, root)
 
     @classmethod
@@ -103,10 +101,8 @@ class MaskStore:
         if num_batches != self._shapes.size("B"):
             raise damaged(str(self.path), f"batch_ids has {num_batches} entries, and masks {self._shapes.size('B')}")
         most = int(np.diff(self.starts_B1).max(initial=0))
-        if self.version > 1 and most != self._shapes.size("S"):
+        if most != self._shapes.size("S"):
             raise damaged(str(self.path), f"a batch has {most} prompts, and prompt_counts {self._shapes.size('S')}")
-        if self.part is not None and self.part.first_batch + num_batches > self.part.num_batches:
-            raise damaged(str(self.path), f"it holds {num_batches} batches, but is {self.part}")
         empty = [name for name, size in (("batch", num_batches), ("prompt", num_prompts)) if size == 0]
         if empty:
             raise damaged(str(self.path), f"it has no {empty[0]}")
@@ -133,8 +129,7 @@ class MaskStore:
     @property
     def masks(self) -> Rows:
         """bool [B, L, E]."""
-        stored = self._shapes.array("masks")
-        return stored if self.version == 1 else MaskRows(stored, self.num_experts)
+        return MaskRows(self._shapes.array("masks"), self.num_experts)
 
     @property
     def a_safe_n(self) -> Rows:
@@ -194,8 +189,7 @@ class MaskStore:
         return {name: self._shapes.array(statistic_array(name)) for name in self.statistic_names}
 
     def _by_prompt(self, name: str) -> Rows:
-        stored = self._shapes.array(prompt_array(name))
-        return stored if self.version == 1 else PromptRows(stored, self.starts_B1)
+        return PromptRows(self._shapes.array(prompt_array(name)), self.starts_B1)
 
     def _texts(self, name: str, number: int) -> tuple[str, ...]:
         """An array of text with this many entries."""
@@ -250,8 +244,6 @@ class MaskStore:
         return tuple(BatchInfo(index, *values) for index, values in enumerate(columns))
 
     def _mask_hashes(self) -> list[str]:
-        if self.version == 1:
-            return list(self._texts("batch_mask_hashes", len(self.batch_ids)))
         return [row.tobytes().hex() for row in self._shapes.array("batch_mask_hashes")[:]]
 
     @cached_property

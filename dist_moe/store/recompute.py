@@ -27,7 +27,7 @@ FROM_COUNTS = frozenset({"threshold_top_k", "budget_per_layer", "esft_token", "s
 
 def stored_plan(store: MaskStore) -> StorePlan:
     """The plan that a store was written with."""
-    part, prompts = store.part, store.planned_prompts
+    prompts = store.planned_prompts
     return StorePlan(
         prompt_ids=tuple(prompts["id"]),
         unsafe_P=prompts["unsafe"].to_numpy(),
@@ -44,7 +44,6 @@ def stored_plan(store: MaskStore) -> StorePlan:
         tables={name: _kind(store, prompt_array(name)) for name in store.table_names},
         kinship=store.kinship,
         template_P=store.template_tokens,
-        part=None if part is None else (part.first_batch, part.num_batches),
     )
 
 

@@ -72,7 +72,7 @@ def _broken(store: MaskStore, damage: tuple[Damage, ...]) -> set[str]:
     """Arrays that lost a file for good; lists and metadata are put back first, as they follow from what is left."""
     files = store.files
     names = {each.array for each in damage}
-    for name in sorted(names) if store.version > 1 else ():
+    for name in sorted(names):
         keys = (key for key in files.source.files(name) if not key.endswith(SUMS))
         found = {key.removeprefix(f"{name}/"): sha256(files.source.read(key) or b"") for key in keys}
         if files.damage(name)[0].file == SUMS:

@@ -36,14 +36,6 @@ class Complete:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartOfPlan:
-    """Which batches of a larger plan the store holds."""
-
-    first_batch: Annotated[int, Ge(0)]
-    num_batches: Size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """Of the arms in one thing."""
 
@@ -75,13 +67,11 @@ class Attributes:
     selection_rule: dict[str, Any]
     counted_tokens: str
     experts_per_token: Size
-    num_experts: Size | None = None
-    """None in version 1, which does not say it."""
+    num_experts: Size
     layer_names: Annotated[list[str], MinLen(1)]
     statistics: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     provenance: dict[str, Any]
-    part: PartOfPlan | None = None
     arms: Arms = field(default_factory=Arms)
     complete: Complete
 
@@ -105,7 +95,7 @@ def read_root(source: Source) -> tuple[dict[str, Any], Attributes]:
     for key in HASHES:
         if not isinstance(found.provenance.get(key), str):
             raise damaged(place, f"its provenance has no {key}")
-    if found.format_version > 1 and not found.experts_per_token <= (found.num_experts or 0):
+    if found.experts_per_token > found.num_experts:
         raise damaged(place, f"{found.experts_per_token} experts a token, of {found.num_experts} experts a layer")
     if odd := [name for name in (*found.statistics, *found.tables) if not name.isidentifier()]:
         raise damaged(place, f"{shown(odd[0])} is no name of a statistic or table")
@@ -144,6 +134,11 @@ def _attributes(place: str, data: bytes) -> dict[str, Any]:
         raise UserError(
             f"{place} has format version {version}, this dist_moe {__version__} reads up to "
             f"{VERSION}: update dist_moe, or run the analysis again"
+        )
+    if isinstance(version, int) and version < VERSION:
+        raise UserError(
+            f"{place} has format version {version}, which an older dist_moe wrote and this one, {__version__}, does "
+            "not read: run the analysis again"
         )
     if "complete" not in attributes:
         raise UserError(f"{place} is incomplete, its writing was stopped: remove it and run the analysis again")

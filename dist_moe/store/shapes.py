@@ -19,13 +19,8 @@ class Shapes:
     def __init__(self, files: CheckedFiles, attributes: Attributes) -> None:
         self._files, self._checked = files, set[str]()
         experts = attributes.num_experts
-        self._sizes: dict[str | int, int] = {"L": len(attributes.layer_names)}
-        if experts is not None:
-            self._sizes |= {"E": experts, "e": -(-experts // 8)}
+        self._sizes: dict[str | int, int] = {"L": len(attributes.layer_names), "E": experts, "e": -(-experts // 8)}
         self._kinds = _kinds(attributes)
-        self._free = FREE | ({"E": ("prompt_counts", 2)} if experts is None else {})
-        if experts is None:
-            del self._free["B"]  # there an array that lost one file cannot be looked at at all
 
     def array(self, name: str) -> StoredRows:
         """An array, as `CheckedFiles.array`.
@@ -44,8 +39,8 @@ class Shapes:
         if isinstance(axis, int):
             return axis
         if axis not in self._sizes:
-            name, place = self._free.get(axis, ("batch_ids", 0))
-            self._sizes[axis] = self.array(name).shape[place] if axis in self._free else len(self.texts(name))
+            name, place = FREE.get(axis, ("batch_ids", 0))
+            self._sizes[axis] = self.array(name).shape[place] if axis in FREE else len(self.texts(name))
         return self._sizes[axis]
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -69,7 +64,7 @@ class Shapes:
                 self._files.source.place, f"array {name} is {found}: expected {' or '.join(types)}, {expected}"
             )
         for place, axis in enumerate(form):
-            if axis == "T" or self._free.get(axis) == (name, place):
+            if axis == "T" or FREE.get(axis) == (name, place):
                 continue
             if rows.shape[place] != self.size(axis):
                 expected = f"axis {place} to be {self.size(axis)}"
@@ -78,22 +73,20 @@ class Shapes:
 
 def _kinds(attributes: Attributes) -> dict[str, tuple[tuple[str, ...], tuple[Axes, ...]]]:
     """The types and forms that each array may have."""
-    is_version_1 = attributes.num_experts is None
-    prompts: Axes = ("P",) if is_version_1 else ("B", "S")
     matrix: tuple[Axes, ...] = (("B", "L", "E"),)
     return {
-        "masks": (("bool",), matrix) if is_version_1 else (("uint8",), (("B", "L", "e"),)),
+        "masks": (("uint8",), (("B", "L", "e"),)),
         **dict.fromkeys(("risk_diff", "a_safe_n", "a_unsafe_n"), (("float64",), matrix)),
         **dict.fromkeys(("batch_ids", "batch_categories", "prompt_ids"), (("uint8",), (("T",),))),
         "batch_num_unsafe_experts": (("int32",), (("B",),)),
-        "batch_mask_hashes": (("uint8",), (("T",),) if is_version_1 else (("B", 32),)),
-        "prompt_counts": (("int32",), ((*prompts, "L", "E"),)),
-        "prompt_tokens": (("int64",), (prompts,)),
+        "batch_mask_hashes": (("uint8",), (("B", 32),)),
+        "prompt_counts": (("int32",), (("B", "S", "L", "E"),)),
+        "prompt_tokens": (("int64",), (("B", "S"),)),
         "prompt_unsafe": (("bool",), (("P",),)),
         "prompt_batch": (("int32",), (("P",),)),
         "prompt_clusters": (("uint64",), (("P",),)),
         "prompt_pairs": (("uint64",), (("P",),)),
         "prompt_template_tokens": (("int32",), (("P",),)),
         **{statistic_array(name): (NUMBERS, (*matrix, ("B",))) for name in attributes.statistics},
-        **{prompt_array(name): (NUMBERS, ((*prompts, "L", "E"), prompts)) for name in attributes.tables},
+        **{prompt_array(name): (NUMBERS, (("B", "S", "L", "E"), ("B", "S"))) for name in attributes.tables},
     }

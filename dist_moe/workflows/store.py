@@ -1,4 +1,4 @@
-"""Mask stores as wholes: what `dist-moe store check|repair|merge|copy|diff` run."""
+"""Mask stores as wholes: what `dist-moe store check|repair|copy|diff` run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dist_moe.errors import UserError
 from dist_moe.report import views
 from dist_moe.store import MaskStore
 from dist_moe.store.copy import copy_store
-from dist_moe.store.merge import merge
 from dist_moe.store.repair import repair
 
 log = logging.getLogger(__name__)
@@ -64,18 +63,6 @@ def repair_store(place: Path, out: Path | None) -> int:
         log.info(f"Computed from the prompt counts: {', '.join(done.recomputed)}")
     proof = "every byte is as it was written" if done.exact else "its digest is another: another version wrote it"
     log.info(f"{out} is whole ({proof}); {place} is as it was")
-    return 0
-
-
-def merge_stores(places: Sequence[str], out: Path) -> int:
-    """Join stores with parts of one analysis.
-
-    Raises:
-        UserError: they are not parts of one analysis, or `out` exists.
-    """
-    merge([MaskStore.open_whole(place) for place in places], out)
-    store = MaskStore.open(out)
-    log.info(f"{out}: {len(store.batch_ids)} batches of {len(places)} stores, digest {store.digest}")
     return 0
 
 

@@ -39,7 +39,6 @@ WRITERS = {
     "export a delta": (nothing, "export run --delta --out {}"),
     "apply": (delta, "apply model delta --out {}"),
     "store repair": (damaged, "store repair run/masks.zarr --out {}"),
-    "store merge": (nothing, "store merge run/masks.zarr --out {}"),
     "store copy": (nothing, "store copy run/masks.zarr {}"),
     "import a table": (older, "import older.pkl --out {}.csv"),
     "import Parquet": (older, "import older.pkl --out {}.parquet"),

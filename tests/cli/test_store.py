@@ -4,9 +4,8 @@ import pytest
 
 from dist_moe.cli.main import main
 from dist_moe.store import MaskStore, StoreWriter, write_store
-from tests.unit.store.example import example_contents, tiled_contents, write_example
+from tests.unit.store.example import example_contents, write_example
 from tests.unit.store.killed_writers import visible
-from tests.unit.store.test_merge import part
 
 
 @pytest.fixture
@@ -68,21 +67,6 @@ def test_repair(store, run, tmp_path):
     status, text = run("repair", store, "--out", tmp_path / "again.zarr")
     assert status == 2
     assert "cannot be repaired: prompt_counts cannot be computed from the rest" in text
-
-
-def test_merge(run, tmp_path):
-    contents = tiled_contents(4)
-    write_store(tmp_path / "whole.zarr", *contents)
-    for start, stop in ((0, 5), (5, 12)):
-        write_store(tmp_path / f"{start}.zarr", *part(contents, start, stop))
-    status, text = run("merge", tmp_path / "5.zarr", tmp_path / "0.zarr", "--out", tmp_path / "merged.zarr")
-    assert status == 0
-    assert "merged.zarr: 12 batches of 2 stores, digest" in text
-    assert visible(tmp_path / "merged.zarr") == visible(tmp_path / "whole.zarr")
-    assert run("merge", tmp_path / "5.zarr", "--out", tmp_path / "other.zarr") == (
-        2,
-        "dist-moe: error: batches 0 to 4 of 12 are in none of the stores\n",
-    )
 
 
 def test_diff(store, run, tmp_path):

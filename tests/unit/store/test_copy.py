@@ -9,13 +9,10 @@ from dist_moe.store import MaskStore, write_store
 from dist_moe.store.copy import copy_store
 from tests.unit.store.example import example_contents, tiled_contents
 from tests.unit.store.killed_writers import visible
-from tests.unit.store.version_1 import write_version_1
 
 
-@pytest.fixture(params=["version 1", "version 2"])
-def path(tmp_path, request):
-    if request.param == "version 1":
-        return write_version_1(tmp_path / "masks.zarr", *example_contents())
+@pytest.fixture
+def path(tmp_path):
     write_store(tmp_path / "masks.zarr", *tiled_contents(50))  # several files an array
     return tmp_path / "masks.zarr"
 

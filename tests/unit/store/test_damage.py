@@ -88,6 +88,13 @@ def test_newer_version(path):
     assert "reads up to 2: update dist_moe" in message
 
 
+def test_older_version(path):
+    edit_root(path, lambda attributes: attributes.update(format_version=1))
+    message = refused(path)
+    assert "has format version 1, which an older dist_moe wrote" in message
+    assert message.endswith("run the analysis again")
+
+
 def test_no_marker(path):
     edit_root(path, lambda attributes: attributes.pop("complete"))
     assert "is incomplete, its writing was stopped: remove it and run the analysis again" in refused(path)

@@ -11,7 +11,6 @@ from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.design import Kinship
 from dist_moe.store import MaskStore, write_store
 from dist_moe.store.facts import arm_facts
-from dist_moe.store.merge import merge
 from dist_moe.store.repair import repair
 from tests.unit.store.example import example_contents, tiled_contents
 
@@ -118,34 +117,6 @@ def test_a_share_of_template_that_differs_is_said():
     assert share["p"] == 0.001
     safe = plan.unsafe_P == 0
     assert share["safe"] == pytest.approx(8 * safe.sum() / tokens_P[safe].sum())
-
-
-def test_clusters_in_parts_come_together_with_the_facts_of_the_whole(tmp_path):
-    whole = with_kin(example_contents(), template_P=np.arange(6))
-    write_store(tmp_path / "whole.zarr", *whole)
-    for name, batches in (("a", range(1)), ("b", range(1, 3))):
-        rows = slice(*whole.plan.starts_B1[[batches.start, batches.stop]])
-        plan = dataclasses.replace(
-            whole.plan,
-            prompt_ids=whole.plan.prompt_ids[rows],
-            unsafe_P=whole.plan.unsafe_P[rows],
-            batch_of_P=whole.plan.batch_of_P[rows] - batches.start,
-            batch_ids=whole.plan.batch_ids[batches.start : batches.stop],
-            categories=whole.plan.categories[batches.start : batches.stop],
-            kinship=Kinship(CLUSTERS[rows], PAIRS[rows], whole.plan.batch_of_P[rows] - batches.start),
-            template_P=np.arange(6)[rows],
-            part=(batches.start, 3),
-        )
-        write_store(tmp_path / f"{name}.zarr", plan, whole.results.of(whole.plan, batches))
-    merge([MaskStore.open(tmp_path / name) for name in ("b.zarr", "a.zarr")], tmp_path / "merged.zarr")
-    stores = [MaskStore.open(tmp_path / name) for name in ("merged.zarr", "whole.zarr")]
-    assert stores[0].attributes == stores[1].attributes
-    assert stores[0].digest == stores[1].digest
-    assert stores[0].attributes["arms"]["prompts_in_both_arms"] == 1
-    none = example_contents().changed(batch_ids=("x", "y", "z"))
-    write_store(tmp_path / "none.zarr", *none)
-    with pytest.raises(UserError, match="only one says which rows are of one prompt"):
-        merge([stores[1], MaskStore.open(tmp_path / "none.zarr")], tmp_path / "never.zarr")
 
 
 def test_clusters_survive_a_repair_and_cannot_be_made_anew(tmp_path):

@@ -9,7 +9,6 @@ from dist_moe.store.files import Damage
 from dist_moe.store.repair import repair
 from tests.unit.store.example import example_contents, tiled_contents
 from tests.unit.store.killed_writers import visible
-from tests.unit.store.version_1 import write_version_1
 
 DERIVED = ["masks", "batch_num_unsafe_experts", "batch_mask_hashes", "a_safe_n", "a_unsafe_n", "risk_diff"]
 SOURCES = ["prompt_counts", "prompt_tokens", "prompt_ids", "prompt_unsafe", "prompt_batch", "batch_ids"]
@@ -82,13 +81,3 @@ def test_sources_cannot_be_computed(tmp_path, array):
     with pytest.raises(UserError, match=f"cannot be repaired: {array} cannot be computed from the rest"):
         repair(MaskStore.open(path), path.with_name("new.zarr"))
     assert not path.with_name("new.zarr").exists()
-
-
-def test_an_older_version_becomes_a_new_store(tmp_path):
-    path = write_version_1(tmp_path / "one.zarr", *example_contents())
-    hurt(path, "masks", "c/0/0/0")
-    done = repair(MaskStore.open(path), tmp_path / "new.zarr")
-    assert not done.exact
-    store = MaskStore.open(tmp_path / "new.zarr")
-    assert store.version == 2
-    assert store.masks[:].tobytes() == example_contents().results.masks.masks_BLE.tobytes()

@@ -7,17 +7,13 @@ import pytest
 from dist_moe.errors import UserError
 from dist_moe.store import MaskStore
 from tests.unit.store.example import example_contents, write_example
-from tests.unit.store.version_1 import write_version_1
 
 URL = "memory://bucket/masks.zarr"
 
 
-@pytest.fixture(params=["version 1", "version 2"])
-def url(tmp_path, request):
-    if request.param == "version 1":
-        path = write_version_1(tmp_path / "masks.zarr", *example_contents())
-    else:
-        path = write_example(tmp_path / "masks.zarr")
+@pytest.fixture
+def url(tmp_path):
+    path = write_example(tmp_path / "masks.zarr")
     memory = fsspec.filesystem("memory")
     memory.put(str(path), "/bucket/masks.zarr", recursive=True)
     yield URL
