@@ -96,8 +96,10 @@ def masked(change: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Any:
     """Other rows than the unsafe ones are masked."""
 
     def put(trial: Trial, patch: pytest.MonkeyPatch) -> None:
-        original = MoEModel.set_masked
-        patch.setattr(MoEModel, "set_masked", lambda model, masked_RS: original(model, change(masked_RS)))
+        original = MoEModel.next_pass
+        patch.setattr(
+            MoEModel, "next_pass", lambda model, live_RS, masked_RS=None: original(model, live_RS, change(masked_RS))
+        )
 
     return put
 

@@ -70,8 +70,9 @@ def route(specimen: Specimen) -> None:
     model = specimen.trainable()
     with torch.no_grad():
         plain = specimen.logits(model.module)
-        model.route_mask.set(RoutePlan(torch.ones(model.shape.num_layers, model.shape.num_experts, dtype=torch.bool)))
-        require(torch.equal(specimen.logits(model.module), plain), "an all-true mask changes the logits")
+        everything_LE = torch.ones(model.shape.num_layers, model.shape.num_experts, dtype=torch.bool)
+        with model.batch(route=RoutePlan(everything_LE)):
+            require(torch.equal(specimen.logits(model.module), plain), "an all-true mask changes the logits")
     for num_allowed in (0, 1, 2, model.shape.num_experts - 2):
         allowed_LE = routable(specimen.random_mask(model, num_allowed))
         _require_only(specimen, model, allowed_LE, num_allowed)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dist_moe.conformance.sizes import ALL_CONFIGS, VOCAB, build
 from dist_moe.model.model import MoEModel, adopt
+from dist_moe.moe.bank import train_from
 from dist_moe.moe.discover import require_routers
 from dist_moe.parallel.comm import SoloComm
 
@@ -65,7 +66,7 @@ class Specimen:
     def trainable(self) -> MoEModel:
         """With its experts in banks, and a gradient buffer for each of them."""
         model = self.taken()
-        model.train_from(0)
+        train_from(model.layers, 0)
         for layer in model.layers:
             layer.grads = {slot: layer.layout.views(torch.zeros(layer.layout.size)) for slot in range(len(layer.local))}
         return model

@@ -56,9 +56,8 @@ def score_rows(
 def _response_losses(model: MoEModel, rows: Sequence[Encoded], pad_id: int) -> tuple[list[float], list[int]]:
     device = model.layers[0].comm.device
     batch = collate(rows, pad_id).to(device)
-    model.set_live(batch.live)
-    logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    model.set_live(None)
+    with model.batch(batch.live):
+        logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     losses, row_n = token_losses(logits, batch.labels)
     sums = torch.zeros(len(rows), dtype=torch.float64, device=device).index_add_(0, row_n, losses.double())
     return sums.tolist(), torch.bincount(row_n, minlength=len(rows)).tolist()

@@ -93,9 +93,7 @@ def _count_given(
     """Counts [R, L, E], counted tokens [R], what is not finite [R] and, if asked for, gates [R, L, E] of one pass."""
     batch = collate(rows, pad_id).to(model.layers[0].comm.device)
     counted_RS = batch.counted(tokens)
-    model.set_live(batch.live)
-    with torch.no_grad(), model.tap.count(counted_RS, gates=gates) as tally:
+    with torch.no_grad(), model.batch(batch.live), model.tap.count(counted_RS, gates=gates) as tally:
         model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    model.set_live(None)
     measured = {"counts": tally.counts_RLE, "tokens": counted_RS.sum(1), "not_finite": tally.not_finite_R}
     return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE}

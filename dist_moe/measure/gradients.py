@@ -61,19 +61,14 @@ class _AbsoluteMeans:
     def collected(self) -> Iterator[torch.Tensor]:
         """Yields the means [L, E], filled by one backward pass inside; they are complete when the block has ended."""
         layers = self.model.layers
-        before = [(layer.anchor, layer.grads) for layer in layers]
         hooks = [layer.module.register_forward_hook(self._hook(layer)) for layer in layers]
-        self.model.train_from(0)
-        for layer in layers:
-            layer.grads = {}
         try:
-            yield self.means_LE
-            self._leave()
+            with self.model.batch(first_layer=0):
+                yield self.means_LE
+                self._leave()
         finally:
             for hook in hooks:
                 hook.remove()
-            for layer, (anchor, grads) in zip(layers, before, strict=True):
-                layer.anchor, layer.grads = anchor, grads
 
     def _hook(self, layer: ExpertLayer) -> Callable[[nn.Module, Any, torch.Tensor], None]:
         def enter(_: torch.Tensor) -> None:

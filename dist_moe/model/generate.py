@@ -78,7 +78,7 @@ class _EachPass(StoppingCriteria):
         written = input_ids[:, self.width :]
         is_last = written.shape[1] == self.sampling.max_new_tokens  # which no pass reads
         self.going_on_R = self.going_on_R & ~torch.isin(written[:, -1], self.eos_ids) & (not is_last)
-        self.model.set_live(self.going_on_R[:, None])
+        self.model.next_pass(self.going_on_R[:, None])
         self.before_pass(self.going_on_R)
         num_going_on = self.model.layers[0].comm.sum_(self.going_on_R.sum())
         return torch.full_like(self.going_on_R, int(num_going_on) == 0)
@@ -104,8 +104,7 @@ def write_answers(
     device = input_ids.device
     each_pass = _EachPass(model, live.any(1), input_ids.shape[1], sampling, before_pass)
     model.module.generation_config = GenerationConfig()  # generate fills what we leave open from it
-    model.set_live(live)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with model.batch(live), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(stream)
         out = model.module.generate(  # type: ignore[operator]  # mypy sees nn.Module's __getattr__
             input_ids,
@@ -113,7 +112,6 @@ def write_answers(
             generation_config=sampling.config(pad_id, model.module.config.get_text_config().vocab_size),
             stopping_criteria=StoppingCriteriaList([each_pass]),
         )
-    model.set_live(None)
     return [_to_end(written, sampling.eos_ids) for written in out[:, input_ids.shape[1] :].tolist()]
 
 

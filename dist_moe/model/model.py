@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,13 +17,13 @@ from transformers.utils.logging import disable_progress_bar
 from dist_moe.config.schema import ModelConfig
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.adapters.adapt import adapt
-from dist_moe.moe.bank import ExpertLayer, take_experts
+from dist_moe.moe.bank import ExpertLayer, take_experts, train_from
 from dist_moe.moe.checkpoint import CONFIG, read_tensors
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
 from dist_moe.moe.internals import checkpoint_activations, must_be_alone
 from dist_moe.moe.load import empty_model, fill, keep_experts
-from dist_moe.moe.route_mask import RouteMask
+from dist_moe.moe.route_mask import RouteMask, RoutePlan
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
@@ -56,25 +57,45 @@ class MoEModel:
             family = self.module.config.model_type
             yield f"One row a forward pass: in a padded row the sparse attention of '{family}' chooses other tokens"
 
-    def set_live(self, live_RS: torch.Tensor | None) -> None:
-        """Which tokens of the coming forward pass are real; the others are not sent to experts. None: all."""
+    @contextmanager
+    def batch(
+        self,
+        live_RS: torch.Tensor | None = None,
+        *,
+        route: RoutePlan | None = None,
+        first_layer: int | None = None,
+    ) -> Iterator[None]:
+        """While entered, all forward passes are of one batch; afterwards all is as it was before, also on an exception.
+
+        `live_RS` is as `next_pass` has it, `route` what routing may use (None: no mask), and `first_layer` the MoE
+        layer at which autograd starts (None: nowhere), the same on all ranks; nothing below it keeps activations. No
+        expert has a gradient buffer at first; one that is made inside is gone afterwards. Batches may nest: inside the
+        inner one nothing of the outer one is in force.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.route_mask.restored())
+            for layer in self.layers:
+                stack.enter_context(layer.restored())
+                layer.grads = {}
+            train_from(self.layers, len(self.layers) if first_layer is None else first_layer)
+            self.route_mask.set(route)
+            self.next_pass(live_RS)
+            yield
+
+    def next_pass(self, live_RS: torch.Tensor | None, masked_RS: torch.Tensor | None = None) -> None:
+        """Inside `batch`: the tokens of the coming forward pass, and of its recomputation in the backward pass.
+
+        `live_RS` bool [R, S] are those that are real; the others are not sent to experts. The route plan applies to
+        those of `masked_RS`. None: all.
+        """
         live_T = None if live_RS is None else live_RS.reshape(-1)
         for layer in self.layers:
             layer.live_T = live_T
-
-    def set_masked(self, masked_RS: torch.Tensor | None) -> None:
-        """To which tokens of the coming forward pass the routing mask applies. None: all."""
         self.route_mask.masked_T = None if masked_RS is None else masked_RS.reshape(-1)
 
     def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward pass; where autograd starts is still what `train_from` says."""
+        """Recompute activations in the backward pass; where autograd starts is still what `batch` says."""
         checkpoint_activations(self.module)
-
-    def train_from(self, first_layer: int) -> None:
-        """Start autograd at this MoE layer: nothing below it keeps activations. The same on all ranks."""
-        for layer in self.layers:
-            anchored = layer.index >= first_layer
-            layer.anchor = torch.zeros((), device=layer.comm.device, requires_grad=True) if anchored else None
 
 
 def check_model_dir(path: Path) -> None:

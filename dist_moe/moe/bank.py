@@ -7,6 +7,8 @@ local experts this batch trains, and where their gradients go.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -81,10 +83,26 @@ class ExpertLayer:
         slot = self.local.index(expert)
         return {name: weight[slot] for name, weight in self.bank.items()}
 
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """What is set for a batch when this is entered is so again afterwards, whatever happens inside."""
+        before = self.live_T, self.anchor, self.grads
+        try:
+            yield
+        finally:
+            self.live_T, self.anchor, self.grads = before
+
 
 def expert_weights(experts: nn.Module) -> list[str]:
     """The names of an experts module's weights, in the order in which they lie in a flat vector."""
     return [name for name in EXPERT_WEIGHTS if getattr(experts, name, None) is not None]
+
+
+def train_from(layers: tuple[ExpertLayer, ...], first_layer: int) -> None:
+    """Start autograd at this MoE layer: nothing below it keeps activations. The same on all ranks."""
+    for layer in layers:
+        anchored = layer.index >= first_layer
+        layer.anchor = torch.zeros((), device=layer.comm.device, requires_grad=True) if anchored else None
 
 
 def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm) -> tuple[ExpertLayer, ...]:

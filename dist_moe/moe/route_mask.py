@@ -15,7 +15,8 @@ nothing else to choose), and costs nothing. With an all-true mask the result is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -100,6 +101,18 @@ class RouteMask:
         self.plan = None if plan is None else replace(plan, allowed_LE=plan.allowed_LE.to(self._device))
         self.masked_T = None
         self.applied = [None] * len(self.applied)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """What is in force when this is entered is so again afterwards, whatever happens inside."""
+        before = self.plan, self.masked_T, self.applied
+        try:
+            yield
+        finally:
+            for routing in reversed(self._routing.values()):  # of a block that an interrupt has left: hooks miss that
+                routing.__exit__(None, None, None)
+            self._routing.clear()
+            self.plan, self.masked_T, self.applied = before
 
     @property
     def applied_LE(self) -> torch.Tensor:

@@ -64,8 +64,10 @@ class RoutingTap:
         gates_RLE = torch.zeros_like(counts_RLE) if gates else None
         self._tally = Tally(counts_RLE, gates_RLE, torch.zeros_like(counts_RLE[:, 0, 0]))
         self.next_pass(counted_RS, first_row)
-        yield self._tally
-        self._first_key_T = self._tally = None
+        try:
+            yield self._tally
+        finally:
+            self._first_key_T = self._tally = None
 
     def next_pass(self, counted_RS: torch.Tensor, first_row: int = 0) -> None:
         """Inside `count`: the coming pass, of any length S, adds its counted tokens to the rows from `first_row` on."""

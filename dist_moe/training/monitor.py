@@ -16,6 +16,7 @@ A violation is a bug of this package, so it is an `AssertionError`, on all ranks
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ MOST_NAMES = 8
 
 
 class MaskMonitor:
-    """`start`, then `watch` before each micro-batch, then `check` before the optimizer's step."""
+    """`during` a step: `watch` before each micro-batch, then `check` before the optimizer's step."""
 
     def __init__(
         self, model: MoEModel, optimizer: SelectiveAdamW, comm: Comm, settings: TrainConfig, promises: Promises
@@ -55,8 +56,9 @@ class MaskMonitor:
             assert layer.index == index
             layer.module.register_forward_pre_hook(self._at_experts(index), with_kwargs=True)
 
-    def start(self, batch_id: str) -> None:
-        """Before a step's first forward pass."""
+    @contextmanager
+    def during(self, batch_id: str) -> Iterator[None]:
+        """While entered, what is watched is the step of one batch; outside, nothing is."""
         self._promise = self.promises(batch_id)
         mask_LE = torch.from_numpy(self._promise.mask_LE)
         self._rule = _rule(mask_LE, self.model.shape.top_k, self.settings).to(self.comm.device)
@@ -64,12 +66,13 @@ class MaskMonitor:
             counted.zero_()
         for layer in self.model.layers:
             layer.received_S.zero_()
-
-    def watch(self, batch: TokenBatch | None) -> None:
-        """The rows of the coming forward pass, recomputation in its backward included; None: look away."""
-        if batch is None:
+        try:
+            yield
+        finally:
             self._live_T = None
-            return
+
+    def watch(self, batch: TokenBatch) -> None:
+        """The rows of the coming forward pass, recomputation in its backward included."""
         self._live_T = batch.live.reshape(-1)
         everywhere = self.settings.scope == "all"
         self._masked_T = self._live_T & (batch.is_unsafe.reshape(-1) | everywhere)

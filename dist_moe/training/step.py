@@ -67,23 +67,20 @@ class MaskedStep:
         """
         plan = route_plan(self.settings, mask_LE)
         trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
-        self.model.train_from(trained[0] if trained else self.model.shape.num_layers)
-        self.model.route_mask.set(plan)
-        self.optimizer.begin(mask_LE)
-        self.monitor.start(batch_id)
+        first_layer = trained[0] if trained else None
         num_loss_tokens, num_tokens = _count_tokens(micro_batches, self.comm)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.comm.device)
-        for i, batch in enumerate(micro_batches):
-            losses = self._losses(batch.to(self.comm.device), plan)
-            loss_sum += losses.detach().double().sum()
-            if losses.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
-                self.engine.backward(losses.sum() / num_loss_tokens)
-            last = i == len(micro_batches) - 1
-            if last:
-                seen_hash = self.monitor.check()
-            self.engine.step(last=last)
-        _release(self.model)
-        self.monitor.watch(None)
+        with self.model.batch(route=plan, first_layer=first_layer), self.monitor.during(batch_id):
+            self.optimizer.begin(mask_LE)
+            for i, batch in enumerate(micro_batches):
+                losses = self._losses(batch.to(self.comm.device), plan)
+                loss_sum += losses.detach().double().sum()
+                if losses.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
+                    self.engine.backward(losses.sum() / num_loss_tokens)
+                last = i == len(micro_batches) - 1
+                if last:
+                    seen_hash = self.monitor.check()
+                self.engine.step(last=last)
         return StepResult(
             loss=float(self.comm.sum_(loss_sum)) / num_loss_tokens,
             grad_norm=self.optimizer.last_norm,
@@ -95,7 +92,7 @@ class MaskedStep:
         )
 
     def _losses(self, batch: TokenBatch, plan: RoutePlan | None) -> torch.Tensor:
-        _set_tokens(self.model, batch, plan)
+        _next_pass(self.model, batch, plan)
         self.monitor.watch(batch)
         with self.loss.at(batch.labels):
             logits = self.engine.forward(
@@ -113,31 +110,22 @@ def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None
 
 def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm) -> float:
     """Mean loss of a batch without training, under a route plan or none. Called by all ranks together."""
-    model.route_mask.set(plan)
     num_loss_tokens, _ = _count_tokens(micro_batches, comm)
     total = torch.zeros((), dtype=torch.float64, device=comm.device)
-    with torch.no_grad():
+    with torch.no_grad(), model.batch(route=plan):
         for batch in micro_batches:
             batch = batch.to(comm.device)
-            _set_tokens(model, batch, plan)
+            _next_pass(model, batch, plan)
             logits = model.module(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             ).logits
             total += token_losses(logits, batch.labels)[0].double().sum()
-    _release(model)
     return float(comm.sum_(total)) / num_loss_tokens
 
 
-def _set_tokens(model: MoEModel, batch: TokenBatch, plan: RoutePlan | None) -> None:
+def _next_pass(model: MoEModel, batch: TokenBatch, plan: RoutePlan | None) -> None:
     """Before a micro-batch's forward pass; stays until its backward pass, which may recompute the forward, is done."""
-    model.set_live(batch.live)
-    model.set_masked(batch.is_unsafe if plan is not None and plan.scope == "unsafe" else None)
-
-
-def _release(model: MoEModel) -> None:
-    model.route_mask.set(None)
-    model.set_live(None)
-    model.set_masked(None)
+    model.next_pass(batch.live, batch.is_unsafe if plan is not None and plan.scope == "unsafe" else None)
 
 
 def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig
 
 from dist_moe.data.tokens import IGNORED, TokenBatch
 from dist_moe.model.model import MoEModel, adopt
+from dist_moe.moe.bank import train_from
 from dist_moe.moe.route_mask import routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
@@ -114,7 +115,7 @@ class Setup:
 
     def our_model(self) -> MoEModel:
         model = adopt(self.plain_model(), self.comm)
-        model.train_from(0)
+        train_from(model.layers, 0)
         return model
 
     def optimizer(self, model: MoEModel) -> SelectiveAdamW:

@@ -13,6 +13,7 @@ from dist_moe.conformance.sizes import ALL_CONFIGS, COMPOSITES, FAMILY_CONFIGS, 
 from dist_moe.errors import UserError
 from dist_moe.model.model import adopt
 from dist_moe.moe.adapters.adapt import adapt
+from dist_moe.moe.bank import train_from
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.hub import HubLayout
@@ -45,7 +46,7 @@ def loaded(path):
 @pytest.mark.parametrize("family", ADAPTED)
 def test_logits_and_gradients_equal_the_familys_own(family):
     reference, model = build(family), adopt(build(family), CPU)
-    model.train_from(0)
+    train_from(model.layers, 0)
     for layer in model.layers:
         layer.grads = {slot: layer.layout.views(torch.zeros(layer.layout.size)) for slot in range(E)}
     expected, found = (module(input_ids=IDS, use_cache=False).logits for module in (reference, model.module))
@@ -109,8 +110,8 @@ def test_padding_is_not_sent_to_experts_and_changes_nothing_else(family):
         for layer in model.layers:
             layer.received_S.zero_()
         live = torch.arange(12)[None] < 7
-        model.set_live(live)
-        out = model.module(input_ids=IDS[:1], attention_mask=live.long(), use_cache=False).logits
+        with model.batch(live):
+            out = model.module(input_ids=IDS[:1], attention_mask=live.long(), use_cache=False).logits
     torch.testing.assert_close(out[:, :7], alone, rtol=0, atol=1e-5)
     assert torch.equal(torch.stack([layer.received_S for layer in model.layers]), sent_alone)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dist_moe.model.model import MoEModel, adopt
+from dist_moe.moe.bank import train_from
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import FAMILIES, E, L, tiny_model, token_ids
 
@@ -28,7 +29,7 @@ def test_logits_and_gradients_equal_eager(family):
     expected = reference(input_ids=ids, labels=ids)
     expected.loss.backward()
     model = adopted(family)
-    model.train_from(0)
+    train_from(model.layers, 0)
     gradients = collect_gradients(model, {layer: [0, 3, 5] for layer in range(L)})
     out = model.module(input_ids=ids, labels=ids, use_cache=False)
     out.loss.backward()
@@ -53,7 +54,7 @@ def test_autograd_starts_at_the_first_trained_layer():
     calls = []
     for layer in model.layers:
         layer.module.register_forward_hook(lambda m, a, out: calls.append(out.requires_grad))
-    model.train_from(2)
+    train_from(model.layers, 2)
     model.module(input_ids=ids, use_cache=False)
     assert calls == [False, False, True]
 
@@ -66,19 +67,18 @@ def test_padding_is_not_sent_to_experts_and_changes_nothing_else():
         layer.received_S.zero_()
     padded = ids[:1].clone()
     live = torch.arange(12)[None] < 7
-    model.set_live(live)
-    out = model.module(input_ids=padded, attention_mask=live.long(), use_cache=False).logits
+    with model.batch(live):
+        out = model.module(input_ids=padded, attention_mask=live.long(), use_cache=False).logits
     torch.testing.assert_close(out[:, :7], alone, rtol=0, atol=2e-6)
     assert torch.equal(torch.stack([layer.received_S for layer in model.layers]), sent_alone)
 
 
 def test_no_live_token_gives_zeros_and_a_graph():
     model, ids = adopted("olmoe"), token_ids(1)
-    model.set_live(torch.zeros(ids.shape, dtype=torch.bool))
-    model.train_from(0)
-    gradients = collect_gradients(model, {0: [1], 1: [2], 2: [3]})
-    loss = model.module(input_ids=ids, labels=ids, use_cache=False).loss
-    loss.backward()
+    with model.batch(torch.zeros(ids.shape, dtype=torch.bool), first_layer=0):
+        gradients = collect_gradients(model, {0: [1], 1: [2], 2: [3]})
+        loss = model.module(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
     assert torch.isfinite(loss)
     assert all(not w.any() for weights in gradients.values() for w in weights.values())
 
@@ -89,7 +89,7 @@ def test_activation_checkpointing_gives_the_same_gradients_once():
         model = adopted("qwen3_moe")
         if checkpointing:
             model.checkpoint_activations()
-        model.train_from(1)
+        train_from(model.layers, 1)
         gradients = collect_gradients(model, {1: [0, 1, 2], 2: list(range(E))})
         model.module(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         found.append({key: {n: w.clone() for n, w in weights.items()} for key, weights in gradients.items()})
@@ -100,7 +100,7 @@ def test_activation_checkpointing_gives_the_same_gradients_once():
 
 def test_bfloat16_gradients_are_summed_in_float32():
     model, ids = adopted("qwen3_moe", torch.bfloat16), token_ids(1)
-    model.train_from(0)
+    train_from(model.layers, 0)
     gradients = collect_gradients(model, {0: [0, 1]})
     model.module(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     once = gradients[0, 0]["down_proj"].clone()

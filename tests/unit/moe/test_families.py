@@ -9,6 +9,7 @@ import torch
 from dist_moe.conformance.sizes import FAMILY_CONFIGS, E, K, build
 from dist_moe.errors import UserError
 from dist_moe.model.model import adopt
+from dist_moe.moe.bank import train_from
 from dist_moe.moe.discover import require_routers
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
@@ -31,7 +32,7 @@ def logits(model):
 def trainable(family, dtype=torch.float32):
     """A model in banks whose experts all have gradient buffers."""
     model = adopt(build(family, dtype), CPU)
-    model.train_from(0)
+    train_from(model.layers, 0)
     for layer in model.layers:
         layer.grads = {e: layer.layout.views(torch.zeros(layer.layout.size)) for e in layer.local}
     return model

@@ -5,6 +5,7 @@ import torch
 
 from dist_moe.model.model import adopt
 from dist_moe.moe import grouped
+from dist_moe.moe.bank import train_from
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import tiny_model, token_ids
 
@@ -40,7 +41,7 @@ def test_both_paths_give_equal_losses_and_gradients(dtype, monkeypatch):
             grouped, "GROUPED_MM", lambda *a, path=path, calls=calls, **k: calls.append(1) or path(*a, **k)
         )
         model = adopt(tiny_model("qwen3_moe", dtype), CPU)
-        model.train_from(0)
+        train_from(model.layers, 0)
         for layer in model.layers:
             layer.grads = {e: layer.layout.views(torch.zeros(layer.layout.size)) for e in (0, 3)}
         loss = model.module(input_ids=ids, labels=ids, use_cache=False).loss

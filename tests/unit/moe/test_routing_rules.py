@@ -270,10 +270,9 @@ class Watched:
         """Per MoE layer the router's logits float64 [T, W] and the weights that the experts got [T, E]."""
         self.inputs.clear()
         self.sent.clear()
-        self.model.route_mask.set(plan)
-        if plan is not None and plan.scope == "unsafe":
-            self.model.set_masked(UNSAFE)
-        with torch.no_grad():
+        with torch.no_grad(), self.model.batch(route=plan):
+            if plan is not None and plan.scope == "unsafe":
+                self.model.next_pass(None, UNSAFE)
             assert self.model.module(input_ids=IDS, use_cache=False).logits.isfinite().all()
         logits = []
         for router, given in zip(self.routers, self.inputs, strict=True):

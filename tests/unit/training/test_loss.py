@@ -5,6 +5,7 @@ import torch
 
 from dist_moe.conformance.sizes import FAMILY_CONFIGS, build
 from dist_moe.model.model import adopt
+from dist_moe.moe.bank import train_from
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.loss import LabelledLoss, token_losses
 from tests.tiers import by_family
@@ -51,7 +52,7 @@ def test_logits_at_labels_only_give_the_loss_of_all_logits(family):
 
 def test_a_batch_without_labels_has_a_graph():
     model, ids = adopt(tiny_model("qwen3_moe"), CPU), token_ids(1)
-    model.train_from(0)
+    train_from(model.layers, 0)
     loss, labels = LabelledLoss(model.module), torch.full_like(ids, -100)
     with loss.at(labels):
         logits = model.module(input_ids=ids, use_cache=False).logits
