@@ -11,14 +11,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 
 from dist_moe.config.schema import num_safe_rows
 from dist_moe.data.dealing import Deck, SafeDeck, separate
+from dist_moe.data.index import BatchIndex
 from dist_moe.data.rows import Prompt
 from dist_moe.errors import UserError
+from dist_moe.stats.design import Kinship
 
 T = TypeVar("T")
 
@@ -26,22 +29,15 @@ UNCATEGORISED = "uncategorised"
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """`rows` are indices of prompts, the `num_safe` safe ones first. `id` is a hash of the rows, in any order."""
-
-    id: str
-    category: str
-    rows: tuple[int, ...]
-    num_safe: int
-
-
-@dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """Batches sorted by category, and the rows that are in none of them (unsafe ones by category)."""
+    """Batches sorted by category, safe rows first in each, and how many rows are in none of them."""
 
-    batches: tuple[Batch, ...]
+    index: BatchIndex
+    taken_P: tuple[int, ...]
+    """For each of the index' prompts, which it is of those that were dealt."""
     left_over_safe: int
     left_over_unsafe: dict[str, int]
+    """By category."""
 
 
 def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, seed: int) -> BatchPlan:
@@ -76,18 +72,32 @@ def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, 
         left[name] -= 1
     separate(dealt, num_safe, prompt_of, pair_of)
 
-    batches = tuple(
-        Batch(_batch_id([prompts[i] for i in rows]), name, tuple(rows), num_safe)
-        for name, rows in sorted(zip(turns, dealt, strict=True), key=lambda each: each[0])
-    )
-    if not batches:
+    if not dealt:
         name, most = max(((name, len(pool)) for name, pool in pools.items()), key=lambda item: item[1], default=("", 0))
         raise UserError(
             f"too few rows for one batch: it needs {num_safe} safe and {num_unsafe} unsafe rows of one category, there "
             f"are {len(safe)} safe and at most {most} unsafe ones{f' ({name})' if name else ''}; add rows or lower "
             "batches.batch_size"
         )
-    return BatchPlan(batches, len(safe_deck), {name: len(deck) for name, deck in decks.items() if deck})
+    batches = sorted(zip(turns, dealt, strict=True), key=lambda each: each[0])
+    taken_P = tuple(row for _, rows in batches for row in rows)
+    left_over = {name: len(deck) for name, deck in decks.items() if deck}
+    return BatchPlan(_index([prompts[row] for row in taken_P], batches), taken_P, len(safe_deck), left_over)
+
+
+def _index(prompts: Sequence[Prompt], batches: Sequence[tuple[str, list[int]]]) -> BatchIndex:
+    """Of batches, each of a category and some rows, whose prompts are these."""
+    sizes = [len(rows) for _, rows in batches]
+    batch_of_P = np.repeat(np.arange(len(sizes)), sizes)
+    starts = [0, *np.cumsum(sizes).tolist()]
+    return BatchIndex.of_sizes(
+        sizes,
+        ids=[_batch_id(prompts[start:stop]) for start, stop in pairwise(starts)],
+        categories=[category for category, _ in batches],
+        prompt_ids=[prompt.id for prompt in prompts],
+        unsafe=[prompt.unsafe for prompt in prompts],
+        kinship=Kinship.of_texts([p.question for p in prompts], [p.pair_id for p in prompts], batch_of_P),
+    )
 
 
 def _turns(most: dict[str, int], total: int) -> list[str]:
@@ -100,10 +110,10 @@ def _turns(most: dict[str, int], total: int) -> list[str]:
 
 def describe(plan: BatchPlan) -> list[str]:
     """Lines for the console: the batches in all and by category, and the rows left over."""
-    first = plan.batches[0]
-    num_unsafe = len(first.rows) - first.num_safe
-    counts = Counter(batch.category for batch in plan.batches)
-    lines = [f"batches: {len(plan.batches)} of {first.num_safe} safe + {num_unsafe} unsafe rows"]
+    index = plan.index
+    num_unsafe = int(index.unsafe_P[index.rows(0)].sum())
+    counts = Counter(index.categories)
+    lines = [f"batches: {len(index)} of {index.sizes_B[0] - num_unsafe} safe + {num_unsafe} unsafe rows"]
     for name in sorted(counts.keys() | plan.left_over_unsafe.keys()):
         left = plan.left_over_unsafe.get(name, 0)
         why = " (the safe rows ran out)" if left >= num_unsafe else ""

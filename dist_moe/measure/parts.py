@@ -20,10 +20,11 @@ import numpy as np
 import safetensors.numpy
 
 from dist_moe.config.schema import StatisticsConfig
+from dist_moe.data.index import BatchIndex
 from dist_moe.data.tokens import Encoded
 from dist_moe.errors import UserError
 from dist_moe.files import write_bytes_atomic
-from dist_moe.select.labels import LabelledBatches
+from dist_moe.select.evidence import evidence_of_each
 from dist_moe.stats.counts import RoutingCounts, concatenate
 from dist_moe.stats.evidence import Population
 from dist_moe.stats.population import PopulationSums
@@ -37,13 +38,12 @@ class CountedParts:
     """An analysis in parts of some consecutive batches each, and those of them that are in `directory`."""
 
     def __init__(
-        self, directory: Path, facts: dict[str, Any], labels: LabelledBatches, rows_of: Callable[[int], list[Encoded]]
+        self, directory: Path, facts: dict[str, Any], index: BatchIndex, rows_of: Callable[[int], list[Encoded]]
     ) -> None:
         """`facts` (JSON values) are all but the rows that counts depend on; `rows_of` gives the rows of a batch."""
-        self.directory, self.facts, self.labels, self.rows_of = directory, facts, labels, rows_of
-        num_batches = len(labels.names)
-        size = max(1, ROWS_AT_ONCE // labels.starts[1])
-        self.parts = [range(i, min(i + size, num_batches)) for i in range(0, num_batches, size)]
+        self.directory, self.facts, self.index, self.rows_of = directory, facts, index, rows_of
+        size = max(1, ROWS_AT_ONCE // int(index.sizes_B[0]))
+        self.parts = [range(i, min(i + size, len(index))) for i in range(0, len(index), size)]
 
     def rows(self, part: int) -> list[Encoded]:
         """The prompts of a part."""
@@ -59,9 +59,9 @@ class CountedParts:
         Raises:
             UserError: an arm of a batch has no counted token.
         """
-        labels = self.labels.of(self.parts[part])
-        risk_table(counts, labels.unsafe_P, labels.batch_of_P, len(labels.names), labels.names)  # for its error
-        sums = reduce(add, map(PopulationSums.of, labels.evidence(counts, StatisticsConfig(), seed=0)))
+        index = self.index.of(self.parts[part])
+        risk_table(counts, index.unsafe_P, index.batch_of_P, len(index), index.names)  # for its error
+        sums = reduce(add, map(PopulationSums.of, evidence_of_each(index, counts, StatisticsConfig(), seed=0)))
         self.directory.mkdir(parents=True, exist_ok=True)
         arrays = {
             **counts.tables,
@@ -82,8 +82,8 @@ class CountedParts:
         for number, part in enumerate(self.parts):
             here = range(max(part.start, batches.start), min(part.stop, batches.stop))
             if here:
-                first, last, start = (self.labels.starts[batch] for batch in (here.start, here.stop, part.start))
-                found.append(self._counts(number).of(slice(first - start, last - start)))
+                within = range(here.start - part.start, here.stop - part.start)
+                found.append(self._counts(number).of(self.index.of(part).rows(within)))
         return concatenate(found)
 
     @cached_property
@@ -120,10 +120,10 @@ class CountedParts:
     def _names(self) -> list[str]:
         names = []
         for number, part in enumerate(self.parts):
-            labels = self.labels.of(part)
+            index = self.index.of(part)
             rows = [astuple(row) for row in self.rows(number)]
-            kin = [labels.kinship.cluster_P.tolist(), labels.kinship.pair_P.tolist()]
-            facts = [self.facts, rows, labels.starts, labels.unsafe_P.tolist(), kin]
+            kin = [index.kinship.cluster_P.tolist(), index.kinship.pair_P.tolist()]
+            facts = [self.facts, rows, index.starts_B1.tolist(), index.unsafe_P.tolist(), kin]
             names.append(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32])
         return names
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.config.schema import StatisticsConfig
-from dist_moe.select.labels import LabelledBatches
+from dist_moe.data.index import BatchIndex
+from dist_moe.select.evidence import can_be_pooled, pooled_evidence
 from dist_moe.select.statistics import add_statistics
 from dist_moe.stats.specificity import category_specificity, union_growth
 from dist_moe.store.read import MaskStore
@@ -28,9 +29,9 @@ COLUMNS = {
 }
 
 
-def report(store: MaskStore, labels: LabelledBatches, settings: StatisticsConfig, seed: int) -> Iterator[str]:
+def report(store: MaskStore, index: BatchIndex, settings: StatisticsConfig, seed: int) -> Iterator[str]:
     """The analysis in figures, line by line: experts per batch, the global top 10, the top 5 of each category's first
-    batch. `labels` are those of all batches; where they are few enough, all prompts are tested together.
+    batch. `index` is of all batches; where they are few enough, all prompts are tested together.
     """
     yield "Per-batch unsafe experts count:"
     yield from _counts(store)
@@ -41,9 +42,9 @@ def report(store: MaskStore, labels: LabelledBatches, settings: StatisticsConfig
         yield from _overlap(store, seed)
     selected = len(store.global_unsafe_experts())
     table = store.aggregated
-    if settings.permutations and labels.can_be_pooled(settings):
+    if settings.permutations and can_be_pooled(index, settings):
         counts = stored_counts(store, range(len(store.batches)))
-        table = add_statistics(table, labels.pooled(counts, settings, seed), store.rule)
+        table = add_statistics(table, pooled_evidence(index, counts, settings, seed), store.rule)
     yield (f"Global unsafe experts (threshold and top_k, pooled over all prompts): {selected}; top 10 by risk_diff:")
     yield _table(table, 10)
     first = {batch.category: batch for batch in reversed(store.batches)}

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from dist_moe.data.index import BatchIndex
 from dist_moe.evaluate.score import RowScore
 
 MEASURES = ("refusal loss (unsafe)", "answer loss (safe)", "refused (unsafe)", "refused (safe)")
 
 
-def score_frame(scores: Sequence[RowScore], batches: Sequence[int], categories: Sequence[str], unsafe: Sequence[bool]
-                ) -> pd.DataFrame:  # fmt: skip
+def score_frame(scores: Sequence[RowScore], index: BatchIndex) -> pd.DataFrame:
     """One line a row: batch, category, unsafe, loss_sum, num_loss_tokens, refused, answer."""
     return pd.DataFrame(
         {
-            "batch": batches,
-            "category": categories,
-            "unsafe": unsafe,
+            "batch": index.batch_of_P,
+            "category": [index.categories[batch] for batch in index.batch_of_P],
+            "unsafe": index.unsafe_P,
             "loss_sum": [s.loss_sum for s in scores],
             "num_loss_tokens": [s.num_loss_tokens for s in scores],
             "refused": [s.refused for s in scores],

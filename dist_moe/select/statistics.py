@@ -9,10 +9,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
+from dist_moe.data.index import BatchIndex
 from dist_moe.errors import UserError
 from dist_moe.rules.rules import TABLE_OF, select_mask
 from dist_moe.rules.select import SelectionRule, threshold_top_k
-from dist_moe.select.labels import LabelledBatches
+from dist_moe.select.evidence import evidence_of_each
 from dist_moe.select.null import has_null, null_count
 from dist_moe.select.stability import stability
 from dist_moe.stats.counts import RoutingCounts
@@ -73,7 +74,7 @@ def statistic_kinds(rule: SelectionRule, settings: StatisticsConfig) -> Mapping[
 
 def batch_results(
     counts: RoutingCounts,
-    labels: LabelledBatches,
+    index: BatchIndex,
     rule: SelectionRule,
     settings: StatisticsConfig,
     seed: int,
@@ -86,11 +87,10 @@ def batch_results(
     Raises:
         UserError: an arm of a batch has no counted token.
     """
-    num_batches = len(labels.names)
-    risk = risk_table(counts, labels.unsafe_P, labels.batch_of_P, num_batches, labels.names)
+    risk = risk_table(counts, index.unsafe_P, index.batch_of_P, len(index), index.names)
     masks, rows = [], []
-    batches = labels.evidence(counts, settings, seed, population)
-    for batch in tqdm(batches, desc="Batches", total=num_batches, unit="batch", disable=not show_progress):
+    batches = evidence_of_each(index, counts, settings, seed, population)
+    for batch in tqdm(batches, desc="Batches", total=len(index), unit="batch", disable=not show_progress):
         masks.append(select_mask(batch, rule))
         rows.append(batch_statistics(batch, rule))
     return BatchResults(

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from dist_moe.config.load import save_config
 from dist_moe.config.schema import Config
+from dist_moe.data.index import BatchIndex
 from dist_moe.data.tokens import CountedTokens
 from dist_moe.errors import UserError
 from dist_moe.files import writing
@@ -36,9 +37,7 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.report.analysis import report
 from dist_moe.rules.rules import require_experts
-from dist_moe.select.labels import LabelledBatches, labelled
 from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
-from dist_moe.stats.names import batch_name
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
 from dist_moe.store.arrays import attributes
 from dist_moe.workflows.inputs import Inputs, read_inputs
@@ -74,10 +73,10 @@ def _analyze(config: Config, comm: Comm, lock: RunLock | None) -> None:
         inputs = read_inputs(config)
         same |= inputs.facts
         outline = empty_model(config.model.path)
-        tokens, labels = _tokens(config, inputs), _labels(inputs)
+        tokens = _tokens(config, inputs)
         passes = _passes(config, outline, tokens)
-        plan = _store_plan(config, inputs, passes, outline, labels)
-        parts = CountedParts(run.analysis, _count_facts(config, inputs, passes), labels, inputs.rows)
+        plan = _store_plan(config, inputs, passes, outline)
+        parts = CountedParts(run.analysis, _count_facts(config, inputs, passes), inputs.batches, inputs.rows)
     _count(config, inputs, parts, tokens, mesh)
     missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
     if missing:
@@ -133,7 +132,7 @@ def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, loc
             batches = writer.batches(step)
             results = batch_results(
                 parts.counts(batches),
-                parts.labels.of(batches),
+                parts.index.of(batches),
                 rule,
                 settings,
                 config.seed,
@@ -143,10 +142,10 @@ def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, loc
             writer.write(batches, results)
     with together(comm), writing(run.path):
         if lock is not None:
-            _publish_if_whole(config, writer, parts.labels, lock)
+            _publish_if_whole(config, writer, parts.index, lock)
 
 
-def _publish_if_whole(config: Config, writer: StoreWriter, labels: LabelledBatches, lock: RunLock) -> None:
+def _publish_if_whole(config: Config, writer: StoreWriter, index: BatchIndex, lock: RunLock) -> None:
     """Of jobs that share an analysis the last one publishes it; while it does none is at work there."""
     run = RunDir(config.run_dir)
     if not writer.missing and not lock.alone():
@@ -157,10 +156,10 @@ def _publish_if_whole(config: Config, writer: StoreWriter, labels: LabelledBatch
         left = sum(map(len, writer.missing))
         log.info(f"Written: masks of {left} of {len(writer.plan.batch_ids)} batches are left to other jobs")
     else:
-        _publish(config, writer, labels)
+        _publish(config, writer, index)
 
 
-def _publish(config: Config, writer: StoreWriter, labels: LabelledBatches) -> None:
+def _publish(config: Config, writer: StoreWriter, index: BatchIndex) -> None:
     run = RunDir(config.run_dir)
     remove_partial(writer.path, "*", within=True)  # killed attempts, not only of this job
     writer.seal()
@@ -177,16 +176,14 @@ def _publish(config: Config, writer: StoreWriter, labels: LabelledBatches) -> No
     writer.path.rename(whole.masks)
     publish_results("analyze", whole.path, run.path)
     shutil.rmtree(run.analysis, ignore_errors=True)
-    for line in report(MaskStore.open(run.masks), labels, config.analysis.statistics, config.seed):
+    for line in report(MaskStore.open(run.masks), index, config.analysis.statistics, config.seed):
         log.info(line)
     log.info(f"Masks: {run.masks}")
 
 
-def _store_plan(
-    config: Config, inputs: Inputs, passes: dict[str, Any], outline: PreTrainedModel, labels: LabelledBatches
-) -> StorePlan:
+def _store_plan(config: Config, inputs: Inputs, passes: dict[str, Any], outline: PreTrainedModel) -> StorePlan:
     """What the store will hold, before anything is counted."""
-    plan, shape = inputs.plan, moe_shape(outline, find_moe_layers(outline))
+    index, shape = inputs.batches, moe_shape(outline, find_moe_layers(outline))
     rule = selection_rule(config.analysis)
     tables: dict[str, tuple[str, int]] = {"gates": ("float32", 3)} if config.analysis.gates else {}
     if config.analysis.tokens == "generated":
@@ -194,11 +191,11 @@ def _store_plan(
     if config.analysis.rule == "gradient":
         tables["gradients"] = ("float32", 3)
     return StorePlan(
-        prompt_ids=tuple(inputs.prompts.prompts[row].id for batch in plan.batches for row in batch.rows),
-        unsafe_P=labels.unsafe_P,
-        batch_of_P=labels.batch_of_P,
-        batch_ids=tuple(batch.id for batch in plan.batches),
-        categories=tuple(batch.category for batch in plan.batches),
+        prompt_ids=index.prompt_ids,
+        unsafe_P=index.unsafe_P,
+        batch_of_P=index.batch_of_P,
+        batch_ids=index.ids,
+        categories=index.categories,
         num_experts=shape.num_experts,
         experts_per_token=shape.top_k,
         rule=rule,
@@ -207,27 +204,15 @@ def _store_plan(
         provenance=_provenance(config, inputs, passes),
         statistics=statistic_kinds(rule, config.analysis.statistics),
         tables=tables,
-        kinship=labels.kinship,
+        kinship=index.kinship,
         template_P=_template_tokens(inputs) if config.analysis.tokens in ("prompt", "all") else None,
     )
 
 
 def _template_tokens(inputs: Inputs) -> np.ndarray:
     """int64 [P]: how many tokens of each prompt have no character of its messages."""
-    rows = (row for batch in range(len(inputs.plan.batches)) for row in inputs.rows(batch))
+    rows = inputs.rows(range(len(inputs.batches)))
     return np.array([len(row.prompt_ids) - row.num_content for row in rows])
-
-
-def _labels(inputs: Inputs) -> LabelledBatches:
-    batches = inputs.plan.batches
-    rows = [inputs.prompts.prompts[row] for batch in batches for row in batch.rows]
-    return labelled(
-        [len(batch.rows) for batch in batches],
-        [row.unsafe for row in rows],
-        [row.question for row in rows],
-        [row.pair_id for row in rows],
-        [batch_name(i, batch.category, batch.id) for i, batch in enumerate(batches)],
-    )
 
 
 def _tokens(config: Config, inputs: Inputs) -> CountedTokens | Sampling:

@@ -83,12 +83,11 @@ def _require_same(what: str, here: str, there: str, experts: Path) -> None:
 
 
 def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.DataFrame:
-    batches = inputs.plan.batches
-    rows = [(i, row) for i, batch in enumerate(batches) for row in batch.rows]
+    rows = inputs.rows(range(len(inputs.batches)))
     with tqdm(total=len(rows), desc=f"Scoring {when}", unit="row") as bar:
         scores = score_rows(
             model,
-            [inputs.encoded.rows[row] for _, row in rows],
+            rows,
             decode=lambda ids: str(inputs.tokenizer.decode(ids, skip_special_tokens=True)),
             refusals=[config.data.refusal.lower(), *(p.lower() for p in config.evaluation.refusal_phrases)],
             max_new_tokens=config.evaluation.max_new_tokens,
@@ -97,12 +96,7 @@ def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.Dat
             eos_ids=inputs.end_ids,
             progress=bar.update,
         )
-    return score_frame(
-        scores,
-        [i for i, _ in rows],
-        [batches[i].category for i, _ in rows],
-        [inputs.prompts.prompts[row].unsafe for _, row in rows],
-    )
+    return score_frame(scores, inputs.batches)
 
 
 def _records(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:

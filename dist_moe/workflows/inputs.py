@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreT
 from dist_moe.config.schema import Config, DataConfig
 from dist_moe.data.batches import BatchPlan, describe, plan_batches
 from dist_moe.data.encode import EncodedSet, Findings, encode, pad_token_id, tokenizer_hash
+from dist_moe.data.index import BatchIndex
 from dist_moe.data.rows import PromptSet, read_prompts
 from dist_moe.data.tokens import Encoded, tokens_hash
 from dist_moe.errors import UserError, refused_by_library, shown
@@ -35,6 +36,7 @@ class Inputs:
     prompts: PromptSet
     encoded: EncodedSet
     plan: BatchPlan
+    """Which of the prompts are in which batch."""
     pad_id: int
     end_ids: tuple[int, ...]
     """With which the model ends an answer: the tokenizer's end, and those that the checkpoint's settings name."""
@@ -51,12 +53,16 @@ class Inputs:
             "the model's hash": self.model_hash,
             "the tokenizer's hash": self.tokenizer_hash,
             "the tokens' hash": self.tokens_hash,
-            "the batches' hash": sha256(" ".join(batch.id for batch in self.plan.batches).encode()).hexdigest(),
+            "the batches' hash": sha256(" ".join(self.batches.ids).encode()).hexdigest(),
         }
 
-    def rows(self, batch: int) -> list[Encoded]:
-        """The encoded rows of one batch, safe ones first."""
-        return [self.encoded.rows[i] for i in self.plan.batches[batch].rows]
+    @property
+    def batches(self) -> BatchIndex:
+        return self.plan.index
+
+    def rows(self, batches: int | range) -> list[Encoded]:
+        """The encoded rows of a batch, or of some consecutive ones; in each safe ones first."""
+        return [self.encoded.rows[i] for i in self.plan.taken_P[self.batches.rows(batches)]]
 
 
 def read_inputs(config: Config) -> Inputs:

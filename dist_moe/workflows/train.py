@@ -78,7 +78,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
             tokenizer_hash=inputs.tokenizer_hash,
             data_hash=inputs.prompts.data_hash,
             tokens_hash=inputs.tokens_hash,
-            batch_ids=[batch.id for batch in inputs.plan.batches],
+            batch_ids=list(inputs.batches.ids),
         )
         facts = resume_facts(config, inputs, store)
         found = unfinished_run(work, config, facts) if comm.rank == 0 else None

@@ -39,9 +39,9 @@ def written(monkeypatch):
     """The batches whose masks were selected, call by call."""
     batches, original = [], analyze.batch_results
 
-    def batch_results(counts, labels, *arguments, **settings):
-        batches.append(labels.first)
-        return original(counts, labels, *arguments, **settings)
+    def batch_results(counts, index, *arguments, **settings):
+        batches.append(index.first)
+        return original(counts, index, *arguments, **settings)
 
     monkeypatch.setattr(analyze, "batch_results", batch_results)
     return batches

@@ -32,7 +32,7 @@ def plain_model(run: Run) -> torch.nn.Module:
 def batches(run: Run):  # type: ignore[no-untyped-def]
     """The rows of each batch, and the inputs that they come from."""
     inputs = read_inputs(load_config(run.config, [], prog="test"), lambda line: None)
-    return [inputs.rows(batch) for batch in range(len(inputs.plan.batches))], inputs
+    return [inputs.rows(batch) for batch in range(len(inputs.batches))], inputs
 
 
 def expected_counts(run: Run, plain) -> np.ndarray:  # type: ignore[no-untyped-def]

@@ -18,9 +18,9 @@ def analyzed(comm, config, run_dir, arguments):
     arrays.batches_per_file = lambda num_batches: 1
     written, original = [], analyze.batch_results
 
-    def batch_results(counts, labels, *rest, **settings):
-        written.append(labels.first)
-        return original(counts, labels, *rest, **settings)
+    def batch_results(counts, index, *rest, **settings):
+        written.append(index.first)
+        return original(counts, index, *rest, **settings)
 
     analyze.batch_results = batch_results
     analyze.analyze(load_config(config, ["--run-dir", str(run_dir), *arguments], prog="test"), comm)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dist_moe.config.schema import num_safe_rows
 from dist_moe.data.batches import _shuffled, plan_batches
 from dist_moe.data.rows import Message, Prompt
+from tests.batches import batches_of
 
 
 def row(name: str, unsafe: bool, text: str | None = None, pair: str | None = None, category: str = "a") -> Prompt:
@@ -50,7 +51,7 @@ def reference(prompts: list[Prompt], batch_size: int, safe_ratio: float, seed: i
 
 def planned(prompts: list[Prompt], batch_size: int, safe_ratio: float = 0.5, seed: int = 0):
     plan = plan_batches(prompts, batch_size, safe_ratio, seed)
-    return [(batch.category, [prompts[i].id for i in batch.rows]) for batch in plan.batches]
+    return [(batch.category, [prompts[i].id for i in batch.rows]) for batch in batches_of(plan)]
 
 
 PAIR = st.one_of(st.none(), st.sampled_from([f"pair{i}" for i in range(12)]))
@@ -73,7 +74,7 @@ def test_batch_ids_without_clusters_are_pinned() -> None:
     """Masks are stored under batch ids: a changed draw makes old stores useless and shows here."""
     prompts = [row(f"s{i:03}", False, pair=f"p{i}" if i % 3 else None) for i in range(40)]
     prompts += [row(f"u{i:03}", True, pair=f"p{i}" if i % 4 else None, category="ab"[i % 2]) for i in range(40)]
-    assert [batch.id for batch in plan_batches(prompts, 16, 0.5, 7).batches] == [
+    assert list(plan_batches(prompts, 16, 0.5, 7).index.ids) == [
         "2a98c475e20accf3",
         "6a822c5fe18bd57f",
         "95f783c27f025366",
@@ -84,7 +85,7 @@ def test_batch_ids_without_clusters_are_pinned() -> None:
 def most_alike(prompts: list[Prompt], batch_size: int, **settings) -> list[int]:
     """For each batch, the largest number of its rows that are of one prompt."""
     plan = plan_batches(prompts, batch_size, 0.5, settings.get("seed", 0))
-    return [max(Counter(prompts[i].question for i in batch.rows).values()) for batch in plan.batches]
+    return [max(Counter(prompts[i].question for i in batch.rows).values()) for batch in batches_of(plan)]
 
 
 def answers(sizes: list[int], unsafe: bool, prefix: str) -> list[Prompt]:
@@ -120,7 +121,9 @@ def test_a_prompt_with_more_rows_than_batches_is_shared_evenly() -> None:
     """Eight rows of one prompt and eight others, over four batches of four: two in each."""
     prompts = answers([1] * 16, False, "s") + answers([8] + [1] * 8, True, "u")
     plan = plan_batches(prompts, 8, 0.5, 0)
-    assert [sum(prompts[i].question == prompts[16].question for i in batch.rows) for batch in plan.batches] == [2] * 4
+    assert [sum(prompts[i].question == prompts[16].question for i in batch.rows) for batch in batches_of(plan)] == [
+        2
+    ] * 4
 
 
 def test_white_space_makes_no_other_prompt() -> None:

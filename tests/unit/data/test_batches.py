@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dist_moe.data.batches import describe, epoch_order, micro_batches, plan_batches, shard_rows, token_budget
 from dist_moe.data.rows import Message, Prompt
 from dist_moe.errors import UserError
+from tests.batches import batches_of
 
 
 def prompt(name: str, unsafe: bool, category: str | None = None) -> Prompt:
@@ -34,19 +35,18 @@ def rows(num_safe: int, **num_unsafe: int) -> list[Prompt]:
 
 def by_name(prompts: list[Prompt], **settings: int) -> list[tuple[str, str, list[str]]]:
     plan = plan_batches(prompts, settings.get("batch_size", 4), 0.5, settings.get("seed", 0))
-    return [(batch.id, batch.category, [prompts[i].id for i in batch.rows]) for batch in plan.batches]
+    return [(batch.id, batch.category, [prompts[i].id for i in batch.rows]) for batch in batches_of(plan)]
 
 
 def test_batches_are_full_disjoint_and_of_one_category() -> None:
     prompts = rows(40, hacking=19, fraud=17, none=8)
     plan = plan_batches(prompts, batch_size=16, safe_ratio=0.5, seed=3)
-    assert [batch.category for batch in plan.batches] == ["fraud", "fraud", "hacking", "hacking", "uncategorised"]
-    for batch in plan.batches:
-        assert batch.num_safe == 8
+    assert [batch.category for batch in batches_of(plan)] == ["fraud", "fraud", "hacking", "hacking", "uncategorised"]
+    for batch in batches_of(plan):
         assert len(batch.rows) == 16
         assert [prompts[i].unsafe for i in batch.rows] == [False] * 8 + [True] * 8
         assert {prompts[i].category or "uncategorised" for i in batch.rows[8:]} == {batch.category}
-    used = Counter(i for batch in plan.batches for i in batch.rows)
+    used = Counter(i for batch in batches_of(plan) for i in batch.rows)
     assert max(used.values()) == 1
     assert plan.left_over_safe == 0
     assert plan.left_over_unsafe == {"fraud": 1, "hacking": 3}
@@ -56,23 +56,23 @@ def test_batches_are_sorted_by_category_whatever_the_ids() -> None:
     names = {"a": "zoo", "b": "hacking", "c": "fraud"}
     prompts = [replace(row, category=names.get(row.id[0])) for row in rows(12, a=4, b=4, c=4)]
     plan = plan_batches(prompts, batch_size=4, safe_ratio=0.5, seed=0)
-    assert [batch.category for batch in plan.batches] == ["fraud", "fraud", "hacking", "hacking", "zoo", "zoo"]
+    assert [batch.category for batch in batches_of(plan)] == ["fraud", "fraud", "hacking", "hacking", "zoo", "zoo"]
 
 
 @pytest.mark.parametrize(("safe_ratio", "num_safe"), [(0.25, 2), (0.5, 4), (0.75, 6)])
 def test_safe_ratio(safe_ratio: float, num_safe: int) -> None:
     prompts = rows(12, a=12)
-    for batch in plan_batches(prompts, batch_size=8, safe_ratio=safe_ratio, seed=0).batches:
+    for batch in batches_of(plan_batches(prompts, batch_size=8, safe_ratio=safe_ratio, seed=0)):
         assert [prompts[i].unsafe for i in batch.rows] == [False] * num_safe + [True] * (8 - num_safe)
 
 
 def test_when_safe_rows_run_short_every_category_keeps_its_share() -> None:
     plan = plan_batches(rows(10, a=20, b=20, c=2, d=20), batch_size=4, safe_ratio=0.5, seed=0)
-    assert Counter(batch.category for batch in plan.batches) == {"a": 2, "b": 1, "c": 1, "d": 1}
+    assert Counter(plan.index.categories) == {"a": 2, "b": 1, "c": 1, "d": 1}
     assert plan.left_over_unsafe == {"a": 16, "b": 18, "d": 18}
     # 22 batches' worth of safe rows: c is used up after one round, the others share the rest
     plan = plan_batches(rows(14, a=20, b=20, c=2, d=20), batch_size=4, safe_ratio=0.5, seed=0)
-    assert Counter(batch.category for batch in plan.batches) == {"a": 2, "b": 2, "c": 1, "d": 2}
+    assert Counter(plan.index.categories) == {"a": 2, "b": 2, "c": 1, "d": 2}
 
 
 @given(st.integers(1, 60), st.dictionaries(st.sampled_from("abcde"), st.integers(1, 30), min_size=1), st.integers(0, 9))
@@ -85,8 +85,8 @@ def test_as_many_batches_as_the_rows_allow(num_safe: int, num_unsafe: dict[str, 
             plan_batches(prompts, 4, 0.5, seed)
         return
     plan = plan_batches(prompts, 4, 0.5, seed)
-    counts = Counter(batch.category for batch in plan.batches)
-    assert len(plan.batches) == expected
+    counts = Counter(plan.index.categories)
+    assert len(plan.index) == expected
     assert plan.left_over_safe == num_safe - 2 * expected
     assert all(plan.left_over_unsafe.get(name, 0) == count - 2 * counts[name] for name, count in num_unsafe.items())
     short = [counts[name] for name in possible if counts[name] < possible[name]]
@@ -133,10 +133,10 @@ def test_rows_are_shuffled() -> None:
 
 def test_id_is_a_hash_of_the_rows_and_not_of_their_places() -> None:
     prompts = rows(8, a=8)
-    for batch in plan_batches(prompts, 8, 0.5, 0).batches:
+    for batch in batches_of(plan_batches(prompts, 8, 0.5, 0)):
         members = sorted([prompts[i].id, prompts[i].content] for i in batch.rows)
         assert batch.id == sha256(json.dumps(members).encode()).hexdigest()[:16]
-    assert len({batch.id for batch in plan_batches(prompts, 8, 0.5, 0).batches}) == 2
+    assert len(set(plan_batches(prompts, 8, 0.5, 0).index.ids)) == 2
 
 
 def test_pinned_batches() -> None:

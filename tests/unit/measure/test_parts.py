@@ -10,15 +10,16 @@ from dist_moe.data.tokens import Encoded
 from dist_moe.errors import UserError
 from dist_moe.measure import parts as parts_module
 from dist_moe.measure.parts import CountedParts, share_of
-from dist_moe.select.labels import labelled
+from dist_moe.select.evidence import evidence_of_each
 from dist_moe.stats.counts import concatenate
+from tests.batches import batch_index
 from tests.unit.stats.prompts import random_counts
 
 SIZES = (4, 4, 6, 4, 4)
 UNSAFE = [number >= size // 2 for size in SIZES for number in range(size)]
 PAIRS = [None, "a", "a", None] + [None] * 18
 TEXTS = [str(row) for row in range(22)]
-LABELS = labelled(SIZES, UNSAFE, TEXTS, PAIRS, [f"batch {i}" for i in range(5)])
+INDEX = batch_index(SIZES, UNSAFE, TEXTS, PAIRS)
 COUNTS = random_counts(0, len(UNSAFE))
 COUNTS = dataclasses.replace(
     COUNTS,
@@ -39,14 +40,14 @@ def two_batches_a_part(monkeypatch):
     monkeypatch.setattr(parts_module, "ROWS_AT_ONCE", 8)
 
 
-def all_parts(directory, facts=FACTS, labels=LABELS, rows=rows_of):
-    return CountedParts(directory, facts, labels, rows)
+def all_parts(directory, facts=FACTS, index=INDEX, rows=rows_of):
+    return CountedParts(directory, facts, index, rows)
 
 
 def kept(directory):
     parts = all_parts(directory)
     for number, part in enumerate(parts.parts):
-        prompts = slice(LABELS.starts[part.start], LABELS.starts[part.stop])
+        prompts = INDEX.rows(part)
         parts.keep(number, COUNTS.of(prompts))
     return parts
 
@@ -69,7 +70,7 @@ def test_kept_counts_come_back_for_any_batches(tmp_path):
     assert parts.missing(range(3)) == []
     for first in range(5):
         for last in range(first + 1, 6):
-            same(parts.counts(range(first, last)), COUNTS.of(slice(LABELS.starts[first], LABELS.starts[last])))
+            same(parts.counts(range(first, last)), COUNTS.of(slice(sum(SIZES[:first]), sum(SIZES[:last]))))
 
 
 def test_the_population_is_that_of_all_batches_at_once(tmp_path, monkeypatch):
@@ -98,12 +99,12 @@ def test_nothing_is_taken_for_other_rows_labels_or_settings(tmp_path):
         assert others.missing(range(3)) == [0, 1, 2]
     swapped = all_parts(tmp_path, rows=lambda batch: rows_of(batch)[::-1] if batch == 3 else rows_of(batch))
     assert swapped.missing(range(3)) == [1]
-    unpaired = labelled(SIZES, UNSAFE, TEXTS, [None] * 22, LABELS.names)
-    assert all_parts(tmp_path, labels=unpaired).missing(range(3)) == [0]
-    clustered = labelled(SIZES, UNSAFE, [*TEXTS[:-1], TEXTS[-2]], PAIRS, LABELS.names)
-    assert all_parts(tmp_path, labels=clustered).missing(range(3)) == [2]
-    turned = dataclasses.replace(LABELS, unsafe_P=~LABELS.unsafe_P)
-    assert all_parts(tmp_path, labels=turned).missing(range(3)) == [0, 1, 2]
+    unpaired = batch_index(SIZES, UNSAFE, TEXTS, [None] * 22)
+    assert all_parts(tmp_path, index=unpaired).missing(range(3)) == [0]
+    clustered = batch_index(SIZES, UNSAFE, [*TEXTS[:-1], TEXTS[-2]], PAIRS)
+    assert all_parts(tmp_path, index=clustered).missing(range(3)) == [2]
+    turned = dataclasses.replace(INDEX, unsafe_P=~INDEX.unsafe_P)
+    assert all_parts(tmp_path, index=turned).missing(range(3)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
@@ -132,19 +133,17 @@ def test_an_artefact_of_another_part_is_damage(tmp_path):
 def test_a_batch_without_tokens_in_an_arm_is_refused_and_not_kept(tmp_path):
     parts = all_parts(tmp_path)
     silent = COUNTS.of(slice(10, 18))
-    safe_P = ~LABELS.unsafe_P[10:18]
+    safe_P = ~INDEX.unsafe_P[10:18]
     silent.counts_PLE[4:][safe_P[4:]] = 0
     silent.tokens_P[4:][safe_P[4:]] = 0
-    with pytest.raises(UserError, match="batch 3: its safe prompts have no counted token"):
+    with pytest.raises(UserError, match=r"batch 3 \(c, id3\): its safe prompts have no counted token"):
         parts.keep(1, concatenate([COUNTS.of(slice(8, 10)), silent]))
     assert parts.missing(range(3)) == [0, 1, 2]
 
 
-def test_labels_of_some_batches_are_theirs():
-    some = LABELS.of(range(1, 3)).of(range(2, 3))
-    assert (some.first, some.starts, some.names) == (2, (0, 6), ("batch 2",))
-    assert some.kinship.cluster_P.tolist() == LABELS.kinship.cluster_P[8:14].tolist()
-    (batch,) = some.evidence(COUNTS.of(slice(8, 14)), StatisticsConfig(), seed=3)
+def test_evidence_of_some_batches_is_theirs():
+    some = INDEX.of(range(1, 3)).of(range(1, 2))
+    (batch,) = evidence_of_each(some, COUNTS.of(slice(8, 14)), StatisticsConfig(), seed=3)
     assert (batch.seed, batch.batch) == (3, 2)
     assert batch.unsafe_P.tolist() == UNSAFE[8:14]
 

@@ -7,28 +7,29 @@ from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
 from dist_moe.errors import UserError
 from dist_moe.rules.rules import TABLE_OF
 from dist_moe.rules.select import PARAMETERS, SelectionRule
-from dist_moe.select.labels import labelled
+from dist_moe.select.evidence import can_be_pooled, evidence_of_each, pooled_evidence
 from dist_moe.select.stability import stability
 from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.labelings import labelings, num_labelings
 from dist_moe.stats.permutation import benjamini_hochberg
 from dist_moe.stats.population import PopulationSums
+from tests.batches import batch_index
 from tests.unit.stats.prompts import random_counts
 
 SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
 COUNTS, UNSAFE_P = random_counts(0, 32), np.tile(np.arange(16) >= 8, 2)
 PAIRS = [*(["a", None, "b"] + [None] * 5), *(["a", None, "b"] + [None] * 5), *[None] * 16]
 TEXTS = [str(row) for row in range(32)]
-LABELS = labelled((16, 16), UNSAFE_P.tolist(), TEXTS, PAIRS, ("batch 0", "batch 1"))
-ALL = list(LABELS.evidence(COUNTS, SETTINGS, seed=3))
+INDEX = batch_index((16, 16), UNSAFE_P.tolist(), TEXTS, PAIRS)
+ALL = list(evidence_of_each(INDEX, COUNTS, SETTINGS, seed=3))
 POPULATION = (PopulationSums.of(ALL[0]) + PopulationSums.of(ALL[1])).population()
 RULE = SelectionRule(threshold=0.05, top_k=5)
 
 
 @pytest.fixture(scope="module")
 def batches():
-    return list(LABELS.evidence(COUNTS, SETTINGS, 3, POPULATION))
+    return list(evidence_of_each(INDEX, COUNTS, SETTINGS, 3, POPULATION))
 
 
 def test_each_batch_has_its_own_prompts(batches):
@@ -41,7 +42,7 @@ def test_each_batch_has_its_own_prompts(batches):
 
 
 def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs():
-    pooled = LABELS.pooled(COUNTS, SETTINGS, seed=3)
+    pooled = pooled_evidence(INDEX, COUNTS, SETTINGS, seed=3)
     assert num_labelings(pooled.unsafe_P, pooled.design) == 2 * 2 * 924 * 12870
     assert pooled.design.units(pooled.unsafe_P)[2].rows_R.tolist() == [0, 8, 2, 10]
     labels_NP, _ = labelings(pooled.unsafe_P, pooled.design, 50, np.random.default_rng(0))
@@ -50,24 +51,24 @@ def test_labels_of_all_prompts_are_exchanged_within_batches_and_pairs():
 
 
 def test_a_prompt_whose_partner_has_no_counted_token_exchanges_labels_in_its_own_batch():
-    labels = labelled((16, 16), UNSAFE_P.tolist(), TEXTS, [*[None] * 16, *PAIRS[:16]], ("batch 0", "batch 1"))
+    index = batch_index((16, 16), UNSAFE_P.tolist(), TEXTS, [*[None] * 16, *PAIRS[:16]])
     tokens_P = COUNTS.tokens_P * (np.arange(32) != 24)  # the partner of 16
     counts = RoutingCounts(COUNTS.counts_PLE * (tokens_P > 0)[:, None, None], tokens_P, COUNTS.experts_per_token)
-    pooled = labels.pooled(counts, SETTINGS, seed=3)
+    pooled = pooled_evidence(index, counts, SETTINGS, seed=3)
     # 13 prompts of the second batch have no partner, 7 of them safe; one pair is left
     assert num_labelings(pooled.unsafe_P, pooled.design) == 12870 * 1716 * 2
     assert pooled.design.units(pooled.unsafe_P)[2].rows_R.tolist() == [18, 25]
 
 
 def test_too_many_prompts_are_not_tested_together(monkeypatch):
-    assert LABELS.can_be_pooled(SETTINGS)
-    monkeypatch.setattr("dist_moe.select.labels.POOLED_LIMIT", 32 * 200 - 1)
-    assert not LABELS.can_be_pooled(SETTINGS)
+    assert can_be_pooled(INDEX, SETTINGS)
+    monkeypatch.setattr("dist_moe.select.evidence.POOLED_LIMIT", 32 * 200 - 1)
+    assert not can_be_pooled(INDEX, SETTINGS)
 
 
 def test_names_hold_what_they_say(batches):
     rule = SelectionRule(name="budget_per_layer", per_layer=2)
-    values = batch_results(COUNTS, LABELS, rule, SETTINGS, 3, POPULATION, show_progress=False).statistics
+    values = batch_results(COUNTS, INDEX, rule, SETTINGS, 3, POPULATION, show_progress=False).statistics
     for index, batch in enumerate(batches):
         assert (values["p_value"][index] == batch.test.p_LE.astype(np.float32)).all()
         q_LE = benjamini_hochberg(batch.test.p_LE.ravel()).reshape(3, 6)
@@ -88,14 +89,14 @@ def test_names_hold_what_they_say(batches):
 def test_statistics_are_those_that_are_announced(name, permutations):
     rule, settings = SelectionRule(name=name), StatisticsConfig(permutations=permutations, resamples=4, null_draws=2)
     counts = replace(COUNTS, tables=dict.fromkeys(TABLE_OF.values(), COUNTS.counts_PLE / 8))
-    found = batch_results(counts, LABELS, rule, settings, 3, POPULATION, show_progress=False)
+    found = batch_results(counts, INDEX, rule, settings, 3, POPULATION, show_progress=False)
     kinds = {name: (values.dtype.name, values.ndim) for name, values in found.statistics.items()}
     assert kinds == statistic_kinds(rule, settings)
 
 
 def test_results_of_a_batch_do_not_depend_on_those_beside_it():
-    both = batch_results(COUNTS, LABELS, RULE, SETTINGS, 3, POPULATION, show_progress=False)
-    second = LABELS.of(range(1, 2))
+    both = batch_results(COUNTS, INDEX, RULE, SETTINGS, 3, POPULATION, show_progress=False)
+    second = INDEX.of(range(1, 2))
     alone = batch_results(COUNTS.of(slice(16, 32)), second, RULE, SETTINGS, 3, POPULATION, show_progress=False)
     assert (both.masks.masks_BLE[1] == alone.masks.masks_BLE[0]).all()
     assert (both.risk.risk_diff_BLE[1] == alone.risk.risk_diff_BLE[0]).all()

@@ -13,11 +13,11 @@ from dist_moe.measure import parts as parts_module
 from dist_moe.measure.parts import CountedParts
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
-from dist_moe.select.labels import labelled
 from dist_moe.select.statistics import selection_rule, statistic_kinds
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.store import MaskStore, StorePlan, arrays
 from dist_moe.workflows import analyze
+from tests.batches import batch_index
 
 SIZE, L, E, K = 16, 24, 128, 4
 UNSAFE = [number >= SIZE // 2 for number in range(SIZE)]
@@ -38,16 +38,15 @@ def peak_bytes(tmp_path, num_batches):
         data=DataConfig(paths=(tmp_path,)),
         analysis=AnalysisConfig(statistics=StatisticsConfig(permutations=10, resamples=5, null_draws=2)),
     )
-    names = tuple(f"batch {batch}" for batch in range(num_batches))
     texts = [str(row) for row in range(SIZE * num_batches)]
-    labels = labelled([SIZE] * num_batches, UNSAFE * num_batches, texts, [None] * SIZE * num_batches, names)
+    index = batch_index([SIZE] * num_batches, UNSAFE * num_batches, texts, [None] * SIZE * num_batches)
     rule = selection_rule(config.analysis)
     plan = StorePlan(
-        prompt_ids=tuple(map(str, range(SIZE * num_batches))),
-        unsafe_P=labels.unsafe_P,
-        batch_of_P=labels.batch_of_P,
-        batch_ids=names,
-        categories=("one",) * num_batches,
+        prompt_ids=index.prompt_ids,
+        unsafe_P=index.unsafe_P,
+        batch_of_P=index.batch_of_P,
+        batch_ids=index.ids,
+        categories=index.categories,
         num_experts=E,
         experts_per_token=K,
         rule=rule,
@@ -59,7 +58,7 @@ def peak_bytes(tmp_path, num_batches):
     directory = config.run_dir / "analysis"
     comm = SoloComm(torch.device("cpu"))
     tracemalloc.start()
-    parts = CountedParts(directory, {}, labels, lambda batch: [Encoded((batch,), (), unsafe) for unsafe in UNSAFE])
+    parts = CountedParts(directory, {}, index, lambda batch: [Encoded((batch,), (), unsafe) for unsafe in UNSAFE])
     analyze._count(config, SimpleNamespace(pad_id=0), parts, "prompt", Mesh.one_replica(comm))
     analyze._write(config, parts, plan, comm, SimpleNamespace(alone=lambda: True))
     peak = tracemalloc.get_traced_memory()[1]
@@ -71,7 +70,7 @@ def peak_bytes(tmp_path, num_batches):
     return peak
 
 
-def seal(config, writer, labels):
+def seal(config, writer, index):
     writer.seal()
 
 
