@@ -138,7 +138,7 @@ def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a dataclass and of those it inherits from, on one line each."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if is_dataclass(base):
+        if is_dataclass(base) and base.__module__ != "types":  # of make_dataclass there is no source text
             found |= _own_docs(base)
     return found
 

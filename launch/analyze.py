@@ -1,7 +1,4 @@
-"""Analyze on many ranks:  deepspeed --num_gpus 2 launch/analyze.py --config run.yaml [--analysis.threshold 0.1 ...]
-
-The same as `dist-moe analyze`, which is one process. What runs, in order, is `dist_moe.workflows.analyze.analyze`.
-"""
+"""Analyze on many ranks:  deepspeed --num_gpus 2 launch/analyze.py --config run.yaml [--analysis.threshold 0.1 ...]"""
 
 import sys
 

@@ -1,7 +1,4 @@
-"""Train on many ranks:  deepspeed --num_gpus 2 launch/train.py --config run.yaml [--train.lr 1e-5 ...]
-
-The same as `dist-moe train`, which is one process. What runs, in order, is `dist_moe.workflows.train.train`.
-"""
+"""Train on many ranks:  deepspeed --num_gpus 2 launch/train.py --config run.yaml [--train.lr 1e-5 ...]"""
 
 import sys
 

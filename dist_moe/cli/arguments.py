@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from dist_moe.errors import UserError, shown
 from dist_moe.files import is_too_long
@@ -16,11 +17,63 @@ N = TypeVar("N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line, like every other error of a user, in place of usage and error."""
+    """argparse with one line, like every other error of a user, in place of usage and error.
+
+    What is parsed has this parser, or the inner one of a command, as `parser`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._given: list[str] = []
+        self._sections: tuple[str, ...] = ()
+        self._shows_settings = False
+        self.set_defaults(parser=self)
+
+    def take_settings(self, *sections: str) -> None:
+        """Leave further words to the configuration; the help shows its settings at the top and those of `sections`."""
+        self._sections = sections
+        self.usage = f"{self.prog} --config FILE [--SETTING VALUE ...]"
+
+    @property
+    def takes_settings(self) -> bool:
+        """Whether words that it does not know may be settings."""
+        return bool(self._sections)
+
+    def add_settings(self) -> None:
+        """Add the settings as arguments, for help and completion: what reads them is `dist_moe.config`."""
+        if not self._sections or self._shows_settings:
+            return
+        self._shows_settings = True
+        from dist_moe.config.describe import described  # only needed here
+
+        groups = {name: self.add_argument_group(name or "at the top") for name in ("", *self._sections)}
+        for each in described():
+            if each.section in groups:
+                default = "required" if each.required else f"default: {json.dumps(each.default, ensure_ascii=False)}"
+                groups[each.section].add_argument(
+                    f"--{each.key}",
+                    metavar=each.kind,
+                    choices=each.choices or None,
+                    help=f"{each.help} ({default})".replace("%", "%%"),
+                )
+
+    def format_help(self) -> str:
+        """With the settings."""
+        self.add_settings()
+        return super().format_help()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Remembers what was given, for a hint."""
+        self._given = list(args or ())
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """One line, with the option that may have been meant where one is missing."""
         program, *commands = self.prog.split()
         see = f"{self.prog} --help" if commands or program == "dist-moe" else "--help"
+        missing = re.findall(r"--[\w-]+", message) if "are required: " in message else []
+        if hints := [hint for word in self._given if word.startswith("--") and (hint := nearest(word, missing))]:
+            message += hints[0]
         raise UserError(f"{message}{' ' if message.endswith('?') else '; '}see {see}")
 
     def parse_all(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,8 +85,9 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, unknown: Sequence[str]) -> None:
         """One line for the first argument that the parser does not know, if there is any."""
         if unknown:
-            options = re.findall(r"--[\w-]+", self.format_help())
-            self.error(f"unrecognized arguments: {shown(unknown[0])[1:-1]}{nearest(unknown[0], options)}")
+            self.error(
+                f"unrecognized arguments: {shown(unknown[0])[1:-1]}{nearest(unknown[0], self._option_string_actions)}"
+            )
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:

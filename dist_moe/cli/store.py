@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from dist_moe.cli.arguments import count, path, text, threshold
-from dist_moe.cli.streams import Output
+from dist_moe.cli.call import Call
 
 
 def add_store_commands(commands: Any) -> None:
@@ -25,6 +24,7 @@ def add_store_commands(commands: Any) -> None:
     action.add_argument("first", type=text, metavar="STORE", help="directory or URL")
     action.add_argument("second", type=text, metavar="STORE", help="directory or URL")
     action.add_argument("--json", action="store_true", help="one JSON object")
+    store.set_defaults(run_command=_store)
     command = commands.add_parser("import", help="what an older pickle is; to a table or mask store; runs nothing")
     command.add_argument("file", type=path, help="sft_dataset_*.pkl, batch_data_*.pkl, or an activation table")
     command.add_argument("--out", type=path, help="NAME.parquet or NAME.csv for a table, NAME.zarr for a mask store")
@@ -33,21 +33,22 @@ def add_store_commands(commands: Any) -> None:
         "--threshold", type=threshold, help="of a mask store: risk_diff above which an expert is unsafe"
     )
     command.add_argument("--top-k", type=count, help="of a mask store: at most this many experts a batch")
+    command.set_defaults(run_command=_import)
 
 
-def run_import(args: argparse.Namespace, output: Output) -> int:
-    """Run `dist-moe import`, and return the exit status."""
+def _import(call: Call) -> int:
+    args = call.args
     if args.out is not None:
-        output.outlive_reader()
+        call.output.outlive_reader()
     from dist_moe.workflows.import_pickle import import_pickle
 
     return import_pickle(args.file, args.out, table=args.table, threshold=args.threshold, top_k=args.top_k)
 
 
-def run_store(args: argparse.Namespace, output: Output) -> int:
-    """Run the action of `dist-moe store`, and return the exit status."""
+def _store(call: Call) -> int:
+    args = call.args
     if args.action not in ("check", "diff"):
-        output.outlive_reader()
+        call.output.outlive_reader()
     from dist_moe.workflows import store
 
     if args.action == "check":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -18,25 +18,40 @@ from dist_moe.config.yaml_text import read_document, yaml_text
 from dist_moe.errors import UserError, shown
 from dist_moe.files import write_text_atomic
 
+COMMAND_LINE = "command line"
 
-def load_config(path: Path | None, overrides: Sequence[str] = (), prog: str | None = None) -> Config:
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration, and where each setting comes from that has not its default."""
+
+    config: Config
+    sources: dict[str, str]
+    """Dotted key -> `FILE:LINE` or `command line`."""
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The run's configuration, checked.
 
-    `overrides` are command-line arguments (`--train.lr 1e-5`, `--overwrite`, `--data.paths a b`); `prog` is the
-    command's name in their help. Relative paths are relative to the current working directory.
+    `overrides` are command-line arguments (`--train.lr 1e-5`, `--overwrite`, `--data.paths a b`). Relative paths are
+    relative to the current working directory.
 
-    Raises UserError, one line, for a file or a value that is wrong, and SystemExit for `--help` (status 0).
+    Raises UserError, one line, for a file or a value that is wrong.
     """
-    if {"-h", "--help"} & set(overrides):
-        _show_help(prog)
-    values = _read_values(path) if path else {}
-    values |= dict(_read_words(overrides))
+    return resolve(path, overrides).config
+
+
+def resolve(path: Path | None, overrides: Sequence[str] = ()) -> Resolved:
+    """Like `load_config`, with the place where each value stands."""
+    values, sources = _read_values(path) if path else ({}, {})
+    for key, value in _read_words(overrides):
+        values[key], sources[key] = value, COMMAND_LINE
     for key in sorted(REQUIRED - values.keys()):
         where = f"{path} has" if path else "there is"
         raise UserError(f"{where} no `{key}`, which is required: add it to the file or pass --{key}")
     config = _build(Config, values)
     _check_batch(config)
-    return config
+    return Resolved(config, sources)
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -49,14 +64,15 @@ def settings_of(config: Config) -> dict[str, Any]:
     return dict(_items(_plain(config)))
 
 
-def _read_values(path: Path) -> dict[str, Any]:
-    """Dotted key -> checked value, for the settings that stand in the YAML file."""
+def _read_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Dotted key -> checked value, and -> its place, for the settings that stand in the YAML file."""
     document, lines = read_document(path)
     if document is None:
         raise UserError(f"{path}: the config file is empty; expected at least {', '.join(sorted(REQUIRED))}")
     if not isinstance(document, dict):
         raise UserError(f"{path}: expected settings as `key: value`, got a {type(document).__name__} at the top")
     values: dict[str, Any] = {}
+    places: dict[str, str] = {}
     for key, value in _items(document):
         where = f"{path}:{lines[key]}" if key in lines else str(path)
         if key in SECTIONS:
@@ -67,8 +83,8 @@ def _read_values(path: Path) -> dict[str, Any]:
         elif key in values:
             raise UserError(f"{where}: {key} is given twice")
         else:
-            values[key] = checked(key, value, where)
-    return values
+            values[key], places[key] = checked(key, value, where), where
+    return values, places
 
 
 def _items(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -105,14 +121,6 @@ def _read_words(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
             raise UserError(f"command line: unknown key `{clipped(key)}`{suggestion(key)}")
         else:
             yield key, from_words(key, value_words, f"command line: {key}")
-
-
-def _show_help(prog: str | None) -> NoReturn:
-    """All settings and their docstrings; the words that stand beside `--help` play no part."""
-    import tyro  # only needed here, and slow to import
-
-    tyro.cli(Config, args=["--help"], prog=prog)
-    raise AssertionError("tyro ends the process after its help")
 
 
 def _build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:

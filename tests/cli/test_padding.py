@@ -31,7 +31,7 @@ def plain_model(run: Run) -> torch.nn.Module:
 
 def batches(run: Run):  # type: ignore[no-untyped-def]
     """The rows of each batch, and the inputs that they come from."""
-    inputs = read_inputs(load_config(run.config, [], prog="test"), lambda line: None)
+    inputs = read_inputs(load_config(run.config))
     return [inputs.rows(batch) for batch in range(len(inputs.batches))], inputs
 
 

@@ -23,7 +23,7 @@ def analyzed(comm, config, run_dir, arguments):
         return original(counts, index, *rest, **settings)
 
     analyze.batch_results = batch_results
-    analyze.analyze(load_config(config, ["--run-dir", str(run_dir), *arguments], prog="test"), comm)
+    analyze.analyze(load_config(config, ["--run-dir", str(run_dir), *arguments]), comm)
     store = MaskStore.open(run_dir / "masks.zarr")
     store.check()
     return store.digest, written
@@ -58,7 +58,7 @@ def test_any_number_of_ranks_writes_the_same_store(config, tmp_path, arguments):
 
 
 def analyzed_apart(comm, config, run_dir):
-    return analyze.analyze(load_config(config, ["--run-dir", str(run_dir / str(comm.rank))], prog="test"), comm)
+    return analyze.analyze(load_config(config, ["--run-dir", str(run_dir / str(comm.rank))]), comm)
 
 
 def test_a_run_directory_that_ranks_do_not_share_is_one_line(config, tmp_path):

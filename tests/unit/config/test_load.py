@@ -214,18 +214,6 @@ def test_what_the_command_line_can_say(file: Path) -> None:
     assert config.data.refusal == "--no, I won't"
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_needs_no_file_and_shows_every_docstring(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        load_config(None, [flag], prog="dist-moe train")
-    help_text = capsys.readouterr().out
-    assert caught.value.code == 0
-    assert help_text.startswith("usage: dist-moe train")
-    assert "--train.lr FLOAT" in help_text
-    assert "Peak learning rate. (default: 1e-05)" in help_text
-    assert "(required)" in help_text
-
-
 def shipped_configs() -> list[Path]:
     return sorted(REPOSITORY.glob("docs/configs/*.yaml")) + sorted(REPOSITORY.glob("configs/*.yaml"))
 

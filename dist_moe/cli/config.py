@@ -1,0 +1,66 @@
+"""`dist-moe config init|show|diff`: a configuration to start from, what one comes to, and how two differ."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dist_moe.cli.arguments import path
+from dist_moe.cli.call import Call
+
+SECTIONS = ("model", "data", "batches", "analysis", "train", "parallel", "checkpoint", "evaluation")
+
+
+def add_config_commands(commands: Any) -> None:
+    """Add them to the subparsers of `dist-moe`."""
+    command = commands.add_parser("config", help="write, show or compare configurations")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    action = actions.add_parser("init", help="a commented file with every setting, its default and its help")
+    action.add_argument("--out", type=path, help="new YAML file (default: print it)")
+    action.set_defaults(run_command=_init)
+    what = "every setting of a run, and where its value comes from: default, file or command line"
+    action = actions.add_parser("show", help=what, description=what)
+    action.add_argument("--config", type=path, required=True, help="YAML file of the run")
+    action.take_settings(*SECTIONS)
+    action.set_defaults(run_command=_show)
+    action = actions.add_parser("diff", help="settings in which two files differ; status 1 if any")
+    action.add_argument("first", type=path, help="YAML file of a run, or the analyze.yaml or train.yaml of one")
+    action.add_argument("second", type=path, help="another one")
+    action.set_defaults(run_command=_diff)
+
+
+def _init(call: Call) -> int:
+    from dist_moe.files import require_absent, write_text_atomic, writing
+    from dist_moe.report.config import template
+
+    out = call.args.out
+    if out is None:
+        print(template(), end="")
+        return 0
+    call.output.outlive_reader()
+    require_absent(out, "choose another --out or remove it")
+    with writing(out):
+        write_text_atomic(out, template())
+    print(f"{out}: fill in run_dir, model.path and data.paths")
+    return 0
+
+
+def _show(call: Call) -> int:
+    from dist_moe.config.load import resolve
+    from dist_moe.report.config import resolved_lines
+
+    for line in resolved_lines(resolve(call.args.config, call.settings)):
+        print(line)
+    return 0
+
+
+def _diff(call: Call) -> int:
+    from dist_moe.config.load import load_config
+    from dist_moe.report.config import differences
+
+    found = differences(load_config(call.args.first), load_config(call.args.second))
+    for key, values in found.items():
+        print(f"{key}: {' -> '.join(json.dumps(value, ensure_ascii=False) for value in values)}")
+    if not found:
+        print("no setting differs")
+    return 1 if found else 0

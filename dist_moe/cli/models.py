@@ -1,0 +1,80 @@
+"""`dist-moe export|apply|verify|inspect-model|families`: their arguments, and what they call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dist_moe.cli.arguments import path, text
+from dist_moe.cli.call import Call
+
+
+def add_model_commands(commands: Any) -> None:
+    """Add them to the subparsers of `dist-moe`."""
+    command = commands.add_parser("export", help="a trained run -> a Hugging Face checkpoint, or a delta")
+    command.add_argument("run", type=path, help="run directory")
+    command.add_argument("--out", type=path, required=True, help="new directory for the checkpoint, or new delta file")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument(
+        "--link",
+        action="store_true",
+        help="hard-link the shards without changes instead of copying them: editing one later edits the base's too",
+    )
+    form.add_argument("--delta", action="store_true", help="write only the trained experts, as one safetensors file")
+    command.set_defaults(run_command=_export)
+    command = commands.add_parser("apply", help="a base and a delta -> the checkpoint that export would write")
+    command.add_argument("base", type=path, help="base model directory that the delta was made from")
+    command.add_argument("delta", type=path, help="delta file")
+    command.add_argument("--out", type=path, required=True, help="new directory for the checkpoint")
+    command.set_defaults(run_command=_apply)
+    command = commands.add_parser("verify", help="prove that only the union's experts differ; status 1 if not")
+    command.add_argument("base", type=path, help="base model directory")
+    command.add_argument("model", type=path, help="exported model directory")
+    command.add_argument("--masks", type=text, required=True, help="mask store of the run, a directory or URL")
+    command.set_defaults(run_command=_verify)
+    command = commands.add_parser("inspect-model", help="what a model is to dist-moe: layers, experts, routing, sizes")
+    command.add_argument("model", type=path, help="model directory")
+    command.add_argument("--json", action="store_true", help="one JSON object")
+    command.set_defaults(run_command=_inspect_model)
+    command = commands.add_parser("families", help="which model types work with the installed transformers, by trying")
+    command.add_argument("types", nargs="*", metavar="TYPE", help="model types; default: all")
+    command.add_argument("--json", action="store_true", help="a JSON array, one object a model type")
+    command.set_defaults(run_command=_families)
+
+
+def _export(call: Call) -> int:
+    call.output.outlive_reader()
+    from dist_moe.workflows.export import export, export_delta
+
+    if call.args.delta:
+        export_delta(call.args.run, call.args.out)
+    else:
+        export(call.args.run, call.args.out, link=call.args.link)
+    return 0
+
+
+def _apply(call: Call) -> int:
+    call.output.outlive_reader()
+    from dist_moe.workflows.export import apply
+
+    apply(call.args.base, call.args.delta, call.args.out)
+    return 0
+
+
+def _verify(call: Call) -> int:
+    from dist_moe.workflows.export import verify
+
+    return 0 if verify(call.args.base, call.args.model, call.args.masks) else 1
+
+
+def _inspect_model(call: Call) -> int:
+    from dist_moe.workflows.inspect_model import inspect_model
+
+    inspect_model(call.args.model, as_json=call.args.json)
+    return 0
+
+
+def _families(call: Call) -> int:
+    from dist_moe.workflows.families import families
+
+    families(call.args.types, as_json=call.args.json)
+    return 0

@@ -1,0 +1,128 @@
+"""`dist-moe analyze|train|evaluate|checkpoint|demo`: their arguments, and what they call.
+
+The first two may be one process of many. A `UserError` then reaches all ranks, and the first one prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import TYPE_CHECKING, Any
+
+from dist_moe import __version__
+from dist_moe.cli.arguments import path
+from dist_moe.cli.call import Call
+from dist_moe.cli.process import print_end
+from dist_moe.errors import UserError
+
+if TYPE_CHECKING:
+    from dist_moe.config.schema import Config
+    from dist_moe.parallel.comm import Comm
+
+
+def add_run_commands(commands: Any) -> None:
+    """Add them to the subparsers of `dist-moe`."""
+    add_configured(
+        commands,
+        "analyze",
+        "prompts -> masks: count routing per batch and choose each batch's unsafe experts",
+        _analyze,
+        ("model", "data", "batches", "analysis"),
+    )
+    add_configured(
+        commands,
+        "train",
+        "masks -> repaired experts: train only each batch's experts",
+        _train,
+        ("model", "data", "batches", "train", "parallel", "checkpoint", "evaluation"),
+    )
+    command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
+    command.add_argument("run", type=path, help="run directory")
+    command.add_argument("--data", type=path, nargs="+", default=[], help="prompt files to score instead of the run's")
+    command.set_defaults(run_command=_evaluate)
+    command = commands.add_parser("checkpoint", help="what is in a run's checkpoints, after a check of every byte")
+    command.add_argument("action", choices=["show"])
+    command.add_argument("path", type=path, help="run directory, or one checkpoint in it")
+    command.set_defaults(run_command=_checkpoint)
+    command = commands.add_parser("demo", help="the whole path on a small model made on the spot")
+    command.add_argument(
+        "--out", type=path, default=Path("runs/demo"), help="directory of the demo (default: %(default)s)"
+    )
+    command.add_argument("--fast", action="store_true", help="a smaller demo, about a minute")
+    command.set_defaults(run_command=_demo)
+
+
+def add_configured(
+    commands: Any, name: str, what: str, work: Callable[[Config, Comm, Call], object], sections: tuple[str, ...]
+) -> None:
+    """A command that reads a configuration, on one process or as one of many."""
+    further = "A setting may stand in the file or on the command line, which comes first: --data.max_length 512."
+    command = commands.add_parser(name, help=what, description=f"{what}. {further}")
+    command.add_argument("--config", type=path, required=True, help="YAML file of the run; see dist-moe config init")
+    command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; not used
+    command.take_settings(*sections)
+    command.set_defaults(run_command=lambda call: _on_all_ranks(call, name, work))
+
+
+def _on_all_ranks(call: Call, name: str, work: Callable[[Config, Comm, Call], object]) -> int:
+    call.output.outlive_reader()
+    from dist_moe.config.load import load_config, settings_of
+    from dist_moe.parallel.launch import process_group, together
+
+    with process_group() as comm:
+        try:
+            with together(comm) as same:
+                same |= {"command": name, **_versions()}
+                config = load_config(call.args.config, call.settings)
+                same |= settings_of(config)
+            work(config, comm, call)
+        except UserError as error:
+            if comm.rank == 0:
+                print_end("dist-moe", f"error: {error}")
+            # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken
+            return 2
+    return 0
+
+
+def _versions() -> dict[str, str]:
+    """What computes; importing it all would take seconds."""
+    libraries = ("torch", "transformers", "deepspeed")
+    return {"dist_moe": __version__, "python": python_version()} | {name: version(name) for name in libraries}
+
+
+def _analyze(config: Config, comm: Comm, call: Call) -> None:
+    from dist_moe.workflows.analyze import analyze
+
+    analyze(config, comm)
+
+
+def _train(config: Config, comm: Comm, call: Call) -> None:
+    from dist_moe.workflows.train import train
+
+    train(config, comm, call.launcher)
+
+
+def _evaluate(call: Call) -> int:
+    call.output.outlive_reader()
+    from dist_moe.workflows.evaluate import evaluate
+
+    evaluate(call.args.run, tuple(call.args.data))
+    return 0
+
+
+def _checkpoint(call: Call) -> int:
+    from dist_moe.workflows.checkpoint import show
+
+    show(call.args.path)
+    return 0
+
+
+def _demo(call: Call) -> int:
+    call.output.outlive_reader()
+    from dist_moe.demo.run import run_demo
+
+    run_demo(call.args.out, fast=call.args.fast)
+    return 0

@@ -1,0 +1,87 @@
+"""Every setting as help, completion and `dist-moe config` show it: its kind, default and docstring."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from dist_moe.config.schema import Config
+from dist_moe.registry import field_docs
+
+WORDS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "true|false", NoneType: "None"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Described:
+    """One setting."""
+
+    key: str
+    """Dotted."""
+    kind: str
+    """As in `FLOAT`, `route|update`, `PATH ...`."""
+    choices: tuple[str, ...]
+    """All its values, if they are few."""
+    required: bool
+    default: Any
+    """A plain value, as in YAML; None where it is required."""
+    help: str
+
+    @property
+    def section(self) -> str:
+        """The first part of the key, or "" at the top."""
+        return self.key.partition(".")[0] if "." in self.key else ""
+
+
+@cache
+def described() -> tuple[Described, ...]:
+    """All settings: those at the top first, then section by section, in the schema's order."""
+    found = list(_described(Config))
+    return (*(each for each in found if not each.section), *(each for each in found if each.section))
+
+
+def plain(value: Any) -> Any:
+    """A setting's value as YAML has it."""
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _described(section: type, prefix: str = "") -> Iterator[Described]:
+    kinds, docs = get_type_hints(section), field_docs(section)
+    for field in dataclasses.fields(section):
+        key, kind = prefix + field.name, kinds[field.name]
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from _described(kind, key + ".")
+            continue
+        required = field.default is dataclasses.MISSING
+        yield Described(
+            key=key,
+            kind=_kind(kind),
+            choices=_choices(kind),
+            required=required,
+            default=None if required else plain(field.default),
+            help=field.metadata.get("help") or docs[field.name],
+        )
+
+
+def _kind(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return f"{_kind(parts[0])} ..." if parts[-1] is Ellipsis else " ".join(map(_kind, parts))
+    if origin in (Union, UnionType):
+        return "|".join(map(_kind, parts))
+    return "|".join(parts) if origin is Literal else WORDS[kind]
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    if get_origin(kind) in (Union, UnionType):
+        parts = [_choices(part) for part in get_args(kind) if part is not NoneType]
+        return (*parts[0], "None") if parts[0] else ()
+    if kind is bool:
+        return ("true", "false")
+    return get_args(kind) if get_origin(kind) is Literal else ()

@@ -1,0 +1,65 @@
+"""A run's configuration as `dist-moe config` shows it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from dist_moe.config.describe import Described, described
+from dist_moe.config.load import Resolved, settings_of
+from dist_moe.config.schema import Config
+
+EXAMPLES = {"run_dir": "runs/my-run", "model.path": "models/my-model", "data.paths": ["data/prompts.jsonl"]}
+"""What stands in place of the required settings until somebody writes their own."""
+HEADER = """\
+# A run of dist-moe: fill in run_dir, model.path and data.paths. A line that starts with # and a name is a setting with
+# its default: remove the # to change it. Paths are relative to the directory in which the command is started.
+"""
+
+
+def template() -> str:
+    """A configuration file with every setting, its default and its help. The required ones are first, and are the only
+    ones that are not commented out."""
+    assert EXAMPLES.keys() == {each.key for each in described() if each.required}
+    sections = {name: list(group) for name, group in groupby(described(), lambda each: each.section)}
+    top = sections.pop("")
+    ordered = sorted(sections.values(), key=lambda settings: not any(each.required for each in settings))  # stable
+    blocks = [
+        *([each] for each in top if each.required),
+        *ordered,
+        *([each] for each in top if not each.required),
+    ]
+    return HEADER + "".join("\n" + "\n".join(_lines(block)) + "\n" for block in blocks)
+
+
+def resolved_lines(resolved: Resolved) -> list[str]:
+    """Each setting, `key: value`, and where the value comes from."""
+    settings = settings_of(resolved.config)
+    left = {key: f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()}
+    width = min(60, max(map(len, left.values())))
+    return [f"{line:<{width}}  # {resolved.sources.get(key, 'default')}" for key, line in left.items()]
+
+
+def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations differ: dotted key -> both values, plain."""
+    one, two = settings_of(first), settings_of(second)
+    return {key: (one[key], two[key]) for key in one if one[key] != two[key]}
+
+
+def _lines(settings: list[Described]) -> Iterator[str]:
+    """Each setting below its help, and the name of each section above its first."""
+    inside: list[str] = []
+    for setting in settings:
+        *sections, name = setting.key.split(".")
+        for depth, section in enumerate(sections):
+            if sections[: depth + 1] != inside[: depth + 1]:
+                yield f"{'  ' * depth}{section}:"
+        inside = sections
+        indent = "  " * len(sections)
+        for line in textwrap.wrap(f"{setting.help} ({setting.kind})", width=110 - len(indent), break_long_words=False):
+            yield f"{indent}# {line}"
+        value = json.dumps(EXAMPLES[setting.key] if setting.required else setting.default, ensure_ascii=False)
+        yield f"{indent}{'' if setting.required else '#'}{name}: {value}"

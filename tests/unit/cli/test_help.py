@@ -1,0 +1,84 @@
+"""Help has every setting that a command reads, and is quick: it loads nothing large."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dist_moe.cli.main import command_tree, main
+from dist_moe.config.describe import described
+
+READ = {
+    "analyze": ("model", "data", "batches", "analysis"),
+    "train": ("model", "data", "batches", "train", "parallel", "checkpoint", "evaluation"),
+    "config show": ("model", "data", "batches", "analysis", "train", "parallel", "checkpoint", "evaluation"),
+}
+
+
+def shown(capsys, *words):
+    """The help of a command, on one line."""
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--help"])
+    assert caught.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", READ)
+def test_a_command_shows_the_settings_that_it_reads(command, capsys):
+    text = shown(capsys, *command.split())
+    assert text.startswith(f"usage: dist-moe {command} --config FILE [--SETTING VALUE ...]")
+    assert "--config CONFIG" in text
+    for setting in described():
+        is_read = setting.section in ("", *READ[command])
+        assert (f" --{setting.key} {setting.kind} {setting.help[:20]}" in text) == is_read, setting.key
+
+
+def test_a_setting_has_its_kind_its_help_and_its_default(capsys):
+    text = shown(capsys, "train")
+    assert " --train.lr FLOAT Peak learning rate. (default: 1e-05) " in text
+    assert " --train.betas FLOAT FLOAT AdamW's moment decay rates. (default: [0.9, 0.999]) " in text
+    assert " --train.schedule constant|linear|cosine Learning rate after the warm-up. " in text
+    assert " --data.paths PATH ... Prompt files: " in text
+    assert (
+        " --run_dir PATH Where config, masks, metrics, trained experts and evaluation of this run lie. (required)"
+        in text
+    )
+
+
+def test_other_commands_show_no_settings(capsys):
+    assert "--train.lr" not in shown(capsys, "export")
+
+
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        ("--help", {"torch", "transformers", "zarr", "deepspeed", "numpy", "pandas", "pydantic"}),
+        ("train --help", {"torch", "transformers", "deepspeed"}),
+        ("--print-completion bash", {"torch", "transformers", "deepspeed"}),
+        ("config init", {"torch", "transformers", "deepspeed"}),
+    ],
+)
+def test_help_and_what_is_like_it_load_nothing_large(words, heavy):
+    code = (
+        "import sys\nfrom dist_moe.cli.main import main\n"
+        f"try: main({words.split()!r})\nexcept SystemExit: pass\n"
+        f"print(sorted({{m.split('.')[0] for m in sys.modules}} & {heavy!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_loads_nothing_but_the_standard_library():
+    code = (
+        "import sys; before = set(sys.modules); import dist_moe\n"
+        "found = {m.split('.')[0] for m in set(sys.modules) - before} - {'dist_moe'} - sys.stdlib_module_names\n"
+        "print(sorted(found))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
+
+
+def test_every_command_has_help(capsys):
+    (commands,) = (action for action in command_tree()._actions if action.dest == "command")
+    for name in commands.choices:
+        assert f"usage: dist-moe {name}" in shown(capsys, name)
