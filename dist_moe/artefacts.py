@@ -24,6 +24,10 @@ EXACT = ConfigDict(extra="forbid")
 """For a dataclass as `__pydantic_config__`: a key that it has not is an error."""
 
 
+class OtherVersionError(UserError):
+    """A file of ours, and of a version of its format that is not read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """A file as it was written."""
@@ -44,12 +48,14 @@ def write_sealed(path: Path, kind: str, version: int, values: Mapping[str, Any])
     return digest
 
 
-def read_sealed(path: Path, kind: str, version: int, of: type[Kind], advice: str) -> tuple[Kind, str]:
+def read_sealed(
+    path: Path, kind: str, version: int, of: type[Kind], advice: str, other_version: str | None = None
+) -> tuple[Kind, str]:
     """What `write_sealed` wrote, as the dataclass `of`, and its digest.
 
     Raises:
         UserError: it cannot be read, is something else, of another version, not as it was written, or has other keys
-            or types than `of`. `advice` says what to do then.
+            or types than `of`. `advice` says what to do then, `other_version` what with another version.
     """
     try:
         document = read_json(path, "an index")
@@ -59,7 +65,9 @@ def read_sealed(path: Path, kind: str, version: int, of: type[Kind], advice: str
         raise UserError(f"{path}: expected a JSON object with format '{kind}': {advice}")
     found = document.pop("version", None)
     if found != version or type(found) is not int:
-        raise UserError(f"{path}: expected '{kind}' version {version}, found version {shown(found)}: {advice}")
+        raise OtherVersionError(
+            f"{path}: expected '{kind}' version {version}, found version {shown(found)}: {other_version or advice}"
+        )
     written = document.pop("sha256", None)
     if _digest({"format": kind, "version": version, **document}) != written:
         raise UserError(f"{path} is damaged: its contents do not have the digest that it names: {advice}")

@@ -20,9 +20,9 @@ from dist_moe.moe import route_mask
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training import step as step_module
-from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
+from dist_moe.training.split import Split
 from dist_moe.training.step import MaskedStep
 from tests.tiny import VOCAB, E, L, tiny_model
 

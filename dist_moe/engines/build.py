@@ -14,6 +14,7 @@ from dist_moe.model.model import MoEModel
 from dist_moe.parallel.comm import Comm, GroupComm
 from dist_moe.parallel.rendezvous import launched
 from dist_moe.training.engine import Engine
+from dist_moe.training.split import Split
 
 EngineName = Literal["local", "deepspeed", "fsdp"]
 
@@ -45,10 +46,8 @@ def build_engine(
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
     comm: Comm,
-    *,
     deepspeed_settings: dict[str, Any],
-    micro_batch_size: int,
-    num_micro_batches: int,
+    split: Split,
 ) -> Engine:
     """The engine around a model and its optimizer; collective where the engine is."""
     if name == "local":
@@ -65,6 +64,6 @@ def build_engine(
         optimizer,
         schedule,
         user_config=deepspeed_settings,
-        micro_batch_size=micro_batch_size,
-        num_micro_batches=num_micro_batches,
+        micro_batch_size=split.micro_batch_size,
+        num_micro_batches=split.num_micro_batches,
     )

@@ -1,11 +1,11 @@
 """Checkpoints of a training run: after each, the run can be killed and goes on with the same bits.
 
-    checkpoints/step-00000040/index.json                   facts, layout, step, schedule; each file's digest, experts
+    checkpoints/step-00000040/index.json                   facts, layout, state, schedule; each file's digest, experts
     checkpoints/step-00000040/experts-<rank>.safetensors   <layer>.<expert>.<master | exp_avg | exp_avg_sq | step>
 
 Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. Experts that have
-never stepped are the base's and are not written. The directory gets its name when it is complete. Data order has no
-state (it follows from seed and step), and nothing in a step draws random numbers.
+never stepped are the base's and are not written. The directory gets its name when it is complete. What a run knows
+beside its experts and the learning rate is one value, `TrainState`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ from annotated_types import Ge
 from pydantic import ConfigDict
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_moe.artefacts import EXACT, read_sealed, write_sealed
+from dist_moe.artefacts import EXACT, OtherVersionError, read_sealed, write_sealed
 from dist_moe.errors import UserError, shown
 from dist_moe.files import writing
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.parallel.placement import Placement
 from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
 from dist_moe.training.parts import INDEX, Part, TensorFacts, check_parts, expert_keys, read_part, write_part
+from dist_moe.training.state import TrainState
+
+FORMAT, VERSION = "dist_moe checkpoint", 4
+OTHER_VERSION = (
+    "another version of dist_moe wrote it: finish the run with that one, choose another run_dir, or set overwrite to "
+    "start anew"
+)
 
 log = logging.getLogger(__name__)
-
-FORMAT, VERSION = "dist_moe checkpoint", 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,10 @@ class Layout:
     num_ranks: Annotated[int, Ge(1)]
     ep_size: Annotated[int, Ge(1)]
     placement_hash: str
+
+    @classmethod
+    def of(cls, engine: str, mesh: Mesh, placement: Placement) -> Layout:
+        return cls(engine, mesh.world.size, mesh.ep.size, placement.hash())
 
     def __str__(self) -> str:
         mesh = f"{self.num_ranks // self.ep_size} replica(s) of {self.ep_size} rank(s)"
@@ -66,15 +77,14 @@ class Index:
     """What a checkpoint says of itself."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
-    step: Annotated[int, Ge(0)]
-    """Steps that were done."""
+    state: TrainState
     layout: Layout
     facts: dict[str, Any]
     """What determines the run."""
     schedule: dict[str, Any]
     """State of the learning rate schedule."""
     metrics_sha256: str | None
-    """Of the first `step` lines of the run's metrics; None: the saver knew of none."""
+    """Of the run's metrics up to this step; None: the saver knew of none."""
     tensors: dict[str, TensorFacts]
     """What each expert's state is made of."""
     files: dict[str, OwnedPart]
@@ -91,7 +101,7 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Steps that were done."""
-        return self.index.step
+        return self.index.state.step
 
     @property
     def layout(self) -> Layout:
@@ -109,7 +119,7 @@ class UnfinishedCheckpoint:
     def __init__(
         self,
         root: Path,
-        step: int,
+        state: TrainState,
         optimizer: SelectiveAdamW,
         schedule: LRScheduler,
         comm: Comm,
@@ -122,7 +132,7 @@ class UnfinishedCheckpoint:
         """`metrics_sha256`: of the run's metrics up to this step, for the first rank."""
         self._comm = comm
         self._index = Index(
-            step=step,
+            state=state,
             layout=layout,
             facts=facts,
             schedule=deepcopy(schedule.state_dict()),
@@ -136,7 +146,7 @@ class UnfinishedCheckpoint:
             for key, state in optimizer.expert_state.items()
             if state.step > 0
         }
-        self._directory = SharedDirectory(root / f"step-{step:08}", comm)
+        self._directory = SharedDirectory(root / f"step-{state.step:08}", comm)
 
     def write(self) -> OwnedPart:
         """This rank's file, on disk when it returns.
@@ -186,11 +196,14 @@ def last_checkpoint(root: Path, facts: dict[str, Any]) -> Checkpoint | None:
     """The last good checkpoint of a run, or None. A damaged one is said and passed over.
 
     Raises:
-        UserError: the checkpoint is of a run with other facts: names the first that differs, and both values.
+        UserError: the checkpoint is of a run with other facts: names the first that differs, and both values; or
+            another version of dist_moe wrote it.
     """
     for path in reversed(checkpoint_directories(root)):
         try:
             found = read_checkpoint(path)
+        except OtherVersionError:
+            raise
         except UserError as error:
             log.info(f"{error}; the one before it is used")
             continue
@@ -229,7 +242,7 @@ def checkpoint_directories(root: Path) -> list[Path]:
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint after a check of every byte; a damaged or foreign one is a `UserError`."""
     advice = "the checkpoint is damaged"
-    index, _ = read_sealed(path / INDEX, FORMAT, VERSION, Index, advice)
+    index, _ = read_sealed(path / INDEX, FORMAT, VERSION, Index, advice, OTHER_VERSION)
     check_parts(path, index.files, index.tensors, advice)
     names = {field.name for field in fields(ExpertState)}
     if index.tensors and index.tensors.keys() != names:

@@ -13,6 +13,7 @@ from dist_moe.files import hash_first_lines
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.checkpoint import Layout, OwnedPart, UnfinishedCheckpoint
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.state import TrainState
 
 
 @dataclass(kw_only=True)
@@ -32,15 +33,15 @@ class CheckpointSaver:
     _in_flight: tuple[UnfinishedCheckpoint, Future[OwnedPart]] | None = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"), init=False)
 
-    def save(self, step: int) -> None:
-        """Save what is there after `step`: on disk when this returns, or begun."""
+    def save(self, state: TrainState) -> None:
+        """Save what is there after the steps that `state` has done: on disk when this returns, or begun."""
         self.finish()
         metrics = None
         if self.metrics is not None and self.comm.rank == 0:
-            metrics = hash_first_lines(self.metrics, step)
+            metrics = hash_first_lines(self.metrics, state.step)
         begun = UnfinishedCheckpoint(
             self.root,
-            step,
+            state,
             self.optimizer,
             self.schedule,
             self.comm,

@@ -13,6 +13,7 @@ from dist_moe.workflows.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
+
 SHOWN_EXPERTS = 12
 
 
@@ -24,8 +25,14 @@ def show(path: Path) -> None:
     if not paths:
         raise UserError(f"{path}: no checkpoint: expected a run directory with checkpoints/, or one checkpoint")
     for each in paths:
-        index = read_checkpoint(each).index
-        log.info(f"{each}: after step {index.step}, complete; {index.layout}")
+        found = read_checkpoint(each)
+        index, state = found.index, found.index.state
+        log.info(f"{each}: after step {found.step}, complete; {index.layout}")
+        place, done = state.position, state.done
+        log.info(
+            f"  epoch {place.epoch}, {place.place} of {len(place.order)} batches done; masks r{state.masks.number}; "
+            f"{done.rows:,} rows, {done.tokens:,} tokens so far"
+        )
         for rank, (name, part) in enumerate(index.files.items()):
             replica, ep_rank = divmod(rank, index.layout.ep_size)
             log.info(

@@ -13,7 +13,7 @@ from dist_moe.files import hash_first_lines
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Checkpoint, checkpoint_directories, last_checkpoint
-from dist_moe.training.loop import keep_lines
+from dist_moe.training.ledger import keep_lines
 from dist_moe.workflows.inputs import Inputs
 from dist_moe.workflows.run_dir import RunDir, require_absent, result_settings
 

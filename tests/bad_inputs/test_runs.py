@@ -158,14 +158,23 @@ CHECKPOINT_HARMS = {
     "a file more": (lambda: write(f"{STEP}/x", ""), ("does not belong there",)),
     "an index cut short": (lambda: cut(f"{STEP}/index.json", 90), ("index.json",)),
     "an index that is a list": (lambda: write(f"{STEP}/index.json", "[]"), ("expected a JSON object",)),
-    "a changed step": (lambda: edit(f"{STEP}/index.json", lambda d: d.update(step=2)), ("do not have the digest",)),
+    "a changed step": (
+        lambda: edit(f"{STEP}/index.json", lambda d: d["state"].update(step=2)),
+        ("do not have the digest",),
+    ),
     "a changed schedule": (
         lambda: edit(f"{STEP}/index.json", lambda d: d["schedule"].update(last_epoch=3)),
         ("do not have the digest",),
     ),
-    "version 2": (lambda: edit(f"{STEP}/index.json", lambda d: d.update(version=2)), ("version 3, found version 2",)),
-    "forged: no step": (lambda: reseal(f"{STEP}/index.json", lambda d: d.pop("step")), ("step is missing",)),
-    "forged: step -1": (lambda: reseal(f"{STEP}/index.json", lambda d: d.update(step=-1)), ("step is -1",)),
+    "forged: no step": (lambda: reseal(f"{STEP}/index.json", lambda d: d["state"].pop("step")), ("step is missing",)),
+    "forged: step -1": (
+        lambda: reseal(f"{STEP}/index.json", lambda d: d["state"].update(step=-1)),
+        ("state.step is -1",),
+    ),
+    "forged: a weight below 0": (
+        lambda: reseal(f"{STEP}/index.json", lambda d: d["state"]["batch_weights"].insert(0, -1.0)),
+        ("state.batch_weights.0 is -1.0",),
+    ),
     "forged: 0 ranks a replica": (
         lambda: reseal(f"{STEP}/index.json", lambda d: d["layout"].update(ep_size=0)),
         ("layout.ep_size is 0",),
@@ -180,6 +189,11 @@ CHECKPOINTS = [
 CHECKPOINTS += [
     Case(f"resume: {name}", CHECKPOINT_HARMS[name][0], RESUME, ("metrics.jsonl exists",), ("stopped/.lock",))
     for name in ("one bit", "a changed step", "a changed schedule", "an index that is a list", "forged: NaN")
+]
+OLDER = "expected 'dist_moe checkpoint' version 4, found version 3", "finish the run with that one", "overwrite"
+CHECKPOINTS += [
+    Case(f"{what}: version 3", lambda: edit(f"{STEP}/index.json", lambda d: d.update(version=3)), argv, OLDER, lock)
+    for what, argv, lock in (("show", SHOW, ()), ("resume", RESUME, ("stopped/.lock",)))
 ]
 CHECKPOINTS += [
     Case("resume: changed metrics", lambda: flip("stopped/metrics.jsonl", 30), RESUME,

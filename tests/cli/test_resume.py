@@ -127,6 +127,8 @@ def test_show(trained, stopped, capsys):
         assert len(names) == num_experts
         assert f"    stepped: {' '.join(sorted(names)[:12])}" in out
     assert f"rank 0 (replica 0, ep rank 0) owns {MaskStore.open(trained.masks).union().sum()} experts, " in out
+    assert "  epoch 0, 1 of 2 batches done; masks r0; 16 rows, " in out
+    assert "  epoch 0, 2 of 2 batches done; masks r0; 32 rows, " in out
     assert "  train.lr: 0.001" in out
     file.write_bytes(b"")
     assert main(["checkpoint", "show", str(stopped)]) == 2

@@ -1,6 +1,7 @@
 """A checkpoint of one number of ranks goes on with another: the same bits on the same layout, else within rounding."""
 
 import shutil
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -15,10 +16,11 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.training.checkpoint import Layout, last_checkpoint, load_checkpoint
-from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
 from dist_moe.training.saving import CheckpointSaver
+from dist_moe.training.split import Split
+from dist_moe.training.state import Position, RevisionInForce, TrainState
 from dist_moe.training.step import MaskedStep
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_training import batch_rows, snapshot
@@ -28,6 +30,7 @@ from tests.tiny import random_masks, tiny_model
 CPU = SoloComm(torch.device("cpu"))
 ROWS, STEPS, MIDDLE = 8, 8, 5
 FACTS = {"model_hash": "m", "seed": 3}
+FIRST = TrainState.first(Position(0, 0, tuple(range(STEPS))), STEPS, RevisionInForce(0, "d"), seed=3)
 
 
 def halved(step: int) -> float:
@@ -74,7 +77,7 @@ def run(comm, ep_size, root, start, stop):
         keep=2,
         asynchronous=False,
     )
-    saver.save(stop)
+    saver.save(replace(FIRST, step=stop))
     bits = {key: value.float().numpy() for key, value in snapshot(model.layers, optimizer).items()}
     return losses, bits, optimizer.param_groups[0]["lr"]
 

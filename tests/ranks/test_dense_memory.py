@@ -13,9 +13,9 @@ from dist_moe.engines.fsdp import FsdpEngine
 from dist_moe.model.model import adopt
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
+from dist_moe.training.split import Split
 from dist_moe.training.step import MaskedStep, batch_loss
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_training import Case, batch_rows, masks_of

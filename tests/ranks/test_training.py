@@ -17,9 +17,9 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.stats.masks import mask_hash
-from dist_moe.training.loop import Split
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
+from dist_moe.training.split import Split
 from dist_moe.training.step import MaskedStep
 from tests.ranks.harness import run_ranks
 from tests.reference import ADAMW, MAX_NORM, Reference

@@ -3,7 +3,7 @@
 import pytest
 
 from dist_moe.errors import UserError
-from dist_moe.training.loop import keep_lines
+from dist_moe.training.ledger import keep_lines
 
 LINES = [b'{"step": 1}\n', b'{"step": 2}\n']
 

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.training import checkpoint, parts
 from dist_moe.training.optimizer import ExpertState
 from dist_moe.training.saving import CheckpointSaver
+from dist_moe.training.state import Position, RevisionInForce, TrainState
 
 FILE = "experts-00000.safetensors"
 
@@ -32,6 +34,11 @@ def saver(root, *, asynchronous):
     )
 
 
+def after(step):
+    first = TrainState.first(Position(0, 0, (1, 0)), 2, RevisionInForce(0, "d"), seed=0)
+    return replace(first, step=step)
+
+
 @pytest.fixture
 def gate(monkeypatch):
     """Holds back every write until it is set."""
@@ -47,7 +54,7 @@ def gate(monkeypatch):
 
 def test_what_later_steps_change_is_not_written(tmp_path, gate):
     late = saver(tmp_path / "late", asynchronous=True)
-    late.save(2)
+    late.save(after(2))
     for part in ("master", "exp_avg", "exp_avg_sq", "step"):
         getattr(late.optimizer.expert_state[0, 3], part).add_(1)
     assert not late.written
@@ -56,7 +63,7 @@ def test_what_later_steps_change_is_not_written(tmp_path, gate):
     late.finish()
 
     at_once = saver(tmp_path / "at once", asynchronous=False)
-    at_once.save(2)
+    at_once.save(after(2))
     for name in (FILE, "index.json"):
         one, two = (tmp_path / root / "step-00000002" / name for root in ("late", "at once"))
         assert one.read_bytes() == two.read_bytes()
@@ -68,7 +75,7 @@ def test_one_write_at_a_time_and_the_last_ones_are_kept(tmp_path, gate):
     gate.set()
     several = saver(tmp_path, asynchronous=True)
     for step in (2, 4, 6):
-        several.save(step)
+        several.save(after(step))
         assert len(list(tmp_path.glob(".step-*.partial-*"))) == 1
     several.finish()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
@@ -80,7 +87,7 @@ def test_a_write_that_fails_is_the_runs_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(parts, "write_tensors", full)
     failing = saver(tmp_path, asynchronous=True)
-    failing.save(2)
+    failing.save(after(2))
     with pytest.raises(UserError, match=rf"cannot write .*{FILE}: No space left on device"):
         failing.finish()
     assert not list(tmp_path.glob("step-*"))

@@ -1,0 +1,39 @@
+"""The masks of a run, step by step."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_moe.store.read import MaskStore
+from dist_moe.training.state import RevisionInForce
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRevisions:
+    """`stores[0]` from the first step on, and `stores[i + 1]` from the one after step `ends[i]`, counted from 1.
+
+    All have the same batches. The stores are the revisions 0, 1, ... of the run.
+    """
+
+    stores: tuple[MaskStore, ...]
+    ends: tuple[int, ...] = ()
+
+    @property
+    def first(self) -> MaskStore:
+        """What all revisions have alike is read here: batches, prompts."""
+        return self.stores[0]
+
+    def at(self, step: int) -> RevisionInForce:
+        """What step 1, 2, ... trains under."""
+        return self[bisect_right(self.ends, step - 1)]
+
+    def __getitem__(self, number: int) -> RevisionInForce:
+        return RevisionInForce(number, self.stores[number].digest)
+
+    def union(self) -> np.ndarray:
+        """bool [L, E]: experts in the mask of at least one batch, in at least one revision."""
+        union_LE: np.ndarray = np.logical_or.reduce([store.union() for store in self.stores])
+        return union_LE

@@ -1,0 +1,48 @@
+"""How a batch's rows become each rank's micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dist_moe.data.batches import micro_batches, shard_rows
+from dist_moe.data.tokens import Encoded, TokenBatch, collate
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a batch's rows become micro-batches on `num_ranks` ranks: the same number on each."""
+
+    batch_size: int
+    num_ranks: int
+    micro_batch_size: int
+    num_micro_batches: int
+
+    @classmethod
+    def of(cls, batch_size: int, num_ranks: int, micro_batch_size: int | None) -> Split:
+        """At most `micro_batch_size` rows at once; None: all of a rank's rows."""
+        rows_per_rank = -(-batch_size // num_ranks)
+        size = min(micro_batch_size or rows_per_rank, rows_per_rank)
+        return cls(batch_size, num_ranks, size, -(-rows_per_rank // size))
+
+    def local(self, rows: list[Encoded], rank: int, pad_id: int) -> list[TokenBatch]:
+        """One rank's micro-batches of a batch. A rank with fewer rows gets micro-batches without a real token."""
+        mine = [rows[i] for i in shard_rows(len(rows), rank, self.num_ranks)]
+        parts = [list(part) for part in micro_batches(mine, self.micro_batch_size)]
+        parts += [[]] * (self.num_micro_batches - len(parts))
+        return [collate(part, pad_id) for part in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a run's batches, as one rank takes them."""
+
+    of: Callable[[int], list[Encoded]]
+    """All rows of a batch."""
+    split: Split
+    rank: int
+    pad_id: int
+
+    def local(self, batch: int) -> list[TokenBatch]:
+        """This rank's micro-batches of a batch."""
+        return self.split.local(self.of(batch), self.rank, self.pad_id)

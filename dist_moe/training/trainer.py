@@ -1,0 +1,102 @@
+"""The training loop: step after step from a state to the next, until the schedule's end or a wish to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dist_moe.training.revisions import MaskRevisions
+from dist_moe.training.saving import CheckpointSaver
+from dist_moe.training.schedule import Schedule, Scheduled
+from dist_moe.training.split import Rows
+from dist_moe.training.state import Done, TrainState
+from dist_moe.training.step import MaskedStep
+from dist_moe.training.stop import StopRequest
+from dist_moe.training.trackers import Tracker
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """A run between its first step, or a checkpoint, and its end. `run` is called by all ranks together."""
+
+    state: TrainState
+    """What is done; a new value after each step."""
+    schedule: Schedule
+    step: MaskedStep
+    masks: MaskRevisions
+    rows: Rows
+    trackers: Sequence[Tracker]
+    saver: CheckpointSaver
+    checkpoint_every: int
+    """Steps from one checkpoint to the next; 0: only when the run is stopped."""
+    stop: StopRequest
+
+    def run(self) -> bool:
+        """Take the steps that are left. Whether all are done: False if the run was asked to stop, and is saved.
+
+        Raises:
+            UserError: on all ranks, if something cannot be written; the last checkpoint is there to go on from.
+        """
+        stopping = False
+        with self.stop:
+            while not stopping and (scheduled := self.schedule.next(self.state)) is not None:
+                self._take(scheduled)
+                stopping = self._save_or_stop()
+            self.saver.finish()
+            self.stop.done(stopped=stopping)
+        return not stopping
+
+    def _take(self, scheduled: Scheduled) -> None:
+        started = time.perf_counter()
+        in_force = self.masks.at(scheduled.step)
+        store = self.masks.stores[in_force.number]
+        batch, lr = store.batches[scheduled.batch], self.step.optimizer.param_groups[0]["lr"]
+        is_audited = self._is_audited(scheduled.step)
+        take = self.step.audited if is_audited else self.step
+        mask_LE, micro_batches = torch.from_numpy(store.masks[scheduled.batch]), self.rows.local(scheduled.batch)
+        result = take(batch.id, mask_LE, micro_batches)
+        seconds = time.perf_counter() - started
+        num_rows = len(self.rows.of(scheduled.batch))
+        done = Done(result.num_tokens, result.num_loss_tokens, num_rows)
+        self.state = self.state.after(scheduled.step, scheduled.position, in_force, done)
+        self._record(
+            {
+                "step": scheduled.step,
+                "epoch": scheduled.epoch,
+                "batch": scheduled.batch,
+                "batch_id": batch.id,
+                "category": batch.category,
+                "mode": self.step.settings.mode,
+                "mask_revision": in_force.number,
+                "num_rows": num_rows,
+                **asdict(result),
+                "lr": lr,
+                "audited": is_audited,
+                "seconds": round(seconds, 4),
+                "tokens_per_second": round(result.num_tokens / seconds, 1),
+            }
+        )
+
+    def _is_audited(self, step: int) -> bool:
+        audit = self.step.settings.audit
+        return audit > 0 and (step % audit == 0 or step in (1, self.schedule.num_steps))
+
+    def _record(self, line: dict[str, Any]) -> None:
+        for tracker in self.trackers:
+            with self.stop.failing_together():
+                tracker.record(line)
+
+    def _save_or_stop(self) -> bool:
+        """After a step: whether the run was asked to stop before its last, and is saved, or its save begun."""
+        asked, written = self.stop.agreed(self.saver.written)
+        stopping = asked and self.schedule.next(self.state) is not None
+        if written:
+            self.saver.finish()
+        every = self.checkpoint_every
+        if stopping or (every and self.state.step % every == 0):
+            self.saver.save(self.state)
+        return stopping

@@ -1,0 +1,59 @@
+"""What is known of a run before its first step and written with its experts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from dist_moe import __version__
+from dist_moe.config.schema import Config
+from dist_moe.model.model import MoEModel
+from dist_moe.stats.names import expert_name
+from dist_moe.store.read import MaskStore
+from dist_moe.training.facts import Arms, Numbers, RunFacts
+from dist_moe.training.plan import FreezePlan
+from dist_moe.training.revisions import MaskRevisions
+from dist_moe.workflows.inputs import Inputs
+from dist_moe.workflows.run_dir import result_settings
+
+
+def freeze_plan(masks: MaskRevisions, model: MoEModel) -> FreezePlan:
+    """The plan that a run's masks ask of a model."""
+    union_LE = masks.union()
+    assert union_LE.shape == (model.shape.num_layers, model.shape.num_experts)
+    return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters)
+
+
+def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan) -> RunFacts:
+    """What the experts are trained from and how; saved with them, and shown in an export's model card."""
+    num_unsafe = int(store.prompts["unsafe"].sum())
+    return RunFacts(
+        dist_moe_version=__version__,
+        model_path=str(config.model.path),
+        model_hash=inputs.model_hash,
+        tokenizer_hash=inputs.tokenizer_hash,
+        data_hash=inputs.prompts.data_hash,
+        masks_digest=store.digest,
+        selection_rule=store.rule.facts,
+        counted_tokens=store.counted_tokens,
+        batches=dict(Counter(store.categories)),
+        prompts=Arms(safe=len(store.prompts) - num_unsafe, unsafe=num_unsafe),
+        chosen=_chosen(store),
+        mode=config.train.mode,
+        fill=config.train.fill,
+        scope=config.train.scope,
+        num_steps=len(store.batches) * config.train.epochs,
+        union=[expert_name(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
+        num_union_parameters=plan.num_trainable,
+        num_parameters=plan.num_parameters,
+        settings=result_settings(config),
+    )
+
+
+def _chosen(store: MaskStore) -> Numbers:
+    """All choices of the masks by the sign of their risk_diff."""
+    masks = store.masks
+    signs = [np.sign(store.risk_diff[start:stop][masks[start:stop]]) for start, stop in masks.slabs(0, len(masks))]
+    above, below, zero = (sum(int((part == sign).sum()) for part in signs) for sign in (1, -1, 0))
+    return Numbers(above_0=above, below_0=below, of_0=zero)

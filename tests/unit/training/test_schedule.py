@@ -1,0 +1,113 @@
+"""What comes when, and what metrics.jsonl proves of it, against a plain loop over epochs."""
+
+import json
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+
+import pytest
+
+from dist_moe.artefacts import read_sealed, write_sealed
+from dist_moe.errors import UserError
+from dist_moe.training.ledger import check_ledger
+from dist_moe.training.schedule import EpochSchedule
+from dist_moe.training.state import Done, RevisionInForce, TrainState
+from tests.wiring import order
+
+B, EPOCHS, SEED = 5, 3, 11
+SCHEDULE = EpochSchedule(B, EPOCHS, SEED)
+ROWS = [16, 16, 12, 16, 9]
+
+
+REVISIONS = [RevisionInForce(0, "digest 0"), RevisionInForce(1, "digest 1")]
+
+
+class Masks:
+    """The second revision from step 8 on."""
+
+    first = SimpleNamespace(batch_ids=[f"batch {b}" for b in range(B)])
+
+    def at(self, step):
+        return REVISIONS[step >= 8]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    state: TrainState
+
+
+def walk():
+    """All states of a run, the first one included, and its metrics."""
+    state = TrainState.first(SCHEDULE.begin(), B, REVISIONS[0], SEED)
+    states, lines = [state], []
+    while (planned := SCHEDULE.next(state)) is not None:
+        done = Done(tokens=100 + planned.step, loss_tokens=50, rows=ROWS[planned.batch])
+        state = state.after(planned.step, planned.position, Masks().at(planned.step), done)
+        states.append(state)
+        lines.append(
+            {
+                "step": planned.step,
+                "epoch": planned.epoch,
+                "batch": planned.batch,
+                "batch_id": f"batch {planned.batch}",
+                "mask_revision": state.masks.number,
+                "num_tokens": done.tokens,
+                "num_loss_tokens": done.loss_tokens,
+                "num_rows": done.rows,
+            }
+        )
+    return states, lines
+
+
+def test_every_batch_once_an_epoch_in_the_seeds_order():
+    states, lines = walk()
+    expected = [(e, int(b)) for e in range(EPOCHS) for b in order(B, SEED, e)]
+    assert [(line["epoch"], line["batch"]) for line in lines] == expected
+    assert [state.step for state in states] == list(range(B * EPOCHS + 1))
+    assert states[-1].done.rows == EPOCHS * sum(ROWS)
+    assert states[-1].done.tokens == sum(100 + step for step in range(1, B * EPOCHS + 1))
+
+
+def test_any_state_that_was_written_and_read_goes_on_alike(tmp_path):
+    states, _ = walk()
+    for state, following in zip(states, [*states[1:], None], strict=True):
+        file = tmp_path / "state.json"
+        write_sealed(file, "a state", 1, asdict(Sealed(state)))
+        read = read_sealed(file, "a state", 1, Sealed, "")[0].state
+        assert read == state
+        planned = SCHEDULE.next(read)
+        assert (planned and planned.position) == (following and following.position)
+
+
+def test_the_ledger_proves_what_was_done(tmp_path):
+    states, lines = walk()
+    check(tmp_path, lines, states)
+
+
+def swapped(lines):
+    lines[2]["batch_id"], lines[3]["batch_id"] = lines[3]["batch_id"], lines[2]["batch_id"]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        swapped,
+        lambda lines: lines.pop(),
+        lambda lines: lines.pop(4),
+        lambda lines: lines.append(lines[-1]),
+        lambda lines: lines[6].update(mask_revision=1),
+        lambda lines: lines[8].update(mask_revision=0),
+        lambda lines: lines[8].update(num_rows=8),
+        lambda lines: lines[8].pop("num_tokens"),
+    ],
+)
+def test_the_ledger_of_another_run_proves_nothing(tmp_path, harm):
+    states, lines = walk()
+    harm(lines)
+    with pytest.raises(UserError, match="is not the run's schedule, so it proves nothing"):
+        check(tmp_path, lines, states)
+
+
+def check(tmp_path, lines, states):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    check_ledger(metrics, SCHEDULE, Masks(), states[0], states[-1])
