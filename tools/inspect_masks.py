@@ -34,6 +34,7 @@ from dist_moe.cli.streams import Output
 from dist_moe.errors import UserError
 from dist_moe.report import views
 from dist_moe.report.plots import write_plots
+from dist_moe.select.stored import open_masks
 from dist_moe.stats.names import parse_expert_name
 from dist_moe.store import MaskStore
 
@@ -75,7 +76,7 @@ def view_of(store: MaskStore, words: Sequence[str]) -> views.View:
         case ["diff", *changes] if changes and all("=" in change for change in changes):
             return views.diff_rule(store, once(change.split("=", 1) for change in changes))
         case ["diff", other]:
-            return views.diff(store, MaskStore.open_whole(other))
+            return views.diff(store, open_masks(other))
         case ["prefill"]:
             return views.prefill(store)
         case ["recheck"]:
@@ -103,7 +104,7 @@ def main(output: Output) -> int:
     parser.set_defaults(form=views.as_text)
     parser.add_argument("--out", type=path, help="where plots writes its pictures")
     arguments = parser.parse_all()
-    store = MaskStore.open_whole(arguments.store)
+    store = open_masks(arguments.store)
     if (arguments.view == ["plots"]) != (arguments.out is not None):
         raise UserError("pictures need both: the view plots and --out DIR")
     if arguments.out is not None:

@@ -1,8 +1,9 @@
 """Write the pages that say what the code says, and check every link between the Markdown files.
 
 docs/configuration.md is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring
-under each field), so that it needs none of the project's dependencies. The table in docs/families.md is what
-`dist-moe families` finds with the installed transformers, in some minutes; the tests say when it is stale.
+under each field) and of stats/settings.py, and from the selection rules, whose parameters are settings. The table in
+docs/families.md is what `dist-moe families` finds with the installed transformers, in some minutes; the tests say when
+it is stale.
 
     python tools/make_docs.py               rewrite docs/configuration.md, check the links
     python tools/make_docs.py --families    rewrite the table in docs/families.md too
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import re
 import subprocess
 import sys
@@ -21,8 +23,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from dist_moe.config import schema
+
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = Path("dist_moe/config/schema.py")
+STATISTICS = Path("dist_moe/stats/settings.py")
 PAGE = Path("docs/configuration.md")
 FAMILIES = Path("docs/families.md")
 FAMILIES_TABLE = re.compile(r"^\| model type \|.*\n(?:\|.*\n)*", re.MULTILINE)
@@ -56,12 +61,24 @@ class Section:
 
     name: str
     fields: tuple[Field, ...]
+    bases: tuple[str, ...] = ()
+    """Sections whose fields it inherits."""
 
 
 def read_sections(source: str) -> dict[str, Section]:
     """The dataclasses of a module's source text, by name, in their order. Every field must have a docstring."""
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    return {node.name: Section(node.name, tuple(_fields(node))) for node in classes}
+    return {
+        node.name: Section(node.name, tuple(_fields(node)), tuple(ast.unparse(base) for base in node.bases))
+        for node in classes
+    }
+
+
+def rule_settings() -> Section:
+    """The settings that the selection rules make."""
+    fields = dataclasses.fields(schema.RuleSettings)
+    rows = (Field(each.name, each.metadata["written"], repr(each.default), each.metadata["help"]) for each in fields)
+    return Section("RuleSettings", tuple(rows))
 
 
 def _fields(node: ast.ClassDef) -> Iterator[Field]:
@@ -86,7 +103,8 @@ def render(sections: dict[str, Section], root: str = "Config") -> str:
 
 def _blocks(sections: dict[str, Section], name: str, prefix: str) -> Iterator[str]:
     """The section's own settings, then those of the sections in it."""
-    fields = sections[name].fields
+    inherited = [field for base in sections[name].bases for field in sections[base].fields]
+    fields = (*inherited, *sections[name].fields)
     yield _table([field for field in fields if field.type not in sections], prefix)
     for field in fields:
         if field.type in sections:
@@ -159,7 +177,11 @@ def _anchors(text: str) -> set[str]:
 def update(root: Path, *, check: bool) -> list[str]:
     """Rewrite the page under `root` (unless `check`); returns what is wrong: a stale page, dead links."""
     problems = []
-    page = render(read_sections((root / SCHEMA).read_text(encoding="utf-8")))
+    sources = (path for path in (SCHEMA, STATISTICS) if (root / path).exists())
+    sections = {"RuleSettings": rule_settings()}
+    for path in sources:
+        sections |= read_sections((root / path).read_text(encoding="utf-8"))
+    page = render(sections)
     if not check:
         (root / PAGE).write_text(page, encoding="utf-8")
     elif not (root / PAGE).exists() or (root / PAGE).read_text(encoding="utf-8") != page:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
+from dist_moe.config.chosen import chosen_settings
 from dist_moe.ranges import Count, DecayRate, NonNegative, NonNegativeInt, Positive, Text
+from dist_moe.rules import RULES
+from dist_moe.stats.settings import StatisticsConfig
 
 
 def num_safe_rows(batch_size: int, safe_ratio: float) -> int:
@@ -54,27 +57,24 @@ class BatchConfig:
     """Share of a batch's rows that are safe; both kinds need at least one row."""
 
 
-@dataclass(kw_only=True, slots=True)
-class StatisticsConfig:
-    permutations: NonNegativeInt = 2000
-    """Labelings of a batch's prompts that its tests compare with; all of them, where there are fewer. 0: no statistics,
-    and then no rule significant."""
-    resamples: Count = 200
-    """Bootstrap samples of an interval, and half-samples of stability."""
-    null_draws: Count = 100
-    """Labelings on which the rule runs to say how many experts it selects by chance."""
-    confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
-    """Of the intervals."""
-    estimate: Literal["micro", "macro"] = "micro"
-    """What tests, intervals and stability look at. micro: tokens pooled, as risk_diff is defined. macro: the mean of
-    the prompts' rates, in which long prompts do not weigh more."""
-    statistic: Literal["difference", "standardized"] = "standardized"
-    """What family-wise p takes the largest of over experts: the difference, or the difference in units of what it
-    varies by when labels are permuted."""
+if TYPE_CHECKING:
+
+    @dataclass(kw_only=True, slots=True)
+    class RuleSettings:
+        rule: str = ""
+
+else:
+    RuleSettings = chosen_settings(
+        "RuleSettings",
+        "rule",
+        RULES,
+        "threshold_top_k",
+        "How a batch's unsafe experts are chosen, see docs/statistics.md; some rules are controls, to compare with.",
+    )
 
 
 @dataclass(kw_only=True, slots=True)
-class AnalysisConfig:
+class AnalysisConfig(RuleSettings):
     tokens: Literal["content", "prompt", "completion", "all", "span", "generated"] = "content"
     """Which tokens are counted; padding never is. content: the prompt's with a character of its messages' own texts.
     prompt: all of the prompt's, those that the chat template writes too. completion: the answer and the token that ends
@@ -85,40 +85,8 @@ class AnalysisConfig:
     """Length of the model's own answers, for tokens: generated."""
     temperature: NonNegative = 0.0
     """How they are sampled; 0 is greedy, else they are drawn from `seed`."""
-    rule: Literal[
-        "threshold_top_k",
-        "shrunk",
-        "significant",
-        "stable",
-        "budget_per_layer",
-        "esft_token",
-        "esft_gate",
-        "steermoe",
-        "gradient",
-        "random",
-        "random_matched",
-        "load",
-        "lowest",
-    ] = "threshold_top_k"
-    """How a batch's unsafe experts are chosen, see docs/statistics.md; the last four are controls."""
-    threshold: Annotated[float, Interval(ge=-1, lt=1)] = 0.05
-    """An expert is unsafe for a batch when its risk_diff is above this (threshold_top_k, stable, controls), or its
-    shrunk risk_diff (shrunk)."""
-    top_k: Count = 50
-    """At most this many unsafe experts a batch, over all layers (the same, steermoe and gradient)."""
-    alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.05
-    """The level of the rule significant."""
-    correction: Literal["fdr", "family"] = "fdr"
-    """What significant compares with alpha. fdr: Benjamini-Hochberg q-values. family: p adjusted for all experts."""
-    frequency: Annotated[float, Interval(gt=0, le=1)] = 0.8
-    """Share of half-samples in which the rule stable wants an expert selected."""
-    per_layer: Count = 4
-    """Experts a layer of the rule budget_per_layer."""
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 0.2
-    """Share of a layer's routing that the experts of the rules esft_token and esft_gate have
-    together."""
     gates: bool = True
-    """Keep each prompt's sums of routing weights beside its counts; the rule esft_gate needs them."""
+    """Keep each prompt's sums of routing weights beside its counts; a rule may need them."""
     micro_batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
     depend on the number of ranks. In bfloat16 they depend on this, as other passes round a near tie of two experts
@@ -128,7 +96,7 @@ class AnalysisConfig:
     memory of a bfloat16 model. None: as model.dtype says."""
     ep_size: Count = 1
     """Ranks that share the experts of one copy of the model while they count, as of one too large for a single GPU.
-    1: each rank has a whole copy. Must divide the number of ranks; not with the rule gradient."""
+    1: each rank has a whole copy. Must divide the number of ranks; not with a rule that needs gradients."""
     part: Text | None = None
     """I/N: do the I-th of N shares. N jobs can so share an analysis, in any order, and each twice: first they count,
     then, when all is counted, they write masks. The last completes the store, exactly as one job would have. A job

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -40,6 +40,8 @@ class Setting:
     """None is a value of it."""
     several: bool
     """Its value is several values."""
+    words: tuple[str, ...]
+    """If only some words are values of it: these."""
 
 
 def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
@@ -60,6 +62,7 @@ def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
                     flag=kind is bool,
                     optional=NoneType in get_args(kind),
                     several=getattr(kind, "__origin__", None) is tuple,
+                    words=get_args(kind) if getattr(kind, "__origin__", None) is Literal else (),
                 ),
             )
 
@@ -84,7 +87,7 @@ def checked(key: str, value: Any, where: str) -> Any:
     try:
         found = SETTINGS[key].adapter.validate_json(encoded, strict=True)
     except ValidationError as error:
-        raise _refused(error, f"{where}: {key}", shown(value)) from None
+        raise _refused(error, f"{where}: {key}", shown(value) + _nearest(SETTINGS[key], value)) from None
     return _require_short(found, f"{where}: {key}")
 
 
@@ -106,7 +109,8 @@ def from_words(key: str, words: Sequence[str], where: str) -> Any:
     try:
         found = setting.adapter.validate_python(value)
     except ValidationError as error:
-        raise _refused(error, where, shown(value) if setting.several else clipped(words[0])) from None
+        got = shown(value) if setting.several else clipped(words[0]) + _nearest(setting, words[0])
+        raise _refused(error, where, got) from None
     return _require_short(found, where)
 
 
@@ -117,6 +121,12 @@ def suggestion(key: str) -> str:
     if nearest := same_name or get_close_matches(key, [*SETTINGS, *SECTIONS], n=1):
         return f"; did you mean {' or '.join(nearest)}?"
     return f"; the top-level keys are {', '.join(field.name for field in dataclasses.fields(Config))}"
+
+
+def _nearest(setting: Setting, value: Any) -> str:
+    """What to add to a message on a word that is no value of the setting."""
+    nearest = get_close_matches(value, setting.words, n=1) if isinstance(value, str) else []
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def clipped(key: str) -> str:

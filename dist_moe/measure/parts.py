@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from dist_moe.config.schema import StatisticsConfig
 from dist_moe.data.index import BatchIndex
 from dist_moe.data.tokens import Encoded
 from dist_moe.errors import UserError
@@ -28,6 +27,7 @@ from dist_moe.select.evidence import evidence_of_each
 from dist_moe.stats.counts import RoutingCounts, concatenate
 from dist_moe.stats.evidence import Population
 from dist_moe.stats.population import PopulationSums
+from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.stats.table import risk_table
 
 ROWS_AT_ONCE = 512

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from dist_moe.config.schema import StatisticsConfig
 from dist_moe.data.index import BatchIndex
+from dist_moe.report.views.experts import overall
 from dist_moe.select.evidence import can_be_pooled, pooled_evidence
 from dist_moe.select.statistics import add_statistics
+from dist_moe.select.stored import stored_rule
+from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.stats.specificity import category_specificity, union_growth
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import stored_counts
@@ -40,11 +42,11 @@ def report(store: MaskStore, index: BatchIndex, settings: StatisticsConfig, seed
         yield f"Smallest p that a batch's labels can give: {smallest.min():.2g} to {smallest.max():.2g}"
     if 1 < len(store.batches) <= MOST_BATCHES:
         yield from _overlap(store, seed)
-    selected = len(store.global_unsafe_experts())
+    selected = len(overall(store))
     table = store.aggregated
     if settings.permutations and can_be_pooled(index, settings):
         counts = stored_counts(store, range(len(store.batches)))
-        table = add_statistics(table, pooled_evidence(index, counts, settings, seed), store.rule)
+        table = add_statistics(table, pooled_evidence(index, counts, settings, seed), stored_rule(store))
     yield (f"Global unsafe experts (threshold and top_k, pooled over all prompts): {selected}; top 10 by risk_diff:")
     yield _table(table, 10)
     first = {batch.category: batch for batch in reversed(store.batches)}

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dist_moe.rules.describe import in_words, is_control
 from dist_moe.training.facts import Arms, Numbers
 from dist_moe.weights.export import BASE_CARD, CARD
 from dist_moe.weights.facts import Facts, Quoted
@@ -46,7 +45,7 @@ def model_card(facts: Facts, base: Path) -> str:
         ("Data", f"{_arms(facts.prompts)}hash `{facts.data_hash}`"),
         ("Batches", f"{sum(facts.batches.values())}: " + ", ".join(f"{c} {n}" for c, n in facts.batches.items())),
         ("Selection rule", f"{rule.name}, counted tokens: {facts.counted_tokens}"),
-        ("It takes of a batch's experts", in_words(rule)),
+        ("It takes of a batch's experts", rule.in_words),
         *_chosen(facts.chosen),
         ("Masks", f"digest `{facts.masks_digest}`"),
         ("Mode", f"route, fill {facts.fill}, scope {facts.scope}" if facts.mode == "route" else facts.mode),
@@ -56,13 +55,13 @@ def model_card(facts: Facts, base: Path) -> str:
         ("Made with", f"dist_moe {facts.dist_moe_version}"),
     ]
     lines = [
-        f"# {name} with {'experts trained as a control' if is_control(rule) else 'repaired experts'}",
+        f"# {name} with {'experts trained as a control' if rule.is_control else 'repaired experts'}",
         "",
         f"This model is derived from {name}. Routing was measured on safe and unsafe prompts, and in each batch of "
         "them only the experts that a rule selects were trained. Every other weight, the configuration and the "
         f"tokenizer are the base's, bit for bit. {origin}",
         "",
-        *((CONTROL, "") if is_control(rule) else ()),
+        *((CONTROL, "") if rule.is_control else ()),
         *_table(("", ""), table),
         "",
         *_before_after(facts.evaluation),

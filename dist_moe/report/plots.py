@@ -14,6 +14,7 @@ import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.files import replacing_files
+from dist_moe.report.views.experts import overall
 from dist_moe.report.views.overlap import MOST_BATCHES, growth
 from dist_moe.stats.overlap import jaccard_matrix
 from dist_moe.store.read import MaskStore
@@ -60,7 +61,7 @@ def risk_figure(store: MaskStore) -> Figure:
     frame = store.aggregated
     values_LE = np.zeros(store.masks.shape[1:])
     values_LE[frame["layer"], frame["expert"]] = frame["risk_diff"]
-    chosen = store.global_unsafe_experts()
+    chosen = overall(store)
     limit = float(np.abs(values_LE).max()) or 1.0
     figure, axes = _experts_figure(store, "risk_diff over all prompts (framed: selected from it)")
     image = axes.imshow(values_LE, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")

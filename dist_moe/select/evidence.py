@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dist_moe.config.schema import StatisticsConfig
 from dist_moe.data.index import BatchIndex
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.evidence import Evidence, Population, evidence
+from dist_moe.stats.settings import StatisticsConfig
 
 POOLED_LIMIT = 1 << 24
 """Labelings times prompts up to which all prompts are tested together: 128 MiB of weights an arm."""

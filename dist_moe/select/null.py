@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_moe.rules.rules import COUNTED_AS, RULES
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules import Rule
 from dist_moe.stats.evidence import Evidence
 from dist_moe.stats.labelings import labelings
 
@@ -19,20 +18,12 @@ class NullCount:
     """95 % quantile."""
 
 
-def has_null(rule: SelectionRule) -> bool:
-    """Whether the rule's number of experts follows from the batch's labels: for some it is fixed, and in `shrunk` other
-    batches' labels are part of it.
-    """
-    return rule.name not in ("budget_per_layer", "steermoe", "shrunk", "gradient")
-
-
-def null_count(batch: Evidence, rule: SelectionRule, num_draws: int) -> NullCount:
+def null_count(batch: Evidence, rule: Rule, num_draws: int) -> NullCount:
     """The rule run on the same prompts with permuted labels, `num_draws` times (or on all labelings, if fewer).
 
-    Only for a rule that `has_null`.
+    Only for a rule that `has_null`. Of a control, the one that it is counted as.
     """
-    assert has_null(rule)
-    select = RULES[COUNTED_AS.get(rule.name, rule.name)]
+    assert rule.has_null
     labels_NP, _ = labelings(batch.unsafe_P, batch.design, num_draws, batch.generator("null"))
-    numbers_N = [int(select(batch.relabelled(unsafe_P), rule).sum()) for unsafe_P in labels_NP]
+    numbers_N = [int(rule.counted_as.select(batch.relabelled(unsafe_P)).sum()) for unsafe_P in labels_NP]
     return NullCount(float(np.mean(numbers_N)), float(np.quantile(numbers_N, 0.95, method="higher")))

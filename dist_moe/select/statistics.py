@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
+from dist_moe.config.schema import AnalysisConfig
 from dist_moe.data.index import BatchIndex
 from dist_moe.errors import UserError
-from dist_moe.rules.rules import TABLE_OF, select_mask
-from dist_moe.rules.select import SelectionRule, threshold_top_k
+from dist_moe.rules import RULES, Rule
+from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.select.evidence import evidence_of_each
-from dist_moe.select.null import has_null, null_count
-from dist_moe.select.stability import stability
+from dist_moe.select.null import null_count
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.estimates import risk_diff
 from dist_moe.stats.evidence import Evidence, Population
 from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.stats.table import risk_table
 from dist_moe.store import BatchResults
 
@@ -35,47 +36,40 @@ OF_EXPERTS = (
 )
 
 
-def selection_rule(analysis: AnalysisConfig) -> SelectionRule:
+def selection_rule(analysis: AnalysisConfig) -> Rule:
     """The rule that the configuration asks for.
 
     Raises:
         UserError: it needs what is off.
     """
-    if analysis.rule == "significant" and not analysis.statistics.permutations:
+    cls = RULES.find(analysis.rule)
+    rule = cls(**{field.name: getattr(analysis, field.name) for field in fields(cls)})
+    if "tests" in rule.needs and not analysis.statistics.permutations:
         raise UserError(
-            "analysis.rule = significant needs tests, but analysis.statistics.permutations is 0: set it to 2000, say"
+            f"analysis.rule = {rule.name} needs tests, but analysis.statistics.permutations is 0: set it to 2000, say"
         )
-    if TABLE_OF.get(analysis.rule) == "gates" and not analysis.gates:
-        raise UserError(f"analysis.rule = {analysis.rule} needs analysis.gates: set it to true")
-    if analysis.rule == "gradient" and analysis.ep_size > 1:
+    if "gates" in rule.needs and not analysis.gates:
+        raise UserError(f"analysis.rule = {rule.name} needs analysis.gates: set it to true")
+    if "gradients" in rule.needs and analysis.ep_size > 1:
         raise UserError(
-            "analysis.rule = gradient needs all experts on each rank, but analysis.ep_size is "
-            f"{analysis.ep_size}: set it to 1"
+            f"analysis.rule = {rule.name} needs all experts on each rank, but analysis.ep_size is {analysis.ep_size}: "
+            "set it to 1"
         )
-    return SelectionRule(
-        name=analysis.rule,
-        threshold=analysis.threshold,
-        top_k=analysis.top_k,
-        alpha=analysis.alpha,
-        correction=analysis.correction,
-        frequency=analysis.frequency,
-        per_layer=analysis.per_layer,
-        top_p=analysis.top_p,
-    )
+    return rule
 
 
-def statistic_kinds(rule: SelectionRule, settings: StatisticsConfig) -> Mapping[str, tuple[str, int]]:
+def statistic_kinds(rule: Rule, settings: StatisticsConfig) -> Mapping[str, tuple[str, int]]:
     """Which statistics `batch_results` gives, with type and number of axes as in a `StorePlan`."""
     if not settings.permutations:
         return {}
-    of_batches = ("smallest_p_value", *(("null_mean", "null_high") if has_null(rule) else ()))
+    of_batches = ("smallest_p_value", *(("null_mean", "null_high") if rule.has_null else ()))
     return dict.fromkeys(OF_EXPERTS, ("float32", 3)) | dict.fromkeys(of_batches, ("float32", 1))
 
 
 def batch_results(
     counts: RoutingCounts,
     index: BatchIndex,
-    rule: SelectionRule,
+    rule: Rule,
     settings: StatisticsConfig,
     seed: int,
     population: Population,
@@ -91,7 +85,7 @@ def batch_results(
     masks, rows = [], []
     batches = evidence_of_each(index, counts, settings, seed, population)
     for batch in tqdm(batches, desc="Batches", total=len(index), unit="batch", disable=not show_progress):
-        masks.append(select_mask(batch, rule))
+        masks.append(rule.select(batch))
         rows.append(batch_statistics(batch, rule))
     return BatchResults(
         counts=counts,
@@ -101,7 +95,7 @@ def batch_results(
     )
 
 
-def batch_statistics(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarray | float]:
+def batch_statistics(batch: Evidence, rule: Rule) -> dict[str, np.ndarray | float]:
     """What the store keeps of a batch beside rates and mask, by name; docs/statistics.md says what each is."""
     if not batch.settings.permutations:
         return {}
@@ -114,23 +108,23 @@ def batch_statistics(batch: Evidence, rule: SelectionRule) -> dict[str, np.ndarr
         "p_value": batch.test.p_LE,
         "family_p_value": batch.test.family_p_LE,
         "q_value": batch.test.q_LE,
-        "stability": stability(batch, rule),
+        "stability": rule.stability(batch),
         "smallest_p_value": batch.test.smallest_p,
     }
-    if not has_null(rule):
+    if not rule.has_null:
         return row
     null = null_count(batch, rule, batch.settings.null_draws)
     return row | {"null_mean": null.mean, "null_high": null.high}
 
 
-def add_statistics(frame: pd.DataFrame, pooled: Evidence, rule: SelectionRule) -> pd.DataFrame:
+def add_statistics(frame: pd.DataFrame, pooled: Evidence, rule: Rule) -> pd.DataFrame:
     """The pooled table with columns as those of a batch's table in the store."""
     low_LE, high_LE = pooled.interval
     columns = {
         "interval_low": low_LE,
         "interval_high": high_LE,
         "q_value": pooled.test.q_LE,
-        "stability": pooled.frequency_LE(lambda diff_LE: threshold_top_k(diff_LE, rule)),
+        "stability": rule.like(ThresholdTopK).stability(pooled),
     }
     where = frame["layer"].to_numpy(), frame["expert"].to_numpy()
     return frame.assign(**{name: value_LE[where] for name, value_LE in columns.items()})

@@ -8,13 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
-from dist_moe.config.schema import StatisticsConfig
 from dist_moe.stats.contrast import Estimate, all_risk_diffs
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.design import Design, Kinship
 from dist_moe.stats.estimates import bootstrap_interval, risk_diff, sampling_variance, shrink
 from dist_moe.stats.permutation import PermutationTest, permutation_test
 from dist_moe.stats.resamples import half_samples
+from dist_moe.stats.settings import StatisticsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,26 @@ class Evidence:
         might have selected other experts, and nothing says how often.
         """
         if not self.can_be_halved:
-            return np.zeros(self.counts.counts_PLE.shape[1:])
+            return self._never_LE
         chosen_NP, times_LE = self.half_samples_NP, np.zeros(self.counts.counts_PLE.shape[1:], np.int64)
         for diff_LE in all_risk_diffs(
             chosen_NP & self.unsafe_P, chosen_NP & ~self.unsafe_P, self.counts, self.estimate
         ):
             times_LE += choose(diff_LE)
         return times_LE / len(chosen_NP)
+
+    def frequency_of_LE(self, select: Callable[[Evidence], np.ndarray]) -> np.ndarray:
+        """Likewise for what looks at more than a difference, and runs on each half-sample: slower."""
+        if not self.can_be_halved:
+            return self._never_LE
+        times_LE = np.zeros(self.counts.counts_PLE.shape[1:], np.int64)
+        for chosen_P in self.half_samples_NP:
+            times_LE += select(self.of(chosen_P))
+        return times_LE / len(self.half_samples_NP)
+
+    @property
+    def _never_LE(self) -> np.ndarray:
+        return np.zeros(self.counts.counts_PLE.shape[1:])
 
 
 def evidence(

@@ -32,6 +32,11 @@ def selected(risk_diff_X: np.ndarray, threshold: float, top_k: int) -> np.ndarra
     return mask_X.reshape(risk_diff_X.shape)
 
 
+def largest(score_LE: np.ndarray, number: int) -> np.ndarray:
+    """The `number` largest scores over all layers as a mask, bool [L, E]; equal scores: as `selection_order`."""
+    return selected(score_LE.astype(np.float64), -np.inf, number)
+
+
 def first_of_each_layer(score_LE: np.ndarray, number_L: np.ndarray) -> np.ndarray:
     """The largest scores of each layer as a mask, bool [L, E]; equal scores: the lower expert first."""
     rank_LE = np.argsort(np.argsort(-score_LE, axis=1, kind="stable"), axis=1, kind="stable")

@@ -20,7 +20,7 @@ def attributes(plan: StorePlan) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": VERSION,
         "dist_moe_version": __version__,
-        "selection_rule": plan.rule.facts,
+        "selection_rule": dict(plan.selection_rule),
         "counted_tokens": plan.counted_tokens,
         "experts_per_token": plan.experts_per_token,
         "num_experts": plan.num_experts,

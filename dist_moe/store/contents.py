@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from dist_moe.rules.select import SelectionRule
 from dist_moe.stats.counts import RoutingCounts, concatenate
 from dist_moe.stats.design import Kinship
 from dist_moe.stats.masks import ExpertMasks
@@ -29,7 +28,8 @@ class StorePlan:
     """E."""
     experts_per_token: int
     """The model's k."""
-    rule: SelectionRule
+    selection_rule: Mapping[str, Any]
+    """Name and parameters, JSON values; `dist_moe.rules` knows what they mean."""
     counted_tokens: str
     """prompt, completion or all."""
     layer_names: tuple[str, ...]

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_moe.rules.select import SelectionRule
 from dist_moe.stats.counts import RoutingCounts, concatenate
 from dist_moe.stats.design import Kinship
-from dist_moe.stats.frames import risk_frame, select_head
+from dist_moe.stats.frames import risk_frame
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.names import batch_name
 from dist_moe.stats.order import selection_order
@@ -54,7 +53,7 @@ class MaskStore:
     def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any], root: Attributes) -> None:
         self.path = path
         self.attributes = {name: value for name, value in attributes.items() if name != "complete"}
-        self.rule = SelectionRule(**root.selection_rule)
+        self.selection_rule = root.selection_rule
         self.counted_tokens = root.counted_tokens
         self.experts_per_token = root.experts_per_token
         self.layer_names = tuple(root.layer_names)
@@ -296,10 +295,6 @@ class MaskStore:
     def mean_of_batches(self) -> pd.DataFrame:
         """Like `aggregated`, but the mean of the batches' rates: each batch weighs the same, however many tokens."""
         return _single_row_frame(mean_of_batches(RiskTable(self.a_safe_n[:], self.a_unsafe_n[:])))
-
-    def global_unsafe_experts(self) -> pd.DataFrame:
-        """The head of `aggregated` that the store's selection rule picks."""
-        return select_head(self.aggregated, self.rule.threshold, self.rule.top_k)
 
 
 def _single_row_frame(table: RiskTable) -> pd.DataFrame:

@@ -4,14 +4,13 @@ from collections.abc import Collection
 
 import numpy as np
 
-from dist_moe.config.schema import StatisticsConfig
 from dist_moe.errors import UserError
-from dist_moe.rules.rules import TABLE_OF, select_mask
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules import RULES, Rule, from_facts
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.design import Kinship
 from dist_moe.stats.evidence import evidence
 from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.stats.table import RiskTable, risk_table
 from dist_moe.store.contents import BatchResults, StorePlan
 from dist_moe.store.layout import prompt_array, statistic_array
@@ -21,8 +20,6 @@ RISK = frozenset({"a_safe_n", "a_unsafe_n", "risk_diff"})
 """Arrays that follow from the counts."""
 MASKS = frozenset({"masks", "batch_num_unsafe_experts", "batch_mask_hashes"})
 """Arrays that follow from the risk and the selection rule."""
-FROM_COUNTS = frozenset({"threshold_top_k", "budget_per_layer", "esft_token", "steermoe", "load", "lowest"})
-"""Selection rules that neither test nor draw, and look at nothing but the counts and tables of one batch."""
 
 
 def stored_plan(store: MaskStore) -> StorePlan:
@@ -36,7 +33,7 @@ def stored_plan(store: MaskStore) -> StorePlan:
         categories=store.categories,
         num_experts=store.num_experts,
         experts_per_token=store.experts_per_token,
-        rule=store.rule,
+        selection_rule=store.selection_rule,
         counted_tokens=store.counted_tokens,
         layer_names=store.layer_names,
         provenance=store.provenance,
@@ -54,8 +51,8 @@ def _kind(store: MaskStore, array: str) -> tuple[str, int]:
 
 
 def computable(tables: Collection[str]) -> frozenset[str]:
-    """Selection rules whose masks follow from counts with these tables, exactly."""
-    return FROM_COUNTS | {rule for rule, table in TABLE_OF.items() if table in tables}
+    """Selection rules that neither test nor draw, and look at nothing but the counts and these tables of one batch."""
+    return frozenset(name for name, rule in RULES.items() if rule.needs <= set(tables))
 
 
 def stored_counts(store: MaskStore, batches: range) -> RoutingCounts:
@@ -72,7 +69,7 @@ def recomputed_risk(store: MaskStore, batches: range, counts: RoutingCounts) -> 
 
 
 def recomputed_masks(
-    counts: RoutingCounts, unsafe_P: np.ndarray, batch_of_P: np.ndarray, num_batches: int, rule: SelectionRule
+    counts: RoutingCounts, unsafe_P: np.ndarray, batch_of_P: np.ndarray, num_batches: int, rule: Rule
 ) -> ExpertMasks:
     """Masks from counts by the rule; a batch may get an empty one.
 
@@ -94,11 +91,11 @@ def recomputed_masks(
         of_batch = counts.of(rows)
         kinship = Kinship.none(batch_of_P[rows])
         found = evidence(of_batch, unsafe_P[rows], kinship, StatisticsConfig(), seed=0, batch=batch)
-        masks_BLE[batch] = select_mask(found, rule)
+        masks_BLE[batch] = rule.select(found)
     return ExpertMasks(masks_BLE)
 
 
-def masks_by(store: MaskStore, batches: range, rule: SelectionRule, counts: RoutingCounts) -> ExpertMasks:
+def masks_by(store: MaskStore, batches: range, rule: Rule, counts: RoutingCounts) -> ExpertMasks:
     """What the rule selects in some consecutive batches of a store, from `counts` of their prompts.
 
     Raises:
@@ -117,6 +114,10 @@ def stored_results(store: MaskStore, batches: range, broken: Collection[str] = (
         risk = recomputed_risk(store, batches, counts)
     else:
         risk = RiskTable(store.a_safe_n[rows], store.a_unsafe_n[rows])
-    masks = masks_by(store, batches, store.rule, counts) if "masks" in broken else ExpertMasks(store.masks[rows])
+    masks = (
+        masks_by(store, batches, from_facts(store.selection_rule, str(store.path)), counts)
+        if "masks" in broken
+        else ExpertMasks(store.masks[rows])
+    )
     statistics = {name: values[rows] for name, values in store.statistics.items()}
     return BatchResults(counts=counts, risk=risk, masks=masks, statistics=statistics)

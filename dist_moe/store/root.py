@@ -9,7 +9,6 @@ from annotated_types import Ge, MinLen
 from dist_moe import __version__
 from dist_moe.artefacts import checked
 from dist_moe.errors import UserError, refused_by_library, shown
-from dist_moe.rules.select import SelectionRule
 from dist_moe.store.files import ADVICE, damaged
 from dist_moe.store.layout import FACTS, FORMAT, ROOT_METADATA, VERSION, prompt_array, root_digest, statistic_array
 from dist_moe.store.source import Source
@@ -102,10 +101,6 @@ def read_root(source: Source) -> tuple[dict[str, Any], Attributes]:
     if differing := sorted(found.complete.arrays.keys() ^ found.arrays):
         what = "there is no" if differing[0] in found.arrays else "there is an unknown"
         raise damaged(place, f"{what} array {shown(differing[0])}")
-    try:
-        SelectionRule.of(found.selection_rule, "its attributes")
-    except UserError as error:
-        raise damaged(place, str(error)) from None
     return attributes, found
 
 

@@ -34,7 +34,7 @@ class TrainingFacts:
     data_hash: str
     masks_digest: str
     selection_rule: dict[str, Any]
-    """The facts of a `SelectionRule`."""
+    """Name and parameters, as `dist_moe.rules.Rule.facts`."""
     counted_tokens: str
     batches: dict[str, int]
     """Number of batches of each category."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from dist_moe.artefacts import checked
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules import Rule, from_facts
 from dist_moe.stats.names import parse_expert_name
 from dist_moe.training.facts import Arms, RunFacts, TrainingFacts
 
@@ -39,8 +39,8 @@ class Facts(TrainingFacts):
         return cls(**told, model_name=model_name, num_trained_experts=num_trained_experts, evaluation=evaluation)
 
     @property
-    def rule(self) -> SelectionRule:
-        return SelectionRule(**self.selection_rule)
+    def rule(self) -> Rule:
+        return from_facts(self.selection_rule, "the run")
 
     @property
     def union_experts(self) -> set[tuple[int, int]]:
@@ -55,5 +55,5 @@ class Facts(TrainingFacts):
             UserError: one of them is missing, of another type, or the rule is none that there is.
         """
         facts = checked(cls, value, what, advice)
-        SelectionRule.of(facts.selection_rule, what)
+        from_facts(facts.selection_rule, what)
         return facts

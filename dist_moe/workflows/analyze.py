@@ -36,7 +36,7 @@ from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.report.analysis import report
-from dist_moe.rules.rules import require_experts
+from dist_moe.rules.rule import require_experts
 from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
 from dist_moe.store import MaskStore, StorePlan, StoreWriter
 from dist_moe.store.arrays import attributes
@@ -106,7 +106,7 @@ def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedT
             pad_id=inputs.pad_id,
             comm=comm,
             gates=config.analysis.gates,
-            gradients=config.analysis.rule == "gradient",
+            gradients="gradients" in selection_rule(config.analysis).needs,
         )
         with together(comm), writing(parts.directory):
             if comm.rank == 0:
@@ -116,7 +116,7 @@ def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedT
 def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, lock: RunLock | None) -> None:
     """Write this job's share of the store; if nothing is left to others, publish it and tell what is in it."""
     run = RunDir(config.run_dir)
-    settings, rule = config.analysis.statistics, plan.rule
+    settings, rule = config.analysis.statistics, selection_rule(config.analysis)
     name = sha256(json.dumps(attributes(plan), sort_keys=True).encode()).hexdigest()
     unfinished = run.analysis / f"{name[:32]}.zarr"
     with together(comm), writing(run.analysis):
@@ -168,7 +168,9 @@ def _publish(config: Config, writer: StoreWriter, index: BatchIndex) -> None:
         log.info(line)
     sizes_B = np.array([batch.num_unsafe_experts for batch in store.batches])
     slabs = store.risk_diff.slabs(0, len(sizes_B))
-    require_experts(sizes_B, max(store.risk_diff[start:stop].max() for start, stop in slabs), store.rule)
+    require_experts(
+        sizes_B, max(store.risk_diff[start:stop].max() for start, stop in slabs), selection_rule(config.analysis)
+    )
     whole = RunDir(run.analysis / "whole")
     shutil.rmtree(whole.path, ignore_errors=True)
     whole.path.mkdir()
@@ -188,7 +190,7 @@ def _store_plan(config: Config, inputs: Inputs, passes: dict[str, Any], outline:
     tables: dict[str, tuple[str, int]] = {"gates": ("float32", 3)} if config.analysis.gates else {}
     if config.analysis.tokens == "generated":
         tables |= {"prefill_counts": ("int32", 3), "prefill_tokens": ("int32", 1)}
-    if config.analysis.rule == "gradient":
+    if "gradients" in rule.needs:
         tables["gradients"] = ("float32", 3)
     return StorePlan(
         prompt_ids=index.prompt_ids,
@@ -198,7 +200,7 @@ def _store_plan(config: Config, inputs: Inputs, passes: dict[str, Any], outline:
         categories=index.categories,
         num_experts=shape.num_experts,
         experts_per_token=shape.top_k,
-        rule=rule,
+        selection_rule=rule.facts,
         counted_tokens=config.analysis.tokens,
         layer_names=shape.layer_names,
         provenance=_provenance(config, inputs, passes),
@@ -250,7 +252,7 @@ def _count_facts(config: Config, inputs: Inputs, passes: dict[str, Any]) -> dict
         "ep_size": config.analysis.ep_size,
         "tokens": config.analysis.tokens,
         "gates": config.analysis.gates,
-        "gradients": config.analysis.rule == "gradient",
+        "gradients": "gradients" in selection_rule(config.analysis).needs,
     }
 
 

@@ -12,10 +12,10 @@ from dist_moe.model.model import check_model_dir
 from dist_moe.moe.checkpoint import model_hash, read_tensors
 from dist_moe.moe.hub import HubLayout
 from dist_moe.report.card import model_card
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules import from_facts
+from dist_moe.select.stored import open_masks
 from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
-from dist_moe.store.read import MaskStore
 from dist_moe.training.save import ADVICE
 from dist_moe.weights.changes import trained_changes, trained_keys
 from dist_moe.weights.delta import delta_changes, read_facts, require_whole, write_delta
@@ -72,7 +72,7 @@ def _facts(run: TrainedRun) -> Facts:
     outside = sorted({expert_name(*key) for key in experts} - set(facts.union))
     if outside:
         raise UserError(f"{run.dir.experts}: {outside[0]} is not in the run's union of experts: {ADVICE}")
-    SelectionRule.of(facts.selection_rule, str(run.dir.experts))
+    from_facts(facts.selection_rule, str(run.dir.experts))
     return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run))
 
 
@@ -108,7 +108,7 @@ def verify(base: Path, out: Path, masks: str) -> bool:
     """Whether `out` differs from `base` in the experts of the store's union only; says what it saw."""
     for path in (base, out):
         check_model_dir(path)
-    store = MaskStore.open_whole(masks)
+    store = open_masks(masks)
     require_same_origin(store, model_hash=model_hash(base))
     union_LE = store.union()
     seen = verify_checkpoint(base, out, union_LE)

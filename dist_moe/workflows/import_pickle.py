@@ -10,7 +10,7 @@ from pyarrow.lib import ArrowException
 
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_file, require_absent
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.store import MaskStore, write_store
 from dist_moe.store.pickles.convert import plan_and_results
 from dist_moe.store.pickles.older import Older, read_older
@@ -47,7 +47,7 @@ def import_pickle(
     if out.suffix == ".zarr":
         if threshold is None or top_k is None:
             raise UserError("a mask store needs the rule that selects its experts: give --threshold and --top-k")
-        write_store(out, *plan_and_results(older, SelectionRule(threshold=threshold, top_k=top_k)))
+        write_store(out, *plan_and_results(older, ThresholdTopK(threshold=threshold, top_k=top_k)))
         store = MaskStore.open(out)
         selected = [set(store.unsafe_experts(batch)) for batch in range(len(store.masks))]
         same = sum(now == set(before) for now, before in zip(selected, older.batches, strict=False))

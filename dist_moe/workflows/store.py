@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dist_moe.errors import UserError
 from dist_moe.report import views
+from dist_moe.select.stored import open_masks, stored_rule
 from dist_moe.store import MaskStore
 from dist_moe.store.copy import copy_store
 from dist_moe.store.repair import repair
@@ -25,6 +26,7 @@ def check_stores(places: Sequence[str]) -> int:
     for place in places:
         try:
             store = MaskStore.open(place)
+            stored_rule(store)
             damage = store.damage()
             if not damage:
                 store.check_plan()
@@ -51,6 +53,7 @@ def repair_store(place: Path, out: Path | None) -> int:
         UserError: something is lost for good, or `out` exists.
     """
     store = MaskStore.open(place)
+    stored_rule(store)
     out = out or place.with_name(f"{place.name}.repaired")
     if not store.damage():
         store.check_plan()
@@ -72,7 +75,7 @@ def copy_to(store: str, place: str) -> int:
     Raises:
         UserError: there is no whole store, there is something at `place`, or it cannot be written.
     """
-    copy_store(MaskStore.open_whole(store), place)
+    copy_store(open_masks(store), place)
     copied = MaskStore.open(place)
     log.info(f"{place}: {len(copied.batch_ids)} batches of {store}, digest {copied.digest}")
     return 0
@@ -84,6 +87,6 @@ def diff_stores(first: str, second: str, *, as_json: bool) -> int:
     Raises:
         UserError: one is no whole store, or they are of different models.
     """
-    view = views.diff(MaskStore.open_whole(first), MaskStore.open_whole(second))
+    view = views.diff(open_masks(first), open_masks(second))
     log.info(views.as_json(view) if as_json else views.as_text(view))
     return 0 if view.facts["same"] else 1

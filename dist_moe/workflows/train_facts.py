@@ -9,6 +9,7 @@ import numpy as np
 from dist_moe import __version__
 from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
+from dist_moe.select.stored import stored_rule
 from dist_moe.stats.names import expert_name
 from dist_moe.store.read import MaskStore
 from dist_moe.training.facts import Arms, Numbers, RunFacts
@@ -35,7 +36,7 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         tokenizer_hash=inputs.tokenizer_hash,
         data_hash=inputs.prompts.data_hash,
         masks_digest=store.digest,
-        selection_rule=store.rule.facts,
+        selection_rule=stored_rule(store).facts,
         counted_tokens=store.counted_tokens,
         batches=dict(Counter(store.categories)),
         prompts=Arms(safe=len(store.prompts) - num_unsafe, unsafe=num_unsafe),

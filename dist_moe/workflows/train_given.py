@@ -13,6 +13,7 @@ from dist_moe.moe.discover import require_routers
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
+from dist_moe.select.stored import open_masks
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Checkpoint
@@ -47,7 +48,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     with together(comm) as same:
         name = engine_name(config)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
-        store = MaskStore.open_whole(config.train.masks or RunDir(config.run_dir).masks)
+        store = open_masks(config.train.masks or RunDir(config.run_dir).masks)
         same["the mask store's digest"] = store.digest
         inputs = read_inputs(config)
         same |= inputs.facts

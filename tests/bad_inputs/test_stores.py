@@ -253,7 +253,7 @@ def test_each_artefact_file_of_a_store(copy, capsys, array, harm):
 def test_the_attributes_that_are_read_are_all_those_of_a_store(copy):
     attributes = json.loads(Path(ROOT).read_text())["attributes"]
     store = MaskStore.open_whole(STORE)
-    assert store.rule.facts == attributes["selection_rule"]
+    assert store.selection_rule == attributes["selection_rule"]
     assert list(store.layer_names) == attributes["layer_names"]
     assert list(store.statistic_names) == attributes["statistics"]
     assert list(store.table_names) == attributes["tables"]

@@ -128,7 +128,7 @@ def test_a_store_is_replaced_only_by_a_whole_one(fresh, monkeypatch):
         assert main(["analyze", "--config", str(fresh.config), *interrupted_at]) == 130
     assert MaskStore.open(fresh.masks).digest == before
     analyzed(fresh, *interrupted_at)
-    assert MaskStore.open(fresh.masks).rule.top_k == 3
+    assert MaskStore.open(fresh.masks).selection_rule["top_k"] == 3
 
 
 @pytest.mark.parametrize("kind", ["counts", "sums"])

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dist_moe.cli.main import main
-from dist_moe.rules.rules import RULES
+from dist_moe.rules import RULES
 from dist_moe.store import MaskStore
 from dist_moe.weights.delta import read_facts
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
@@ -96,7 +96,7 @@ def test_a_rules_card_is_of_its_run(inputs, tmp_path, rule):
     ]
     facts = read_facts(tmp_path / "delta")
     assert said["Experts changed"] == str(facts.num_trained_experts) == str(len({n.rsplit(".", 2)[0] for n in changed}))
-    assert facts.selection_rule == store.rule.facts
+    assert facts.selection_rule == store.selection_rule
     assert dataclasses.asdict(facts.chosen) == dict(zip(("above_0", "below_0", "of_0"), signs, strict=True))
 
 

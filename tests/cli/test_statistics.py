@@ -78,7 +78,7 @@ def test_masks_do_not_depend_on_the_statistics(run, capsys):
 def test_the_rule_and_its_parameters_are_stored(run, capsys):
     arguments = ["--analysis.rule", "significant", "--analysis.alpha", "0.9", "--analysis.correction", "family"]
     store = analyze(run, capsys, *arguments)[1]
-    assert (store.rule.name, store.rule.alpha, store.rule.correction) == ("significant", 0.9, "family")
+    assert store.selection_rule == {"name": "significant", "alpha": 0.9, "correction": "family"}
     values = {name: rows[:] for name, rows in store.statistics.items()}
     expected_BLE = (values["family_p_value"] <= np.float32(0.9)) & (store.risk_diff[:] > 0)
     assert (store.masks[:] == expected_BLE).all()
@@ -86,14 +86,14 @@ def test_the_rule_and_its_parameters_are_stored(run, capsys):
 
 def test_esft_gate_counts_gates(run, capsys):
     printed, store = analyze(run, capsys, "--analysis.rule", "esft_gate", "--analysis.top_p", "0.6")
-    assert store.rule.facts == {"name": "esft_gate", "top_p": 0.6}
+    assert store.selection_rule == {"name": "esft_gate", "top_p": 0.6}
     assert store.masks[:].any(axis=2).all()
     assert "permuted labels: mean" in printed
 
 
 def test_gradient_measures_gradients_of_unsafe_rows(run, capsys):
     printed, store = analyze(run, capsys, "--analysis.rule", "gradient", "--analysis.top_k", "7")
-    assert store.rule.facts == {"name": "gradient", "top_k": 7}
+    assert store.selection_rule == {"name": "gradient", "top_k": 7}
     assert "permuted labels: mean" not in printed
     gradients_PLE = store.tables["gradients"][:]
     assert gradients_PLE.dtype == np.float32

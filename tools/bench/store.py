@@ -12,7 +12,7 @@ from statistics import median
 
 import numpy as np
 
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.order import selected
@@ -107,7 +107,7 @@ def _plan(num_batches: int, num_layers: int, num_experts: int, rows: int) -> Sto
         categories=("category",) * num_batches,
         num_experts=num_experts,
         experts_per_token=8,
-        rule=SelectionRule(threshold=0.05, top_k=50),
+        selection_rule=ThresholdTopK(threshold=0.05, top_k=50).facts,
         counted_tokens="prompt",
         layer_names=tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
         provenance={"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
@@ -128,7 +128,7 @@ def _results(plan: StorePlan) -> BatchResults:
     tokens_P = np.maximum(counts_PLE.max((1, 2)), -(-counts_PLE.sum(2).max(1) // top_k))
     counts = RoutingCounts(counts_PLE, tokens_P, top_k)
     risk = risk_table(counts, plan.unsafe_P, plan.batch_of_P, num_batches, plan.batch_ids)
-    rule = plan.rule
+    rule = ThresholdTopK(threshold=0.05, top_k=50)
     masks = ExpertMasks(np.array([selected(diff_LE, rule.threshold, rule.top_k) for diff_LE in risk.risk_diff_BLE]))
     return BatchResults(counts=counts, risk=risk, masks=masks)
 

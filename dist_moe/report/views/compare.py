@@ -8,6 +8,7 @@ import pandas as pd
 from dist_moe.errors import UserError
 from dist_moe.report.views.render import flat_facts
 from dist_moe.report.views.view import View
+from dist_moe.select.stored import stored_rule
 from dist_moe.stats.frames import expert_names
 from dist_moe.stats.masks import mask_hash
 from dist_moe.store.read import MaskStore
@@ -76,7 +77,8 @@ def recheck(store: MaskStore) -> View:
 
     Masks by a rule that tests or draws at random are compared with their hashes only: `mask` is null then.
     """
-    from_counts = store.rule.name in computable(store.tables)
+    rule = stored_rule(store)
+    from_counts = rule.name in computable(store.tables)
     lines = []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         batches = range(start, stop)
@@ -85,7 +87,7 @@ def recheck(store: MaskStore) -> View:
         stored = store.risk_diff[start:stop], store.a_safe_n[start:stop], store.a_unsafe_n[start:stop]
         found = risk.risk_diff_BLE, risk.a_safe_n_BLE, risk.a_unsafe_n_BLE
         masks_BLE = store.masks[start:stop]
-        expected_BLE = masks_by(store, batches, store.rule, counts).masks_BLE if from_counts else masks_BLE
+        expected_BLE = masks_by(store, batches, rule, counts).masks_BLE if from_counts else masks_BLE
         for index in batches:
             row = index - start
             info = store.batches[index]

@@ -3,9 +3,12 @@
 import difflib
 
 import numpy as np
+import pandas as pd
 
 from dist_moe.errors import UserError
 from dist_moe.report.views.view import View, find_batch
+from dist_moe.rules.threshold_top_k import ThresholdTopK
+from dist_moe.select.stored import stored_rule
 from dist_moe.stats.frames import select_head
 from dist_moe.stats.names import expert_name
 from dist_moe.stats.overlap import category_experts, expert_history
@@ -81,13 +84,20 @@ def category(store: MaskStore, name: str) -> View:
     return View(facts, {"experts": table.fillna({"also_in": ""}).reset_index(drop=True)})
 
 
+def overall(store: MaskStore) -> pd.DataFrame:
+    """The head of `store.aggregated`: threshold and top_k as the store's rule has them, or their defaults."""
+    rule = stored_rule(store).like(ThresholdTopK)
+    return select_head(store.aggregated, rule.threshold, rule.top_k)
+
+
 def aggregated(store: MaskStore) -> View:
     """The selection rule applied to the rates of all prompts, pooled, and to the mean of the batches' rates."""
-    selected = store.global_unsafe_experts()
+    selected = overall(store)
     mask_names = {expert_name(int(layer), int(expert)) for layer, expert in np.argwhere(store.union())}
     facts = {
         "unsafe_experts": len(selected),
         "in_no_batch": int((~selected["Layer_Expert"].isin(mask_names)).sum()),
     }
-    by_mean = select_head(store.mean_of_batches, store.rule.threshold, store.rule.top_k)
+    rule = stored_rule(store).like(ThresholdTopK)
+    by_mean = select_head(store.mean_of_batches, rule.threshold, rule.top_k)
     return View(facts, {"unsafe experts, prompts pooled": selected, "unsafe experts, mean of batches": by_mean})

@@ -10,7 +10,8 @@ from dist_moe.config.settings import from_words
 from dist_moe.errors import UserError, shown
 from dist_moe.report.views.compare import BATCH_COLUMNS, difference
 from dist_moe.report.views.view import View
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules import RULES, Rule
+from dist_moe.select.stored import stored_rule
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store.read import MaskStore
 from dist_moe.store.recompute import computable, masks_by, stored_counts
@@ -26,8 +27,9 @@ def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
     Raises:
         UserError: there is no such rule or parameter, or the rule needs more than the counts.
     """
-    rule = changed_rule(store.rule, words, computable(store.tables))
-    facts: dict[str, Any] = {"first": store.rule.facts, "second": rule.facts}
+    own = stored_rule(store)
+    rule = changed_rule(own, words, computable(store.tables))
+    facts: dict[str, Any] = {"first": own.facts, "second": rule.facts}
     return _against(store, lambda batches: masks_by(store, batches, rule, stored_counts(store, batches)), facts)
 
 
@@ -45,12 +47,14 @@ def prefill(store: MaskStore) -> View:
             f"{store.path} has no counts of its prompts apart from answers: only analysis.tokens = generated has both"
         )
 
+    rule = stored_rule(store)
+
     def masks(batches: range) -> ExpertMasks:
         prompts = slice(*store.starts_B1[[batches.start, batches.stop]].tolist())
         counts = store.counts(prompts, prefix="prefill_")
-        return masks_by(store, batches, store.rule, counts)
+        return masks_by(store, batches, rule, counts)
 
-    return _against(store, masks, {"first": "answers", "second": "prompts", "rule": store.rule.facts})
+    return _against(store, masks, {"first": "answers", "second": "prompts", "rule": rule.facts})
 
 
 def _against(store: MaskStore, masks_of: Callable[[range], ExpertMasks], facts: dict[str, Any]) -> View:
@@ -74,7 +78,7 @@ def _against(store: MaskStore, masks_of: Callable[[range], ExpertMasks], facts: 
     return View(facts, {"batches": by_batch, "experts that differ": by_expert})
 
 
-def changed_rule(rule: SelectionRule, words: Mapping[str, str], allowed: Collection[str]) -> SelectionRule:
+def changed_rule(rule: Rule, words: Mapping[str, str], allowed: Collection[str]) -> Rule:
     """The rule with another name, one of `allowed`, or other parameters, given as text.
 
     Raises:
@@ -83,12 +87,13 @@ def changed_rule(rule: SelectionRule, words: Mapping[str, str], allowed: Collect
     name = words.get("name", rule.name)
     if "name" in words and name not in allowed:
         raise UserError(f"no rule {shown(name)} that needs counts only: expected {', '.join(sorted(allowed))}")
-    known = [key for key in dataclasses.replace(rule, name=name).facts if key != "name"]
-    values: dict[str, Any] = {"name": name}
+    changed = rule.like(RULES[name])
+    known = [field.name for field in dataclasses.fields(changed)]
+    values: dict[str, Any] = {}
     for key, word in words.items():
         if key == "name":
             continue
         if key not in known:
             raise UserError(f"the rule {name} has no parameter {shown(key)}: expected {', '.join(known)}")
         values[key] = from_words(f"analysis.{key}", [word], f"{key}={word}")
-    return dataclasses.replace(rule, **values)
+    return dataclasses.replace(changed, **values)

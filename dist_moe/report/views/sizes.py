@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.report.views.view import View
+from dist_moe.select.stored import stored_rule
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store.read import MaskStore
 
@@ -39,7 +40,7 @@ def summary(store: MaskStore) -> View:
     facts = {
         "store": str(store.path),
         "dist_moe_version": store.dist_moe_version,
-        "selection_rule": store.rule.facts,
+        "selection_rule": stored_rule(store).facts,
         "counted_tokens": store.counted_tokens,
         "prompts": len(store.prompts),
         "batches": len(num_B),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dist_moe.errors import UserError
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules import Rule
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.names import expert_name
 from dist_moe.stats.table import risk_table
@@ -18,7 +18,7 @@ from dist_moe.store.recompute import recomputed_masks
 UNKNOWN = "unknown: imported"
 
 
-def plan_and_results(older: Older, rule: SelectionRule) -> tuple[StorePlan, BatchResults]:
+def plan_and_results(older: Older, rule: Rule) -> tuple[StorePlan, BatchResults]:
     """What a store is written from: counts from the file's logits, and masks selected from them by `rule`.
 
     The file's own lists are not taken over, as they may come from no rule that there is.
@@ -58,7 +58,7 @@ def plan_and_results(older: Older, rule: SelectionRule) -> tuple[StorePlan, Batc
         categories=(UNKNOWN,) * len(data),
         num_experts=counts_PLE.shape[2],
         experts_per_token=k,
-        rule=rule,
+        selection_rule=rule.facts,
         counted_tokens="generated",
         layer_names=tuple(f"layer {layer}" for layer in range(counts_PLE.shape[1])),
         provenance={

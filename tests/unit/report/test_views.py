@@ -5,6 +5,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.report import views
+from dist_moe.rules.significant import Significant
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store import MaskStore, write_store
 from tests.unit.store.example import BATCH_IDS, PROVENANCE, example_contents, write_example
@@ -305,9 +306,9 @@ def test_recheck(store, tmp_path):
 
 def test_recheck_of_a_rule_that_needs_more_than_the_counts(tmp_path):
     contents = example_contents()
-    rule = dataclasses.replace(contents.plan.rule, name="significant")
+    rule = Significant().facts
     masks = ExpertMasks(~contents.results.masks.masks_BLE)
-    write_store(tmp_path / "masks.zarr", *contents.changed(rule=rule, masks=masks))
+    write_store(tmp_path / "masks.zarr", *contents.changed(selection_rule=rule, masks=masks))
     view = views.recheck(MaskStore.open(tmp_path / "masks.zarr"))
     assert (view.facts["same"], view.facts["masks_computed"]) == (True, False)
     assert rows(view.tables["batches"], "rates", "mask", "mask_hash") == [[True, None, True]] * 3

@@ -6,15 +6,25 @@ import pytest
 
 from dist_moe.config.schema import AnalysisConfig
 from dist_moe.errors import UserError
-from dist_moe.rules.rules import COUNTED_AS, RULES, require_experts, select_mask
-from dist_moe.rules.select import PARAMETERS, SelectionRule
+from dist_moe.rules import RULES, from_facts
+from dist_moe.rules.rule import require_experts
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.evidence import Population, evidence
 from dist_moe.stats.order import selected, unsafe_experts
 from dist_moe.stats.overlap import jaccard_matrix
+from tests.unit.rules.made import made
 from tests.unit.stats.prompts import batch_of, kin, populated, slow_risk_diff
 
-RULE = SelectionRule(threshold=0.05, top_k=5)
+OTHER = {
+    "threshold": 0.02,
+    "top_k": 7,
+    "alpha": 0.9,
+    "correction": "family",
+    "frequency": 0.4,
+    "per_layer": 2,
+    "top_p": 0.3,
+}
+RULE = {"threshold": 0.05, "top_k": 5}
 
 
 def with_tables(batch):
@@ -31,7 +41,7 @@ def places(mask_LE):
 
 
 def chosen(name, batch, **parameters):
-    return places(RULES[name](batch, replace(RULE, name=name, **parameters)))
+    return places(made(name, **{**RULE, **parameters}).select(batch))
 
 
 def ranked(score_LE):
@@ -43,24 +53,26 @@ def micro(batch):
     return slow_risk_diff(batch.counts, batch.unsafe_P, range(16), "micro").round(12)
 
 
-def test_every_name_of_the_configuration_is_a_rule():
-    names = set(get_args(get_type_hints(AnalysisConfig)["rule"]))
-    assert names == RULES.keys()
-    assert names >= COUNTED_AS.keys()
-    assert names == PARAMETERS.keys()
+def test_every_rule_and_parameter_is_a_setting():
+    hints = get_type_hints(AnalysisConfig)
+    assert get_args(hints["rule"]) == tuple(RULES)
+    for name, rule in RULES.items():
+        assert rule.name == name
+        for field in fields(rule):
+            assert hints[field.name] == get_type_hints(rule)[field.name]
+            assert getattr(AnalysisConfig(), field.name) == getattr(rule(), field.name)
+    assert len(RULES) == 13
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_the_stored_facts_of_a_rule_are_all_that_it_reads(name):
-    rule = SelectionRule(
-        name=name, threshold=0.02, top_k=7, alpha=0.9, correction="family", frequency=0.4, per_layer=2, top_p=0.3
-    )
-    again = SelectionRule(**rule.facts)
-    assert again.facts == rule.facts
-    assert len(rule.facts) < len(fields(rule))
+    rule = made(name, **OTHER)
+    again = from_facts(rule.facts, "here")
+    assert again == rule
+    assert rule.facts == {"name": name, **{field.name: OTHER[field.name] for field in fields(rule)}}
     batches = populated([with_tables(batch_of(seed)) for seed in range(3)])
-    assert any(select_mask(batch, rule).any() for batch in batches)
-    assert all((select_mask(batch, rule) == select_mask(batch, again)).all() for batch in batches)
+    assert any(rule.select(batch).any() for batch in batches)
+    assert all((rule.select(batch) == again.select(batch)).all() for batch in batches)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -184,8 +196,6 @@ def test_random_follows_from_seed_and_batch_alone():
     assert chosen("random", batch_of(0, index=0)) == first
     assert chosen("random", batch_of(0, index=1)) != first
     assert chosen("random", batch_of(0, index=0, run_seed=1)) != first
-    rule = replace(RULE, name="random")
-    assert places(select_mask(batch_of(0), rule)) == first
 
 
 def test_random_matched_has_all_in_common_but_the_experts():
@@ -194,7 +204,7 @@ def test_random_matched_has_all_in_common_but_the_experts():
     population = Population(load_LE, np.zeros((4, 32)), np.zeros(4))
     batches = [replace(batch_of(seed, run_seed=3, shape=(4, 32, 6)), population=population) for seed in range(6)]
     masks_BLE, matched_BLE = (
-        np.array([select_mask(batch, replace(RULE, name=name, top_k=20)) for batch in batches])
+        np.array([made(name, threshold=0.05, top_k=20).select(batch) for batch in batches])
         for name in ("threshold_top_k", "random_matched")
     )
     assert (matched_BLE.sum(axis=2) == masks_BLE.sum(axis=2)).all()
@@ -205,8 +215,8 @@ def test_random_matched_has_all_in_common_but_the_experts():
         number_BL = (masks_BLE & (quartile_LE == quartile)).sum(axis=2)
         assert ((matched_BLE & (quartile_LE == quartile)).sum(axis=2) == number_BL).all()
     assert 0 < (matched_BLE & masks_BLE).sum() < 0.5 * masks_BLE.sum()
-    rule = replace(RULE, name="random_matched", top_k=20)
-    again, other = (np.array([select_mask(replace(batch, seed=seed), rule) for batch in batches]) for seed in (3, 4))
+    rule = made("random_matched", threshold=0.05, top_k=20)
+    again, other = (np.array([rule.select(replace(batch, seed=seed)) for batch in batches]) for seed in (3, 4))
     assert (again == matched_BLE).all()
     assert (other != matched_BLE).any()
 
@@ -230,7 +240,7 @@ def test_random_matched_is_one_permutation_of_each_layers_quartiles_whatever_the
 @pytest.mark.parametrize("name", ["threshold_top_k", "random", "random_matched", "load", "lowest"])
 def test_no_expert_above_the_threshold_in_any_batch_is_an_error_that_names_the_largest(name):
     with pytest.raises(UserError) as error:
-        require_experts(np.zeros(2, np.int64), 0.0312, SelectionRule(name=name, threshold=0.05, top_k=50))
+        require_experts(np.zeros(2, np.int64), 0.0312, made(name, threshold=0.05, top_k=50))
     assert str(error.value) == (
         "no expert of any batch has a risk_diff above analysis.threshold = 0.05: the largest is 0.0312; "
         "set analysis.threshold below that"
@@ -239,7 +249,7 @@ def test_no_expert_above_the_threshold_in_any_batch_is_an_error_that_names_the_l
 
 def test_another_rule_that_selects_nothing_is_an_error():
     with pytest.raises(UserError) as error:
-        require_experts(np.zeros(1, np.int64), 0.2, replace(RULE, name="significant", alpha=1e-9))
+        require_experts(np.zeros(1, np.int64), 0.2, made("significant", alpha=1e-9))
     assert str(error.value) == (
         "analysis.rule = significant selects no expert in any of 1 batches: loosen its setting (see "
         "docs/statistics.md), use larger batches, or choose another rule"
@@ -247,9 +257,9 @@ def test_another_rule_that_selects_nothing_is_an_error():
 
 
 def test_some_batches_may_be_empty():
-    require_experts(np.array([0, 3, 0]), 0.2, RULE)
+    require_experts(np.array([0, 3, 0]), 0.2, made("threshold_top_k"))
     batch = batch_of(0)
-    assert not select_mask(batch, replace(RULE, threshold=0.99)).any()
+    assert not made("threshold_top_k", threshold=0.99).select(batch).any()
 
 
 def test_a_prompt_whose_partner_has_no_counted_token_has_no_partner():

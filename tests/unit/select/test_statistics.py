@@ -3,18 +3,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dist_moe.config.schema import AnalysisConfig, StatisticsConfig
+from dist_moe.config.schema import AnalysisConfig
 from dist_moe.errors import UserError
-from dist_moe.rules.rules import TABLE_OF
-from dist_moe.rules.select import PARAMETERS, SelectionRule
+from dist_moe.rules import RULES
 from dist_moe.select.evidence import can_be_pooled, evidence_of_each, pooled_evidence
-from dist_moe.select.stability import stability
 from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.labelings import labelings, num_labelings
 from dist_moe.stats.permutation import benjamini_hochberg
 from dist_moe.stats.population import PopulationSums
+from dist_moe.stats.settings import StatisticsConfig
 from tests.batches import batch_index
+from tests.unit.rules.made import made
 from tests.unit.stats.prompts import random_counts
 
 SETTINGS = StatisticsConfig(permutations=200, resamples=20, null_draws=10)
@@ -24,7 +24,7 @@ TEXTS = [str(row) for row in range(32)]
 INDEX = batch_index((16, 16), UNSAFE_P.tolist(), TEXTS, PAIRS)
 ALL = list(evidence_of_each(INDEX, COUNTS, SETTINGS, seed=3))
 POPULATION = (PopulationSums.of(ALL[0]) + PopulationSums.of(ALL[1])).population()
-RULE = SelectionRule(threshold=0.05, top_k=5)
+RULE = made("threshold_top_k", threshold=0.05, top_k=5)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,14 @@ def test_too_many_prompts_are_not_tested_together(monkeypatch):
 
 
 def test_names_hold_what_they_say(batches):
-    rule = SelectionRule(name="budget_per_layer", per_layer=2)
+    rule = made("budget_per_layer", per_layer=2)
     values = batch_results(COUNTS, INDEX, rule, SETTINGS, 3, POPULATION, show_progress=False).statistics
     for index, batch in enumerate(batches):
         assert (values["p_value"][index] == batch.test.p_LE.astype(np.float32)).all()
         q_LE = benjamini_hochberg(batch.test.p_LE.ravel()).reshape(3, 6)
         assert (values["q_value"][index] == q_LE.astype(np.float32)).all()
         assert (values["family_p_value"][index] == batch.test.family_p_LE.astype(np.float32)).all()
-        assert (values["stability"][index] == stability(batch, rule).astype(np.float32)).all()
+        assert (values["stability"][index] == rule.stability(batch).astype(np.float32)).all()
         assert (values["interval_low"][index] <= values["interval_high"][index]).all()
     assert values["smallest_p_value"].tolist() == [np.float32(1 / 201)] * 2
     assert all(array.dtype == np.float32 for array in values.values())
@@ -84,11 +84,11 @@ def test_names_hold_what_they_say(batches):
 
 @pytest.mark.parametrize(
     ("name", "permutations"),
-    [(name, number) for name in PARAMETERS for number in (0, 20) if (name, number) != ("significant", 0)],
+    [(name, number) for name in RULES for number in (0, 20) if (name, number) != ("significant", 0)],
 )
 def test_statistics_are_those_that_are_announced(name, permutations):
-    rule, settings = SelectionRule(name=name), StatisticsConfig(permutations=permutations, resamples=4, null_draws=2)
-    counts = replace(COUNTS, tables=dict.fromkeys(TABLE_OF.values(), COUNTS.counts_PLE / 8))
+    rule, settings = made(name), StatisticsConfig(permutations=permutations, resamples=4, null_draws=2)
+    counts = replace(COUNTS, tables=dict.fromkeys(("gates", "gradients"), COUNTS.counts_PLE / 8))
     found = batch_results(counts, INDEX, rule, settings, 3, POPULATION, show_progress=False)
     kinds = {name: (values.dtype.name, values.ndim) for name, values in found.statistics.items()}
     assert kinds == statistic_kinds(rule, settings)

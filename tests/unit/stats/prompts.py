@@ -6,11 +6,11 @@ from operator import add
 
 import numpy as np
 
-from dist_moe.config.schema import StatisticsConfig
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.design import Design, Kinship
 from dist_moe.stats.evidence import Evidence, evidence
 from dist_moe.stats.population import PopulationSums
+from dist_moe.stats.settings import StatisticsConfig
 
 
 def random_counts(seed, num_prompts, num_layers=3, num_experts=6, k=2):

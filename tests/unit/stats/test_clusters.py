@@ -5,10 +5,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from dist_moe.config.schema import StatisticsConfig
-from dist_moe.rules.rules import select_mask
-from dist_moe.rules.select import SelectionRule
-from dist_moe.select.stability import stability
+from dist_moe.rules import RULES
 from dist_moe.stats.contrast import all_risk_diffs
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.design import Kinship, text_key
@@ -17,6 +14,7 @@ from dist_moe.stats.evidence import evidence
 from dist_moe.stats.labelings import labelings, num_labelings
 from dist_moe.stats.permutation import permutation_test
 from dist_moe.stats.resamples import bootstrap_weights, half_samples
+from dist_moe.stats.settings import StatisticsConfig
 from tests.unit.stats.prompts import kin, random_counts
 
 # safe: prompts 1 (two rows), 2, 3 (two rows); unsafe: 4 (two rows), 5, 6, and one more row of 3
@@ -193,10 +191,10 @@ def test_one_question_in_each_arm_is_no_evidence_however_many_answers_it_has():
     assert (high_LE == 1).all()
     assert np.isinf(one.variance_LE).all()
     for name in ("threshold_top_k", "esft_token", "steermoe"):
-        assert (stability(one, SelectionRule(name=name)) == 0).all()
+        assert (RULES[name]().stability(one) == 0).all()
     for name in ("stable", "significant"):
-        assert not select_mask(one, SelectionRule(name=name)).any()
-        assert select_mask(apart, SelectionRule(name=name)).any()
+        assert not RULES[name]().select(one).any()
+        assert RULES[name]().select(apart).any()
 
 
 def test_the_same_question_in_both_arms_is_one_swap():

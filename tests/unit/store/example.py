@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.names import batch_name
@@ -71,7 +71,7 @@ def example_contents(top_k: int = 50) -> Contents:
     batch_of_P = np.array([0, 0, 1, 1, 2, 2])
     names = [batch_name(index, CATEGORIES[index], BATCH_IDS[index]) for index in range(3)]
     risk = risk_table(counts, unsafe_P, batch_of_P, 3, names)
-    rule = SelectionRule(threshold=0.05, top_k=top_k)
+    rule = ThresholdTopK(threshold=0.05, top_k=top_k)
     plan = StorePlan(
         prompt_ids=("p0", "p1 é", "", 'p"3', "p4", "p5\x00"),
         unsafe_P=unsafe_P,
@@ -80,7 +80,7 @@ def example_contents(top_k: int = 50) -> Contents:
         categories=CATEGORIES,
         num_experts=4,
         experts_per_token=2,
-        rule=rule,
+        selection_rule=rule.facts,
         counted_tokens="prompt",
         layer_names=("model.layers.1.mlp", "model.layers.2.mlp"),
         provenance=PROVENANCE,

@@ -10,7 +10,8 @@ import zarr
 
 import dist_moe
 from dist_moe.errors import UserError
-from dist_moe.rules.select import SelectionRule
+from dist_moe.report.views.experts import overall
+from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.order import unsafe_experts
@@ -76,7 +77,7 @@ def test_what_is_said_of_the_batches(store):
 
 def test_origin_comes_back(store):
     assert store.provenance == PROVENANCE
-    assert store.rule == SelectionRule(name="threshold_top_k", threshold=0.05, top_k=50)
+    assert store.selection_rule == {"name": "threshold_top_k", "threshold": 0.05, "top_k": 50}
     assert store.counted_tokens == "prompt"
     assert store.experts_per_token == 2
     assert store.layer_names == ("model.layers.1.mlp", "model.layers.2.mlp")
@@ -94,7 +95,7 @@ def test_unsafe_experts_are_those_of_the_mask_in_order_of_risk(tmp_path):
     counts = RoutingCounts(rng.multinomial(50, [1 / 16] * 16, (40, 4)), tokens_P, 1)
     unsafe_P, batch_of_P = np.arange(40) % 2 == 0, np.arange(40) // 8
     risk = risk_table(counts, unsafe_P, batch_of_P, 5, ["x"] * 5)
-    rule = SelectionRule(threshold=0.01, top_k=7)
+    rule = ThresholdTopK(threshold=0.01, top_k=7)
     expected = [unsafe_experts(risk_diff_LE, 0.01, 7) for risk_diff_LE in risk.risk_diff_BLE]
     masks_BLE = np.zeros((5, 4, 16), bool)
     for batch, experts in enumerate(expected):
@@ -107,7 +108,7 @@ def test_unsafe_experts_are_those_of_the_mask_in_order_of_risk(tmp_path):
         categories=tuple("vwxyz"),
         num_experts=16,
         experts_per_token=1,
-        rule=rule,
+        selection_rule=rule.facts,
         counted_tokens="all",
         layer_names=tuple("klmn"),
         provenance=PROVENANCE,
@@ -139,7 +140,7 @@ def test_aggregated_is_pooled_over_all_prompts(store, monkeypatch, prompts_at_on
     ]
     np.testing.assert_allclose(table["risk_diff"], [0.3, 0.25, 0, 0, -0.1, -0.15, -0.15, -0.15])
     assert table.loc[0, ["a_safe_n", "a_unsafe_n"]].tolist() == [0.0, 12 / 40]
-    assert store.global_unsafe_experts()["Layer_Expert"].tolist() == ["L00_E02", "L01_E03"]
+    assert overall(store)["Layer_Expert"].tolist() == ["L00_E02", "L01_E03"]
 
 
 def test_mean_of_batches_weighs_batches(store):
@@ -151,7 +152,7 @@ def test_mean_of_batches_weighs_batches(store):
 def test_global_unsafe_experts_obey_top_k(tmp_path):
     write_store(tmp_path / "masks.zarr", *example_contents(top_k=1))
     store = MaskStore.open(tmp_path / "masks.zarr")
-    assert store.global_unsafe_experts()["Layer_Expert"].tolist() == ["L00_E02"]
+    assert overall(store)["Layer_Expert"].tolist() == ["L00_E02"]
     assert store.unsafe_experts(1) == [(0, 2)]
 
 
@@ -215,9 +216,9 @@ def test_an_existing_store_is_kept_unless_told(tmp_path):
     path = write_example(tmp_path / "masks.zarr")
     with pytest.raises(UserError, match=r"masks\.zarr exists: choose another path or remove it"):
         write_store(path, *example_contents(top_k=1))
-    assert MaskStore.open(path).rule.top_k == 50
+    assert MaskStore.open(path).selection_rule["top_k"] == 50
     write_store(path, *example_contents(top_k=1), overwrite=True)
-    assert MaskStore.open(path).rule.top_k == 1
+    assert MaskStore.open(path).selection_rule["top_k"] == 1
 
 
 def test_many_batches_are_few_files(tmp_path):

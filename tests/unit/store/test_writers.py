@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_moe.errors import UserError
-from dist_moe.rules.select import SelectionRule
+from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.store import MaskStore, StoreWriter, write_store, zarr_arrays
 from dist_moe.store.layout import batches_per_file
 from tests.unit.store.example import tiled_contents
@@ -70,7 +70,10 @@ def test_two_that_write_the_same_do_no_harm(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"rule": SelectionRule(threshold=0.04, top_k=50)}, "selection_rule was {'name': 'threshold_top_k', 'thres"),
+        (
+            {"selection_rule": ThresholdTopK(threshold=0.04).facts},
+            "selection_rule was {'name': 'threshold_top_k', 'thres",
+        ),
         ({"counted_tokens": "all"}, "counted_tokens was 'prompt'"),
         ({"prompt_ids": ("x",) * 300}, "its prompts or batches were others"),
         ({"categories": ("x",) * 150}, "its prompts or batches were others"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_moe.config.schema import AnalysisConfig, Config, DataConfig, ModelConfig, StatisticsConfig
+from dist_moe.config.schema import AnalysisConfig, Config, DataConfig, ModelConfig
 from dist_moe.data.tokens import Encoded
 from dist_moe.measure import parts as parts_module
 from dist_moe.measure.parts import CountedParts
@@ -15,6 +15,7 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.select.statistics import selection_rule, statistic_kinds
 from dist_moe.stats.counts import RoutingCounts
+from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.store import MaskStore, StorePlan, arrays
 from dist_moe.workflows import analyze
 from tests.batches import batch_index
@@ -49,7 +50,7 @@ def peak_bytes(tmp_path, num_batches):
         categories=index.categories,
         num_experts=E,
         experts_per_token=K,
-        rule=rule,
+        selection_rule=rule.facts,
         counted_tokens="prompt",
         layer_names=tuple(map(str, range(L))),
         provenance={"model_hash": "m", "tokenizer_hash": "t", "data_hash": "d"},

@@ -3,15 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dist_moe.rules.rules import RULES, select_mask
-from dist_moe.rules.select import SelectionRule
-from dist_moe.select.stability import stability
+from dist_moe.rules import RULES
 from dist_moe.stats.evidence import evidence
 from dist_moe.stats.order import unsafe_experts
 from dist_moe.stats.resamples import half_samples
+from tests.unit.rules.made import made
 from tests.unit.stats.prompts import batch_of, kin, paired, populated, slow_risk_diff
 
-RULE = SelectionRule(threshold=0.05, top_k=5, per_layer=2, top_p=0.4)
+RULE = {"threshold": 0.05, "top_k": 5, "per_layer": 2, "top_p": 0.4}
 PAIRS_P = np.tile([1, 2, 3, 4, 5, 0, 0, 0], 2)
 OWN = {"threshold_top_k", "shrunk", "budget_per_layer", "esft_token", "esft_gate", "steermoe", "gradient"}
 
@@ -32,17 +31,17 @@ def slow_frequency(batch, select):
     return times_LE / len(drawn)
 
 
-def by_threshold(batch, chosen_P, estimate):
+def by_threshold(batch, chosen_P, estimate, top_k):
     mask_LE = np.zeros((3, 6))
     diff_LE = slow_risk_diff(batch.counts, batch.unsafe_P, np.nonzero(chosen_P)[0], estimate)
-    for place in unsafe_experts(diff_LE, 0.05, 5):
+    for place in unsafe_experts(diff_LE, 0.05, top_k):
         mask_LE[place] = 1
     return mask_LE
 
 
 @pytest.mark.parametrize("name", sorted(OWN))
 def test_it_is_the_share_of_half_samples_in_which_the_rule_itself_selects(batch, name):
-    rule = replace(RULE, name=name)
+    rule = made(name, **RULE)
 
     def of_half(chosen_P):
         half = evidence(
@@ -53,23 +52,24 @@ def test_it_is_the_share_of_half_samples_in_which_the_rule_itself_selects(batch,
             batch.seed,
             batch.batch,
         )
-        return select_mask(replace(half, population=batch.population), rule)
+        return rule.select(replace(half, population=batch.population))
 
-    found_LE = stability(batch, rule)
+    found_LE = rule.stability(batch)
     np.testing.assert_allclose(found_LE, slow_frequency(batch, of_half))
     assert len(np.unique(found_LE)) > 2
     if name != "threshold_top_k":
-        assert (found_LE != stability(batch, RULE)).any()
+        assert (found_LE != made("threshold_top_k", **RULE).stability(batch)).any()
 
 
 @pytest.mark.parametrize("estimate", ["micro", "macro"])
 @pytest.mark.parametrize("name", sorted(RULES.keys() - OWN | {"threshold_top_k"}))
 def test_it_is_that_of_threshold_and_top_k_where_the_rule_itself_cannot_run(batch, name, estimate):
     batch = replace(batch, settings=replace(batch.settings, estimate=estimate))
-    expected_LE = slow_frequency(batch, lambda chosen_P: by_threshold(batch, chosen_P, estimate))
-    np.testing.assert_allclose(stability(batch, replace(RULE, name=name)), expected_LE)
+    top_k = 50 if name == "significant" else 5  # it has none, so the default
+    expected_LE = slow_frequency(batch, lambda chosen_P: by_threshold(batch, chosen_P, estimate, top_k))
+    np.testing.assert_allclose(made(name, **RULE).stability(batch), expected_LE)
     assert expected_LE.max() > 0
 
 
 def test_an_expert_below_the_threshold_is_never_selected(batch):
-    assert not stability(batch, replace(RULE, threshold=0.999)).any()
+    assert not made("threshold_top_k", threshold=0.999).stability(batch).any()

@@ -1,0 +1,39 @@
+"""What a test of the batch's labels finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Interval
+
+from dist_moe.rules.rule import RULES, Rule
+from dist_moe.rules.threshold_top_k import ThresholdTopK
+from dist_moe.stats.evidence import Evidence
+
+
+@RULES.register
+@dataclass(frozen=True, kw_only=True)
+class Significant(Rule):
+    """Used more by unsafe prompts, with a q-value (or family-wise p) of at most alpha."""
+
+    name = "significant"
+    needs = frozenset({"tests"})
+    alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.05
+    """Largest q-value, or family-wise p, of a selected expert."""
+    correction: Literal["fdr", "family"] = "fdr"
+    """What is compared with alpha. fdr: Benjamini-Hochberg q-values. family: p adjusted for all experts."""
+
+    def select(self, batch: Evidence) -> np.ndarray:
+        p_LE = batch.test.q_LE if self.correction == "fdr" else batch.test.family_p_LE
+        return (p_LE <= self.alpha) & (batch.risk_diff_LE > 0)
+
+    @property
+    def in_words(self) -> str:
+        what = {"fdr": "a q-value", "family": "a family-wise p"}[self.correction]
+        return f"risk_diff above 0 with {what} of at most {self.alpha}"
+
+    def stability(self, batch: Evidence) -> np.ndarray:
+        """That of threshold_top_k by its defaults: a test of each half-sample would take long."""
+        return ThresholdTopK().stability(batch)

@@ -1,0 +1,37 @@
+"""What would be selected with other prompts too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_moe.ranges import Share
+from dist_moe.rules.rule import RULES
+from dist_moe.rules.threshold_top_k import Thresholded, ThresholdTopK
+from dist_moe.stats.evidence import Evidence
+
+
+@RULES.register
+@dataclass(frozen=True, kw_only=True)
+class Stable(Thresholded):
+    """Selected by threshold_top_k in at least the share `frequency` of half-samples (Meinshausen, Bühlmann 2010)."""
+
+    name = "stable"
+    needs = frozenset({"draws"})
+    frequency: Share = 0.8
+    """Share of half-samples in which an expert must be selected."""
+
+    def select(self, batch: Evidence) -> np.ndarray:
+        return self.stability(batch) >= self.frequency
+
+    @property
+    def in_words(self) -> str:
+        return (
+            f"risk_diff above {self.threshold}, at most {self.top_k}, in at least {self.frequency} of half-samples of "
+            "the prompts"
+        )
+
+    def stability(self, batch: Evidence) -> np.ndarray:
+        """That of threshold_top_k, which is what the rule compares."""
+        return self.like(ThresholdTopK).stability(batch)

@@ -1,0 +1,55 @@
+"""The default: risk_diff above a threshold, at most top_k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Interval
+
+from dist_moe.ranges import Count
+from dist_moe.rules.rule import RULES, OfDifference, Rule
+from dist_moe.stats.order import selected
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK(Rule):
+    """With a largest number."""
+
+    top_k: Count = 50
+    """At most this many unsafe experts a batch, over all layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(Rule):
+    """With a least risk_diff."""
+
+    threshold: Annotated[float, Interval(ge=-1, lt=1)] = 0.05
+    """An expert is unsafe for a batch when its risk_diff (the rule shrunk: its shrunk risk_diff) is above this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholded(TopK, Threshold):
+    """With both."""
+
+
+@RULES.register
+@dataclass(frozen=True, kw_only=True)
+class ThresholdTopK(Thresholded, OfDifference):
+    """Above the threshold, at most top_k, largest first."""
+
+    name = "threshold_top_k"
+
+    def choose(self, diff_LE: np.ndarray) -> np.ndarray:
+        return selected(diff_LE, self.threshold, self.top_k)
+
+    @property
+    def in_words(self) -> str:
+        return f"risk_diff above {self.threshold}, at most {self.top_k}, largest first"
+
+    def none_selected(self, largest_risk_diff: float, num_batches: int) -> str:
+        return (
+            f"no expert of any batch has a risk_diff above analysis.threshold = {self.threshold}: the largest is "
+            f"{largest_risk_diff:.6g}; set analysis.threshold below that"
+        )
