@@ -1,10 +1,43 @@
 """dist_moe: find the experts of a mixture-of-experts model that answer for unsafe behaviour, and repair only them.
 
-Importing the package is cheap: it loads no torch, no transformers, no zarr and no engine. Import each room by name.
+Importing the package is cheap: it loads no torch, no transformers, no zarr and no engine. The functions of
+`dist_moe.api` and what they take and return are loaded when they are first named; import everything else from its room.
 """
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from dist_moe.api import analyze, evaluate, export, train, verify
+    from dist_moe.config import Config, load_config
+    from dist_moe.errors import UserError
+    from dist_moe.store import MaskStore
+
+__all__ = [
+    "Config",
+    "MaskStore",
+    "UserError",
+    "analyze",
+    "evaluate",
+    "export",
+    "load_config",
+    "train",
+    "verify",
+]
 __version__ = "0.1.0"
 
+_MODULES = {"Config": "config", "load_config": "config", "MaskStore": "store", "UserError": "errors"}
+"""Where a name is, if not in `dist_moe.api`."""
+
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library prints nothing unasked
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

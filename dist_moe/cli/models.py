@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 from dist_moe.cli.arguments import path, text
@@ -61,20 +63,33 @@ def _apply(call: Call) -> int:
 
 
 def _verify(call: Call) -> int:
+    from dist_moe.report.verification import verification_lines
     from dist_moe.workflows.export import verify
 
-    return 0 if verify(call.args.base, call.args.model, call.args.masks) else 1
+    seen = verify(call.args.base, call.args.model, call.args.masks)
+    for line in verification_lines(seen):
+        print(line)
+    return 0 if seen.holds else 1
 
 
 def _inspect_model(call: Call) -> int:
-    from dist_moe.workflows.inspect_model import inspect_model
+    from dist_moe.model.model import check_model_dir
+    from dist_moe.report.model import describe, table
 
-    inspect_model(call.args.model, as_json=call.args.json)
+    check_model_dir(call.args.model)
+    summary = describe(call.args.model)
+    lines = [json.dumps(asdict(summary), indent=2)] if call.args.json else table(summary)
+    for line in lines:
+        print(line)
     return 0
 
 
 def _families(call: Call) -> int:
+    from dist_moe.conformance.sweep import table
     from dist_moe.workflows.families import families
 
-    families(call.args.types, as_json=call.args.json)
+    rows = families(call.args.types)
+    lines = [json.dumps([row.record() for row in rows], indent=1)] if call.args.json else table(rows)
+    for line in lines:
+        print(line)
     return 0

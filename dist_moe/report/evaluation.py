@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from dist_moe.data.index import BatchIndex
-from dist_moe.evaluate.score import RowScore
+from dist_moe.evaluation.score import RowScore
 
 MEASURES = ("refusal loss (unsafe)", "answer loss (safe)", "refused (unsafe)", "refused (safe)")
 

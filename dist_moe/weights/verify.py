@@ -26,6 +26,12 @@ BLOCK = 1 << 26
 class Verification:
     """What `verify_checkpoint` saw."""
 
+    base: Path
+    model: Path
+    num_union: int
+    """Experts that may differ."""
+    num_experts: int
+    """Of all layers."""
     num_tensors: int = 0
     num_bytes: int = 0
     changed_tensors: list[str] = field(default_factory=list)
@@ -35,6 +41,11 @@ class Verification:
     """One line for each difference outside the union."""
     unread: list[str] = field(default_factory=list)
     """Files of weights in the compared directory that transformers does not read, so they were not compared."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing outside the union's experts differs."""
+        return not self.violations
 
     def expert_lines(self) -> list[str]:
         """The changed experts by name, one line a layer."""
@@ -51,7 +62,14 @@ def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verificati
     """
     old, new = read_tensors(base), read_tensors(out)
     layout = HubLayout(base, old)
-    result = Verification(num_tensors=len(old), num_bytes=sum(t.stop - t.start for t in old.values()))
+    result = Verification(
+        base,
+        out,
+        num_union=int(union_LE.sum()),
+        num_experts=union_LE.size,
+        num_tensors=len(old),
+        num_bytes=sum(t.stop - t.start for t in old.values()),
+    )
     result.unread = unread_weights(out)
     result.violations += _file_differences(base, out)
     result.violations += [f"{name}: in the base, but not in {out}" for name in sorted(old.keys() - new.keys())]

@@ -97,7 +97,7 @@ def _count(config: Config, inputs: Inputs, parts: CountedParts, tokens: CountedT
         model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
     for line in model.describe():
         log.info(line)
-    for part in tqdm(missing, desc="Routing", unit="part", disable=comm.rank != 0):
+    for part in tqdm(missing, desc="Routing", unit="part", disable=not log.isEnabledFor(logging.INFO)):
         counts = count_rows(
             model,
             parts.rows(part),
@@ -137,7 +137,7 @@ def _write(config: Config, parts: CountedParts, plan: StorePlan, comm: Comm, loc
                 settings,
                 config.seed,
                 parts.population,
-                show_progress=comm.rank == 0,
+                show_progress=log.isEnabledFor(logging.INFO),
             )
             writer.write(batches, results)
     with together(comm), writing(run.path):

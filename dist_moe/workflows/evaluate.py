@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
-from dist_moe.evaluate.record import Evaluation
-from dist_moe.evaluate.score import score_rows
+from dist_moe.evaluation.record import Evaluation
+from dist_moe.evaluation.score import score_rows
 from dist_moe.files import require_writable
 from dist_moe.model.model import MoEModel, load_model
 from dist_moe.parallel.comm import SoloComm
@@ -84,7 +84,8 @@ def _require_same(what: str, here: str, there: str, experts: Path) -> None:
 
 def _score(config: Config, inputs: Inputs, model: MoEModel, when: str) -> pd.DataFrame:
     rows = inputs.rows(range(len(inputs.batches)))
-    with tqdm(total=len(rows), desc=f"Scoring {when}", unit="row") as bar:
+    quiet = not log.isEnabledFor(logging.INFO)
+    with tqdm(total=len(rows), desc=f"Scoring {when}", unit="row", disable=quiet) as bar:
         scores = score_rows(
             model,
             rows,

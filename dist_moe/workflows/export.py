@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from dist_moe.errors import UserError
-from dist_moe.evaluate.record import read_evaluation
+from dist_moe.evaluation.record import read_evaluation
 from dist_moe.files import require_absent
 from dist_moe.model.model import check_model_dir
 from dist_moe.moe.checkpoint import model_hash, read_tensors
@@ -21,15 +21,13 @@ from dist_moe.weights.changes import trained_changes, trained_keys
 from dist_moe.weights.delta import delta_changes, read_facts, require_whole, write_delta
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
-from dist_moe.weights.verify import verify_checkpoint
+from dist_moe.weights.verify import Verification, verify_checkpoint
 from dist_moe.workflows.run_dir import TrainedRun
 
 log = logging.getLogger(__name__)
 
-SHOWN_VIOLATIONS = 20
 
-
-def export(run_dir: Path, out: Path, *, link: bool = False) -> None:
+def export(run_dir: Path, out: Path, *, link: bool = False) -> Facts:
     """Write the trained model of a run to the new directory `out`; with `link`, unchanged shards are hard links."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
@@ -39,9 +37,10 @@ def export(run_dir: Path, out: Path, *, link: bool = False) -> None:
     changes = trained_changes(HubLayout(base, tensors), tensors, run.experts)
     export_checkpoint(base, changes, out, model_card(facts, base), link=link)
     log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, everything else as in {base}")
+    return facts
 
 
-def export_delta(run_dir: Path, out: Path) -> None:
+def export_delta(run_dir: Path, out: Path) -> Facts:
     """Write a run's trained experts, and what they were trained from, to the new file `out`."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
@@ -53,6 +52,7 @@ def export_delta(run_dir: Path, out: Path) -> None:
     write_delta(out, tensors, [*trained_keys(layout, run.experts.experts)], changes, facts)
     log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
     log.info(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
+    return facts
 
 
 def apply(base: Path, delta: Path, out: Path) -> None:
@@ -104,29 +104,10 @@ def _require_base(base: Path, expected: str, what: Path) -> None:
         )
 
 
-def verify(base: Path, out: Path, masks: str) -> bool:
-    """Whether `out` differs from `base` in the experts of the store's union only; says what it saw."""
+def verify(base: Path, out: Path, masks: str) -> Verification:
+    """Compare `out` with `base`, of which only the experts of the store's union may differ."""
     for path in (base, out):
         check_model_dir(path)
     store = open_masks(masks)
     require_same_origin(store, model_hash=model_hash(base))
-    union_LE = store.union()
-    seen = verify_checkpoint(base, out, union_LE)
-    log.info(f"Compared {seen.num_tensors} tensors ({seen.num_bytes / 1e6:,.1f} MB) of {out} with {base}")
-    log.info(
-        f"Changed: {len(seen.changed_tensors)} tensors, {len(seen.changed_experts)} experts; "
-        f"the union has {int(union_LE.sum())} of {union_LE.size} experts"
-    )
-    for line in seen.expert_lines():
-        log.info(f"  {line}")
-    if seen.unread:
-        log.info(f"Not read by transformers, so not compared: {', '.join(seen.unread)}")
-    for line in seen.violations[:SHOWN_VIOLATIONS]:
-        log.info(f"VIOLATION {line}")
-    if len(seen.violations) > SHOWN_VIOLATIONS:
-        log.info(f"... and {len(seen.violations) - SHOWN_VIOLATIONS} more")
-    if seen.violations:
-        log.info(f"NOT verified: {len(seen.violations)} differences outside the union")
-        return False
-    log.info("Verified: every bit outside the union's experts is the base's")
-    return True
+    return verify_checkpoint(base, out, store.union())

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 import torch
 import transformers
 
-from dist_moe.conformance.sweep import sweep, table
+from dist_moe.conformance.sweep import Support, sweep
 from dist_moe.conformance.types import moe_model_types
 from dist_moe.errors import UserError, shown
 
-log = logging.getLogger(__name__)
 
-
-def families(model_types: Sequence[str], *, as_json: bool) -> None:
-    """Try every capability on these model types, or on all, and log the table, as Markdown or JSON."""
+def families(model_types: Sequence[str]) -> Iterator[Support]:
+    """Try every capability on these model types, or on all; each type when it is asked for."""
     known = moe_model_types()
     for name in model_types:
         if name not in known:
@@ -31,9 +27,4 @@ def families(model_types: Sequence[str], *, as_json: bool) -> None:
     torch.set_num_threads(1)  # the models are so small that more would wait for each other
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    rows = sweep(model_types or known)
-    if as_json:
-        log.info(json.dumps([row.record() for row in rows], indent=1))
-        return
-    for line in table(rows):
-        log.info(line)
+    return sweep(model_types or known)

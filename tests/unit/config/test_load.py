@@ -214,19 +214,6 @@ def test_what_the_command_line_can_say(file: Path) -> None:
     assert config.data.refusal == "--no, I won't"
 
 
-def shipped_configs() -> list[Path]:
-    return sorted(REPOSITORY.glob("docs/configs/*.yaml")) + sorted(REPOSITORY.glob("configs/*.yaml"))
-
-
-def test_a_config_is_shipped() -> None:
-    assert REPOSITORY / "docs/configs/olmoe.yaml" in shipped_configs()
-
-
-@pytest.mark.parametrize("path", shipped_configs(), ids=lambda path: path.name)
-def test_shipped_configs_load(path: Path) -> None:
-    assert isinstance(load_config(path), Config)
-
-
 letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from("\x85\u2028\r\n\t :#'\"")
 words = st.text(letters, min_size=1, max_size=12)
 paths = st.builds(Path, st.text(letters, max_size=12))

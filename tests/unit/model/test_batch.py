@@ -6,7 +6,7 @@ import torch
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
-from dist_moe.evaluate.score import _response_losses
+from dist_moe.evaluation.score import _response_losses
 from dist_moe.measure.collect import _count_given
 from dist_moe.measure.gradients import expert_gradients
 from dist_moe.model.generate import Sampling, count_generated

@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from dist_moe.data.tokens import Encoded
-from dist_moe.evaluate.score import score_rows
+from dist_moe.evaluation.score import score_rows
 from dist_moe.measure.collect import count_rows
 from dist_moe.model.generate import Sampling
 from dist_moe.model.model import adopt

@@ -1,0 +1,30 @@
+"""The proof of what an export has changed, as `dist-moe verify` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dist_moe.weights.verify import Verification
+
+SHOWN_VIOLATIONS = 20
+
+
+def verification_lines(seen: Verification) -> Iterator[str]:
+    """What was compared, what has changed, and what should not have."""
+    yield f"Compared {seen.num_tensors} tensors ({seen.num_bytes / 1e6:,.1f} MB) of {seen.model} with {seen.base}"
+    yield (
+        f"Changed: {len(seen.changed_tensors)} tensors, {len(seen.changed_experts)} experts; "
+        f"the union has {seen.num_union} of {seen.num_experts} experts"
+    )
+    for line in seen.expert_lines():
+        yield f"  {line}"
+    if seen.unread:
+        yield f"Not read by transformers, so not compared: {', '.join(seen.unread)}"
+    for line in seen.violations[:SHOWN_VIOLATIONS]:
+        yield f"VIOLATION {line}"
+    if len(seen.violations) > SHOWN_VIOLATIONS:
+        yield f"... and {len(seen.violations) - SHOWN_VIOLATIONS} more"
+    if seen.holds:
+        yield "Verified: every bit outside the union's experts is the base's"
+    else:
+        yield f"NOT verified: {len(seen.violations)} differences outside the union"

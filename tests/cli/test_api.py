@@ -1,0 +1,124 @@
+"""`import dist_moe` as a library: what it offers, that it computes what the commands do, and that it prints nothing."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import dist_moe
+from dist_moe.cli.main import main
+from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.weights.verify import Verification
+from tools.soak.compare import differing_bits
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog):
+    """As for whoever has not set up logging."""
+    caplog.set_level(logging.WARNING)
+
+
+def nothing_printed(capsys):
+    """Neither lines nor progress bars of ours."""
+    printed = capsys.readouterr()
+    return printed.out == "" and not any(bar in printed.err for bar in ("Routing", "Batches", "Scoring"))
+
+
+def test_everything_offered_is_there_and_no_room_takes_its_name():
+    code = (
+        "import sys, dist_moe\n"
+        "offered = {name: getattr(dist_moe, name) for name in dist_moe.__all__}\n"
+        "import dist_moe.api, dist_moe.cli.main\n"
+        "assert all(getattr(dist_moe, name) is value for name, value in offered.items())\n"
+        "assert all(callable(value) for value in offered.values())\n"
+        "assert set(dist_moe.__all__) <= set(dir(dist_moe))\n"
+        "assert not hasattr(dist_moe, 'nonsense')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_analyze_and_train_are_what_the_commands_do(trained, tmp_path, capsys):
+    config = replace(dist_moe.load_config(trained.config), run_dir=tmp_path / "run")
+    store = dist_moe.analyze(config)
+    assert isinstance(store, dist_moe.MaskStore)
+    assert store.digest == dist_moe.MaskStore.open(trained.masks).digest
+    result = dist_moe.train(config)
+    assert result.path == tmp_path / "run"
+    assert result.union == tuple(map(tuple, np.argwhere(store.union()).tolist()))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert result.metrics["step"].tolist() == [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert result.metrics["loss"].tolist() == pytest.approx([line["loss"] for line in lines])
+    assert differing_bits(tmp_path / "run", trained.run_dir) == 0
+    assert nothing_printed(capsys)
+
+
+def test_evaluate_gives_the_tables_of_the_file(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained.run_dir, run)
+    found = dist_moe.evaluate(run)
+    written = json.loads(found.path.read_text())
+    assert found.path == run / "evaluation.json"
+    assert found.trained_on
+    for name in ("batch", "category", "all"):
+        table = getattr(found, name)
+        assert table.index.tolist() == list(written[name])
+        for group, measures in written[name].items():
+            for measure, pair in measures.items():
+                assert table.loc[group, (measure, "before")] == pytest.approx(pair["before"], nan_ok=True)
+                assert table.loc[group, (measure, "after")] == pytest.approx(pair["after"], nan_ok=True)
+    assert nothing_printed(capsys)
+
+
+def test_export_and_verify(trained, tmp_path, capsys):
+    out, delta = tmp_path / "out", tmp_path / "delta.safetensors"
+    exported = dist_moe.export(trained.run_dir, out)
+    seen = dist_moe.verify(trained.model, out, trained.masks)
+    assert isinstance(seen, Verification)
+    assert seen.holds
+    assert len(seen.changed_experts) == exported.facts.num_trained_experts
+    assert seen.num_union == dist_moe.MaskStore.open(trained.masks).union().sum()
+    assert dist_moe.export(trained.run_dir, delta, delta=True).path == delta
+    assert nothing_printed(capsys)
+    assert main(["apply", str(trained.model), str(delta), "--out", str(tmp_path / "applied")]) == 0
+    assert read_tensors(tmp_path / "applied").keys() == read_tensors(out).keys()
+
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    other = dist_moe.verify(trained.model, out, trained.masks)
+    assert not other.holds
+    assert any("config.json" in line for line in other.violations)
+
+
+def test_bad_input_is_a_users_error(trained, fresh, tmp_path):
+    for call in (
+        lambda: dist_moe.load_config(tmp_path / "nowhere.yaml"),
+        lambda: dist_moe.analyze(tmp_path / "nowhere.yaml"),
+        lambda: dist_moe.train(fresh.config),  # without masks
+        lambda: dist_moe.analyze(trained.config),  # there are masks
+        lambda: dist_moe.evaluate(tmp_path),
+        lambda: dist_moe.export(trained.run_dir, trained.model),
+        lambda: dist_moe.export(trained.run_dir, tmp_path / "new", link=True, delta=True),
+        lambda: dist_moe.verify(trained.model, tmp_path, trained.masks),
+    ):
+        with pytest.raises(dist_moe.UserError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_an_analysis_of_which_a_part_is_left_is_told(fresh):
+    config = dist_moe.load_config(fresh.config, ["--analysis.part", "2/2"])
+    with pytest.raises(dist_moe.UserError, match="a part of the analysis is left to other jobs"):
+        dist_moe.analyze(config)
+
+
+def test_a_training_that_was_stopped_is_told(trained, tmp_path):
+    config = dist_moe.load_config(trained.config, ["--run-dir", str(tmp_path), "--train.masks", str(trained.masks)])
+    (tmp_path / "STOP").touch()
+    with pytest.raises(dist_moe.UserError, match="stopped before its end, as asked, and saved"):
+        dist_moe.train(config)
+    assert len(dist_moe.train(config).metrics) == 4

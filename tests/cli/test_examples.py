@@ -1,0 +1,64 @@
+"""examples/: the notebook runs, the configurations load, the rows are what they are said to be."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dist_moe.config import load_config
+from dist_moe.data.rows import read_prompts
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NOTEBOOK = EXAMPLES / "tiny_model.ipynb"
+
+
+def code_cells():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_runs(tmp_path):
+    """As a script of its cells, in order, in its own directory."""
+    script = tmp_path / "notebook.py"
+    script.write_text("\n\n".join(code_cells()), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=EXAMPLES, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "experts in the union" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Qwen3MoeForCausalLM"
+    assert "privacy [(" in done.stdout
+    assert "honesty [(" in done.stdout
+
+
+def test_the_notebook_is_one():
+    """nbformat 4.5: cells with ids of their own, and no output that may be stale."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in notebook["cells"]:
+        expected = {"cell_type", "id", "metadata", "source"}
+        if cell["cell_type"] == "code":
+            expected |= {"outputs", "execution_count"}
+            assert cell["outputs"] == []
+        assert cell.keys() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("olmoe", "models/OLMoE-1B-7B-0924-Instruct"), ("qwen3-30b-a3b", "models/Qwen3-30B-A3B")]
+)
+def test_a_configuration_loads(name, path):
+    config = load_config(EXAMPLES / f"{name}.yaml")
+    assert config.model.path == Path(path)
+    assert config.run_dir == Path("runs") / name
+
+
+def test_the_sample_is_twenty_rows_of_two_categories():
+    rows = read_prompts((EXAMPLES / "prompts.jsonl",), "I'm sorry, but I can't help with that.").prompts
+    assert Counter(row.unsafe for row in rows) == {True: 10, False: 10}
+    assert Counter(row.category for row in rows if row.unsafe) == {"privacy": 5, "honesty": 5}
+    assert len({row.question for row in rows}) == 20
