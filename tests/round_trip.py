@@ -10,12 +10,12 @@ from dist_moe.config.schema import ModelConfig
 from dist_moe.conformance.sizes import E
 from dist_moe.model.model import MoEModel, load_model
 from dist_moe.moe.checkpoint import StoredTensor, model_hash, read_tensors
-from dist_moe.moe.hub import HubLayout
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.save import TrainedExperts, expert_tensors, save_index, save_part
-from dist_moe.weights.changes import trained_changes, trained_keys
+from dist_moe.weights.changes import trained_changes, trained_places
 from dist_moe.weights.delta import delta_changes, write_delta
 from dist_moe.weights.export import export_checkpoint
+from dist_moe.weights.layout import HubLayout
 from dist_moe.weights.verify import verify_checkpoint
 from tests.export_facts import example_facts
 
@@ -84,11 +84,11 @@ def round_trip(base: Path, tmp_path: Path) -> None:
 
     delta, applied = tmp_path / "delta.safetensors", tmp_path / "applied"
     trained = TrainedExperts.open(tmp_path / "experts")
-    keys = [*trained_keys(layout, trained.experts)]
+    places = [place for place, _ in trained_places(layout, trained.experts)]
     write_delta(
-        delta, tensors, keys, trained_changes(layout, tensors, trained), example_facts(model_hash(base), len(keys))
+        delta, tensors, places, trained_changes(layout, tensors, trained), example_facts(model_hash(base), len(places))
     )
-    export_checkpoint(base, delta_changes(delta, tensors), applied, "card")
+    export_checkpoint(base, delta_changes(delta, tensors, places), applied, "card")
     assert all((applied / file.name).read_bytes() == file.read_bytes() for file in out.glob("*.safetensors"))
 
     check_flips(base, out, layout, union_LE)

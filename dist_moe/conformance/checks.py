@@ -24,7 +24,6 @@ from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import find_moe_layers
-from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.load import empty_model, fill
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.moe.tap import GATE_UNIT
@@ -35,6 +34,7 @@ from dist_moe.training.save import TrainedExperts, save_experts
 from dist_moe.training.step import MaskedStep
 from dist_moe.weights.changes import overwrite, row_of, trained_changes
 from dist_moe.weights.export import export_checkpoint
+from dist_moe.weights.layout import HubLayout
 from dist_moe.weights.verify import verify_checkpoint
 
 OWNED: tuple[list[int], ...] = ([1, 4, 6], [0, 7], [])

@@ -75,14 +75,12 @@ def model_card(facts: Facts, base: Path) -> str:
     return _front_matter(of_base) + "\n".join(lines)
 
 
-def _arms(prompts: Arms | None) -> str:
-    return "" if prompts is None else f"{prompts.safe} safe and {prompts.unsafe} unsafe prompts, "
+def _arms(prompts: Arms) -> str:
+    return f"{prompts.safe} safe and {prompts.unsafe} unsafe prompts, "
 
 
-def _chosen(chosen: Numbers | None) -> list[tuple[str, object]]:
+def _chosen(chosen: Numbers) -> list[tuple[str, object]]:
     """Of what sign the trained experts' risk_diff is: a rule may take experts that safe prompts use more."""
-    if chosen is None:
-        return []
     total = chosen.above_0 + chosen.below_0 + chosen.of_0
     signs = f"used more by unsafe prompts in {chosen.above_0}, by safe prompts in {chosen.below_0}"
     return [("Choices of an expert for a batch", f"{total}: {signs}, by both alike in {chosen.of_0}")]
@@ -117,8 +115,6 @@ def _before_after(evaluation: Quoted | None) -> list[str]:
 
 def _scored(evaluation: Quoted) -> str:
     """On which prompts."""
-    if evaluation.trained_on is None:
-        return "The record does not say on which prompts."
     prompts = f"On {_arms(evaluation.prompts)}hash `{evaluation.data_hash}`"
     if evaluation.trained_on:
         return f"{prompts}: the prompts of the training itself, not held out, so this says nothing of other prompts."

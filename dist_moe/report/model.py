@@ -21,10 +21,10 @@ from dist_moe.errors import UserError
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import MoELayer, find_moe_layers, moe_shape, require_routers
-from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.internals import is_decoder_layer, must_be_alone
 from dist_moe.moe.load import empty_model
 from dist_moe.moe.route_mask import MATMULS
+from dist_moe.weights.layout import HubLayout
 
 ROUTE = "train.mode route"
 CAPABILITIES = ("analyze", "train.mode update", ROUTE, "evaluate", "export", "verify")

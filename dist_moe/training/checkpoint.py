@@ -31,7 +31,7 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
-from dist_moe.training.parts import INDEX, Part, TensorFacts, check_parts, expert_keys, read_part, write_part
+from dist_moe.training.parts import INDEX, Part, TensorFacts, check_parts, read_part, write_part
 from dist_moe.training.state import TrainState
 
 FORMAT, VERSION = "dist_moe checkpoint", 4
@@ -158,7 +158,7 @@ class UnfinishedCheckpoint:
         with writing(path):
             return OwnedPart(
                 **asdict(write_part(path, self._experts)),
-                experts=expert_keys(self._experts),
+                experts=[*self._experts],
                 num_owned=self._num_owned,
                 state_bytes=self._state_bytes,
             )
@@ -225,8 +225,8 @@ def _short(value: object) -> str:
 def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule: LRScheduler) -> None:
     """Put this rank's experts, whatever rank wrote them, and the schedule where they were."""
     for name, part in checkpoint.index.files.items():
-        if any(key in optimizer.replica_of for key in part.keys):
-            for key, tensors in read_part(checkpoint.path, name, part):
+        if any(key in optimizer.replica_of for key in part.experts):
+            for key, tensors in read_part(checkpoint.path, name, part, checkpoint.index.tensors):
                 if key in optimizer.replica_of:
                     optimizer.restore(key, tensors)
     schedule.load_state_dict(checkpoint.index.schedule)

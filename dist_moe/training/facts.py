@@ -38,16 +38,16 @@ class TrainingFacts:
     counted_tokens: str
     batches: dict[str, int]
     """Number of batches of each category."""
-    prompts: Arms | None = None
-    """Of all batches. None, like `chosen`: the run was of a version that did not say."""
-    chosen: Numbers | None = None
+    prompts: Arms
+    """Of all batches."""
+    chosen: Numbers
     """All choices of an expert for a batch, that is of the masks, by the sign of risk_diff."""
     mode: Literal["route", "update"]
     fill: str
     scope: str
     num_steps: int
-    union: list[str]
-    """Names of the experts that at least one batch could train."""
+    union: list[tuple[int, int]]
+    """(layer, expert) of those that at least one batch could train."""
     num_union_parameters: int
     num_parameters: Annotated[int, Ge(1)]
     """Of the whole model."""

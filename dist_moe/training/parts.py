@@ -7,8 +7,7 @@ Files and index must agree exactly.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,14 +17,14 @@ from pydantic import ConfigDict
 from safetensors import safe_open
 
 from dist_moe.artefacts import EXACT, Written, check_files
-from dist_moe.errors import UserError, refused_by_library, shown
+from dist_moe.errors import UserError, refused_by_library
 from dist_moe.moe.misfits import finite
 from dist_moe.parallel.shared_files import write_tensors
+from dist_moe.stats.names import expert_name
 
 INDEX = "index.json"
 Expert = tuple[int, int]
 """Layer and expert."""
-KEY = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +32,8 @@ class Part(Written):
     """One rank's file."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
-    experts: list[str]
-    """"layer.expert" of those in the file."""
-
-    @property
-    def keys(self) -> list[Expert]:
-        return [numbers(key) for key in self.experts]
+    experts: list[Expert]
+    """Those in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +54,13 @@ class TensorFacts:
 
 def write_part(path: Path, experts: Mapping[Expert, Mapping[str, torch.Tensor]]) -> Written:
     """Write experts, by (layer, expert) and name; on disk when this returns."""
-    tensors = {
-        f"{layer}.{expert}.{name}": tensor
-        for (layer, expert), parts in experts.items()
-        for name, tensor in parts.items()
-    }
-    write_tensors(path, tensors)
+    write_tensors(path, {tensor_name(e, name): row for e, rows in experts.items() for name, row in rows.items()})
     return Written.of(path)
 
 
-def expert_keys(experts: Mapping[Expert, object]) -> list[str]:
-    """`{(3, 17): ...}` -> `["3.17"]`."""
-    return [f"{layer}.{expert}" for layer, expert in experts]
-
-
-def numbers(key: str) -> Expert:
-    """`"3.17"` -> `(3, 17)`."""
-    layer, expert = key.split(".")
-    return int(layer), int(expert)
+def tensor_name(expert: Expert, name: str) -> str:
+    """`(3, 17), "up"` -> `"3.17.up"`."""
+    return f"{expert[0]}.{expert[1]}.{name}"
 
 
 def check_parts(directory: Path, parts: Mapping[str, Part], tensors: Mapping[str, TensorFacts], advice: str) -> None:
@@ -86,16 +70,17 @@ def check_parts(directory: Path, parts: Mapping[str, Part], tensors: Mapping[str
         UserError: names the first file, and tensor, that is missing, too many, not as it was written, or not finite.
     """
     check_files(directory, parts, [INDEX], advice)
-    seen: dict[str, str] = {}
+    seen: dict[Expert, str] = {}
     for name, part in parts.items():
-        for key in part.experts:
-            if not KEY.fullmatch(key):
-                raise UserError(f"{directory / INDEX}: {shown(key)} is no LAYER.EXPERT: {advice}")
-            if key in seen:
-                raise UserError(f"{directory}: expert {key} is in {seen[key]} and in {name}: {advice}")
-            seen[key] = name
+        for expert in part.experts:
+            if min(expert) < 0:
+                raise UserError(f"{directory / INDEX}: {list(expert)} is no layer and expert: {advice}")
+            if expert in seen:
+                where = f"in {seen[expert]} and in {name}"
+                raise UserError(f"{directory}: expert {expert_name(*expert)} is {where}: {advice}")
+            seen[expert] = name
         _check_tensors(
-            directory / name, {f"{k}.{t}": facts for k in part.experts for t, facts in tensors.items()}, advice
+            directory / name, {tensor_name(e, t): facts for e in part.experts for t, facts in tensors.items()}, advice
         )
 
 
@@ -115,11 +100,10 @@ def _check_tensors(path: Path, expected: Mapping[str, TensorFacts], advice: str)
                 raise UserError(f"{path}: tensor {name} has NaN or infinite values: {advice}")
 
 
-def read_part(directory: Path, name: str, part: Part) -> Iterator[tuple[Expert, dict[str, torch.Tensor]]]:
-    """The experts of a file, one after the other: (layer, expert), and its tensors by name."""
+def read_part(
+    directory: Path, name: str, part: Part, tensors: Iterable[str]
+) -> Iterator[tuple[Expert, dict[str, torch.Tensor]]]:
+    """The experts of a file, one after the other: (layer, expert), and the named tensors of each."""
     with safe_open(directory / name, "pt") as stream:
-        names: dict[str, list[str]] = {}
-        for key in stream.keys():  # noqa: SIM118 (not a dict)
-            names.setdefault(key.rpartition(".")[0], []).append(key)
-        for expert in sorted(part.experts, key=numbers):
-            yield numbers(expert), {key.rpartition(".")[2]: stream.get_tensor(key) for key in names[expert]}
+        for expert in sorted(part.experts):
+            yield expert, {tensor: stream.get_tensor(tensor_name(expert, tensor)) for tensor in tensors}

@@ -31,12 +31,11 @@ from dist_moe.training.parts import (
     Part,
     TensorFacts,
     check_parts,
-    expert_keys,
     read_part,
     write_part,
 )
 
-FORMAT, VERSION = "dist_moe experts", 2
+FORMAT, VERSION = "dist_moe experts", 3
 ADVICE = "restore it from a copy, or train again"
 
 
@@ -77,7 +76,7 @@ class TrainedExperts:
     @property
     def experts(self) -> list[Expert]:
         """(layer, expert) of all, sorted."""
-        return sorted(key for part in self.files.values() for key in part.keys)
+        return sorted(key for part in self.files.values() for key in part.experts)
 
     def require_fits(self, num_layers: int, num_experts: int, shapes: Mapping[str, list[int]]) -> None:
         """Refuse a model that these experts cannot be of: other layers, experts a layer, or shapes of one's weights.
@@ -102,7 +101,7 @@ class TrainedExperts:
     def weights(self) -> Iterator[tuple[Expert, dict[str, torch.Tensor]]]:
         """Each expert and its weights by name, as they lie in memory; one expert at a time, file by file."""
         for name, part in self.files.items():
-            yield from read_part(self.path, name, part)
+            yield from read_part(self.path, name, part, self.tensors)
 
 
 def save_experts(
@@ -130,7 +129,7 @@ def save_part(directory: Path, rank: int, experts: Mapping[Expert, Mapping[str, 
     cpu = {key: {n: row.cpu().contiguous().clone() for n, row in rows.items()} for key, rows in experts.items()}
     with writing(directory / name):
         written = write_part(directory / name, cpu)
-    return {name: Part(**asdict(written), experts=expert_keys(experts))}
+    return {name: Part(**asdict(written), experts=[*experts])}
 
 
 def save_index(

@@ -1,46 +1,45 @@
-"""What differs between a base and its repaired model, as a stream of (key, new bytes), one expert at a time.
+"""What differs between a base and its repaired model, as a stream of (place, new bytes), one expert at a time.
 
-A key names the bytes of a checkpoint: `NAME` is a whole tensor, `NAME[5]` row 5 of its first dimension, `NAME[80:96]`
-rows 80 to 95. Rows are how an expert lies in a checkpoint that keeps a layer's experts in one tensor. A run's trained
-experts give this stream, and so does a delta file; what takes the stream (export.py) does not know which.
+A run's trained experts give this stream, and so does a delta file; export.py, which takes it, does not know which.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from dist_moe.moe.checkpoint import DTYPES, Row, StoredTensor
-from dist_moe.moe.hub import HubLayout
 from dist_moe.training.parts import Expert
 from dist_moe.training.save import TrainedExperts
-
-Change = tuple[str, np.ndarray]
-"""A key and its new bytes, uint8."""
-
-ROW_KEY = re.compile(r"(.+)\[(\d+)(?::(\d+))?\]")
+from dist_moe.weights.layout import HubLayout
 
 
-def row_key(name: str, row: Row | None) -> str:
-    """The key of a tensor (None), or of some of its rows."""
-    if row is None:
-        return name
-    return f"{name}[{row.start}:{row.stop}]" if isinstance(row, slice) else f"{name}[{row}]"
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which bytes of a checkpoint are an expert's: a tensor, or rows of one that holds all experts of a layer."""
+
+    name: str
+    """Of the tensor."""
+    row: Row | None = None
+    """None: all of it."""
+
+    def __str__(self) -> str:
+        """`NAME`, `NAME[5]` for row 5 of the first dimension, `NAME[80:96]` for rows 80 to 95."""
+        if isinstance(self.row, slice):
+            return f"{self.name}[{self.row.start}:{self.row.stop}]"
+        return self.name if self.row is None else f"{self.name}[{self.row}]"
+
+    def of(self, tensors: dict[str, StoredTensor]) -> StoredTensor:
+        """The bytes as a tensor, in a checkpoint that has the place."""
+        whole = tensors[self.name]
+        return whole if self.row is None else row_of(whole, self.row)
 
 
-def locate(tensors: dict[str, StoredTensor], key: str) -> StoredTensor | None:
-    """Where a key's bytes lie; None if the checkpoint has no such tensor or row."""
-    match = ROW_KEY.fullmatch(key)
-    if match is None:
-        return tensors.get(key)
-    whole, first, stop = tensors.get(match[1]), int(match[2]), match[3]
-    row = first if stop is None else slice(first, int(stop))
-    last = row if isinstance(row, int) else row.stop - 1
-    return row_of(whole, row) if whole is not None and whole.shape and first <= last < whole.shape[0] else None
+Change = tuple[Place, np.ndarray]
+"""A place and its new bytes, uint8."""
 
 
 def row_of(whole: StoredTensor, row: Row) -> StoredTensor:
@@ -61,20 +60,19 @@ def overwrite(target: StoredTensor, data: np.ndarray) -> None:
         stream.write(data.data)
 
 
-def trained_keys(layout: HubLayout, experts: Iterable[Expert]) -> dict[str, Expert]:
-    """The keys that hold these experts, each with its expert, sorted; no weight is read."""
-    trained = set(experts)
+def trained_places(layout: HubLayout, experts: Iterable[Expert]) -> list[tuple[Place, Expert]]:
+    """Where these experts are, each place with its expert, in the order of their names; no weight is read."""
     experts_of: dict[int, list[int]] = {}
-    for layer, expert in sorted(trained):
+    for layer, expert in sorted(set(experts)):
         experts_of.setdefault(layer, []).append(expert)
-    keys = {}
+    places = []
     for name, tensor in layout.tensors.items():
-        if tensor.expert is None:
-            for expert in experts_of.get(tensor.layer, ()):
-                keys[row_key(name, tensor.row(expert))] = (tensor.layer, expert)
-        elif (tensor.layer, tensor.expert) in trained:
-            keys[name] = (tensor.layer, tensor.expert)
-    return dict(sorted(keys.items()))
+        places += [
+            (Place(name, tensor.row(expert) if tensor.expert is None else None), (tensor.layer, expert))
+            for expert in experts_of.get(tensor.layer, ())
+            if tensor.expert in (None, expert)
+        ]
+    return sorted(places, key=lambda found: str(found[0]))
 
 
 def trained_changes(layout: HubLayout, tensors: dict[str, StoredTensor], trained: TrainedExperts) -> Iterator[Change]:
@@ -86,8 +84,7 @@ def trained_changes(layout: HubLayout, tensors: dict[str, StoredTensor], trained
     trained.require_fits(layout.shape.num_layers, layout.shape.num_experts, layout.expert_shapes)
     for (layer, expert), weights in trained.weights():
         for name, row, values in layout.to_hub(layer, [expert], {n: weight[None] for n, weight in weights.items()}):
-            key = row_key(name, row)
-            target = locate(tensors, key)
-            assert target is not None, key
-            assert target.shape == tuple(values.shape), f"{key}: {target.shape} is not {tuple(values.shape)}"
-            yield key, values.to(DTYPES[target.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy()
+            place = Place(name, row)
+            target = place.of(tensors)
+            assert target.shape == tuple(values.shape), f"{place}: {target.shape} is not {tuple(values.shape)}"
+            yield place, values.to(DTYPES[target.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy()

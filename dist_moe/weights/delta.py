@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,19 @@ from safetensors import SafetensorError, safe_open
 from dist_moe.errors import UserError, shown
 from dist_moe.files import atomic_file, parse_json
 from dist_moe.moe.checkpoint import StoredTensor, read_header
-from dist_moe.moe.hub import HubLayout
-from dist_moe.weights.changes import Change, locate, overwrite, trained_keys
+from dist_moe.weights.changes import Change, Place, overwrite, trained_places
 from dist_moe.weights.facts import Facts
+from dist_moe.weights.layout import HubLayout
 
-FORMAT, VERSION = "dist_moe delta", "1"
+FORMAT, VERSION = "dist_moe delta", "2"
 NO_DIGEST = "0" * 64
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def write_delta(
-    out: Path, base: dict[str, StoredTensor], keys: Sequence[str], changes: Iterable[Change], facts: Facts
+    out: Path, base: dict[str, StoredTensor], places: Iterable[Place], changes: Iterable[Change], facts: Facts
 ) -> None:
-    """Write the changes of `keys`, which are of the checkpoint tensors `base`, to the new file `out`.
+    """Write the changes of `places`, which are of the checkpoint tensors `base`, to the new file `out`.
 
     The header is written first and the changes fill the space behind it as they come, one at a time in memory.
     """
@@ -42,11 +42,10 @@ def write_delta(
         "__metadata__": {"digest": NO_DIGEST, "format": FORMAT, "version": VERSION, "facts": json.dumps(asdict(facts))}
     }
     size = 0
-    for key in keys:
-        place = locate(base, key)
-        assert place is not None, key
-        stop = size + place.stop - place.start
-        header[key] = {"dtype": place.dtype, "shape": list(place.shape), "data_offsets": [size, stop]}
+    for place in places:
+        tensor = place.of(base)
+        stop = size + tensor.stop - tensor.start
+        header[str(place)] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [size, stop]}
         size = stop
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -54,10 +53,10 @@ def write_delta(
         with partial.open("wb") as stream:
             stream.write(len(encoded).to_bytes(8, "little") + encoded)
             stream.truncate(8 + len(encoded) + size)
-        places = read_header(partial)
-        for key, data in changes:
-            overwrite(places.pop(key), data)
-        assert not places, f"no change for {min(places)}"
+        left = read_header(partial)
+        for place, data in changes:
+            overwrite(left.pop(str(place)), data)
+        assert not left, f"no change for {min(left)}"
         digest = _digest(partial, NO_DIGEST)
         with partial.open("r+b") as stream:
             stream.seek(8 + encoded.index(NO_DIGEST.encode()))
@@ -88,42 +87,48 @@ def read_facts(path: Path) -> Facts:
     return Facts.parse(parse_json(metadata.get("facts", ""), f"{path}: its facts"), f"{path}: facts", advice)
 
 
-def require_whole(path: Path, facts: Facts, layout: HubLayout) -> None:
-    """Refuse a delta that is not of whole experts of the union that its facts name; `layout` is the base's.
+def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
+    """What a delta changes: whole experts of the union that its facts name. `layout` is the base's.
+
 
     Raises:
         UserError: names the first tensor that is missing or is no expert's of the union.
     """
     found = read_header(path).keys()
-    allowed = trained_keys(layout, facts.union_experts)
-    for key in found:
-        if key not in allowed:
-            raise UserError(f"{path}: {key} is no tensor of an expert that its facts name: it is another model's")
-    experts = {allowed[key] for key in found}
-    for key in trained_keys(layout, experts):
-        if key not in found:
+    of_union = trained_places(layout, facts.union)
+    expert_of = {str(place): expert for place, expert in of_union}
+    for name in found:
+        if name not in expert_of:
+            raise UserError(f"{path}: {name} is no tensor of an expert that its facts name: it is another model's")
+    experts = {expert_of[name] for name in found}
+    places = [place for place, expert in of_union if expert in experts]
+    for place in places:
+        if str(place) not in found:
             raise UserError(
-                f"{path}: {key} is missing, and other tensors of the same expert are there: export it again"
+                f"{path}: {place} is missing, and other tensors of the same expert are there: export it again"
             )
     if len(experts) != facts.num_trained_experts:
         raise UserError(
             f"{path}: {len(experts)} experts, and its facts say {facts.num_trained_experts}: export it again"
         )
+    return places
 
 
-def delta_changes(path: Path, base: dict[str, StoredTensor]) -> Iterator[Change]:
-    """The changes in a delta, for the checkpoint tensors `base`.
+def delta_changes(path: Path, base: dict[str, StoredTensor], places: Iterable[Place]) -> Iterator[Change]:
+    """The changes in a delta, for the checkpoint tensors `base`; `places` are those of `delta_places`.
+
 
     Raises:
-        UserError: the delta has a tensor that the base has not, or of another dtype or shape.
+        UserError: the delta has a tensor of another dtype or shape than the base.
     """
-    for key, stored in read_header(path).items():
-        place = locate(base, key)
-        if place is None or (place.dtype, place.shape) != (stored.dtype, stored.shape):
+    tensors = read_header(path)
+    for place in places:
+        there, stored = place.of(base), tensors[str(place)]
+        if (there.dtype, there.shape) != (stored.dtype, stored.shape):
             raise UserError(
-                f"{path}: {key} is no {stored.dtype} {list(stored.shape)} of the base: it is another model's"
+                f"{path}: {place} is no {stored.dtype} {list(stored.shape)} of the base: it is another model's"
             )
-        yield key, stored.bytes()
+        yield place, stored.bytes()
 
 
 def _digest(path: Path, written: str) -> str:

@@ -12,7 +12,7 @@ from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory
 from dist_moe.moe.checkpoint import AGAIN, as_tensor, read_tensors, weight_files
 from dist_moe.moe.misfits import finite
-from dist_moe.weights.changes import Change, locate, overwrite
+from dist_moe.weights.changes import Change, overwrite
 
 CARD, BASE_CARD = "README.md", "BASE_README.md"
 PICKLED = (".bin", ".pt", ".pth")
@@ -44,11 +44,10 @@ def export_checkpoint(base: Path, changes: Iterable[Change], out: Path, card: st
                 _hard_link(base / name, partial / name, partial)
             else:
                 shutil.copyfile(base / name, partial / name)
-        for key, data in changes:
-            target = locate(tensors, key)
-            assert target is not None, key
+        for place, data in changes:
+            target = place.of(tensors)
             if not finite(as_tensor(data, target.dtype)):
-                raise UserError(f"{key}: a trained value is NaN or infinite as {target.dtype}: nothing is exported")
+                raise UserError(f"{place}: a trained value is NaN or infinite as {target.dtype}: nothing is exported")
             file = partial / target.file.relative_to(base)
             if target.file in linked:
                 linked.remove(target.file)

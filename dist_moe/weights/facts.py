@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 
 from dist_moe.artefacts import checked
 from dist_moe.rules import Rule, from_facts
-from dist_moe.stats.names import parse_expert_name
 from dist_moe.training.facts import Arms, RunFacts, TrainingFacts
 
 Scores = dict[str, dict[str, dict[str, float | None]]]
@@ -15,14 +14,14 @@ Scores = dict[str, dict[str, dict[str, float | None]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quoted:
-    """An evaluation of the very experts that are exported. None: a version that did not say it made the delta."""
+    """An evaluation of the very experts that are exported."""
 
     category: Scores
     all: Scores
-    data_hash: str | None = None
-    trained_on: bool | None = None
+    data_hash: str
+    trained_on: bool
     """Whether its prompts are those of the training."""
-    prompts: Arms | None = None
+    prompts: Arms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +40,6 @@ class Facts(TrainingFacts):
     @property
     def rule(self) -> Rule:
         return from_facts(self.selection_rule, "the run")
-
-    @property
-    def union_experts(self) -> set[tuple[int, int]]:
-        """(layer, expert) of the union."""
-        return set(map(parse_expert_name, self.union))
 
     @classmethod
     def parse(cls, value: object, what: str, advice: str) -> Facts:

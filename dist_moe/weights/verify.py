@@ -12,11 +12,11 @@ import numpy as np
 from dist_moe.errors import refused_by_library
 from dist_moe.files import hash_file
 from dist_moe.moe.checkpoint import AGAIN, StoredTensor, as_tensor, read_tensors, weight_files
-from dist_moe.moe.hub import HubLayout, HubTensor
 from dist_moe.moe.misfits import finite
 from dist_moe.stats.names import expert_name
 from dist_moe.weights.changes import row_of
 from dist_moe.weights.export import BASE_CARD, CARD, other_files, unread_weights
+from dist_moe.weights.layout import HubLayout, HubTensor
 
 BLOCK = 1 << 26
 """Bytes compared at a time."""

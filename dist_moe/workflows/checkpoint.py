@@ -8,7 +8,7 @@ from pathlib import Path
 from dist_moe.errors import UserError
 from dist_moe.stats.names import expert_name
 from dist_moe.training.checkpoint import checkpoint_directories, read_checkpoint
-from dist_moe.training.parts import INDEX, numbers
+from dist_moe.training.parts import INDEX, Expert
 from dist_moe.workflows.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ def show(path: Path) -> None:
             log.info(f"  {key}: {value}")
 
 
-def _names(experts: list[str]) -> str:
-    """The experts of a file, "layer.expert", by name; of many the first."""
-    names = [expert_name(*expert) for expert in sorted(map(numbers, experts))]
+def _names(experts: list[Expert]) -> str:
+    """The experts of a file; of many the first."""
+    names = [expert_name(*expert) for expert in sorted(experts)]
     more = f" and {len(names) - SHOWN_EXPERTS} more" if len(names) > SHOWN_EXPERTS else ""
     return " ".join(names[:SHOWN_EXPERTS]) + more or "none yet"

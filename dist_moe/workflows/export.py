@@ -10,17 +10,17 @@ from dist_moe.evaluation.record import read_evaluation
 from dist_moe.files import require_absent
 from dist_moe.model.model import check_model_dir
 from dist_moe.moe.checkpoint import model_hash, read_tensors
-from dist_moe.moe.hub import HubLayout
 from dist_moe.report.card import model_card
 from dist_moe.rules import from_facts
 from dist_moe.select.stored import open_masks
 from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.training.save import ADVICE
-from dist_moe.weights.changes import trained_changes, trained_keys
-from dist_moe.weights.delta import delta_changes, read_facts, require_whole, write_delta
+from dist_moe.weights.changes import trained_changes, trained_places
+from dist_moe.weights.delta import delta_changes, delta_places, read_facts, write_delta
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
+from dist_moe.weights.layout import HubLayout
 from dist_moe.weights.verify import Verification, verify_checkpoint
 from dist_moe.workflows.run_dir import TrainedRun
 
@@ -49,7 +49,8 @@ def export_delta(run_dir: Path, out: Path) -> Facts:
     tensors = read_tensors(base)
     layout = HubLayout(base, tensors)
     changes = trained_changes(layout, tensors, run.experts)
-    write_delta(out, tensors, [*trained_keys(layout, run.experts.experts)], changes, facts)
+    places = [place for place, _ in trained_places(layout, run.experts.experts)]
+    write_delta(out, tensors, places, changes, facts)
     log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
     log.info(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
     return facts
@@ -61,17 +62,17 @@ def apply(base: Path, delta: Path, out: Path) -> None:
     facts = read_facts(delta)
     _require_base(base, facts.model_hash, delta)
     tensors = read_tensors(base)
-    require_whole(delta, facts, HubLayout(base, tensors))
-    export_checkpoint(base, delta_changes(delta, tensors), out, model_card(facts, base))
+    places = delta_places(delta, facts, HubLayout(base, tensors))
+    export_checkpoint(base, delta_changes(delta, tensors, places), out, model_card(facts, base))
     log.info(f"Exported {out}: {facts.num_trained_experts} experts from {delta}, everything else as in {base}")
 
 
 def _facts(run: TrainedRun) -> Facts:
     """What is told of a run outside of it: names and hashes, no paths of the machine it ran on."""
     facts, experts = run.facts, run.experts.experts
-    outside = sorted({expert_name(*key) for key in experts} - set(facts.union))
+    outside = sorted({*experts} - {*facts.union})
     if outside:
-        raise UserError(f"{run.dir.experts}: {outside[0]} is not in the run's union of experts: {ADVICE}")
+        raise UserError(f"{run.dir.experts}: {expert_name(*outside[0])} is not in the run's union of experts: {ADVICE}")
     from_facts(facts.selection_rule, str(run.dir.experts))
     return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run))
 

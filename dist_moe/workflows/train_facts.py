@@ -10,7 +10,6 @@ from dist_moe import __version__
 from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
 from dist_moe.select.stored import stored_rule
-from dist_moe.stats.names import expert_name
 from dist_moe.store.read import MaskStore
 from dist_moe.training.facts import Arms, Numbers, RunFacts
 from dist_moe.training.plan import FreezePlan
@@ -45,7 +44,7 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         fill=config.train.fill,
         scope=config.train.scope,
         num_steps=len(store.batches) * config.train.epochs,
-        union=[expert_name(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
+        union=[(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
         num_union_parameters=plan.num_trainable,
         num_parameters=plan.num_parameters,
         settings=result_settings(config),

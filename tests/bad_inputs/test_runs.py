@@ -47,7 +47,7 @@ def first(value):
 
 def other_layer(document):
     part = document["files"]["experts-00000.safetensors"]
-    part["experts"][0] = "99.0"
+    part["experts"][0] = [99, 0]
 
 
 def yaml(old, new):
@@ -76,7 +76,7 @@ HARMS = {
     "an index that is a list": (lambda: write(INDEX, "[1]"), ("expected a JSON object with format",)),
     "an index that is not UTF-8": (lambda: write(INDEX, b"\xff\xfe{"), ("index.json",)),
     "an index nested too deep": (lambda: write(INDEX, "[" * 100_000), ("index.json",)),
-    "an index of version 1": (lambda: edit(INDEX, lambda d: d.update(version=1)), ("version 2, found version 1",)),
+    "an index of version 1": (lambda: edit(INDEX, lambda d: d.update(version=1)), ("version 3, found version 1",)),
     "an index of version true": (lambda: edit(INDEX, lambda d: d.update(version=True)), ("found version True",)),
     "another format": (lambda: edit(INDEX, lambda d: d.update(format="x")), ("with format 'dist_moe experts'",)),
     "a changed fact": (

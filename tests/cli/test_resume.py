@@ -123,7 +123,7 @@ def test_show(trained, stopped, capsys):
         assert f"{file.parent}: after step {step}, complete; engine local, 1 replica(s) of 1 rank(s), placement " in out
         assert f"experts-00000.safetensors: {file.stat().st_size:,} bytes" in out
         index = json.loads((file.parent / "index.json").read_text())
-        names = [expert_name(*map(int, key.split("."))) for key in index["files"][file.name]["experts"]]
+        names = [expert_name(*expert) for expert in index["files"][file.name]["experts"]]
         assert len(names) == num_experts
         assert f"    stepped: {' '.join(sorted(names)[:12])}" in out
     assert f"rank 0 (replica 0, ep rank 0) owns {MaskStore.open(trained.masks).union().sum()} experts, " in out

@@ -16,10 +16,10 @@ from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import train_from
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import find_moe_layers
-from dist_moe.moe.hub import HubLayout
 from dist_moe.moe.load import empty_model, fill
 from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.weights.layout import HubLayout
 from dist_moe.weights.verify import verify_checkpoint
 from tests.fused import fused_experts, gradient
 from tests.round_trip import IDS, flip, logits, plain, round_trip

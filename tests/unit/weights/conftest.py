@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dist_moe.moe.checkpoint import model_hash, read_tensors
-from dist_moe.moe.hub import HubLayout
 from dist_moe.training.parts import TensorFacts
 from dist_moe.training.save import TrainedExperts, save_index, save_part
 from dist_moe.weights.changes import trained_changes
+from dist_moe.weights.layout import HubLayout
 from tests.checkpoint import save_tokenizer
 from tests.export_facts import example_facts
 from tests.tiny import tiny_model

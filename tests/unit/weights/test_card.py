@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dist_moe.report.card import ROUTE_LIMIT, model_card
+from dist_moe.training.facts import Arms
 from dist_moe.weights.facts import Quoted
 
 BASE_CARD = """---
@@ -48,10 +49,13 @@ def test_facts(facts, tmp_path):
     found = table(model_card(facts, write_base(tmp_path / "none")))
     assert found == {
         "Base model": f"tiny, hash `{facts.model_hash}`",
-        "Data": f"hash `{'d' * 64}`",
+        "Data": f"24 safe and 24 unsafe prompts, hash `{'d' * 64}`",
         "Batches": "3: hexes 2, heists 1",
         "Selection rule": "threshold_top_k, counted tokens: prompt",
         "It takes of a batch's experts": "risk_diff above 0.05, at most 50, largest first",
+        "Choices of an expert for a batch": (
+            "9: used more by unsafe prompts in 9, by safe prompts in 0, by both alike in 0"
+        ),
         "Masks": f"digest `{'e' * 64}`",
         "Mode": "route, fill shrink, scope unsafe",
         "Steps": "6",
@@ -92,9 +96,10 @@ def test_a_base_without_front_matter(facts, tmp_path, card):
 def test_before_and_after(facts, tmp_path):
     base = write_base(tmp_path / "b")
     assert "Before and after" not in model_card(facts, base)
-    facts = replace(facts, evaluation=Quoted(category={"hexes": SCORES}, all={"all": SCORES}))
-    card = model_card(facts, base)
-    assert "The record does not say on which prompts." in card  # as of a delta from before it was said
+    all_scores = {"category": {"hexes": SCORES}, "all": {"all": SCORES}}
+    quoted = Quoted(**all_scores, data_hash="d" * 64, trained_on=False, prompts=Arms(safe=3, unsafe=4))
+    card = model_card(replace(facts, evaluation=quoted), base)
+    assert f"On 3 safe and 4 unsafe prompts, hash `{'d' * 64}`: another file than that of the training" in card
     assert "| Category | refusal loss (unsafe) | refused (safe) |" in card
     assert "| hexes | 3.250 → 0.500 | 0.000 → - |" in card
     assert "| all | 3.250 → 0.500 | 0.000 → - |" in card

@@ -1,13 +1,13 @@
-"""Keys name the right bytes, and a run's experts come one at a time in the base's names and dtypes."""
+"""Places are the right bytes, and a run's experts come one at a time in the base's names and dtypes."""
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dist_moe.moe.checkpoint import read_header, read_tensors
-from dist_moe.moe.hub import HubLayout
 from dist_moe.training.save import TrainedExperts
-from dist_moe.weights.changes import locate, overwrite, row_key, trained_changes, trained_keys
+from dist_moe.weights.changes import Place, overwrite, trained_changes, trained_places
+from dist_moe.weights.layout import HubLayout
 from tests.unit.weights.conftest import TRAINED, make_trained
 
 STACKED = torch.arange(24, dtype=torch.float32).reshape(4, 3, 2)
@@ -24,34 +24,24 @@ def tensors(tmp_path):
     ("row", "expected"),
     [(None, STACKED), (0, STACKED[0]), (3, STACKED[3]), (slice(1, 3), STACKED[1:3]), (slice(3, 4), STACKED[3:])],
 )
-def test_a_key_names_a_tensor_or_rows(tensors, row, expected):
-    found = locate(tensors, row_key("stacked", row))
+def test_a_place_is_a_tensor_or_rows(tensors, row, expected):
+    found = Place("stacked", row).of(tensors)
     assert found.shape == tuple(expected.shape)
     assert found.bytes().tobytes() == expected.numpy().tobytes()
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "other",
-        "other[0]",
-        "stacked[4]",
-        "scalar[0]",
-        "stacked[-1]",
-        "stacked[]",
-        "stacked[2:5]",
-        "stacked[2:2]",
-        "stacked[1:]",
-    ],
-)
-def test_a_key_of_nothing(tensors, key):
-    assert locate(tensors, key) is None
+def test_a_place_is_written_as_numpy_would():
+    assert list(map(str, (Place("a.b"), Place("a.b", 5), Place("a.b", slice(80, 96))))) == [
+        "a.b",
+        "a.b[5]",
+        "a.b[80:96]",
+    ]
 
 
 def test_overwrite_changes_one_row_and_no_other_byte(tensors):
     file = tensors["stacked"].file
     size = file.stat().st_size
-    overwrite(locate(tensors, "stacked[2]"), STACKED[0].numpy().reshape(-1).view("uint8"))
+    overwrite(Place("stacked", 2).of(tensors), STACKED[0].numpy().reshape(-1).view("uint8"))
     expected = STACKED.clone()
     expected[2] = STACKED[0]
     after = load_file(file)
@@ -60,20 +50,22 @@ def test_overwrite_changes_one_row_and_no_other_byte(tensors):
     assert file.stat().st_size == size
 
 
-def test_the_keys_are_known_before_the_weights(trained):
+def test_the_places_are_known_before_the_weights(trained):
     tensors = read_tensors(trained.base)
-    keys = list(trained_keys(HubLayout(trained.base, tensors), trained.rows))
-    assert keys == sorted(key for key, _ in trained.changes())
-    assert len(keys) in (2 * len(TRAINED), 3 * len(TRAINED))
+    places = trained_places(HubLayout(trained.base, tensors), trained.rows)
+    assert [place for place, _ in places] == sorted((place for place, _ in trained.changes()), key=str)
+    assert {expert for _, expert in places} == set(TRAINED)
+    assert len(places) in (2 * len(TRAINED), 3 * len(TRAINED))
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_values_are_cast_to_the_bases_dtype(tmp_path, fused):
     trained = make_trained(tmp_path, fused=fused, dtype=torch.bfloat16)
     changes = dict(trained.changes())
-    key = "model.layers.2.mlp.experts.down_proj[7]" if fused else "model.layers.2.mlp.experts.7.down_proj.weight"
+    experts = "model.layers.2.mlp.experts"
+    place = Place(f"{experts}.down_proj", 7) if fused else Place(f"{experts}.7.down_proj.weight")
     expected = trained.rows[2, 7]["down_proj"].to(torch.bfloat16)
-    assert changes[key].tobytes() == expected.view(torch.uint8).numpy().tobytes()
+    assert changes[place].tobytes() == expected.view(torch.uint8).numpy().tobytes()
 
 
 def test_one_expert_at_a_time_is_in_memory(trained):
@@ -89,11 +81,11 @@ def test_one_expert_at_a_time_is_in_memory(trained):
     tensors = read_tensors(trained.base)
     spy = Spy(HubLayout(trained.base, tensors))
     seen = []
-    for key, _ in trained_changes(spy, tensors, TrainedExperts.open(trained.experts)):
+    for place, _ in trained_changes(spy, tensors, TrainedExperts.open(trained.experts)):
         # nothing is asked for ahead of the change that is handed out
-        seen.append(key)
+        seen.append(place)
         layer, expert = spy.asked[-1]
-        assert f"layers.{layer}." in key
-        assert f"experts.{expert}." in key or key.endswith(f"[{expert}]")
+        assert f"layers.{layer}." in place.name
+        assert f"experts.{expert}." in place.name or place.row == expert
     assert sorted(spy.asked) == sorted(TRAINED)
     assert len(set(seen)) == len(seen)

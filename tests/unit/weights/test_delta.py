@@ -1,6 +1,7 @@
 """A delta gives the bytes of the direct export, anybody can read it, and it is refused when it is not as written."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,18 +10,21 @@ from safetensors.torch import load_file, save_file
 
 from dist_moe.errors import UserError
 from dist_moe.moe.checkpoint import read_tensors
-from dist_moe.moe.hub import HubLayout
-from dist_moe.weights.changes import trained_keys
-from dist_moe.weights.delta import delta_changes, read_facts, write_delta
+from dist_moe.weights.changes import trained_places
+from dist_moe.weights.delta import delta_changes, delta_places, read_facts, write_delta
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts
+from dist_moe.weights.layout import HubLayout
 from tests.unit.weights.conftest import contents, make_trained
+
+
+def places(trained, tensors):
+    return [place for place, _ in trained_places(HubLayout(trained.base, tensors), trained.rows)]
 
 
 def save_delta(trained, out):
     tensors = read_tensors(trained.base)
-    keys = list(trained_keys(HubLayout(trained.base, tensors), trained.rows))
-    write_delta(out, tensors, keys, trained.changes(), trained.facts)
+    write_delta(out, tensors, places(trained, tensors), trained.changes(), trained.facts)
     return out
 
 
@@ -31,7 +35,10 @@ def delta(trained, tmp_path):
 
 def test_apply_gives_the_bytes_of_the_direct_export(trained, delta, tmp_path):
     export_checkpoint(trained.base, trained.changes(), tmp_path / "direct", "card")
-    export_checkpoint(trained.base, delta_changes(delta, read_tensors(trained.base)), tmp_path / "applied", "card")
+    tensors = read_tensors(trained.base)
+    found = delta_places(delta, trained.facts, HubLayout(trained.base, tensors))
+    assert found == places(trained, tensors)
+    export_checkpoint(trained.base, delta_changes(delta, tensors, found), tmp_path / "applied", "card")
     assert contents(tmp_path / "applied") == contents(tmp_path / "direct")
     assert contents(tmp_path / "applied") != contents(trained.base)
 
@@ -40,7 +47,7 @@ def test_safetensors_reads_a_delta(trained, delta):
     found = load_file(delta)
     with safe_open(delta, "pt") as stream:
         metadata = stream.metadata()
-    assert (metadata["format"], metadata["version"]) == ("dist_moe delta", "1")
+    assert (metadata["format"], metadata["version"]) == ("dist_moe delta", "2")
     assert Facts.parse(json.loads(metadata["facts"]), "x", "y") == trained.facts
     if "model.layers.0.mlp.experts.down_proj[3]" in found:
         expected = {
@@ -80,9 +87,8 @@ def test_a_failed_write_leaves_nothing(trained, tmp_path):
         raise OSError("no space left")
 
     tensors = read_tensors(trained.base)
-    keys = list(trained_keys(HubLayout(trained.base, tensors), trained.rows))
     with pytest.raises(OSError, match="no space"):
-        write_delta(tmp_path / "place" / "delta", tensors, keys, fails(), trained.facts)
+        write_delta(tmp_path / "place" / "delta", tensors, places(trained, tensors), fails(), trained.facts)
     assert not (tmp_path / "place").exists()
 
 
@@ -119,8 +125,8 @@ def test_no_file(tmp_path):
     [
         (None, "is no delta"),
         ({"format": "pt"}, "is no delta"),
-        ({"format": "dist_moe delta", "version": "2"}, "expected delta version 1, found '2'"),
-        ({"format": "dist_moe delta", "version": "1"}, "is damaged"),
+        ({"format": "dist_moe delta", "version": "1"}, "expected delta version 2, found '1'"),
+        ({"format": "dist_moe delta", "version": "2"}, "is damaged"),
     ],
 )
 def test_a_foreign_file(tmp_path, metadata, message):
@@ -129,12 +135,12 @@ def test_a_foreign_file(tmp_path, metadata, message):
         read_facts(tmp_path / "x")
 
 
-def test_a_tensor_that_the_base_has_not(delta, trained, tmp_path):
+def test_experts_that_the_base_has_not(delta, trained):
+    """Of another model: the facts name experts of this one, and the file has tensors of others."""
     tensors = read_tensors(trained.base)
-    key, _ = next(delta_changes(delta, tensors))
-    del tensors[key.split("[")[0]]
-    with pytest.raises(UserError, match="another model's"):
-        list(delta_changes(delta, tensors))
+    facts = replace(trained.facts, union=trained.facts.union[1:])
+    with pytest.raises(UserError, match="is no tensor of an expert that its facts name: it is another model's"):
+        delta_places(delta, facts, HubLayout(trained.base, tensors))
 
 
 def test_a_tensor_of_another_dtype(tmp_path):
@@ -142,4 +148,4 @@ def test_a_tensor_of_another_dtype(tmp_path):
     delta = save_delta(make_trained(tmp_path, fused=False), tmp_path / "delta")
     other = make_trained(tmp_path / "other", fused=False, dtype=torch.bfloat16)
     with pytest.raises(UserError, match="another model's"):
-        list(delta_changes(delta, read_tensors(other.base)))
+        list(delta_changes(delta, read_tensors(other.base), places(other, read_tensors(other.base))))

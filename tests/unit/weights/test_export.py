@@ -20,6 +20,7 @@ from tests.unit.weights.conftest import contents, make_trained
 KILLED_AT_THE_SECOND_CHANGE = """
 import os, signal, sys
 from pathlib import Path
+from dist_moe.weights.changes import Place
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.moe.checkpoint import read_tensors
 
@@ -27,7 +28,7 @@ base, out = map(Path, sys.argv[1:])
 
 def changes():
     name, tensor = min(read_tensors(base).items())
-    yield name, tensor.bytes()
+    yield Place(name), tensor.bytes()
     os.kill(os.getpid(), signal.SIGKILL)
 
 export_checkpoint(base, changes(), out, "card")
@@ -77,7 +78,7 @@ def test_only_shards_without_changes_are_linked(tmp_path):
     changes = list(trained.changes())
     export_checkpoint(trained.base, changes, out, "card", link=True)
     tensors = read_tensors(trained.base)
-    changed = {tensors[key].file.name for key, _ in changes}
+    changed = {tensors[place.name].file.name for place, _ in changes}
     shared = {file.name for file in trained.base.iterdir() if file.samefile(out / file.name)}
     assert shared == {file.name for file in trained.base.glob("*.safetensors")} - changed
     assert shared

@@ -7,7 +7,7 @@ import pytest
 
 from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.weights import verify
-from dist_moe.weights.changes import locate, overwrite
+from dist_moe.weights.changes import overwrite
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.verify import verify_checkpoint
 from tests.tiny import E, L
@@ -36,7 +36,7 @@ def test_an_export_is_verified_and_its_experts_are_listed(trained, out):
     assert seen.violations == []
     assert seen.changed_experts == set(TRAINED)
     assert seen.expert_lines() == ["L00_E03 L00_E05", "L02_E00 L02_E07"]
-    assert len(seen.changed_tensors) == len({key.split("[")[0] for key, _ in trained.changes()})
+    assert len(seen.changed_tensors) == len({place.name for place, _ in trained.changes()})
 
 
 def test_the_base_itself_has_no_change(trained):
@@ -142,11 +142,11 @@ def test_reader_a_shard_that_the_index_names_hides_another(trained, out):
 
 
 def test_reader_a_trained_value_that_is_not_finite(trained, out):
-    key = min(key for key, _ in trained.changes() if "down_proj" in key)
-    target = locate(read_tensors(out), key)
+    place = min((place for place, _ in trained.changes() if "down_proj" in place.name), key=str)
+    target = place.of(read_tensors(out))
     overwrite(target, np.full((target.stop - target.start) // 4, np.nan, np.float32).view(np.uint8))
     (line,) = verify_checkpoint(trained.base, out, UNION).violations
-    assert line.startswith(key.split("[")[0])
+    assert line.startswith(place.name)
     assert "L00_E03 has a value that is NaN or infinite" in line
 
 
