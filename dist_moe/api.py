@@ -24,7 +24,6 @@ from dist_moe.config import Config, load_config
 from dist_moe.errors import UserError
 from dist_moe.evaluation.record import Table, read_evaluation
 from dist_moe.parallel.launch import process_group
-from dist_moe.stats.names import parse_expert_name
 from dist_moe.store import MaskStore
 from dist_moe.training.facts import RunFacts
 from dist_moe.weights.facts import Facts
@@ -125,7 +124,7 @@ def train(config: Config | str | Path) -> Trained:
     if (unfinished is not None and unfinished.exists()) or not RunDir(config.run_dir).experts.exists():
         raise UserError(f"{config.run_dir}: stopped before its end, as asked, and saved: train again to go on")
     facts = TrainedRun.open(config.run_dir).facts
-    return Trained(config.run_dir, tuple(sorted(map(parse_expert_name, facts.union))), facts)
+    return Trained(config.run_dir, tuple(sorted(facts.union)), facts)
 
 
 def evaluate(run: str | Path, data: Sequence[str | Path] = ()) -> Evaluated:
