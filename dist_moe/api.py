@@ -164,13 +164,13 @@ def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool 
     return Exported(Path(out), export_workflow.export(Path(run), Path(out), link=link))
 
 
-def verify(base: str | Path, model: str | Path, masks: str | Path) -> Verification:
+def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verification:
     """Compare an exported model with its base, bit for bit: only experts of the masks' union may differ.
 
     Args:
         base: directory of the base model.
         model: directory of the exported model.
-        masks: mask store of the run, a directory or URL.
+        *masks: mask store of the run, a directory or URL; of a run with `train.revisions` all of them.
 
     Returns:
         What was compared, what has changed, and each difference that should not be; `holds` says whether there is none.
@@ -182,7 +182,7 @@ def verify(base: str | Path, model: str | Path, masks: str | Path) -> Verificati
         >>> dist_moe.verify("base", "repaired", "runs/my-run/masks.zarr").violations
         []
     """
-    return export_workflow.verify(Path(base), Path(model), str(masks))
+    return export_workflow.verify(Path(base), Path(model), [str(each) for each in masks])
 
 
 def _config(config: Config | str | Path) -> Config:

@@ -66,7 +66,12 @@ class Reference:
         weights, index = self.rule(out[0], ~forbidden_TE, self.config, self.routers[layer])
         return out[0], weights, index
 
-    def step(self, mask, input_ids, labels, unsafe):
+    def reconcile(self, union):
+        """Optimizers of experts outside bool [L, E] are forgotten: one that comes back starts from its weights."""
+        self.rows = {key: row for key, row in self.rows.items() if union[key[:2]]}
+        self.adamw = {key: adamw for key, adamw in self.adamw.items() if union[key[:2]]}
+
+    def step(self, mask, input_ids, labels, unsafe, weight=1.0):
         """One batch, `unsafe` bool [R]: loss and global norm, and new weights for the mask's experts."""
         rows = unsafe if self.scope == "unsafe" else torch.ones_like(unsafe)
         self.masked_T = rows.repeat_interleave(input_ids.shape[1])
@@ -76,7 +81,7 @@ class Reference:
             self.allowed[~mask.any(1)] = True
         logits = self.model(input_ids=input_ids, use_cache=False).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        loss.backward()
+        (weight * loss).backward()
         active = []
         for layer, expert in torch.nonzero(mask).tolist():
             for name in self.names:

@@ -31,7 +31,9 @@ def add_model_commands(commands: Any) -> None:
     command = commands.add_parser("verify", help="prove that only the union's experts differ; status 1 if not")
     command.add_argument("base", type=path, help="base model directory")
     command.add_argument("model", type=path, help="exported model directory")
-    command.add_argument("--masks", type=text, required=True, help="mask store of the run, a directory or URL")
+    command.add_argument(
+        "--masks", type=text, required=True, action="append", help="mask store of the run, once for each that it has"
+    )
     command.set_defaults(run_command=_verify)
     command = commands.add_parser("inspect-model", help="what a model is to dist-moe: layers, experts, routing, sizes")
     command.add_argument("model", type=path, help="model directory")

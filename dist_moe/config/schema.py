@@ -108,6 +108,10 @@ class AnalysisConfig(RuleSettings):
 class TrainConfig:
     masks: Text | None = None
     """Mask store, a directory or a URL that fsspec knows; default: masks.zarr in the run directory."""
+    revisions: tuple[Text, ...] = ()
+    """Other masks in the middle of the run, each STEP:STORE, such as 40:masks.r1.zarr: after step 40 each batch has its
+    mask of that store, which has the same batches. Experts that stay in the union of all batches' masks go on with
+    their optimizer state; others start without; those that leave keep what they have learned."""
     mode: Literal["route", "update"] = "route"
     """route: experts outside the batch's mask are not routable. update: routing untouched, only they are updated."""
     fill: Literal["shrink", "best", "bias"] = "shrink"

@@ -48,6 +48,7 @@ def model_card(facts: Facts, base: Path) -> str:
         ("It takes of a batch's experts", rule.in_words),
         *_chosen(facts.chosen),
         ("Masks", f"digest `{facts.masks_digest}`"),
+        *((f"Masks after step {r.after_step}", f"digest `{r.masks_digest}`") for r in facts.mask_revisions),
         ("Mode", f"route, fill {facts.fill}, scope {facts.scope}" if facts.mode == "route" else facts.mode),
         ("Steps", facts.num_steps),
         ("Experts open to training", f"{len(facts.union)}, {share:.2f} % of all parameters"),

@@ -11,17 +11,23 @@ import torch
 from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
 from dist_moe.parallel.mesh import Mesh
-from dist_moe.store.read import MaskStore
 from dist_moe.training.plan import FreezePlan
+from dist_moe.training.revisions import MaskRevisions
 
 
 def before_training(
-    config: Config, engine: str, masks: MaskStore, model: MoEModel, plan: FreezePlan, mesh: Mesh, work: Path
+    config: Config, engine: str, masks: MaskRevisions, model: MoEModel, plan: FreezePlan, mesh: Mesh, work: Path
 ) -> Iterator[str]:
     """Line by line: what is trained, of what model, and how it is spread. `work` is where the run is until its end."""
     yield from plan.describe()
-    numbers = np.array([batch.num_unsafe_experts for batch in masks.batches])
+    numbers = np.array([batch.num_unsafe_experts for batch in masks.first.batches])
     yield f"Unsafe experts per batch: Min {numbers.min()}, Max {numbers.max()}, Mean {numbers.mean():.1f}"
+    for end, old, new in zip(masks.ends, masks.stores, masks.stores[1:], strict=False):
+        before_LE, after_LE = old.union(), new.union()
+        parts = (before_LE & after_LE, before_LE & ~after_LE, after_LE & ~before_LE)
+        stay, leave, come = (int(part.sum()) for part in parts)
+        changes = f"{stay} experts stay in the union, {leave} leave, {come} are new"
+        yield f"From step {end + 1} on masks of {new.path}: {changes}"
     yield from model.describe()
     yield f"Engine: {engine}, {mesh.world.size} rank(s); mode {config.train.mode}"
     yield _placement_line(config, model, plan, mesh)

@@ -3,9 +3,10 @@
     checkpoints/step-00000040/index.json                   facts, layout, state, schedule; each file's digest, experts
     checkpoints/step-00000040/experts-<rank>.safetensors   <layer>.<expert>.<master | exp_avg | exp_avg_sq | step>
 
-Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. Experts that have
-never stepped are the base's and are not written. The directory gets its name when it is complete. What a run knows
-beside its experts and the learning rate is one value, `TrainState`.
+Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. One that has left
+the union is there with its weights, no moments and 0 steps. Experts that have never stepped are the base's and are not
+written. The directory gets its name when it is complete. What a run knows beside its experts and the learning rate is
+one value, `TrainState`.
 """
 
 from __future__ import annotations
@@ -142,9 +143,9 @@ class UnfinishedCheckpoint:
         )
         self._num_owned, self._state_bytes = len(optimizer.expert_state), optimizer.state_bytes
         self._experts = {
-            key: {field.name: getattr(state, field.name).to("cpu", copy=copy) for field in fields(state)}
-            for key, state in optimizer.expert_state.items()
-            if state.step > 0
+            key: {field.name: getattr(state, field.name).to("cpu", copy=copy) for field in fields(ExpertState)}
+            for key in optimizer.changed
+            for state in [optimizer.state_of(key)]
         }
         self._directory = SharedDirectory(root / f"step-{state.step:08}", comm)
 
@@ -223,11 +224,15 @@ def _short(value: object) -> str:
 
 
 def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule: LRScheduler) -> None:
-    """Put this rank's experts, whatever rank wrote them, and the schedule where they were."""
+    """Put this rank's experts, whatever rank wrote them, and the schedule where they were.
+
+    `optimizer` is one for the union of the checkpoint's mask revision.
+    """
+    held = {(layer.index, expert) for layer in optimizer.layers for expert in layer.local}
     for name, part in checkpoint.index.files.items():
-        if any(key in optimizer.replica_of for key in part.experts):
+        if not held.isdisjoint(part.experts):
             for key, tensors in read_part(checkpoint.path, name, part, checkpoint.index.tensors):
-                if key in optimizer.replica_of:
+                if key in held:
                     optimizer.restore(key, tensors)
     schedule.load_state_dict(checkpoint.index.schedule)
     for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -25,6 +25,14 @@ class Arms:
     unsafe: int
 
 
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """Other masks that the run has gone on with after some step, and the digest of their store."""
+
+    after_step: int
+    masks_digest: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFacts:
     """Those that may be told outside of the run: names and hashes, no paths of the machine it ran on."""
@@ -33,6 +41,9 @@ class TrainingFacts:
     model_hash: str
     data_hash: str
     masks_digest: str
+    """Of the masks that the run has begun with, like `selection_rule` and `chosen`."""
+    mask_revisions: list[Revision] = field(default_factory=list)
+    """Those that came later, in order."""
     selection_rule: dict[str, Any]
     """Name and parameters, as `dist_moe.rules.Rule.facts`."""
     counted_tokens: str

@@ -61,13 +61,11 @@ class SelectiveAdamW(torch.optim.Optimizer):
         placeholder = torch.zeros(1, device=device)
         super().__init__([placeholder], {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.layers, self.mesh, self.max_norm = layers, mesh, max_norm
-        held = [(layer.index, expert) for layer in layers for expert in layer.local if union_LE[layer.index, expert]]
-        self.replica_of = dict(zip(held, state_replicas(len(held), mesh.replicas.size), strict=True))
-        self.expert_state = {
-            key: _new_state(layers[key[0]], key[1], state_device or device)
-            for key, replica in self.replica_of.items()
-            if replica == mesh.replicas.rank
-        }
+        self.state_device = state_device or device
+        self.replica_of = self._dealt(union_LE)
+        self.expert_state = {key: self._new_state(key) for key in self._owned()}
+        self.left: set[tuple[int, int]] = set()
+        """Experts of this rank that have stepped and lost their state since, as they were outside the union then."""
         self.active: list[tuple[int, int]] = []
         self.num_active_R = [0] * mesh.replicas.size
         # kept from step to step: on a CPU fresh memory of this size costs more than zeroing it
@@ -115,6 +113,59 @@ class SelectiveAdamW(torch.optim.Optimizer):
             self._write(owned[i], self.expert_state[owned[i]].master)
         self._share_weights()
 
+    @torch.no_grad()
+    def reconcile(self, union_LE: torch.Tensor) -> None:
+        """Train the experts of `union_LE` from now on, bool [L, E]. Called by all ranks together, between two steps.
+
+        An expert that stays keeps its master weights, moments and step count, every bit of them. One that is new starts
+        from its weights in the model, without moments. One that leaves keeps its weights, and its state is dropped. No
+        expert goes to another rank's bank, but owners among the replicas are dealt anew, as for an optimizer that is
+        made with this union; state goes with them, one layer at a time.
+        """
+        stepped_LE = torch.zeros(union_LE.shape, dtype=torch.int64, device=self.mesh.world.device)
+        for key, state in self.expert_state.items():
+            stepped_LE[key] = int(state.step > 0)
+        stepped_LE = self.mesh.world.sum_(stepped_LE).cpu()
+        before, self.replica_of = self.replica_of, self._dealt(union_LE)
+        self.left |= {key for key in before if key not in self.replica_of and stepped_LE[key]}
+        for layer in self.layers:
+            self._move_state(layer.index, before)
+        self.expert_state = {key: self.state_of(key) for key in self._owned()}
+        self.active = []
+
+    def _move_state(self, layer: int, before: dict[tuple[int, int], int]) -> None:
+        """Give other replicas the state of a layer's experts that they own from now on, and take that of mine."""
+        replicas, num = self.mesh.replicas, self.layers[layer].layout.size
+        moving = [
+            (source, target, key)
+            for key, target in self.replica_of.items()
+            if key[0] == layer and (source := before.get(key, target)) != target
+        ]
+        sent = sorted(((t, key) for s, t, key in moving if s == replicas.rank))
+        got = sorted(((s, key) for s, t, key in moving if t == replicas.rank))
+        rows = torch.empty(len(sent), 3 * num + 1, device=self.mesh.world.device)
+        for row, (_, key) in zip(rows, sent, strict=True):
+            state = self.expert_state.pop(key)
+            row.copy_(torch.cat([state.master, state.exp_avg, state.exp_avg_sq, state.step[None]]))
+        counts = [[[replica for replica, _ in each].count(r) for r in range(replicas.size)] for each in (sent, got)]
+        for row, (_, key) in zip(replicas.swap_rows(rows, *counts), got, strict=True):
+            master, first, second, step = (
+                part.to(self.state_device, copy=True) for part in row.split([num, num, num, 1])
+            )
+            self.expert_state[key] = ExpertState(master, first, second, step[0])
+
+    @property
+    def changed(self) -> list[tuple[int, int]]:
+        """Experts that are not the base's any more, of which this rank is to write: each is on one rank of the job."""
+        left = sorted(self.left - self.replica_of.keys())
+        dealt = zip(left, state_replicas(len(left), self.mesh.replicas.size), strict=True)
+        mine = [key for key, replica in dealt if replica == self.mesh.replicas.rank]
+        return [key for key, state in self.expert_state.items() if state.step > 0 or key in self.left] + mine
+
+    def state_of(self, key: tuple[int, int]) -> ExpertState:
+        """An expert's state; without moments and steps if it has left the union, or is back and has not stepped."""
+        return self.expert_state.get(key) or self._new_state(key)
+
     @property
     def state_bytes(self) -> int:
         """Memory of this rank's master weights and moments: 12 bytes a parameter of the experts that it owns."""
@@ -132,10 +183,26 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
         A rank that holds the expert without owning its state takes the weights only.
         """
+        if not tensors["step"]:
+            self.left.add(key)
         if key in self.expert_state:
             for name, tensor in tensors.items():
                 getattr(self.expert_state[key], name).copy_(tensor)
         self._write(key, tensors["master"])
+
+    def _dealt(self, union_LE: torch.Tensor) -> dict[tuple[int, int], int]:
+        """Which replica owns the state of each expert that this rank holds, in (layer, expert) order."""
+        held = [(layer.index, e) for layer in self.layers for e in layer.local if union_LE[layer.index, e]]
+        return dict(zip(held, state_replicas(len(held), self.mesh.replicas.size), strict=True))
+
+    def _owned(self) -> list[tuple[int, int]]:
+        return [key for key, replica in self.replica_of.items() if replica == self.mesh.replicas.rank]
+
+    def _new_state(self, key: tuple[int, int]) -> ExpertState:
+        """That of an expert which has not stepped: its weights, and no moments."""
+        master = self._flat_weights(key).to(self.state_device, torch.float32, copy=True)
+        zeros = torch.zeros_like(master)
+        return ExpertState(master, zeros, zeros.clone(), torch.zeros((), device=master.device))
 
     def _share_weights(self) -> None:
         """What owners have stepped goes to the other replicas, in the bank's type, so that all have the same bits."""
@@ -179,10 +246,3 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing to do: `begin` makes the gradient buffer of a batch."""
-
-
-def _new_state(layer: ExpertLayer, expert: int, device: torch.device) -> ExpertState:
-    master = torch.cat([weight.reshape(-1) for weight in layer.row(expert).values()]).to(device, torch.float32)
-    return ExpertState(
-        master, torch.zeros_like(master), torch.zeros_like(master), torch.zeros((), device=master.device)
-    )

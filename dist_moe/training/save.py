@@ -109,8 +109,7 @@ def save_experts(
 ) -> int:
     """Called by all ranks together; returns the number of experts written. `facts` go into the index as they are."""
     directory = SharedDirectory(path, comm)
-    mine = [key for key, state in optimizer.expert_state.items() if state.step > 0]
-    rows = {(layer, expert): layers[layer].row(expert) for layer, expert in mine}
+    rows = {(layer, expert): layers[layer].row(expert) for layer, expert in optimizer.changed}
     with together(comm), writing(path):
         part = save_part(directory.partial, comm.rank, rows)
     parts = {name: part for found in comm.gather(part) for name, part in found.items()}

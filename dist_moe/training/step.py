@@ -52,15 +52,25 @@ class MaskedStep:
         self.monitor = MaskMonitor(model, optimizer, comm, settings, promises)
         self.audit = StepAudit(model, optimizer, engine, comm)
 
-    def audited(self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch]) -> StepResult:
+    def promise(self, promises: Promises) -> None:
+        """Other masks are in force from the next step on; the optimizer is reconciled with their union."""
+        self.promises = self.monitor.promises = promises
+
+    def audited(
+        self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch], weight: float = 1.0
+    ) -> StepResult:
         """The step, and an `AssertionError` on all ranks if it has changed a bit outside the batch's mask."""
         before = self.audit.digests()
-        result = self(batch_id, mask_LE, micro_batches)
+        result = self(batch_id, mask_LE, micro_batches, weight)
         self.audit.compare(before, self.promises(batch_id).mask_LE)
         return result
 
-    def __call__(self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch]) -> StepResult:
+    def __call__(
+        self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch], weight: float = 1.0
+    ) -> StepResult:
         """mask_LE: bool [L, E] on the CPU; micro_batches: this rank's rows, the same number on all ranks.
+
+        `weight` multiplies the loss that is trained, not the one that is told: 1 leaves every bit as it is.
 
         Raises:
             AssertionError: on all ranks, if the step is not what `promises` say; no weight has moved.
@@ -76,7 +86,8 @@ class MaskedStep:
                 losses = self._losses(batch.to(self.comm.device), plan)
                 loss_sum += losses.detach().double().sum()
                 if losses.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
-                    self.engine.backward(losses.sum() / num_loss_tokens)
+                    mean = losses.sum() / num_loss_tokens
+                    self.engine.backward(mean if weight == 1 else weight * mean)
                 last = i == len(micro_batches) - 1
                 if last:
                     seen_hash = self.monitor.check()

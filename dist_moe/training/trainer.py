@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from dist_moe.training.promise import stored_promises
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.schedule import Schedule, Scheduled
 from dist_moe.training.split import Rows
-from dist_moe.training.state import Done, TrainState
+from dist_moe.training.state import Done, RevisionInForce, TrainState
 from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
 from dist_moe.training.trackers import Tracker
@@ -27,6 +28,7 @@ class Trainer:
     """What is done; a new value after each step."""
     schedule: Schedule
     step: MaskedStep
+    """Its optimizer and promises are those of the masks that `state` names."""
     masks: MaskRevisions
     rows: Rows
     trackers: Sequence[Tracker]
@@ -52,13 +54,14 @@ class Trainer:
 
     def _take(self, scheduled: Scheduled) -> None:
         started = time.perf_counter()
-        in_force = self.masks.at(scheduled.step)
+        in_force = self._revised(scheduled.step)
         store = self.masks.stores[in_force.number]
         batch, lr = store.batches[scheduled.batch], self.step.optimizer.param_groups[0]["lr"]
         is_audited = self._is_audited(scheduled.step)
         take = self.step.audited if is_audited else self.step
         mask_LE, micro_batches = torch.from_numpy(store.masks[scheduled.batch]), self.rows.local(scheduled.batch)
-        result = take(batch.id, mask_LE, micro_batches)
+        weight = self.state.batch_weights[scheduled.batch]
+        result = take(batch.id, mask_LE, micro_batches, weight)
         seconds = time.perf_counter() - started
         num_rows = len(self.rows.of(scheduled.batch))
         done = Done(result.num_tokens, result.num_loss_tokens, num_rows)
@@ -72,6 +75,7 @@ class Trainer:
                 "category": batch.category,
                 "mode": self.step.settings.mode,
                 "mask_revision": in_force.number,
+                "weight": weight,
                 "num_rows": num_rows,
                 **asdict(result),
                 "lr": lr,
@@ -80,6 +84,15 @@ class Trainer:
                 "tokens_per_second": round(result.num_tokens / seconds, 1),
             }
         )
+
+    def _revised(self, step: int) -> RevisionInForce:
+        """The masks that a step trains under; if others were in force before, optimizer and promises change first."""
+        in_force = self.masks.at(step)
+        if in_force != self.state.masks:
+            store = self.masks.stores[in_force.number]
+            self.step.optimizer.reconcile(torch.from_numpy(store.union()))
+            self.step.promise(stored_promises(store))
+        return in_force
 
     def _is_audited(self, step: int) -> bool:
         audit = self.step.settings.audit

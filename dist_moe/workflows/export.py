@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.evaluation.record import read_evaluation
@@ -105,10 +108,14 @@ def _require_base(base: Path, expected: str, what: Path) -> None:
         )
 
 
-def verify(base: Path, out: Path, masks: str) -> Verification:
-    """Compare `out` with `base`, of which only the experts of the store's union may differ."""
+def verify(base: Path, out: Path, masks: Sequence[str]) -> Verification:
+    """Compare `out` with `base`, of which only the experts of the stores' union may differ.
+
+    `masks` are those of the run, of all its revisions.
+    """
     for path in (base, out):
         check_model_dir(path)
-    store = open_masks(masks)
-    require_same_origin(store, model_hash=model_hash(base))
-    return verify_checkpoint(base, out, store.union())
+    stores, base_hash = [open_masks(each) for each in masks], model_hash(base)
+    for store in stores:
+        require_same_origin(store, model_hash=base_hash)
+    return verify_checkpoint(base, out, np.logical_or.reduce([store.union() for store in stores]))

@@ -11,25 +11,26 @@ from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
 from dist_moe.files import hash_first_lines
 from dist_moe.parallel.shared_files import remove_partial
-from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Checkpoint, checkpoint_directories, last_checkpoint
 from dist_moe.training.ledger import keep_lines
+from dist_moe.training.revisions import MaskRevisions
 from dist_moe.workflows.inputs import Inputs
 from dist_moe.workflows.run_dir import RunDir, require_absent, result_settings
 
 log = logging.getLogger(__name__)
 
 
-def resume_facts(config: Config, inputs: Inputs, store: MaskStore) -> dict[str, Any]:
+def resume_facts(config: Config, inputs: Inputs, masks: MaskRevisions) -> dict[str, Any]:
     """What determines a run's steps: a checkpoint of a run with other facts is refused."""
-    batches = hashlib.sha256(" ".join(store.batch_ids).encode()).hexdigest()
+    batches = hashlib.sha256(" ".join(masks.first.batch_ids).encode()).hexdigest()
     return {
         "model_hash": inputs.model_hash,
         "tokenizer_hash": inputs.tokenizer_hash,
         "data_hash": inputs.prompts.data_hash,
         "tokens_hash": inputs.tokens_hash,
         "batches_hash": batches,
-        "masks_digest": store.digest,
+        "masks_digest": masks.first.digest,
+        "mask_revisions": [[end, store.digest] for end, store in zip(masks.ends, masks.stores[1:], strict=True)],
         **result_settings(config),
     }
 

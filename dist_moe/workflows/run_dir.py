@@ -70,7 +70,7 @@ class RunDir:
         return self.path / f"{command}.yaml"
 
 
-FREE = ("masks", "audit", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
+FREE = ("masks", "revisions", "audit", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
 """Settings of the train section that change where and how a step is computed, not what."""
 
 

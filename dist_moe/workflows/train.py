@@ -6,6 +6,7 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
@@ -68,23 +69,25 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     plan = freeze_plan(masks, model)
     schedule = EpochSchedule(len(masks.first.batches), config.train.epochs, config.seed)
     first = TrainState.first(schedule.begin(), schedule.num_batches, masks[0], config.seed)
-    optimizer = _optimizer(config, model, plan, mesh)
+    state = first if found is None else found.index.state
+    in_force = masks.stores[state.masks.number]
+    optimizer = _optimizer(config, model, in_force.union(), mesh)
     curve = _curve(config.train, optimizer, schedule.num_steps)
     split = Split.of(config.batches.batch_size, comm.size, model.at_once(config.train.micro_batch_size))
     rows = Rows(given.inputs.rows, split, comm.rank, given.inputs.pad_id)
     engine = build_engine(given.engine, model, optimizer, curve, comm, given.deepspeed_settings, split)
-    for line in before_training(config, engine.name, masks.first, model, plan, mesh, work.path):
+    for line in before_training(config, engine.name, masks, model, plan, mesh, work.path):
         log.info(line)
     if config.train.mode == "route" and found is None:
         tell_route_cost(config.train, given, schedule, first, rows, comm)
         engine.release()
     _prepare(config, work, found, comm)
     saver = _saver(config, work, optimizer, curve, comm, given.facts, Layout.of(engine.name, mesh, model.placement))
-    state = _begin(config, found, first, schedule, saver)
+    _begin(config, found, state, schedule, saver)
     trainer = Trainer(
         state=state,
         schedule=schedule,
-        step=MaskedStep(model, optimizer, engine, comm, config.train, stored_promises(masks.first)),
+        step=MaskedStep(model, optimizer, engine, comm, config.train, stored_promises(in_force)),
         masks=masks,
         rows=rows,
         trackers=[MetricsFile(work.metrics, comm.rank), Console(schedule.num_steps)],
@@ -100,11 +103,11 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         log.info(f"Stopped after {done}, as asked, and saved: the same command goes on")
 
 
-def _optimizer(config: Config, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> SelectiveAdamW:
+def _optimizer(config: Config, model: MoEModel, union_LE: np.ndarray, mesh: Mesh) -> SelectiveAdamW:
     train = config.train
     return SelectiveAdamW(
         model.layers,
-        torch.from_numpy(plan.union_LE),
+        torch.from_numpy(union_LE),
         mesh,
         lr=train.lr,
         betas=train.betas,
@@ -155,22 +158,20 @@ def _saver(
 def _begin(
     config: Config,
     found: Checkpoint | None,
-    first: TrainState,
+    state: TrainState,
     schedule: EpochSchedule,
     saver: CheckpointSaver,
-) -> TrainState:
-    """The state that the run goes on from, with experts, optimizer and learning rate as they were then."""
+) -> None:
+    """Experts, optimizer and learning rate as they were at `state`."""
     if found is not None:
         load_checkpoint(found, saver.optimizer, saver.schedule)
         log.info(f"Going on after step {found.step} of {schedule.num_steps}, from {found.path}")
         if found.layout != saver.layout:
             here = f"here {saver.layout}: the same but for rounding, not bit for bit"
             log.info(f"  It was written by {found.layout}; {here}")
-        return found.index.state
-    if config.checkpoint.every:
-        saver.save(first)
+    elif config.checkpoint.every:
+        saver.save(state)
         saver.finish()  # a run with steps and without a checkpoint could not go on
-    return first
 
 
 def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, plan: FreezePlan, given: Given) -> int:
@@ -180,7 +181,7 @@ def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, p
         if comm.rank == 0:
             check_ledger(work.metrics, trainer.schedule, given.masks, first, trainer.state)
             work.evaluation.unlink(missing_ok=True)  # of experts that somebody has removed
-    facts = asdict(run_facts(config, given.inputs, given.masks.first, plan))
+    facts = asdict(run_facts(config, given.inputs, given.masks, plan))
     num_saved = save_experts(work.experts, given.model.layers, trainer.step.optimizer, comm, facts)
     with together(comm), writing(run.path):
         if comm.rank == 0 and config.overwrite:

@@ -11,7 +11,7 @@ from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
 from dist_moe.select.stored import stored_rule
 from dist_moe.store.read import MaskStore
-from dist_moe.training.facts import Arms, Numbers, RunFacts
+from dist_moe.training.facts import Arms, Numbers, Revision, RunFacts
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.workflows.inputs import Inputs
@@ -25,8 +25,9 @@ def freeze_plan(masks: MaskRevisions, model: MoEModel) -> FreezePlan:
     return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters)
 
 
-def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan) -> RunFacts:
+def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: FreezePlan) -> RunFacts:
     """What the experts are trained from and how; saved with them, and shown in an export's model card."""
+    store = masks.first
     num_unsafe = int(store.prompts["unsafe"].sum())
     return RunFacts(
         dist_moe_version=__version__,
@@ -35,6 +36,7 @@ def run_facts(config: Config, inputs: Inputs, store: MaskStore, plan: FreezePlan
         tokenizer_hash=inputs.tokenizer_hash,
         data_hash=inputs.prompts.data_hash,
         masks_digest=store.digest,
+        mask_revisions=[Revision(end, store.digest) for end, store in zip(masks.ends, masks.stores[1:], strict=True)],
         selection_rule=stored_rule(store).facts,
         counted_tokens=store.counted_tokens,
         batches=dict(Counter(store.categories)),

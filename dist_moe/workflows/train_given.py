@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dist_moe.config.schema import Config
 from dist_moe.engines.build import EngineName, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
+from dist_moe.errors import UserError, shown
 from dist_moe.model.model import MoEModel, load_model
 from dist_moe.moe.discover import require_routers
 from dist_moe.parallel.launch import together
@@ -15,7 +18,6 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.select.stored import open_masks
 from dist_moe.store.origin import require_same_origin
-from dist_moe.store.read import MaskStore
 from dist_moe.training.checkpoint import Checkpoint
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.workflows.inputs import Inputs, read_inputs
@@ -48,22 +50,14 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     with together(comm) as same:
         name = engine_name(config)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
-        store = open_masks(config.train.masks or RunDir(config.run_dir).masks)
-        same["the mask store's digest"] = store.digest
+        masks = _read_masks(config)
+        same["the mask stores' digests"] = [store.digest for store in masks.stores]
         inputs = read_inputs(config)
         same |= inputs.facts
-        require_same_origin(
-            store,
-            model_hash=inputs.model_hash,
-            tokenizer_hash=inputs.tokenizer_hash,
-            data_hash=inputs.prompts.data_hash,
-            tokens_hash=inputs.tokens_hash,
-            batch_ids=list(inputs.batches.ids),
-        )
-        masks = MaskRevisions((store,))
-        facts = resume_facts(config, inputs, store)
+        _require_masks_fit(masks, config, inputs)
+        facts = resume_facts(config, inputs, masks)
         found = unfinished_run(work, config, facts) if comm.rank == 0 else None
-        model = load_model(config.model, mesh.ep, place_experts(config, store, mesh.ep.size))
+        model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
         if config.train.mode == "route":
             require_routers(model.module)
     if config.train.activation_checkpointing:
@@ -79,9 +73,43 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     )
 
 
-def place_experts(config: Config, store: MaskStore, ep_size: int) -> Placement:
-    """Where training puts each expert; a function of the masks, so the same on all ranks."""
+def _read_masks(config: Config) -> MaskRevisions:
+    later = [_revision(text) for text in config.train.revisions]
+    ends = [end for end, _ in later]
+    if sorted(set(ends)) != ends:
+        raise UserError(f"train.revisions: expected steps that rise, got {', '.join(map(str, ends))}")
+    paths = [config.train.masks or RunDir(config.run_dir).masks, *(path for _, path in later)]
+    return MaskRevisions(tuple(open_masks(path) for path in paths), tuple(ends))
+
+
+def _revision(text: str) -> tuple[int, str]:
+    step, _, path = text.partition(":")
+    if not (step.isascii() and step.isdigit() and int(step) > 0 and path):
+        raise UserError(f"train.revisions: expected STEP:STORE, such as 40:masks.r1.zarr, got {shown(text)}")
+    return int(step), path
+
+
+def _require_masks_fit(masks: MaskRevisions, config: Config, inputs: Inputs) -> None:
+    """All masks are of this run's model, data and batches, and each revision has a step."""
+    for store in masks.stores:
+        require_same_origin(
+            store,
+            model_hash=inputs.model_hash,
+            tokenizer_hash=inputs.tokenizer_hash,
+            data_hash=inputs.prompts.data_hash,
+            tokens_hash=inputs.tokens_hash,
+            batch_ids=list(inputs.batches.ids),
+        )
+    num_steps = len(masks.first.batch_ids) * config.train.epochs
+    if masks.ends and masks.ends[-1] >= num_steps:
+        raise UserError(
+            f"train.revisions: masks after step {masks.ends[-1]} would train nothing, as the run has {num_steps} steps"
+        )
+
+
+def place_experts(config: Config, masks: MaskRevisions, ep_size: int) -> Placement:
+    """Where training puts each expert, for the whole run: a function of all its masks, so the same on all ranks."""
     if config.parallel.placement == "balanced":
-        return Placement.balanced(store.masks[:], ep_size)
-    _, num_layers, num_experts = store.masks.shape
+        return Placement.balanced(np.concatenate([store.masks[:] for store in masks.stores]), ep_size)
+    _, num_layers, num_experts = masks.first.masks.shape
     return Placement.contiguous(num_layers, num_experts, ep_size)

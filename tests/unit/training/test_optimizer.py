@@ -1,5 +1,7 @@
 """The selective AdamW against one torch.optim.AdamW an expert, and against a stock AdamW that must leak."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -151,6 +153,65 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     with pytest.raises(UserError, match="gradient norm is nan"):
         optimizer.step()
     assert not changed_experts(before, snapshot(layers, optimizer))
+
+
+class TorchAdamW:
+    """One torch.optim.AdamW an expert, kept as long as the expert is in the union."""
+
+    def __init__(self, layers):
+        self.weights = {(x.index, e): flat(x, e) for x in layers for e in x.local}
+        self.adamw = {}
+
+    def reconcile(self, union):
+        self.adamw = {key: adamw for key, adamw in self.adamw.items() if union[key]}
+
+    def step(self, mask, step):
+        for key in map(tuple, torch.nonzero(mask).tolist()):
+            if key not in self.adamw:
+                self.adamw[key] = torch.optim.AdamW(
+                    [torch.nn.Parameter(self.weights[key].float())], **SETTINGS, fused=True
+                )
+            (parameter,) = self.adamw[key].param_groups[0]["params"]
+            parameter.grad = fake_gradients(step, key, parameter.numel())
+            self.adamw[key].step()
+            self.weights[key] = parameter.detach().to(self.weights[key].dtype).clone()
+
+
+def flat(layer, expert):
+    return torch.cat([row.reshape(-1) for row in layer.row(expert).values()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reconciled_with_other_unions_equals_one_torch_adamw_an_expert_of_each_union(dtype):
+    layers = adopt(tiny_model("qwen3_moe", dtype), CPU).layers
+    early, late = random_masks(6)[:3], random_masks(6)[3:]
+    phases = [early, late, early, random_masks(6)]  # back again: who returns starts from what it has learned
+    unions = [masks.any(0) for masks in phases]
+    for old, new in pairwise(unions[:3]):
+        assert all((x & y).any() for x in (old, ~old) for y in (new, ~new))  # experts stay, leave, come
+    optimizer = SelectiveAdamW(layers, unions[0], MESH, **SETTINGS)
+    reference, step, stepped = TorchAdamW(layers), 0, set()
+    for number, (masks, union) in enumerate(zip(phases, unions, strict=True)):
+        if number:
+            before = snapshot(layers, optimizer)
+            optimizer.reconcile(union)
+            reference.reconcile(union)
+            after = snapshot(layers, optimizer)
+            assert all(torch.equal(after[key], bits) for key, bits in before.items() if key in after)
+        assert optimizer.expert_state.keys() == {tuple(key) for key in torch.nonzero(union).tolist()}
+        for mask in masks:
+            run_step(layers, optimizer, mask, step)
+            reference.step(mask, step)
+            stepped |= {tuple(key) for key in torch.nonzero(mask).tolist()}
+            step += 1
+        assert set(optimizer.changed) == stepped
+        for (layer, expert), expected in reference.weights.items():
+            assert torch.equal(flat(layers[layer], expert), expected)
+        for key, adamw in reference.adamw.items():
+            state, expected = optimizer.expert_state[key], *adamw.state.values()
+            assert state.step == expected["step"]
+            assert torch.equal(state.exp_avg, expected["exp_avg"])
+            assert torch.equal(state.exp_avg_sq, expected["exp_avg_sq"])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="weights and state are on two devices only with a GPU")

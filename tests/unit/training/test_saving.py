@@ -24,7 +24,9 @@ def saver(root, *, asynchronous):
     state = ExpertState(**moments, step=torch.tensor(1.0))
     return CheckpointSaver(
         root=root,
-        optimizer=SimpleNamespace(expert_state={(0, 3): state}, state_bytes=48),
+        optimizer=SimpleNamespace(
+            expert_state={(0, 3): state}, state_bytes=48, changed=[(0, 3)], state_of={(0, 3): state}.get
+        ),
         schedule=SimpleNamespace(state_dict=lambda: {"last_epoch": 1, "_last_lr": [0.5]}),
         comm=SoloComm(torch.device("cpu")),
         facts={"seed": 0},
