@@ -140,6 +140,8 @@ class TrainConfig:
     audit: NonNegativeInt = 100
     """Steps from one to the next in which a digest of every expert's weights and optimizer state outside the batch's
     mask, and of every dense weight, is compared before and after, and so in the first and last; 0: in none."""
+    trackers: tuple[Text, ...] = ("console",)
+    """Where a record of each step goes, beside metrics.jsonl. console: a line each."""
     micro_batch_size: Count | None = None
     """Rows a rank passes through the model at once; default: all its rows of the batch."""
     activation_checkpointing: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dist_moe.trackers.tracker import Place, Tracker
 from dist_moe.training.promise import stored_promises
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.saving import CheckpointSaver
@@ -17,7 +18,6 @@ from dist_moe.training.split import Rows
 from dist_moe.training.state import Done, RevisionInForce, TrainState
 from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
-from dist_moe.training.trackers import Tracker
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,8 @@ class Trainer:
     masks: MaskRevisions
     rows: Rows
     trackers: Sequence[Tracker]
+    """Where each step's record goes, in turn."""
+    place: Place
     saver: CheckpointSaver
     checkpoint_every: int
     """Steps from one checkpoint to the next; 0: only when the run is stopped."""
@@ -101,7 +103,7 @@ class Trainer:
     def _record(self, line: dict[str, Any]) -> None:
         for tracker in self.trackers:
             with self.stop.failing_together():
-                tracker.record(line)
+                tracker.record(line, self.place)
 
     def _save_or_stop(self) -> bool:
         """After a step: whether the run was asked to stop before its last, and is saved, or its save begun."""

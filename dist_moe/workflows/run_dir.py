@@ -10,6 +10,7 @@ from dist_moe.artefacts import checked
 from dist_moe.config.load import load_config
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError, shown
+from dist_moe.trackers.metrics import METRICS
 from dist_moe.training.facts import RunFacts
 from dist_moe.training.parts import INDEX
 from dist_moe.training.save import ADVICE, TrainedExperts
@@ -34,7 +35,7 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         """One JSON line a step."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def experts(self) -> Path:
@@ -70,7 +71,7 @@ class RunDir:
         return self.path / f"{command}.yaml"
 
 
-FREE = ("masks", "revisions", "audit", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
+FREE = ("masks", "revisions", "trackers", "audit", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
 """Settings of the train section that change where and how a step is computed, not what."""
 
 

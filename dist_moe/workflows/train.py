@@ -20,6 +20,8 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.report.training import before_training
+from dist_moe.trackers.metrics import Metrics
+from dist_moe.trackers.tracker import Place
 from dist_moe.training.checkpoint import Checkpoint, Layout, load_checkpoint
 from dist_moe.training.ledger import check_ledger
 from dist_moe.training.optimizer import SelectiveAdamW
@@ -32,7 +34,6 @@ from dist_moe.training.split import Rows, Split
 from dist_moe.training.state import TrainState
 from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
-from dist_moe.training.trackers import Console, MetricsFile
 from dist_moe.training.trainer import Trainer
 from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way
@@ -90,7 +91,8 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         step=MaskedStep(model, optimizer, engine, comm, config.train, stored_promises(in_force)),
         masks=masks,
         rows=rows,
-        trackers=[MetricsFile(work.metrics, comm.rank), Console(schedule.num_steps)],
+        trackers=[Metrics(), *given.trackers],
+        place=Place(work.path, comm.rank, schedule.num_steps),
         saver=saver,
         checkpoint_every=config.checkpoint.every,
         stop=stop,

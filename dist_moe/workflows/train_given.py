@@ -18,6 +18,8 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.select.stored import open_masks
 from dist_moe.store.origin import require_same_origin
+from dist_moe.trackers.metrics import Metrics
+from dist_moe.trackers.tracker import TRACKERS, Tracker
 from dist_moe.training.checkpoint import Checkpoint
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.workflows.inputs import Inputs, read_inputs
@@ -38,6 +40,8 @@ class Given:
     found: Checkpoint | None
     """What the run goes on from."""
     model: MoEModel
+    trackers: list[Tracker]
+    """Those that are configured."""
 
 
 def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
@@ -49,6 +53,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     comm = mesh.world
     with together(comm) as same:
         name = engine_name(config)
+        trackers = _trackers(config)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         masks = _read_masks(config)
         same["the mask stores' digests"] = [store.digest for store in masks.stores]
@@ -70,7 +75,16 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         facts=facts,
         found=comm.gather(found)[0],
         model=model,
+        trackers=trackers,
     )
+
+
+def _trackers(config: Config) -> list[Tracker]:
+    names = [name for name in config.train.trackers if name != Metrics.name]
+    try:
+        return [TRACKERS.find(name)() for name in dict.fromkeys(names)]
+    except UserError as error:
+        raise UserError(f"train.trackers: {error}") from None
 
 
 def _read_masks(config: Config) -> MaskRevisions:

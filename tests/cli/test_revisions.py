@@ -110,3 +110,11 @@ def test_a_revision_that_is_none_is_one_line(trained, masks, tmp_path, capsys, r
     assert main(["train", "--config", str(trained.config), "--run-dir", str(tmp_path / "run"), *settings]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_revision_of_other_batches_is_refused(trained, masks, tmp_path, capsys):
+    settings = ("--run-dir", str(tmp_path / "other"), "--seed", "5")
+    assert main(["analyze", "--config", str(trained.config), *settings]) == 0
+    others = masks[0], tmp_path / "other" / "masks.zarr"
+    assert main(arguments(trained, others, tmp_path / "run")) == 2
+    assert f"{others[1]} was made for other batches" in capsys.readouterr().err

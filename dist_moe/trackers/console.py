@@ -1,0 +1,24 @@
+"""A short line a step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dist_moe.trackers.tracker import TRACKERS, Place
+
+log = logging.getLogger(__name__)
+
+
+@TRACKERS.register
+@dataclass(frozen=True)
+class Console:
+    name: ClassVar[str] = "console"
+
+    def record(self, line: dict[str, Any], place: Place) -> None:
+        log.info(
+            f"step {line['step']:>{len(str(place.num_steps))}}/{place.num_steps}  "
+            f"batch {line['batch']} ({line['category']})  experts {line['num_active']}  loss {line['loss']:.4f}  "
+            f"norm {line['grad_norm']:.4f}  tokens/s {line['tokens_per_second']:,.0f}"
+        )

@@ -1,0 +1,77 @@
+"""Where the record of each step goes: a tracker of its own, none, one that fails, one that there is not."""
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from dist_moe.cli.main import main
+from dist_moe.errors import UserError
+from dist_moe.trackers.tracker import TRACKERS
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a newcomer would write, but for the file."""
+
+    name: ClassVar[str] = "notes"
+    seen: ClassVar[list] = []
+    fails_at: ClassVar[int] = 0
+
+    def record(self, line, place):
+        if line["step"] == self.fails_at:
+            raise UserError("the notebook is full: buy another")
+        self.seen.append((line, place))
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    monkeypatch.setattr(Notes, "seen", [])
+    monkeypatch.setitem(TRACKERS._loaded(), "notes", Notes)
+    return Notes
+
+
+def train(trained, run_dir, *more):
+    masks = ("--train.masks", str(trained.masks), "--run-dir", str(run_dir))
+    return main(["train", "--config", str(trained.config), *masks, *more])
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_tracker_gets_every_step(trained, tmp_path, notes, capsys):
+    run_dir = tmp_path / "run"
+    assert train(trained, run_dir, "--train.trackers", "notes", "console") == 0
+    assert [line for line, _ in notes.seen] == lines(run_dir)
+    assert {(place.run_dir, place.rank, place.num_steps) for _, place in notes.seen} == {(run_dir, 0, 4)}
+    out = capsys.readouterr().out
+    for line in lines(run_dir):
+        assert f"step {line['step']}/4  batch {line['batch']} ({line['category']})  experts " in out
+
+
+def test_without_the_console_no_step_is_printed(trained, tmp_path, notes, capsys):
+    assert train(trained, tmp_path / "run", "--train.trackers", "notes") == 0
+    assert "step 1/4" not in capsys.readouterr().out
+    assert len(notes.seen) == len(lines(tmp_path / "run")) == 4
+
+
+def test_a_tracker_that_fails_ends_the_run_which_goes_on_from_its_checkpoint(
+    trained, tmp_path, notes, capsys, monkeypatch
+):
+    monkeypatch.setattr(Notes, "fails_at", 3)
+    arguments = (trained, tmp_path / "run", "--train.trackers", "notes", "--checkpoint.every", "2")
+    assert train(*arguments) == 2
+    assert "the notebook is full: buy another" in capsys.readouterr().err
+    monkeypatch.setattr(Notes, "fails_at", 0)
+    assert train(*arguments) == 0
+    assert "Going on after step 2 of 4" in capsys.readouterr().out
+    assert [line["step"] for line, _ in notes.seen] == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_there_is_not_is_one_line(trained, tmp_path, capsys):
+    assert train(trained, tmp_path / "run", "--train.trackers", "consol") == 2
+    said = "train.trackers: no tracker 'consol': expected one of console, metrics; did you mean console?"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
