@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from dist_moe.training.split import Rows
 from dist_moe.training.state import Done, RevisionInForce, TrainState
 from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -52,6 +55,9 @@ class Trainer:
                 stopping = self._save_or_stop()
             self.saver.finish()
             self.stop.done(stopped=stopping)
+        if stopping:
+            done = f"step {self.state.step} of {self.schedule.num_steps}"
+            log.info(f"Stopped after {done}, as asked, and saved: the same command goes on")
         return not stopping
 
     def _take(self, scheduled: Scheduled) -> None:

@@ -62,8 +62,7 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
 
 
 def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
-    run = RunDir(config.run_dir)
-    work = RunDir(run.training) if config.overwrite else run
+    work = RunDir(RunDir(config.run_dir).training if config.overwrite else config.run_dir)
     mesh = Mesh.of(comm, config.parallel.ep_size)
     given = read_given(config, work, mesh)
     masks, model, found = given.masks, given.model, given.found
@@ -98,11 +97,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         stop=stop,
     )
     if trainer.run():
-        num_saved = _finish(config, work, trainer, first, plan, given)
-        log.info(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
-    else:
-        done = f"step {trainer.state.step} of {schedule.num_steps}"
-        log.info(f"Stopped after {done}, as asked, and saved: the same command goes on")
+        _finish(config, work, trainer, first, plan, given)
 
 
 def _optimizer(config: Config, model: MoEModel, union_LE: np.ndarray, mesh: Mesh) -> SelectiveAdamW:
@@ -176,8 +171,8 @@ def _begin(
         saver.finish()  # a run with steps and without a checkpoint could not go on
 
 
-def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, plan: FreezePlan, given: Given) -> int:
-    """Prove the ledger, and put the trained experts in their place; how many."""
+def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, plan: FreezePlan, given: Given) -> None:
+    """Prove the ledger, and put the trained experts in their place."""
     comm, run = trainer.step.comm, RunDir(config.run_dir)
     with together(comm), writing(work.path):
         if comm.rank == 0:
@@ -188,4 +183,4 @@ def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, p
     with together(comm), writing(run.path):
         if comm.rank == 0 and config.overwrite:
             publish_results("train", work.path, run.path)
-    return num_saved
+    log.info(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
