@@ -39,10 +39,10 @@ HEADER = f"""# Configuration
 A run is described by one YAML file. A value is taken from the command line if it stands there (`--train.lr 1e-4`),
 else from the file, else from the defaults below. A setting without a default must be given.
 
-    dist-moe config init --out run.yaml           a commented file with all of this, to start from
-    dist-moe config show --config run.yaml        every setting, and where its value comes from
-    dist-moe config diff a.yaml b.yaml            the settings in which two files differ
-    dist-moe train --help                         the settings that a command reads
+    dist-moe config init --out run.yaml          # a commented file with all of this, to start from
+    dist-moe config show --config run.yaml       # every setting, and where its value comes from
+    dist-moe config diff a.yaml b.yaml           # the settings in which two files differ
+    dist-moe train --help                        # the settings that a command reads
     source <(dist-moe --print-completion bash)    the shell then completes settings and their values (or zsh)
 """
 
