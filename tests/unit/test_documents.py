@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+import dist_moe
 from dist_moe.cli.main import command_tree
 from dist_moe.config import load_config
+from dist_moe.data.rows import read_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
@@ -126,3 +129,23 @@ def test_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in anchors, f"{page.name}: {target}"
+
+
+def test_the_readmes_rows_are_read(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```text\n(\{.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(block)
+    found = read_prompts([file], "no").prompts
+    assert sorted(prompt.unsafe for prompt in found) == [False] * 5 + [True] * 5
+    assert sorted(prompt.unsafe for prompt in found if prompt.pair_id == "shop") == [False, True]
+
+
+def test_the_readmes_python_names_what_there_is() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    used = {node.attr for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Attribute) and is_package(node)}
+    assert used == {"load_config", "analyze", "train", "evaluate", "export", "verify"}
+    assert used <= set(dist_moe.__all__)
+
+
+def is_package(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id == "dist_moe"
