@@ -7,12 +7,11 @@ import pytest
 from safetensors.torch import load_file
 
 from dist_moe.cli.main import main
-from dist_moe.rules import RULES
+from dist_moe.rules import RULES, from_facts
 from dist_moe.store import MaskStore
 from dist_moe.weights.delta import read_facts
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 
-CONTROLS = {"random", "random_matched", "load", "lowest"}
 WORDS = {
     "threshold_top_k": "risk_diff above 0.01, at most 6, largest first",
     "shrunk": "risk_diff, drawn towards that of all prompts, above 0.01, at most 6, largest first",
@@ -77,15 +76,15 @@ def test_a_rules_card_is_of_its_run(inputs, tmp_path, rule):
     chosen = store.risk_diff[:][store.masks[:]]
     signs = [int(part.sum()) for part in (chosen > 0, chosen < 0, chosen == 0)]
     said = table(card)
-    assert said["It takes of a batch's experts"] == WORDS[rule]
+    assert said["It takes of a batch's experts"] == WORDS.get(rule, from_facts(store.selection_rule, rule).in_words)
     assert said["Selection rule"] == f"{rule}, counted tokens: {store.counted_tokens}"
     assert said["Choices of an expert for a batch"] == (
         f"{len(chosen)}: used more by unsafe prompts in {signs[0]}, by safe prompts in {signs[1]}, "
         f"by both alike in {signs[2]}"
     )
     assert said["Data"].startswith("8 safe and 8 unsafe prompts, hash `")
-    assert ("**This is a control.**" in card) == ("experts trained as a control" in card) == (rule in CONTROLS)
-    assert ("with repaired experts" in card) == (rule not in CONTROLS)
+    assert ("**This is a control.**" in card) == ("experts trained as a control" in card) == RULES[rule].is_control
+    assert ("with repaired experts" in card) == (not RULES[rule].is_control)
     assert "unsafe prompts use more were trained" not in card
 
     changed = [

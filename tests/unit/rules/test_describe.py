@@ -24,9 +24,15 @@ WORDS = {"correction": "a family-wise p"}
 def test_it_says_each_artefact_parameter_and_whether_it_is_a_control(name):
     rule = made(name, **OTHER)
     for field in fields(rule):
-        assert WORDS.get(field.name, str(OTHER[field.name])) in rule.in_words
-    is_control = name in ("random", "random_matched", "load", "lowest")
-    assert rule.is_control == rule.in_words.startswith("control: ") == is_control
+        assert WORDS.get(field.name, str(getattr(rule, field.name))) in rule.in_words
+    assert rule.is_control == rule.in_words.startswith("control: ")
+
+
+def test_these_are_controls():
+    controls = {name for name, rule in RULES.items() if rule.is_control}
+    assert {"random", "random_matched", "load", "lowest"} <= controls
+    others = {"threshold_top_k", "shrunk", "significant", "stable", "budget_per_layer", "steermoe", "gradient"}
+    assert not controls & {*others, "esft_token", "esft_gate"}
 
 
 @pytest.mark.parametrize(
