@@ -114,9 +114,12 @@ def _evaluate(call: Call) -> int:
 
 
 def _checkpoint(call: Call) -> int:
-    from dist_moe.workflows.checkpoint import show
+    from dist_moe.report.checkpoint import checkpoint_lines
+    from dist_moe.workflows.checkpoint import checkpoints
 
-    show(call.args.path)
+    for found in checkpoints(call.args.path):
+        for line in checkpoint_lines(found):
+            print(line)
     return 0
 
 
