@@ -136,7 +136,8 @@ def evaluate(run: str | Path, data: Sequence[str | Path] = ()) -> Evaluated:
     Example:
         >>> dist_moe.evaluate("runs/my-run", ["held-out.jsonl"]).category["refused (unsafe)"]
     """
-    evaluate_workflow.evaluate(Path(run), tuple(map(Path, data)))
+    with process_group() as comm:
+        evaluate_workflow.evaluate(Path(run), tuple(map(Path, data)), comm)
     path = RunDir(Path(run)).evaluation
     found = read_evaluation(path)
     return Evaluated(path, _frame(found.batch), _frame(found.category), _frame(found.all), found.trained_on)

@@ -1,6 +1,6 @@
 """`dist-moe analyze|train|evaluate|checkpoint|demo`: their arguments, and what they call.
 
-The first two may be one process of many. A `UserError` then reaches all ranks, and the first one prints it.
+The first three may be one process of many. A `UserError` then reaches all ranks, and the first one prints it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from dist_moe import __version__
-from dist_moe.cli.arguments import path
+from dist_moe.cli.arguments import count, path
 from dist_moe.cli.call import Call
 from dist_moe.cli.process import print_end
 from dist_moe.errors import UserError
@@ -42,6 +42,8 @@ def add_run_commands(commands: Any) -> None:
     command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
     command.add_argument("run", type=path, help="run directory")
     command.add_argument("--data", type=path, nargs="+", default=[], help="prompt files to score instead of the run's")
+    command.add_argument("--ep-size", type=count, help="ranks that share experts, instead of evaluation.ep_size")
+    command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; not used
     command.set_defaults(run_command=_evaluate)
     command = commands.add_parser("checkpoint", help="what is in a run's checkpoints, after a check of every byte")
     command.add_argument("action", choices=["show"])
@@ -64,21 +66,29 @@ def add_configured(
     command.add_argument("--config", type=path, required=True, help="YAML file of the run; see dist-moe config init")
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; not used
     command.take_settings(*sections)
-    command.set_defaults(run_command=lambda call: _on_all_ranks(call, name, work))
+    command.set_defaults(
+        run_command=lambda call: _on_all_ranks(call, lambda comm: work(_config(call, name, comm), comm, call))
+    )
 
 
-def _on_all_ranks(call: Call, name: str, work: Callable[[Config, Comm, Call], object]) -> int:
-    call.output.outlive_reader()
+def _config(call: Call, name: str, comm: Comm) -> Config:
     from dist_moe.config.load import load_config, settings_of
-    from dist_moe.parallel.launch import process_group, together
+    from dist_moe.parallel.launch import together
+
+    with together(comm) as same:
+        same |= {"command": name, **_versions()}
+        config = load_config(call.args.config, call.settings)
+        same |= settings_of(config)
+    return config
+
+
+def _on_all_ranks(call: Call, work: Callable[[Comm], object]) -> int:
+    call.output.outlive_reader()
+    from dist_moe.parallel.launch import process_group
 
     with process_group() as comm:
         try:
-            with together(comm) as same:
-                same |= {"command": name, **_versions()}
-                config = load_config(call.args.config, call.settings)
-                same |= settings_of(config)
-            work(config, comm, call)
+            work(comm)
         except UserError as error:
             if comm.rank == 0:
                 print_end("dist-moe", f"error: {error}")
@@ -106,11 +116,18 @@ def _train(config: Config, comm: Comm, call: Call) -> None:
 
 
 def _evaluate(call: Call) -> int:
-    call.output.outlive_reader()
+    return _on_all_ranks(call, lambda comm: _evaluate_on(call, comm))
+
+
+def _evaluate_on(call: Call, comm: Comm) -> None:
+    from dist_moe.parallel.launch import together
     from dist_moe.workflows.evaluate import evaluate
 
-    evaluate(call.args.run, tuple(call.args.data))
-    return 0
+    args = call.args
+    with together(comm) as same:
+        same |= {"command": "evaluate", "--ep-size": args.ep_size, "--data": [str(file) for file in args.data]}
+        same |= _versions()
+    evaluate(args.run, tuple(args.data), comm, args.ep_size)
 
 
 def _checkpoint(call: Call) -> int:

@@ -178,8 +178,12 @@ class CheckpointConfig:
 class EvaluationConfig:
     max_new_tokens: Count = 24
     """Length of the greedy answers in which a refusal is looked for."""
-    micro_batch_size: Count = 16
-    """Rows in one forward pass."""
+    micro_batch_tokens: Count = 8192
+    """Tokens in one forward pass, padding and the answers to come included."""
+    ep_size: Count = 1
+    """Ranks that share the experts of one copy of the model while it is scored, as of one too large for a single GPU.
+    1: each rank has a whole copy. Must divide the number of ranks. Scores of shared experts differ in their rounding,
+    and with that perhaps an answer."""
     refusal_phrases: tuple[Text, ...] = (
         "i'm sorry",
         "i am sorry",

@@ -1,7 +1,6 @@
 """Count the routing of many prompts over all ranks.
 
-The unit of work is a micro-batch, cut by the rows' lengths alone before anything is handed to ranks: whatever their
-number, each forward pass sees the same tensor. All that is summed are integers, so the sums are the same too.
+All that is summed are integers, so counts are the same on any number of ranks, also where these share experts.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dist_moe.data.batches import token_budget
-from dist_moe.data.tokens import CountedTokens, Encoded, collate
+from dist_moe.data.tokens import CountedTokens, Encoded
 from dist_moe.errors import UserError
 from dist_moe.measure.gradients import gradient_table
-from dist_moe.model.generate import Sampling, count_generated
+from dist_moe.measure.passes import count_generated, count_given
+from dist_moe.model.generate import Sampling
 from dist_moe.model.model import MoEModel
 from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.rows import map_rows
 from dist_moe.stats.counts import RoutingCounts
 
 
@@ -51,23 +51,25 @@ def count_rows(
         shapes["gates"] = shape_LE
     if isinstance(tokens, Sampling):
         shapes |= {"prefill_counts": shape_LE, "prefill_tokens": ()}
-        lengths = [len(row.prompt_ids) + tokens.max_new_tokens for row in rows]
-    else:
-        lengths = [len(row.prompt_ids) + len(row.response_ids) for row in rows]
-    sums = {
-        name: torch.zeros(len(rows), *shape, dtype=torch.int64, device=comm.device) for name, shape in shapes.items()
-    }
-    micro_batches = token_budget(lengths, model.at_once(micro_batch_tokens))
-    num_idle = -len(micro_batches) % model.layers[0].comm.size  # ranks that share experts run as many passes each
-    for indices in [*micro_batches, *[[]] * num_idle][comm.rank :: comm.size]:
-        chosen = [rows[i] for i in indices]
+
+    def measure(chosen: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         if isinstance(tokens, Sampling):
-            measured = count_generated(model, chosen, tokens, pad_id, gates=gates)
-        else:
-            measured = _count_given(model, chosen, tokens, pad_id, gates=gates)
-        for name, values in measured.items():
-            sums[name][indices] = values[: len(indices)]
-    arrays = {name: comm.sum_(values).cpu().numpy() for name, values in sums.items()}
+            return count_generated(model, chosen, tokens, pad_id, gates=gates)
+        return count_given(model, chosen, tokens, pad_id, gates=gates)
+
+    def length(row: Encoded) -> int:
+        return len(row.prompt_ids) + (tokens.max_new_tokens if isinstance(tokens, Sampling) else len(row.response_ids))
+
+    sums = map_rows(
+        rows,
+        measure,
+        comm,
+        results={name: (torch.int64, shape) for name, shape in shapes.items()},
+        length=length,
+        budget=model.at_once(micro_batch_tokens),
+        sharing=model.layers[0].comm.size,
+    )
+    arrays = {name: values.cpu().numpy() for name, values in sums.items()}
     _require_finite(model, arrays.pop("not_finite"))
     tables = {name: values.astype(np.int32) for name, values in arrays.items() if name.startswith("prefill")}
     if gates:
@@ -85,15 +87,3 @@ def _require_finite(model: MoEModel, not_finite_R: np.ndarray) -> None:
             f"{len(not_finite_R)} prompts: config.json does not fit the weights, or they overflow in {dtype}: copy or "
             "download the checkpoint again, or set analysis.dtype to float32"
         )
-
-
-def _count_given(
-    model: MoEModel, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int, *, gates: bool
-) -> dict[str, torch.Tensor]:
-    """Counts [R, L, E], counted tokens [R], what is not finite [R] and, if asked for, gates [R, L, E] of one pass."""
-    batch = collate(rows, pad_id).to(model.layers[0].comm.device)
-    counted_RS = batch.counted(tokens)
-    with torch.no_grad(), model.batch(batch.live), model.tap.count(counted_RS, gates=gates) as tally:
-        model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    measured = {"counts": tally.counts_RLE, "tokens": counted_RS.sum(1), "not_finite": tally.not_finite_R}
-    return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE}

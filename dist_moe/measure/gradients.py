@@ -19,6 +19,7 @@ from dist_moe.data.tokens import IGNORED, Encoded, collate
 from dist_moe.model.model import MoEModel
 from dist_moe.moe.bank import ExpertLayer
 from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.rows import map_rows
 
 
 def expert_gradients(model: MoEModel, row: Encoded) -> torch.Tensor:
@@ -40,11 +41,19 @@ def gradient_table(model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> np.n
 
     All ranks call it with the same rows. An unsafe row without a response has no loss, and zeros too.
     """
-    table_RLE = torch.zeros(len(rows), model.shape.num_layers, model.shape.num_experts, device=comm.device)
+    shape_LE = (model.shape.num_layers, model.shape.num_experts)
     chosen = [i for i, row in enumerate(rows) if row.unsafe and row.response_ids]
-    for i in chosen[comm.rank :: comm.size]:
-        table_RLE[i] = expert_gradients(model, rows[i])
-    return comm.sum_(table_RLE).cpu().numpy()  # the other ranks add zeros: the same for any number of ranks
+    found = map_rows(
+        [rows[i] for i in chosen],
+        lambda some: {"gradients": torch.stack([expert_gradients(model, row) for row in some])},
+        comm,
+        results={"gradients": (torch.float32, shape_LE)},
+        length=lambda row: len(row.prompt_ids) + len(row.response_ids),
+        budget=1,
+    )
+    table_RLE = np.zeros((len(rows), *shape_LE), np.float32)
+    table_RLE[chosen] = found["gradients"].cpu().numpy()
+    return table_RLE
 
 
 class _AbsoluteMeans:

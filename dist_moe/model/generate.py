@@ -1,8 +1,6 @@
-"""The model's own answers: transformers' `generate` with settings that are wholly ours, and their routing.
+"""The model's own answers, for counting and for evaluation: transformers' `generate`, with settings wholly ours.
 
-What a checkpoint's generation_config.json says is never used, but for the ids that end an answer. Counted are the
-generated tokens at the pass that reads them. So of each answer the last token is not, which no pass reads: an answer of
-n tokens counts n - 1. The prompts, which the first pass reads, are counted apart.
+What a checkpoint's generation_config.json says is never used, but for the ids that end an answer.
 """
 
 from __future__ import annotations
@@ -84,70 +82,51 @@ class _EachPass(StoppingCriteria):
         return torch.full_like(self.going_on_R, int(num_going_on) == 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What R rows ask, as inference feeds it: left-padded, int64 and bool [R, S].
+
+    A rank without rows takes part with one dummy token, which is attended but not live.
+    """
+
+    rows: Sequence[Encoded]
+    input_ids: torch.Tensor
+    is_prompt: torch.Tensor
+    live: torch.Tensor
+    pad_id: int
+
+    @staticmethod
+    def of(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> Asked:
+        ids, is_prompt = (each.to(device) for each in collate_prompts(rows or [Encoded((pad_id,), ())], pad_id))
+        return Asked(rows, ids, is_prompt, is_prompt & bool(rows), pad_id)
+
+
 @torch.no_grad()
 def write_answers(
     model: MoEModel,
-    input_ids: torch.Tensor,
-    is_prompt: torch.Tensor,
-    live: torch.Tensor,
+    asked: Asked,
     sampling: Sampling,
-    pad_id: int,
-    *,
-    stream: int = 0,
     before_pass: Callable[[torch.Tensor], object] = lambda _: None,
 ) -> list[list[int]]:
-    """The answers to R left-padded prompts, each with the token that ends it, if there was room for one.
+    """The answers to R rows, which share their passes, each with the token that ends it, if there was room for one.
 
-    `live` [R, S] is `is_prompt`, or False where a rank without rows takes part; `stream` seeds what is drawn;
-    `before_pass` is told, bool [R], whose tokens a pass will read, for each but the first.
+    The first pass reads the prompts, and each one after it a token of every answer, with a key-value cache.
+    `before_pass` is told, bool [R], whose tokens a pass will read, for each but the first. All ranks that share experts
+    call it together.
     """
-    device = input_ids.device
-    each_pass = _EachPass(model, live.any(1), input_ids.shape[1], sampling, before_pass)
+    device, width = asked.input_ids.device, asked.input_ids.shape[1]
+    each_pass = _EachPass(model, asked.live.any(1), width, sampling, before_pass)
     model.module.generation_config = GenerationConfig()  # generate fills what we leave open from it
-    with model.batch(live), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(stream)
+    with model.batch(asked.live), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed_of(asked.rows))
         out = model.module.generate(  # type: ignore[operator]  # mypy sees nn.Module's __getattr__
-            input_ids,
-            attention_mask=is_prompt.long(),
-            generation_config=sampling.config(pad_id, model.module.config.get_text_config().vocab_size),
+            asked.input_ids,
+            attention_mask=asked.is_prompt.long(),
+            generation_config=sampling.config(asked.pad_id, model.module.config.get_text_config().vocab_size),
             stopping_criteria=StoppingCriteriaList([each_pass]),
         )
-    return [_to_end(written, sampling.eos_ids) for written in out[:, input_ids.shape[1] :].tolist()]
+    return [_to_end(written, sampling.eos_ids) for written in out[: len(asked.rows), width:].tolist()]
 
 
 def _to_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
     return ids[: next((i + 1 for i, each in enumerate(ids) if each in eos_ids), len(ids))]
-
-
-@torch.no_grad()
-def count_generated(
-    model: MoEModel, rows: Sequence[Encoded], sampling: Sampling, pad_id: int, *, gates: bool
-) -> dict[str, torch.Tensor]:
-    """Of the answers to R prompts, which share their passes: counts [R, L, E], counted tokens [R] and, if asked for,
-    gates [R, L, E]. Of the prompts: `prefill_counts` [R, L, E] and `prefill_tokens` [R]. Of both: `not_finite` [R].
-    All int64.
-
-    All ranks that share experts call it together; one without rows takes part, and counts nothing.
-    """
-    device = model.layers[0].comm.device
-    input_ids, is_prompt = (tensor.to(device) for tensor in collate_prompts(rows or [Encoded((pad_id,), ())], pad_id))
-    live_RS = is_prompt & bool(rows)
-    num_rows = len(input_ids)
-    both = {"num_rows": 2 * num_rows, "first_row": num_rows}  # answers first, then the prompts
-    tokens_R = torch.zeros(num_rows, dtype=torch.int64, device=device)
-
-    def before_pass(going_on_R: torch.Tensor) -> None:
-        tokens_R.add_(going_on_R)
-        model.tap.next_pass(going_on_R[:, None])
-
-    with model.tap.count(live_RS, gates=gates, **both) as tally:
-        stream = sampling.seed_of(rows)
-        write_answers(model, input_ids, is_prompt, live_RS, sampling, pad_id, stream=stream, before_pass=before_pass)
-    measured = {
-        "counts": tally.counts_RLE[:num_rows],
-        "not_finite": tally.not_finite_R.view(2, num_rows).sum(0),
-        "tokens": tokens_R,
-        "prefill_counts": tally.counts_RLE[num_rows:],
-        "prefill_tokens": live_RS.sum(1),
-    }
-    return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE[:num_rows]}

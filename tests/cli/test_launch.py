@@ -61,6 +61,23 @@ def test_counts_of_two_ranks_are_those_of_one(trained, two_ranks):
         assert values[:].tobytes() == two.statistics[name][:].tobytes(), name
 
 
+def test_evaluation_on_two_ranks_is_that_of_one(trained, tmp_path):
+    """But for rounding, as the launcher's ranks have fewer threads each."""
+    run_dir = shutil.copytree(trained.run_dir, tmp_path / "run")
+    assert main(["evaluate", str(run_dir)]) == 0
+    one = json.loads((run_dir / "evaluation.json").read_text())
+    done = deepspeed("evaluate", run_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Before and after, all rows:") == 1
+    two = json.loads((run_dir / "evaluation.json").read_text())
+    assert one["settings"] == two["settings"]
+    for measure, values in one["all"]["all"].items():
+        assert two["all"]["all"][measure] == pytest.approx(values, abs=1e-6)
+    done = deepspeed("evaluate", run_dir, "--ep-size", "3")
+    assert done.returncode == 2
+    assert done.stderr.count("evaluation.ep_size is 3, but 2 rank(s) do not divide") == 1
+
+
 def assert_same_training(run_dir, other_dir):
     """Metrics and trained experts of two runs, to 1e-5."""
     one, two = (

@@ -128,7 +128,7 @@ def run(request, tmp_path_factory):
         "analysis": analysis,
         "train": train,
         "parallel": {"placement": "contiguous", "offload_optimizer": "cpu", "ep_size": 1},
-        "evaluation": {"max_new_tokens": ANSWER, "refusal_phrases": [phrase], "micro_batch_size": 5},
+        "evaluation": {"max_new_tokens": ANSWER, "refusal_phrases": [phrase], "micro_batch_tokens": 120},
         "seed": SEED,
     }
     YAML().dump(config, root / "run.yaml")

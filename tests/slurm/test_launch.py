@@ -49,7 +49,7 @@ def repository(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "slurm", repository / "slurm")
     (repository / ".venv").symlink_to(sys.prefix)
     (repository / "launch").mkdir()
-    for name in ("train.py", "analyze.py"):
+    for name in ("train.py", "analyze.py", "evaluate.py"):
         (repository / "launch" / name).write_text(PROGRAM)
     return repository
 
@@ -60,7 +60,9 @@ def submit(cluster: Cluster, repository: Path, nodes: int, ranks: int, *argument
     return cluster.submit(options, script, *arguments, cwd=repository)
 
 
-@pytest.mark.parametrize(("name", "nodes", "ranks"), [("train", 1, 2), ("train", 2, 2), ("analyze", 2, 1)])
+@pytest.mark.parametrize(
+    ("name", "nodes", "ranks"), [("train", 1, 2), ("train", 2, 2), ("analyze", 2, 1), ("evaluate", 1, 2)]
+)
 def test_every_rank_on_every_node_meets_the_others(
     cluster: Cluster, repository: Path, name: str, nodes: int, ranks: int
 ) -> None:

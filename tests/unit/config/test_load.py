@@ -89,7 +89,7 @@ def test_relative_paths_stay_relative_to_the_working_directory(tmp_path: Path, m
         ("training: {lr: 1}", "{file}:6: unknown key `training`; did you mean train?"),
         ("zzz: 1", "{file}:6: unknown key `zzz`; the top-level keys are run_dir, model, data,"),
         ("1: 1", "{file}:6: unknown key `1`"),
-        ("micro_batch_size: 1", "did you mean train.micro_batch_size or evaluation.micro_batch_size"),
+        ("micro_batch_tokens: 1", "did you mean analysis.micro_batch_tokens or evaluation.micro_batch_tokens"),
         ("train:\n  epochs: 1\n  lr: '1e-5'", "{file}:8: train.lr: expected a valid number, got '1e-5'"),
         ("train: {epochs: 1.5}", "{file}:6: train.epochs: expected a valid integer, got 1.5"),
         ("seed: true", "{file}:6: seed: expected a valid integer, got True"),

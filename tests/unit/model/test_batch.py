@@ -7,9 +7,9 @@ from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
 from dist_moe.evaluation.score import _response_losses
-from dist_moe.measure.collect import _count_given
 from dist_moe.measure.gradients import expert_gradients
-from dist_moe.model.generate import Sampling, count_generated
+from dist_moe.measure.passes import count_generated, count_given
+from dist_moe.model.generate import Sampling
 from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe.bank import ExpertLayer
 from dist_moe.moe.route_mask import RoutePlan, routable
@@ -67,7 +67,7 @@ def generate(model: MoEModel) -> None:
 USES = {
     "a step": step,
     "a loss": mean_loss,
-    "counting": lambda model: _count_given(model, ROWS, "all", 0, gates=True),
+    "counting": lambda model: count_given(model, ROWS, "all", 0, gates=True),
     "generation": generate,
     "gradients": lambda model: expert_gradients(model, ROWS[0]),
     "evaluation": lambda model: _response_losses(model, ROWS, 0),

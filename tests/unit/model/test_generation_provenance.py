@@ -53,9 +53,10 @@ def answers(model, rows):
         decode=lambda ids: " ".join(map(str, ids)),
         refusals=["never"],
         max_new_tokens=NEW,
-        micro_batch_size=3,
+        micro_batch_tokens=60,
         pad_id=0,
         eos_ids=(EOS,),
+        comm=CPU,
         progress=lambda _: None,
     )
     return [[int(i) for i in score.answer.split()] for score in scores]

@@ -1,0 +1,58 @@
+"""Routing of the rows of one forward pass: of given tokens, or of those that the model writes.
+
+Generated tokens are counted at the pass that reads them. So of each answer the last token is not, which no pass reads:
+an answer of n tokens counts n - 1. The prompts, which the first pass reads, are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dist_moe.data.tokens import CountedTokens, Encoded, collate
+from dist_moe.model.generate import Asked, Sampling, write_answers
+from dist_moe.model.model import MoEModel
+
+
+def count_given(
+    model: MoEModel, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int, *, gates: bool
+) -> dict[str, torch.Tensor]:
+    """Counts [R, L, E], counted tokens [R], what is not finite [R] and, if asked for, gates [R, L, E] of one pass."""
+    batch = collate(rows, pad_id).to(model.layers[0].comm.device)
+    counted_RS = batch.counted(tokens)
+    with torch.no_grad(), model.batch(batch.live), model.tap.count(counted_RS, gates=gates) as tally:
+        model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    measured = {"counts": tally.counts_RLE, "tokens": counted_RS.sum(1), "not_finite": tally.not_finite_R}
+    return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE}
+
+
+@torch.no_grad()
+def count_generated(
+    model: MoEModel, rows: Sequence[Encoded], sampling: Sampling, pad_id: int, *, gates: bool
+) -> dict[str, torch.Tensor]:
+    """Of the answers to R prompts, which share their passes: counts [R, L, E], counted tokens [R] and, if asked for,
+    gates [R, L, E]. Of the prompts: `prefill_counts` [R, L, E] and `prefill_tokens` [R]. Of both: `not_finite` [R].
+    All int64.
+
+    All ranks that share experts call it together; one without rows takes part, and counts nothing.
+    """
+    asked = Asked.of(rows, pad_id, model.layers[0].comm.device)
+    num_rows = len(asked.live)
+    both = {"num_rows": 2 * num_rows, "first_row": num_rows}  # answers first, then the prompts
+    tokens_R = torch.zeros(num_rows, dtype=torch.int64, device=asked.live.device)
+
+    def before_pass(going_on_R: torch.Tensor) -> None:
+        tokens_R.add_(going_on_R)
+        model.tap.next_pass(going_on_R[:, None])
+
+    with model.tap.count(asked.live, gates=gates, **both) as tally:
+        write_answers(model, asked, sampling, before_pass)
+    measured = {
+        "counts": tally.counts_RLE[:num_rows],
+        "not_finite": tally.not_finite_R.view(2, num_rows).sum(0),
+        "tokens": tokens_R,
+        "prefill_counts": tally.counts_RLE[num_rows:],
+        "prefill_tokens": asked.live.sum(1),
+    }
+    return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE[:num_rows]}

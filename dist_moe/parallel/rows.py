@@ -1,0 +1,67 @@
+"""Rows spread over ranks, a forward pass at a time, and what is found for each row put back in the rows' order.
+
+Which rows share a pass follows from their lengths alone, before any pass is handed to a rank. So whatever the number
+of ranks, each pass computes with the same tensors; each row's results come from one rank, and the others add zeros.
+Results therefore have the same bits on any number of ranks, floating point too, as long as each rank computes with as
+many threads and holds all experts. Where ranks share experts, a pass computes beside those of other ranks, and its
+floating point numbers are the same but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+
+from dist_moe.data.batches import token_budget
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.launch import together
+
+T = TypeVar("T")
+Kind = tuple[torch.dtype, tuple[int, ...]]
+
+
+def map_rows(
+    rows: Sequence[T],
+    function: Callable[[Sequence[T]], Mapping[str, torch.Tensor]],
+    comm: Comm,
+    *,
+    results: Mapping[str, Kind],
+    length: Callable[[T], int],
+    budget: int,
+    sharing: int = 1,
+    progress: Callable[[int], object] = lambda _: None,
+) -> dict[str, torch.Tensor]:
+    """`function` of all rows: name -> [R, ...], in the rows' order, the same on every rank, on `comm.device`.
+
+    All ranks call it with the same rows.
+
+    Args:
+        rows: R of them.
+        function: results of the rows of one forward pass, [their number, ...] each, or with more lines, which are left
+            out. A rank without a pass calls it without rows, in step with those that it shares experts with.
+        comm: all ranks; neighbours may share experts.
+        results: by name the type of a result, and its shape for one row.
+        length: tokens of a row.
+        budget: a pass has at most so many tokens, padding included; a longer row has a pass of its own.
+        sharing: how many ranks share experts, and so have to run as many passes each.
+        progress: is told how many rows the ranks have done together, each time this rank has done a pass.
+
+    Raises:
+        UserError: `function` has raised it, on any rank; on all ranks. Ranks that share experts must raise it together.
+    """
+    found = {
+        name: torch.zeros(len(rows), *shape, dtype=dtype, device=comm.device)
+        for name, (dtype, shape) in results.items()
+    }
+    passes = token_budget([length(row) for row in rows], budget)
+    passes += [[] for _ in range(-len(passes) % sharing)]
+    with together(comm):
+        for number in range(comm.rank, len(passes), comm.size):
+            chosen = passes[number]
+            for name, values in function([rows[row] for row in chosen]).items():
+                found[name][chosen] = values[: len(chosen)]
+            first = number - comm.rank
+            progress(sum(map(len, passes[first : first + comm.size])))
+    return {name: comm.sum_(values) for name, values in found.items()}
