@@ -1,5 +1,7 @@
 """What is right: masked training in one process with plain transformers and torch.optim.AdamW, no code of ours.
 
+The base model that a divergence is taken from is a second, frozen model.
+
 Routing masks are applied to a router's output by recomputing it from the definition; each expert has a torch AdamW of
 its own, which steps only when the expert is in the batch's mask and has a gradient.
 """
@@ -44,8 +46,19 @@ def deepseek_v3(logits, allowed, config, router):
 
 
 class Reference:
-    def __init__(self, family: str, mode: str, scope: str = "all") -> None:
+    def __init__(
+        self,
+        family: str,
+        mode: str,
+        scope: str = "all",
+        kl: float = 0.0,
+        kl_rows: str = "safe",
+        cross_entropy: float = 1.0,
+    ) -> None:
+        """`kl` weighs the divergence from the base model over the loss tokens of `kl_rows`."""
         self.model, self.mode, self.scope = tiny_model(family), mode, scope
+        self.base = tiny_model(family)
+        self.weights_of_terms, self.kl_rows = (cross_entropy, kl), kl_rows
         self.model.requires_grad_(False)
         self.experts = [m for name, m in self.model.named_modules() if name.endswith(".experts")]
         self.routers = [m for name, m in self.model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
@@ -80,7 +93,7 @@ class Reference:
             self.allowed = mask.clone()
             self.allowed[~mask.any(1)] = True
         logits = self.model(input_ids=input_ids, use_cache=False).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        loss = self._loss(logits, input_ids, labels, unsafe)
         (weight * loss).backward()
         active = []
         for layer, expert in torch.nonzero(mask).tolist():
@@ -102,6 +115,20 @@ class Reference:
         for module in self.experts:
             module.zero_grad(set_to_none=True)
         return loss.item(), float(norm)
+
+    def _loss(self, logits, input_ids, labels, unsafe):
+        cross_entropy = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        self.terms = {"cross_entropy": cross_entropy.item()}
+        if not self.weights_of_terms[1]:
+            return self.weights_of_terms[0] * cross_entropy
+        chosen = {"all": torch.ones_like(unsafe), "safe": ~unsafe, "unsafe": unsafe}[self.kl_rows]
+        counted = (labels[:, 1:] != -100) & chosen[:, None]
+        with torch.no_grad():
+            base = self.base(input_ids=input_ids, use_cache=False).logits
+        target, log_model = torch.softmax(base[:, :-1][counted], -1), torch.log_softmax(logits[:, :-1][counted], -1)
+        kl = F.kl_div(log_model, target, reduction="sum") / max(int(counted.sum()), 1)
+        self.terms["kl_to_base"] = kl.item()
+        return self.weights_of_terms[0] * cross_entropy + self.weights_of_terms[1] * kl
 
     def weights(self):
         return {

@@ -1,9 +1,9 @@
 """Write the pages that say what the code says, and check every link between the Markdown files.
 
 docs/configuration.md is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring
-under each field) and of stats/settings.py, and from the selection rules, whose parameters are settings. The table in
-docs/families.md is what `dist-moe families` finds with the installed transformers, in some minutes; the tests say when
-it is stale.
+under each field) and of stats/settings.py, and from the selection rules and the terms of the objective, whose
+parameters are settings. The table in docs/families.md is what `dist-moe families` finds with the installed
+transformers, in some minutes; the tests say when it is stale.
 
     python tools/make_docs.py               rewrite docs/configuration.md, check the links
     python tools/make_docs.py --families    rewrite the table in docs/families.md too
@@ -24,6 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from dist_moe.config import schema
+from dist_moe.objective import TERMS
+from dist_moe.registry import parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = Path("dist_moe/config/schema.py")
@@ -81,6 +83,16 @@ def rule_settings() -> Section:
     return Section("RuleSettings", tuple(rows))
 
 
+def objective_sections() -> dict[str, Section]:
+    """The section of the objective, and one of each term."""
+    sections = {}
+    for term in TERMS.values():
+        rows = (Field(each.name, each.written, repr(each.default), each.help) for each in parameters(term))
+        sections[term.__name__] = Section(term.__name__, tuple(rows))
+    terms = tuple(Field(name, term.__name__, None, "") for name, term in TERMS.items())
+    return sections | {"ObjectiveConfig": Section("ObjectiveConfig", terms)}
+
+
 def _fields(node: ast.ClassDef) -> Iterator[Field]:
     for statement, following in pairwise([*node.body, None]):
         if not isinstance(statement, ast.AnnAssign):
@@ -98,18 +110,20 @@ def _fields(node: ast.ClassDef) -> Iterator[Field]:
 
 def render(sections: dict[str, Section], root: str = "Config") -> str:
     """The page: the top-level settings, then one table for each section in the order of the root class."""
-    return "\n".join([HEADER, "## Top level\n", *_blocks(sections, root, prefix="")])
+    return "\n".join([HEADER, *_blocks(sections, root, "Top level", prefix="")])
 
 
-def _blocks(sections: dict[str, Section], name: str, prefix: str) -> Iterator[str]:
+def _blocks(sections: dict[str, Section], name: str, heading: str, prefix: str) -> Iterator[str]:
     """The section's own settings, then those of the sections in it."""
     inherited = [field for base in sections[name].bases for field in sections[base].fields]
     fields = (*inherited, *sections[name].fields)
-    yield _table([field for field in fields if field.type not in sections], prefix)
+    if settings := [field for field in fields if field.type not in sections]:
+        yield f"## {heading}\n"
+        yield _table(settings, prefix)
     for field in fields:
         if field.type in sections:
-            yield f"## {prefix}{field.name}\n"
-            yield from _blocks(sections, field.type, f"{prefix}{field.name}.")
+            key = f"{prefix}{field.name}"
+            yield from _blocks(sections, field.type, key, f"{key}.")
 
 
 def _table(fields: list[Field], prefix: str) -> str:
@@ -178,7 +192,7 @@ def update(root: Path, *, check: bool) -> list[str]:
     """Rewrite the page under `root` (unless `check`); returns what is wrong: a stale page, dead links."""
     problems = []
     sources = (path for path in (SCHEMA, STATISTICS) if (root / path).exists())
-    sections = {"RuleSettings": rule_settings()}
+    sections = {"RuleSettings": rule_settings()} | objective_sections()
     for path in sources:
         sections |= read_sections((root / path).read_text(encoding="utf-8"))
     page = render(sections)

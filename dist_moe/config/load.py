@@ -12,11 +12,13 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
+from dist_moe.config.objective import active_terms
 from dist_moe.config.schema import Config, num_safe_rows
 from dist_moe.config.settings import REQUIRED, SECTIONS, SETTINGS, checked, clipped, from_words, suggestion
 from dist_moe.config.yaml_text import read_document, yaml_text
 from dist_moe.errors import UserError, shown
 from dist_moe.files import write_text_atomic
+from dist_moe.objective import TERMS
 
 COMMAND_LINE = "command line"
 
@@ -51,6 +53,7 @@ def resolve(path: Path | None, overrides: Sequence[str] = ()) -> Resolved:
         raise UserError(f"{where} no `{key}`, which is required: add it to the file or pass --{key}")
     config = _build(Config, values)
     _check_batch(config)
+    _check_objective(config)
     return Resolved(config, sources)
 
 
@@ -150,3 +153,9 @@ def _check_batch(config: Config) -> None:
             f"batches.safe_ratio {ratio} of batches.batch_size {size} gives {num_safe} safe and {size - num_safe} "
             "unsafe rows; a batch needs at least one of each"
         )
+
+
+def _check_objective(config: Config) -> None:
+    if not active_terms(config.train.objective):
+        keys = " or ".join(f"train.objective.{name}.weight" for name in TERMS)
+        raise UserError(f"train.objective: every term has weight 0, so nothing would be trained: set {keys} above 0")

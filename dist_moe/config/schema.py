@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Interval, MinLen
 
 from dist_moe.config.chosen import chosen_settings
+from dist_moe.config.objective import ObjectiveConfig
 from dist_moe.ranges import Count, DecayRate, NonNegative, NonNegativeInt, Positive, Text
 from dist_moe.rules import RULES
 from dist_moe.stats.settings import StatisticsConfig
@@ -121,6 +122,7 @@ class TrainConfig:
     """Which rows of a batch `route` masks: all, or the unsafe ones only; safe rows then route as without a mask."""
     route_bias: Positive = 3.0
     """How far `fill: bias` lifts the logits of the batch's experts."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     epochs: Count = 1
     """Passes over all batches."""
     lr: Positive = 1e-5

@@ -69,7 +69,7 @@ def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
 
 SETTINGS = dict(_settings(Config))
 REQUIRED = {key for key, setting in SETTINGS.items() if setting.required}
-SECTIONS = {key.rpartition(".")[0] for key in SETTINGS} - {""}
+SECTIONS = {key[: dot.start()] for key in SETTINGS for dot in re.finditer(r"\.", key)}
 
 
 def checked(key: str, value: Any, where: str) -> Any:
@@ -118,6 +118,7 @@ def suggestion(key: str) -> str:
     """What to add to a message on a key that there is not."""
     name = key.rpartition(".")[2]
     same_name = [known for known in SETTINGS if known.rpartition(".")[2] == name]
+    same_name = get_close_matches(key, same_name, n=1, cutoff=0.85) or same_name
     if nearest := same_name or get_close_matches(key, [*SETTINGS, *SECTIONS], n=1):
         return f"; did you mean {' or '.join(nearest)}?"
     return f"; the top-level keys are {', '.join(field.name for field in dataclasses.fields(Config))}"

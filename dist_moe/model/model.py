@@ -23,6 +23,7 @@ from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
 from dist_moe.moe.internals import checkpoint_activations, must_be_alone
 from dist_moe.moe.load import empty_model, fill, keep_experts
+from dist_moe.moe.originals import Originals
 from dist_moe.moe.route_mask import RouteMask, RoutePlan
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.parallel.comm import Comm
@@ -46,6 +47,8 @@ class MoEModel:
     """Of the whole model, all ranks' experts included."""
     rows_alone: bool
     """Whether each row needs a forward pass of its own, because padding would change what is computed for it."""
+    originals: Originals | None = None
+    """Some experts as they were before training; None: not kept."""
 
     def at_once(self, limit: T) -> T | int:
         """What limits a forward pass, in rows or in tokens (a longer row goes alone): `limit` if rows may share it."""
@@ -56,6 +59,9 @@ class MoEModel:
         if self.rows_alone:
             family = self.module.config.model_type
             yield f"One row a forward pass: in a padded row the sparse attention of '{family}' chooses other tokens"
+        if self.originals is not None:
+            megabytes = 1e-6 * self.originals.num_bytes
+            yield f"Base model: frozen copies of the union's experts, {megabytes:,.1f} MB on this rank"
 
     @contextmanager
     def batch(
@@ -92,6 +98,10 @@ class MoEModel:
         for layer in self.layers:
             layer.live_T = live_T
         self.route_mask.masked_T = None if masked_RS is None else masked_RS.reshape(-1)
+
+    def keep_originals(self, chosen_LE: torch.Tensor) -> None:
+        """Keep a copy of these experts, bool [L, E], as they are now, that is before they are trained."""
+        self.originals = Originals(self.layers, chosen_LE)
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass; where autograd starts is still what `batch` says."""

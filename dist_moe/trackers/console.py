@@ -19,6 +19,12 @@ class Console:
     def record(self, line: dict[str, Any], place: Place) -> None:
         log.info(
             f"step {line['step']:>{len(str(place.num_steps))}}/{place.num_steps}  "
-            f"batch {line['batch']} ({line['category']})  experts {line['num_active']}  loss {line['loss']:.4f}  "
+            f"batch {line['batch']} ({line['category']})  experts {line['num_active']}  {_losses(line)}  "
             f"norm {line['grad_norm']:.4f}  tokens/s {line['tokens_per_second']:,.0f}"
         )
+
+
+def _losses(line: dict[str, Any]) -> str:
+    """What was minimized, and its terms where there are several."""
+    terms = ", ".join(f"{name} {term['mean']:.4f}" for name, term in line["terms"].items())
+    return f"loss {line['loss']:.4f}" + (f" ({terms})" if len(line["terms"]) > 1 else "")

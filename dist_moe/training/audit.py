@@ -56,6 +56,9 @@ class StepAudit:
         for key, state in self.optimizer.expert_state.items():
             yield from (((key, f"optimizer state {field.name}"), getattr(state, field.name)) for field in fields(state))
         yield from (((None, name), tensor) for name, tensor in self.engine.dense())
+        if self.model.originals is not None:
+            for key, name, row in self.model.originals.weights():
+                yield (None, f"the original {expert_name(*key)}, {name}"), row
 
     @torch.no_grad()
     def _digest(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -17,11 +17,11 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
     Only the positions that have a label are taken from the logits, so no second [R, S, V] tensor is made.
     """
     (rows, positions), targets = _labelled(labels)
-    return _cross_entropy(logits[rows, positions], targets), rows
+    return F.cross_entropy(logits[rows, positions].float(), targets, reduction="none"), rows
 
 
-class LabelledLoss:
-    """The same losses from a model that computes logits only at positions that have a label.
+class LabelledLogits:
+    """Logits of a model only at positions that have a label, and their tokens.
 
     The output layer is the widest of all, and prompt and padding tokens have no label. A hook on it, silent outside
     `at`, cuts its input to what the loss needs; transformers' `logits_to_keep` could only cut all rows alike.
@@ -40,11 +40,11 @@ class LabelledLoss:
         finally:
             self._labelled = None
 
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """logits [1, n, V] from inside `at(labels)` -> losses [n] in fp32."""
+    def of(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits [1, n, V] from inside `at(labels)` -> [n, V], and the tokens [n] that they predict."""
         targets = _labelled(labels)[1]
         assert logits.shape[:2] == (1, len(targets)), "the output layer was not reached through its module"
-        return _cross_entropy(logits[0], targets)
+        return logits[0], targets
 
     def _cut(self, output_layer: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         """hidden [R, S, H] -> [1, n, H]."""
@@ -53,12 +53,13 @@ class LabelledLoss:
         return (args[0][self._labelled][None], *args[1:])
 
 
+def at_labels(values_RS: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[n]: the values of those positions of [R, S] from which a labelled token is predicted."""
+    return values_RS[_labelled(labels)[0]]
+
+
 def _labelled(labels: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     """(rows [n], positions [n]) from which a labelled token is predicted, and these tokens [n]."""
     next_RS = labels[:, 1:]
     rows, positions = torch.nonzero(next_RS != -100, as_tuple=True)
     return (rows, positions), next_RS[rows, positions]
-
-
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.float(), targets, reduction="none")

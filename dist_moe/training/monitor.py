@@ -71,6 +71,18 @@ class MaskMonitor:
         finally:
             self._live_T = None
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A forward pass inside is no part of the step."""
+        before, self._live_T = self._live_T, None
+        received = [layer.received_S.clone() for layer in self.model.layers]
+        try:
+            yield
+        finally:
+            self._live_T = before
+            for layer, received_S in zip(self.model.layers, received, strict=True):
+                layer.received_S.copy_(received_S)
+
     def watch(self, batch: TokenBatch) -> None:
         """The rows of the coming forward pass, recomputation in its backward included."""
         self._live_T = batch.live.reshape(-1)

@@ -7,24 +7,29 @@ from dataclasses import dataclass
 
 import torch
 
+from dist_moe.config.objective import active_terms
 from dist_moe.config.schema import TrainConfig
-from dist_moe.data.tokens import TokenBatch
+from dist_moe.data.tokens import IGNORED, TokenBatch
 from dist_moe.model.model import MoEModel
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.audit import StepAudit
 from dist_moe.training.engine import Engine
-from dist_moe.training.loss import LabelledLoss, token_losses
+from dist_moe.training.loss import LabelledLogits, at_labels, token_losses
 from dist_moe.training.monitor import MaskMonitor
+from dist_moe.training.objective import LossTokens, Numbers, Objective, TermResult, in_rows
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promises
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`loss` is the mean over the loss tokens of the whole batch, under the mask in force."""
+    """Of the whole batch, all ranks' rows together."""
 
     loss: float
+    """What was minimized: the sum of weight * mean over the terms, under the mask in force."""
+    terms: dict[str, TermResult]
+    """Each term of it, by name."""
     grad_norm: float
     num_active: int
     num_stepped: int
@@ -48,7 +53,9 @@ class MaskedStep:
         """`promises` is what the monitor compares the step with, by batch id."""
         self.model, self.optimizer, self.engine, self.comm = model, optimizer, engine, comm
         self.settings, self.promises = settings, promises
-        self.loss = LabelledLoss(model.module)
+        self.objective = Objective(active_terms(settings.objective))
+        assert self.objective.base_rows is None or model.originals is not None, "the objective needs the originals"
+        self.labelled = LabelledLogits(model.module)
         self.monitor = MaskMonitor(model, optimizer, comm, settings, promises)
         self.audit = StepAudit(model, optimizer, engine, comm)
 
@@ -78,38 +85,65 @@ class MaskedStep:
         plan = route_plan(self.settings, mask_LE)
         trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
         first_layer = trained[0] if trained else None
-        num_loss_tokens, num_tokens = _count_tokens(micro_batches, self.comm)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.comm.device)
+        numbers, num_tokens = _count_tokens(micro_batches, self.comm)
+        sums = torch.zeros(len(self.objective.terms), dtype=torch.float64, device=self.comm.device)
         with self.model.batch(route=plan, first_layer=first_layer), self.monitor.during(batch_id):
             self.optimizer.begin(mask_LE)
             for i, batch in enumerate(micro_batches):
-                losses = self._losses(batch.to(self.comm.device), plan)
-                loss_sum += losses.detach().double().sum()
-                if losses.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
-                    mean = losses.sum() / num_loss_tokens
-                    self.engine.backward(mean if weight == 1 else weight * mean)
+                losses = self._losses(batch.to(self.comm.device), plan, numbers)
+                sums += torch.stack([each.detach().double().sum() for each in losses.values()])
+                loss = self.objective.total(losses, numbers)
+                if loss.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
+                    self.engine.backward(loss if weight == 1 else weight * loss)
                 last = i == len(micro_batches) - 1
                 if last:
                     seen_hash = self.monitor.check()
                 self.engine.step(last=last)
+        loss_value, terms = self.objective.results(self.comm.sum_(sums), numbers)
         return StepResult(
-            loss=float(self.comm.sum_(loss_sum)) / num_loss_tokens,
+            loss=loss_value,
+            terms=terms,
             grad_norm=self.optimizer.last_norm,
             num_active=int(mask_LE.sum()),
             num_stepped=self.optimizer.num_stepped,
-            num_loss_tokens=num_loss_tokens,
+            num_loss_tokens=numbers["all"],
             num_tokens=num_tokens,
             mask_hash=seen_hash,
         )
 
-    def _losses(self, batch: TokenBatch, plan: RoutePlan | None) -> torch.Tensor:
+    def _losses(self, batch: TokenBatch, plan: RoutePlan | None, numbers: Numbers) -> dict[str, torch.Tensor]:
+        base_logits = self._base_logits(batch, numbers)
         _next_pass(self.model, batch, plan)
         self.monitor.watch(batch)
-        with self.loss.at(batch.labels):
+        with self.labelled.at(batch.labels):
             logits = self.engine.forward(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             )
-        return self.loss.losses(logits, batch.labels)
+        tokens = LossTokens(
+            *self.labelled.of(logits, batch.labels), at_labels(batch.is_unsafe, batch.labels), base_logits
+        )
+        return self.objective.losses(tokens, numbers)
+
+    def _base_logits(self, batch: TokenBatch, numbers: Numbers) -> torch.Tensor | None:
+        """The base model's logits at the loss tokens of the rows that the objective needs them for, without a mask."""
+        rows = self.objective.base_rows
+        if rows is None or numbers[rows] == 0:  # on all ranks alike, as a pass takes all that share experts
+            return None
+        assert self.model.originals is not None
+        chosen_RS = in_rows(batch.is_unsafe, rows)
+        labels = batch.labels.masked_fill(~chosen_RS, IGNORED)
+        with (
+            torch.no_grad(),
+            self.monitor.aside(),
+            self.model.batch(batch.live & chosen_RS),
+            self.model.originals.in_force(),
+            self.labelled.at(labels),
+        ):
+            logits = self.model.module(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits
+        self.engine.release()
+        return self.labelled.of(logits, labels)[0]
 
 
 def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None:
@@ -121,7 +155,7 @@ def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None
 
 def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm) -> float:
     """Mean loss of a batch without training, under a route plan or none. Called by all ranks together."""
-    num_loss_tokens, _ = _count_tokens(micro_batches, comm)
+    numbers, _ = _count_tokens(micro_batches, comm)
     total = torch.zeros((), dtype=torch.float64, device=comm.device)
     with torch.no_grad(), model.batch(route=plan):
         for batch in micro_batches:
@@ -131,7 +165,7 @@ def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: Route
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             ).logits
             total += token_losses(logits, batch.labels)[0].double().sum()
-    return float(comm.sum_(total)) / num_loss_tokens
+    return float(comm.sum_(total)) / max(numbers["all"], 1)
 
 
 def _next_pass(model: MoEModel, batch: TokenBatch, plan: RoutePlan | None) -> None:
@@ -139,14 +173,15 @@ def _next_pass(model: MoEModel, batch: TokenBatch, plan: RoutePlan | None) -> No
     model.next_pass(batch.live, batch.is_unsafe if plan is not None and plan.scope == "unsafe" else None)
 
 
-def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> tuple[int, int]:
-    """Loss tokens and real tokens of the whole batch, over all ranks."""
+def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> tuple[Numbers, int]:
+    """Loss tokens, by the rows that they are in, and real tokens of the whole batch, over all ranks."""
     counts = torch.tensor(
         [
-            sum(int((b.labels[:, 1:] != -100).sum()) for b in micro_batches),
+            sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro_batches),
+            sum(int(((b.labels != IGNORED) & b.is_unsafe)[:, 1:].sum()) for b in micro_batches),
             sum(int(b.live.sum()) for b in micro_batches),
         ],
         device=comm.device,
     )
-    num_loss_tokens, num_tokens = comm.sum_(counts).tolist()
-    return num_loss_tokens, num_tokens
+    num_all, num_unsafe, num_tokens = comm.sum_(counts).tolist()
+    return {"all": num_all, "safe": num_all - num_unsafe, "unsafe": num_unsafe}, num_tokens

@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_moe.artefacts import checked
 from dist_moe.config.load import load_config
+from dist_moe.config.objective import active_settings
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError, shown
 from dist_moe.trackers.metrics import METRICS
@@ -71,13 +72,23 @@ class RunDir:
         return self.path / f"{command}.yaml"
 
 
-FREE = ("masks", "revisions", "trackers", "audit", "micro_batch_size", "activation_checkpointing", "deepspeed_config")
-"""Settings of the train section that change where and how a step is computed, not what."""
+FREE = (
+    "masks",
+    "revisions",
+    "objective",
+    "trackers",
+    "audit",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "deepspeed_config",
+)
+"""Settings of the train section that change where and how a step is computed, not what; the objective's are apart."""
 
 
 def result_settings(config: Config) -> dict[str, Any]:
     """The settings that training's results follow from, beside what is in the files that it names; JSON values."""
     train = {f"train.{key}": value for key, value in asdict(config.train).items() if key not in FREE}
+    train |= {f"train.objective.{key}": value for key, value in active_settings(config.train.objective).items()}
     return {
         "model.dtype": config.model.dtype,
         "data.max_length": config.data.max_length,

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from dist_moe.config.load import save_config
+from dist_moe.config.objective import needs_base
 from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.engines.build import build_engine
 from dist_moe.files import writing
@@ -67,6 +68,8 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     given = read_given(config, work, mesh)
     masks, model, found = given.masks, given.model, given.found
     plan = freeze_plan(masks, model)
+    if needs_base(config.train.objective):  # before a checkpoint is read
+        model.keep_originals(torch.from_numpy(plan.union_LE))
     schedule = EpochSchedule(len(masks.first.batches), config.train.epochs, config.seed)
     first = TrainState.first(schedule.begin(), schedule.num_batches, masks[0], config.seed)
     state = first if found is None else found.index.state

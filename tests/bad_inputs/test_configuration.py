@@ -116,6 +116,19 @@ VALUES = {
     f"engine: {'e' * 2000}": "engine: expected 'auto'",
     f"data.chat_template: {'n' * 300}": "data.chat_template: File name too long: 'nnn",
     f"train: {{deepspeed_config: {'d/' * 2100}x}}": "train.deepspeed_config: File name too long",
+    "train: {objective: 3}": "train.objective: expected a section",
+    "train: {objective: {cross_entropy: 0}}": "train.objective.cross_entropy: expected a section",
+    "train: {objective: {cross_entropy: {weight: -1}}}": (
+        "train.objective.cross_entropy.weight: expected greater than or equal to 0, got -1"
+    ),
+    "train: {objective: {cross_entropy: {weight: .inf}}}": "train.objective.cross_entropy.weight: expected less than",
+    "train: {objective: {kl_to_base: {rows: none}}}": "train.objective.kl_to_base.rows: expected 'all', 'safe' or",
+    "train: {objective: {kl_to_bse: {weight: 1}}}": (
+        "unknown key `train.objective.kl_to_bse`; did you mean train.objective.kl_to_base?"
+    ),
+    "train.objective.kl_to_bse.weight: 1": (
+        "unknown key `train.objective.kl_to_bse.weight`; did you mean train.objective.kl_to_base.weight?"
+    ),
     "overwritten: true": "unknown key `overwritten`; did you mean overwrite?",
     "lr: 1": "unknown key `lr`; did you mean train.lr?",
 }
@@ -138,6 +151,12 @@ CONFIGS = [
         after_good("batches: {safe_ratio: 0.01}\n"),
         "analyze --config bad.yaml",
         ("batches.safe_ratio 0.01 of batches.batch_size 16 gives 0 safe and 16 unsafe rows",),
+    ),
+    Case(
+        "no term of the objective has a weight",
+        after_good("train: {objective: {cross_entropy: {weight: 0}}}\n"),
+        "train --config bad.yaml",
+        ("train.objective: every term has weight 0", "set train.objective.cross_entropy.weight or train.objective.kl_"),
     ),
     Case("resolved: broken", put("train: {", "run/train.yaml"), "export run --out out", ("run/train.yaml", NO_YAML)),
     Case("resolved: NUL", put(b"\0", "run/train.yaml"), "evaluate run", ("run/train.yaml", NO_YAML)),

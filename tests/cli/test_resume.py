@@ -52,6 +52,27 @@ def test_stop_file(trained, undisturbed, tmp_path, capsys):
     assert result(run_dir) == undisturbed
 
 
+def test_a_run_goes_on_from_the_same_base_model_and_objective(trained, tmp_path, capsys):
+    """The base that it is compared with is the checkpoint's, not what training has made of it."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = ("--train.epochs", "3", "--train.lr", "1e-2", "--train.objective.kl_to_base.weight", "5")
+    assert main(arguments(trained, whole, *more)) == 0
+    parts.mkdir()
+    for _ in range(3):
+        (parts / "STOP").touch()
+        assert main(arguments(trained, parts, *more)) == 0
+    assert "Base model: frozen copies" in capsys.readouterr().out
+    assert main(arguments(trained, parts, *more, "--train.objective.kl_to_base.rows", "all")) == 2
+    assert "train.objective.kl_to_base.rows" in capsys.readouterr().err
+    assert main(arguments(trained, parts, *more)) == 0
+    assert ", kl_to_base " in capsys.readouterr().out
+    assert result(parts) == result(whole)
+    last = result(whole)[1][-1]
+    assert last["terms"]["kl_to_base"]["mean"] > 0
+    both = last["terms"]["cross_entropy"]["mean"] + 5 * last["terms"]["kl_to_base"]["mean"]
+    assert last["loss"] == pytest.approx(both)
+
+
 @pytest.fixture
 def stopped(trained, tmp_path):
     """A run that was stopped twice, after steps 1 and 2."""

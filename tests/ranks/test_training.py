@@ -7,12 +7,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from dist_moe.config.objective import ObjectiveConfig
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import Encoded
 from dist_moe.engines.deepspeed import DeepSpeedEngine
 from dist_moe.engines.fsdp import FsdpEngine
 from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import adopt
+from dist_moe.objective.cross_entropy import CrossEntropy
+from dist_moe.objective.kl_to_base import KLToBase
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
@@ -44,6 +47,9 @@ class Case:
     scope: str = "all"
     zero: int = 0
     dtype: torch.dtype = torch.float32
+    kl: float = 0.0
+    kl_rows: str = "safe"
+    cross_entropy: float = 1.0
 
     def __str__(self) -> str:
         """What differs from the first case."""
@@ -92,6 +98,14 @@ CASES = [
     Case(dtype=torch.bfloat16, engine="fsdp", ep_size=1, mode="update", micro_batch_size=2),
     Case(dtype=torch.bfloat16, ep_size=2, family="gpt_oss", mode="update", placement="balanced"),
     Case(ep_size=2, family="mixtral", zero=3, masks="adversarial", mode="update", checkpointing=True),
+    # a divergence from the base model beside the cross-entropy
+    Case(kl=20.0, mode="update", micro_batch_size=2, checkpointing=True),
+    Case(kl=0.5, masks="adversarial", placement="balanced", micro_batch_size=1),
+    Case(kl=0.5, masks="adversarial", rows=1, kl_rows="unsafe"),  # no row of the kind
+    Case(kl=0.5, engine="fsdp", family="olmoe", scope="unsafe", kl_rows="all", checkpointing=True),
+    Case(kl=20.0, cross_entropy=0.0, engine="fsdp", masks="adversarial", kl_rows="all", micro_batch_size=2),
+    Case(kl=0.5, zero=3, family="deepseek_v3", kl_rows="unsafe", masks="adversarial", micro_batch_size=2),
+    Case(kl=20.0, ep_size=2, family="mixtral", mode="update", micro_batch_size=1, placement="balanced"),
 ]
 
 
@@ -198,6 +212,8 @@ def train_case(comm, case):
     model = adopt(tiny_model(case.family, case.dtype), mesh.ep, placement_of(case, mesh.ep.size))
     if case.checkpointing:
         model.checkpoint_activations()
+    if case.kl:
+        model.keep_originals(masks.any(0))
     optimizer = CountingAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     split = Split.of(case.rows, comm.size, model.at_once(case.micro_batch_size))
@@ -219,7 +235,10 @@ def train_case(comm, case):
         rows = batch_rows(int(batch_id), case.rows)
         return Promise.of(masks[int(batch_id)].numpy(), [row.unsafe for row in rows])
 
-    settings = TrainConfig(mode=case.mode, scope=case.scope)
+    objective = ObjectiveConfig(
+        cross_entropy=CrossEntropy(weight=case.cross_entropy), kl_to_base=KLToBase(weight=case.kl, rows=case.kl_rows)
+    )
+    settings = TrainConfig(mode=case.mode, scope=case.scope, objective=objective)
     step = MaskedStep(model, optimizer, engine, comm, settings, promise)
     results, leaks, moved = [], [], 0
     for i, mask in enumerate(masks):
@@ -234,6 +253,7 @@ def train_case(comm, case):
     weights = {(x.index, e, n): w.clone() for x in model.layers for e in x.local for n, w in x.row(e).items()}
     return {
         "losses": [r.loss for r in results],
+        "terms": [{name: term.mean for name, term in r.terms.items()} for r in results],
         "norms": [r.grad_norm for r in results],
         "stepped": [r.num_stepped for r in results],
         "hashes": [r.mask_hash for r in results],
@@ -287,11 +307,13 @@ float32 model: routing and small gradients differ here and there."""
 def test_equals_plain_transformers_and_torch_adamw(ranks, num_ranks, number):
     case, answers = CASES[number], ranks(num_ranks, number)
     close, close_weight, close_mean = CLOSE[case.dtype]
-    reference = Reference(case.family, case.mode, case.scope)
+    reference = Reference(case.family, case.mode, case.scope, case.kl, case.kl_rows, case.cross_entropy)
     for i, mask in enumerate(masks_of(case)):
         loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
         for answer in answers:
             assert answer["losses"][i] == pytest.approx(loss, abs=close)
+            for name, mean in answer["terms"][i].items():
+                assert mean == pytest.approx(reference.terms[name], abs=close)
             assert answer["norms"][i] == pytest.approx(norm, abs=close)
             assert answer["hashes"][i] == mask_hash(mask.numpy())
     expected = reference.weights()
