@@ -85,8 +85,8 @@ def analyze(config: Config | str | Path) -> MaskStore:
         config: a configuration, or the path of its YAML file.
 
     Returns:
-        The run's mask store: `masks` bool [B, L, E] and `risk_diff` float [B, L, E] for B batches, L MoE layers and E
-        experts a layer.
+        The run's mask store: `masks` bool [B, L, E] and `counts.risk_diff` float [B, L, E] for B batches, L MoE layers
+        and E experts a layer.
 
     Raises:
         UserError: the input is wrong, or a part of the analysis is left to other jobs (`analysis.part`).

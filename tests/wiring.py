@@ -38,13 +38,20 @@ class Store:
     def __init__(self, path):
         group = zarr.open_group(str(path), mode="r")
         arrays = {name: array[:] for name, array in group.arrays()}
-        self.counts, self.risk_diff = arrays["prompt_counts"], arrays["risk_diff"]
-        num_experts = self.risk_diff.shape[-1]
+        beside = zarr.open_group(str(path.parent / "counts.zarr"), mode="r")
+        measured = {name: array[:] for name, array in beside.arrays()}
+        self.counts, num_experts = measured["prompt_counts"], group.attrs["num_experts"]
         self.masks = np.unpackbits(arrays["masks"], axis=-1)[..., :num_experts].astype(bool)
         self.categories, self.batch_ids, names = (
-            json.loads(arrays[name].tobytes()) for name in ("batch_categories", "batch_ids", "prompt_ids")
+            json.loads(measured[name].tobytes()) for name in ("batch_categories", "batch_ids", "prompt_ids")
         )
-        in_batch = arrays["prompt_batch"]
+        in_batch, tokens_BS = measured["prompt_batch"], measured["prompt_tokens"]
+        unsafe = [measured["prompt_unsafe"][in_batch == b] for b in range(len(self.masks))]
+        rates = [
+            [self.counts[b, : len(u)][arm].sum(axis=0) / tokens_BS[b, : len(u)][arm].sum() for arm in (u, ~u)]
+            for b, u in enumerate(unsafe)
+        ]
+        self.risk_diff = np.array([of_unsafe - of_safe for of_unsafe, of_safe in rates])
         self.rows = [[name for name, b in zip(names, in_batch, strict=True) if b == i] for i in range(len(self.masks))]
 
     def mask_hash(self, batch):

@@ -27,6 +27,7 @@ class Parser(argparse.ArgumentParser):
         self._given: list[str] = []
         self._sections: tuple[str, ...] = ()
         self._shows_settings = False
+        self._intermixes = False
         self.set_defaults(parser=self)
 
     def take_settings(self, *sections: str) -> None:
@@ -38,6 +39,10 @@ class Parser(argparse.ArgumentParser):
     def takes_settings(self) -> bool:
         """Whether words that it does not know may be settings."""
         return bool(self._sections)
+
+    def intermixes(self) -> None:
+        """Take options between the words of a list, too."""
+        self._intermixes = True
 
     def add_settings(self) -> None:
         """Add the settings as arguments, for help and completion: what reads them is `dist_moe.config`."""
@@ -65,6 +70,12 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Remembers what was given, for a hint."""
         self._given = list(args or ())
+        if self._intermixes:
+            self._intermixes = False  # what follows calls this again
+            try:
+                return self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._intermixes = True
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -75,12 +86,6 @@ class Parser(argparse.ArgumentParser):
         if hints := [hint for word in self._given if word.startswith("--") and (hint := nearest(word, missing))]:
             message += hints[0]
         raise UserError(f"{message}{' ' if message.endswith('?') else '; '}see {see}")
-
-    def parse_all(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-        """Like `parse_intermixed_args`, with the nearest option's name for one that there is not."""
-        args, unknown = self.parse_known_intermixed_args(arguments)
-        self.refuse(unknown)
-        return args
 
     def refuse(self, unknown: Sequence[str]) -> None:
         """One line for the first argument that the parser does not know, if there is any."""

@@ -14,9 +14,11 @@ from dist_moe.cli.arguments import Parser
 from dist_moe.cli.call import Call
 from dist_moe.cli.completion import SHELLS, completion
 from dist_moe.cli.config import add_config_commands
+from dist_moe.cli.inspect import add_inspect_command
 from dist_moe.cli.models import add_model_commands
 from dist_moe.cli.process import is_first, run_process
 from dist_moe.cli.runs import add_run_commands
+from dist_moe.cli.select import add_select_command
 from dist_moe.cli.store import add_store_commands
 from dist_moe.cli.streams import Output
 from dist_moe.errors import UserError
@@ -56,6 +58,8 @@ def command_tree() -> Parser:
     )
     commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run_commands(commands)
+    add_select_command(commands)
+    add_inspect_command(commands)
     add_model_commands(commands)
     add_store_commands(commands)
     add_config_commands(commands)

@@ -1,4 +1,4 @@
-"""`dist-moe analyze|train|evaluate|checkpoint|demo`: their arguments, and what they call.
+"""`dist-moe count|analyze|train|evaluate|checkpoint|demo`: their arguments, and what they call.
 
 The first three may be one process of many. A `UserError` then reaches all ranks, and the first one prints it.
 """
@@ -27,8 +27,15 @@ def add_run_commands(commands: Any) -> None:
     """Add them to the subparsers of `dist-moe`."""
     add_configured(
         commands,
+        "count",
+        "prompts -> counts: count the routing of every prompt",
+        _count,
+        ("model", "data", "batches", "analysis"),
+    )
+    add_configured(
+        commands,
         "analyze",
-        "prompts -> masks: count routing per batch and choose each batch's unsafe experts",
+        "prompts -> masks: count, and then select each batch's unsafe experts",
         _analyze,
         ("model", "data", "batches", "analysis"),
     )
@@ -101,6 +108,12 @@ def _versions() -> dict[str, str]:
     """What computes; importing it all would take seconds."""
     libraries = ("torch", "transformers", "deepspeed")
     return {"dist_moe": __version__, "python": python_version()} | {name: version(name) for name in libraries}
+
+
+def _count(config: Config, comm: Comm, call: Call) -> None:
+    from dist_moe.workflows.count import count
+
+    count(config, comm)
 
 
 def _analyze(config: Config, comm: Comm, call: Call) -> None:

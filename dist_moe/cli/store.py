@@ -10,13 +10,10 @@ from dist_moe.cli.call import Call
 
 def add_store_commands(commands: Any) -> None:
     """Add both to the subparsers of `dist-moe`."""
-    store = commands.add_parser("store", help="check, repair, copy or compare mask stores")
+    store = commands.add_parser("store", help="check, copy or compare stores")
     actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
     action = actions.add_parser("check", help="every file against its digest; status 1 if damaged or incomplete")
     action.add_argument("stores", nargs="+", type=text, metavar="STORE", help="directory or URL")
-    action = actions.add_parser("repair", help="restore what follows from the prompt counts, as a new store")
-    action.add_argument("store", type=path, metavar="STORE", help="damaged store, which stays as it is")
-    action.add_argument("--out", type=path, help="the new store (default: STORE.repaired)")
     action = actions.add_parser("copy", help="the same bytes elsewhere, each file compared with its digest")
     action.add_argument("store", type=text, metavar="STORE", help="directory or URL")
     action.add_argument("place", type=text, metavar="PLACE", help="new directory or URL, where nothing is yet")
@@ -25,14 +22,12 @@ def add_store_commands(commands: Any) -> None:
     action.add_argument("second", type=text, metavar="STORE", help="directory or URL")
     action.add_argument("--json", action="store_true", help="one JSON object")
     store.set_defaults(run_command=_store)
-    command = commands.add_parser("import", help="what an older pickle is; to a table or mask store; runs nothing")
+    command = commands.add_parser("import", help="what an older pickle is; to a table, or to counts and masks")
     command.add_argument("file", type=path, help="sft_dataset_*.pkl, batch_data_*.pkl, or an activation table")
-    command.add_argument("--out", type=path, help="NAME.parquet or NAME.csv for a table, NAME.zarr for a mask store")
+    command.add_argument("--out", type=path, help="NAME.parquet, NAME.csv, or a new run directory")
     command.add_argument("--table", choices=["experts", "risk"], help="each batch's list, or risk_diff of all experts")
-    command.add_argument(
-        "--threshold", type=threshold, help="of a mask store: risk_diff above which an expert is unsafe"
-    )
-    command.add_argument("--top-k", type=count, help="of a mask store: at most this many experts a batch")
+    command.add_argument("--threshold", type=threshold, help="of the masks: risk_diff above which an expert is unsafe")
+    command.add_argument("--top-k", type=count, help="of the masks: at most this many experts a batch")
     command.set_defaults(run_command=_import)
 
 
@@ -53,8 +48,6 @@ def _store(call: Call) -> int:
 
     if args.action == "check":
         return store.check_stores(args.stores)
-    if args.action == "repair":
-        return store.repair_store(args.store, args.out)
     if args.action == "copy":
         return store.copy_to(args.store, args.place)
     return store.diff_stores(args.first, args.second, as_json=args.json)

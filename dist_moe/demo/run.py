@@ -94,7 +94,7 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
     stages.command("dist-moe", "verify", base, model, "--masks", run / "masks.zarr")
     stages.title("Which experts answer for which category")
     for view in ("summary", "overlap"):
-        stages.command("python", "tools/inspect_masks.py", run / "masks.zarr", view)
+        stages.command("dist-moe", "inspect", run / "masks.zarr", view)
     stages.title("Before and after, on prompts that neither analysis nor training has seen, without a mask")
     stages.command("dist-moe", "evaluate", run, "--data", held_out)
     if not fast:
@@ -116,7 +116,7 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
         (config, "the configuration: train again with the commands above, changed as you like"),
         (base, "the base model"),
         (prompts, "the prompts of analysis and training"),
-        (run / "masks.zarr", "counts, risk and masks: python tools/inspect_masks.py"),
+        (run / "masks.zarr", "masks; counts.zarr beside them: dist-moe inspect"),
         (run / "metrics.jsonl", "one line a step, with the hash of the mask in force"),
         (run / "evaluation.json", "before and after, by batch and category"),
         (model, "the repaired model: AutoModelForCausalLM.from_pretrained"),

@@ -1,18 +1,17 @@
-"""Routing counts of parts of an analysis, kept on disk until the masks are written: two files a part.
+"""Routing counts of parts of an analysis, kept on disk until the counts store is whole: one file a part.
 
 A part that is there is not counted again, so an analysis that was killed goes on, and several jobs may count parts of
-one analysis at the same time without knowing of each other. A part's name is the hash of all that its counts and sums
+one analysis at the same time without knowing of each other. A part's name is the hash of all that its counts
 follow from, so that nothing of another model, setting or text is ever taken.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
-from functools import cached_property, reduce
+from functools import cached_property
 from hashlib import sha256
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,7 @@ from dist_moe.data.index import BatchIndex
 from dist_moe.data.tokens import Encoded
 from dist_moe.errors import UserError
 from dist_moe.files import write_bytes_atomic
-from dist_moe.select.evidence import evidence_of_each
 from dist_moe.stats.counts import RoutingCounts, concatenate
-from dist_moe.stats.evidence import Population
-from dist_moe.stats.population import PopulationSums
-from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.stats.table import risk_table
 
 ROWS_AT_ONCE = 512
@@ -51,7 +46,7 @@ class CountedParts:
 
     def missing(self, parts: Sequence[int]) -> list[int]:
         """Which of these nobody has counted yet."""
-        return [part for part in parts if not self._path(part, "sums").is_file()]
+        return [part for part in parts if not self._path(part).is_file()]
 
     def keep(self, part: int, counts: RoutingCounts) -> None:
         """Write the counts of a part; a reader sees all of them or none.
@@ -61,7 +56,6 @@ class CountedParts:
         """
         index = self.index.of(self.parts[part])
         risk_table(counts, index.unsafe_P, index.batch_of_P, len(index), index.names)  # for its error
-        sums = reduce(add, map(PopulationSums.of, evidence_of_each(index, counts, StatisticsConfig(), seed=0)))
         self.directory.mkdir(parents=True, exist_ok=True)
         arrays = {
             **counts.tables,
@@ -69,8 +63,8 @@ class CountedParts:
             "tokens": counts.tokens_P,
             "experts_per_token": np.array([counts.experts_per_token]),
         }
-        self._write(part, "counts", arrays)
-        self._write(part, "sums", sums.arrays())  # last, as it says that the part is there
+        data, path = safetensors.numpy.save(arrays), self._path(part)
+        write_bytes_atomic(path, data + _digest(path, data))
 
     def counts(self, batches: range) -> RoutingCounts:
         """The counts of some consecutive batches, all of which are there.
@@ -86,35 +80,18 @@ class CountedParts:
                 found.append(self._counts(number).of(self.index.of(part).rows(within)))
         return concatenate(found)
 
-    @cached_property
-    def population(self) -> Population:
-        """What is known of all batches; all parts must be there.
-
-        Raises:
-            UserError: a file is damaged.
-        """
-        sums = (PopulationSums.from_arrays(self._read(part, "sums")) for part in range(len(self.parts)))
-        return reduce(add, sums).population()
-
     def _counts(self, part: int) -> RoutingCounts:
-        stored = self._read(part, "counts")
+        path = self._path(part)
+        data = path.read_bytes()
+        if _digest(path, data[:-32]) != data[-32:]:
+            raise UserError(f"{path} is damaged: remove it, and give the same command again")
+        stored = safetensors.numpy.load(data[:-32])
         experts_per_token = int(stored.pop("experts_per_token")[0])
         counts_PLE, tokens_P = stored.pop("counts").astype(np.int64), stored.pop("tokens")
         return RoutingCounts(counts_PLE, tokens_P, experts_per_token, stored)
 
-    def _write(self, part: int, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
-        data, path = safetensors.numpy.save(dict(arrays)), self._path(part, kind)
-        write_bytes_atomic(path, data + _digest(path, data))
-
-    def _read(self, part: int, kind: str) -> dict[str, np.ndarray]:
-        path = self._path(part, kind)
-        data = path.read_bytes()
-        if _digest(path, data[:-32]) != data[-32:]:
-            raise UserError(f"{path} is damaged: remove {path.with_suffix('.*')}, and give the same command again")
-        return safetensors.numpy.load(data[:-32])
-
-    def _path(self, part: int, kind: str) -> Path:
-        return self.directory / f"{self._names[part]}.{kind}"
+    def _path(self, part: int) -> Path:
+        return self.directory / f"{self._names[part]}.counts"
 
     @cached_property
     def _names(self) -> list[str]:

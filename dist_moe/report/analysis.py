@@ -7,18 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from dist_moe.data.index import BatchIndex
 from dist_moe.report.views.experts import overall
+from dist_moe.select.choose import seed_of
 from dist_moe.select.evidence import can_be_pooled, pooled_evidence
 from dist_moe.select.statistics import add_statistics
 from dist_moe.select.stored import stored_rule
 from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.stats.specificity import category_specificity, union_growth
 from dist_moe.store.read import MaskStore
-from dist_moe.store.recompute import stored_counts
 
 MOST_BATCHES = 1000
-"""Of which each is listed, and all pairs are compared; for more, tools/inspect_masks.py is the place to ask."""
+"""Of which each is listed, and all pairs are compared; for more, `dist-moe inspect` is the place to ask."""
 
 COLUMNS = {
     "Layer_Expert": "{}",
@@ -31,10 +30,11 @@ COLUMNS = {
 }
 
 
-def report(store: MaskStore, index: BatchIndex, settings: StatisticsConfig, seed: int) -> Iterator[str]:
+def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
     """The analysis in figures, line by line: experts per batch, the global top 10, the top 5 of each category's first
-    batch. `index` is of all batches; where they are few enough, all prompts are tested together.
+    batch. Where there are few enough prompts, all are tested together.
     """
+    counts, seed = store.counts, seed_of(store.counts)
     yield "Per-batch unsafe experts count:"
     yield from _counts(store)
     if store.statistics and "smallest_p_value" in store.statistics:
@@ -43,10 +43,10 @@ def report(store: MaskStore, index: BatchIndex, settings: StatisticsConfig, seed
     if 1 < len(store.batches) <= MOST_BATCHES:
         yield from _overlap(store, seed)
     selected = len(overall(store))
-    table = store.aggregated
-    if settings.permutations and can_be_pooled(index, settings):
-        counts = stored_counts(store, range(len(store.batches)))
-        table = add_statistics(table, pooled_evidence(index, counts, settings, seed), stored_rule(store))
+    table = counts.aggregated
+    if settings.permutations and can_be_pooled(counts.index, settings):
+        pooled = pooled_evidence(counts.index, counts.of_batches(range(len(counts.index))), settings, seed)
+        table = add_statistics(table, pooled, stored_rule(store))
     yield (f"Global unsafe experts (threshold and top_k, pooled over all prompts): {selected}; top 10 by risk_diff:")
     yield _table(table, 10)
     first = {batch.category: batch for batch in reversed(store.batches)}
@@ -65,7 +65,7 @@ def _counts(store: MaskStore) -> Iterator[str]:
             line += f" (permuted labels: mean {mean_B[batch.index]:.1f}, 95 % quantile {high_B[batch.index]:.0f})"
         yield f"{line} NOT ABOVE CHANCE" if batch.index in weak else line
     if len(store.batches) > MOST_BATCHES:
-        yield f"  ... and {len(store.batches) - MOST_BATCHES} more, which tools/inspect_masks.py {store.path} lists"
+        yield f"  ... and {len(store.batches) - MOST_BATCHES} more, which dist-moe inspect {store.path} lists"
     if weak:
         yield (
             f"WARNING: {len(weak)} of {len(store.batches)} batches select no more experts than the 95 % quantile under "

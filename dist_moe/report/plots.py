@@ -58,7 +58,7 @@ def _drawn(figure: Figure, **options: Any) -> bytes:
 
 def risk_figure(store: MaskStore) -> Figure:
     """Pooled risk_diff of every expert; those that the selection rule picks from it are framed."""
-    frame = store.aggregated
+    frame = store.counts.aggregated
     values_LE = np.zeros(store.masks.shape[1:])
     values_LE[frame["layer"], frame["expert"]] = frame["risk_diff"]
     chosen = overall(store)

@@ -21,8 +21,7 @@ from dist_moe.stats.estimates import risk_diff
 from dist_moe.stats.evidence import Evidence, Population
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.settings import StatisticsConfig
-from dist_moe.stats.table import risk_table
-from dist_moe.store import BatchResults
+from dist_moe.store.mask_plan import MaskResults
 
 OF_EXPERTS = (
     "macro_risk_diff",
@@ -59,7 +58,7 @@ def selection_rule(analysis: AnalysisConfig) -> Rule:
 
 
 def statistic_kinds(rule: Rule, settings: StatisticsConfig) -> Mapping[str, tuple[str, int]]:
-    """Which statistics `batch_results` gives, with type and number of axes as in a `StorePlan`."""
+    """Which statistics `batch_results` gives, with type and number of axes as in a `MaskPlan`."""
     if not settings.permutations:
         return {}
     of_batches = ("smallest_p_value", *(("null_mean", "null_high") if rule.has_null else ()))
@@ -75,28 +74,24 @@ def batch_results(
     population: Population,
     *,
     show_progress: bool,
-) -> BatchResults:
-    """Rates, masks and statistics of some batches, from the counts of their prompts and what is known of all batches.
-
-    Raises:
-        UserError: an arm of a batch has no counted token.
-    """
-    risk = risk_table(counts, index.unsafe_P, index.batch_of_P, len(index), index.names)
-    masks, rows = [], []
+) -> MaskResults:
+    """Masks and statistics of some batches, from the counts of their prompts and what is known of all batches."""
+    masks, diffs, rows = [], [], []
     batches = evidence_of_each(index, counts, settings, seed, population)
     for batch in tqdm(batches, desc="Batches", total=len(index), unit="batch", disable=not show_progress):
         masks.append(rule.select(batch))
+        diffs.append(batch.risk_diff_LE)
         rows.append(batch_statistics(batch, rule))
-    return BatchResults(
-        counts=counts,
-        risk=risk,
-        masks=ExpertMasks(np.array(masks)),
+    chosen = ExpertMasks(np.array(masks))
+    return MaskResults(
+        masks=chosen,
+        signs_B3=MaskResults.signs(chosen, np.array(diffs)),
         statistics={name: np.array([row[name] for row in rows], np.float32) for name in rows[0]},
     )
 
 
 def batch_statistics(batch: Evidence, rule: Rule) -> dict[str, np.ndarray | float]:
-    """What the store keeps of a batch beside rates and mask, by name; docs/statistics.md says what each is."""
+    """What the store keeps of a batch beside the mask, by name; docs/statistics.md says what each is."""
     if not batch.settings.permutations:
         return {}
     low_LE, high_LE = batch.interval

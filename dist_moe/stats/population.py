@@ -41,16 +41,6 @@ class PopulationSums:
     def __add__(self, other: PopulationSums) -> PopulationSums:
         return PopulationSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Plain arrays by name, none without a dimension, to be saved."""
-        return {field.name: np.atleast_1d(getattr(self, field.name)) for field in fields(self)}
-
-    @staticmethod
-    def from_arrays(arrays: dict[str, np.ndarray]) -> PopulationSums:
-        """What `arrays` gave."""
-        (num_batches,) = arrays["num_batches"].tolist()
-        return PopulationSums(**{**arrays, "num_batches": num_batches})
-
     def population(self) -> Population:
         """What follows for all batches together; each arm must have a counted token.
 

@@ -1,20 +1,24 @@
-"""The mask store: one Zarr v3 group with everything that the analysis found and where it came from.
+"""Two stores, each one Zarr v3 group: what was measured (`Counts`), and what was selected from it (`MaskStore`).
 
-`write_store` writes it whole or not at all, `StoreWriter` in parts by many processes; `MaskStore` reads it,
-`require_same_origin` compares it with a run, `dist_moe.report.views` answers questions about it. The format is
-described in docs/formats.md. NumPy, pandas and Zarr only: a store is read without torch.
+`write_store` writes one whole or not at all, `StoreWriter` in parts by many processes. `require_same_origin` compares
+masks with a run, `dist_moe.report.views` answers questions about them. Both formats are described in docs/formats.md.
+NumPy, pandas and Zarr only: a store is read without torch.
 """
 
-from dist_moe.store.contents import BatchResults, StorePlan
+from dist_moe.store.counts import Counts
+from dist_moe.store.counts_plan import CountsPlan
+from dist_moe.store.mask_plan import MaskPlan, MaskResults
 from dist_moe.store.origin import require_same_origin
 from dist_moe.store.read import BatchInfo, MaskStore
 from dist_moe.store.write import StoreWriter, write_store
 
 __all__ = [
     "BatchInfo",
-    "BatchResults",
+    "Counts",
+    "CountsPlan",
+    "MaskPlan",
+    "MaskResults",
     "MaskStore",
-    "StorePlan",
     "StoreWriter",
     "require_same_origin",
     "write_store",

@@ -11,11 +11,11 @@ from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory
 from dist_moe.store.files import damaged
 from dist_moe.store.layout import ROOT_METADATA, SUMS, root_digest, sha256
-from dist_moe.store.read import MaskStore
 from dist_moe.store.source import is_url, open_source
+from dist_moe.store.store import Store
 
 
-def copy_store(store: MaskStore, place: str) -> None:
+def copy_store(store: Store, place: str) -> None:
     """Write the same bytes to `place`, a directory or a URL that fsspec can write to.
 
     A directory appears there complete, or not at all.
@@ -33,12 +33,12 @@ def copy_store(store: MaskStore, place: str) -> None:
         _put_all(store, _directory_writer(directory))
 
 
-def _put_all(store: MaskStore, put: Callable[[str, bytes], None]) -> None:
+def _put_all(store: Store, put: Callable[[str, bytes], None]) -> None:
     for key, data in _checked_files(store):
         put(key, data)
 
 
-def _checked_files(store: MaskStore) -> Iterator[tuple[str, bytes]]:
+def _checked_files(store: Store) -> Iterator[tuple[str, bytes]]:
     files = store.files
     for array, digest in files.array_digests.items():
         for file in sorted(files.sums(array)):

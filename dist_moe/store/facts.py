@@ -1,30 +1,31 @@
-"""What a reader should know of a store's two arms before believing a difference; its attribute `arms`."""
+"""What a reader should know of two arms before believing a difference; the attribute `arms` of a counts store."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dist_moe.stats.arms import arm_difference
 from dist_moe.stats.design import Kinship
 from dist_moe.stats.permutation import benjamini_hochberg
-from dist_moe.store.contents import StorePlan
+
+if TYPE_CHECKING:
+    from dist_moe.store.counts_plan import CountsPlan
 
 LEVEL = 0.05
 MOST_BATCHES = 1000
 """Of which each is tested on its own."""
 
 
-def arm_facts(plan: StorePlan, tokens_P: np.ndarray) -> dict[str, Any]:
+def arm_facts(plan: CountsPlan, tokens_P: np.ndarray) -> dict[str, Any]:
     """What docs/formats.md says of `arms`, from the plan and how many tokens of each row were counted, int [P]."""
     counted_P = tokens_P > 0
-    kinship = plan.kinship or Kinship.none(plan.batch_of_P.astype(np.int64))
-    kinship, unsafe_P = kinship.of(counted_P), plan.unsafe_P[counted_P]
+    kinship, unsafe_P = plan.index.kinship.of(counted_P), plan.index.unsafe_P[counted_P]
     facts: dict[str, Any] = {"level": LEVEL}
-    if plan.kinship is not None:
+    if plan.index.is_kinship_known:
         facts |= _prompts(kinship, unsafe_P)
     weight_P = tokens_P[counted_P].astype(np.float64)
     measures = {"tokens": (weight_P, np.ones(len(weight_P)))}

@@ -1,4 +1,4 @@
-"""What writer and reader of a mask store agree on: names, versions, digests, and text as arrays.
+"""What writer and reader of the stores agree on: names, versions, digests, and text as arrays.
 
 Digests are over the stored files, not the decoded values: damage is found before any decoder sees it, and a file that
 is missing (which Zarr would read as zeros) counts as damage. They form a tree, so that a row costs a look at the root,
@@ -8,14 +8,26 @@ one list and one file: zarr.json has a digest over itself and of each array's li
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dist_moe.store.source import Source
 
-FORMAT = "dist_moe.masks"
-VERSION = 2
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One of the two kinds of stores."""
+
+    format: str
+    version: int
+    name: str
+    """How a message calls it."""
+
+
+MASKS = Kind("dist_moe.masks", 3, "mask store")
+COUNTS = Kind("dist_moe.counts", 1, "counts store")
 ROOT_METADATA = "zarr.json"
 SUMS = "SHA256SUMS"
 WRITING = ".writing"

@@ -57,3 +57,28 @@ def require_same_origin(
                     f"this run, batch {index} is {stored[:12]} there and {here[:12]} here; set data.paths, batches and "
                     "seed to what the masks were made with, or run the analysis again"
                 )
+
+
+def revision_place(place: str, revision: int) -> str:
+    """Where a revision of a mask set stands: 2 of `"run/masks.zarr"` is `"run/masks.r2.zarr"`; 0 is the set itself."""
+    assert revision >= 0
+    return place if revision == 0 else f"{place.removesuffix('.zarr')}.r{revision}.zarr"
+
+
+def require_follows(before: MaskStore, after: MaskStore) -> None:
+    """Refuse masks that are not the next revision of others.
+
+    Raises:
+        UserError: `after` is of another number, names another store as the one before, or is of other batches.
+    """
+    if (after.revision, after.previous) != (before.revision + 1, before.digest):
+        raise UserError(
+            f"{after.path} is not the revision after {before.path}: it is number {after.revision} and follows "
+            f"{(after.previous or 'none')[:12]}, and that is number {before.revision}, digest {before.digest[:12]}"
+        )
+    if (after.batch_ids, after.layer_names, after.num_experts) != (
+        before.batch_ids,
+        before.layer_names,
+        before.num_experts,
+    ):
+        raise UserError(f"{after.path} is of other batches or another model than {before.path}, which it shall follow")

@@ -10,19 +10,19 @@ from dist_moe import __version__
 from dist_moe.artefacts import checked
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.store.files import ADVICE, damaged
-from dist_moe.store.layout import FACTS, FORMAT, ROOT_METADATA, VERSION, prompt_array, root_digest, statistic_array
+from dist_moe.store.layout import COUNTS, FACTS, MASKS, ROOT_METADATA, Kind, prompt_array, root_digest, statistic_array
+from dist_moe.store.plan import HASHES
 from dist_moe.store.source import Source
 
-HASHES = ("model_hash", "tokenizer_hash", "data_hash")
-ARRAYS = frozenset(
-    {"masks", "risk_diff", "a_safe_n", "a_unsafe_n", "prompt_ids", "prompt_unsafe", "prompt_batch", "prompt_counts"}
-    | {"prompt_tokens", "batch_ids", "batch_categories", "batch_num_unsafe_experts", "batch_mask_hashes"}
-)
-"""Those of every store."""
-OF_PROMPTS = frozenset({"prompt_clusters", "prompt_pairs"})
-"""Of a store that knows which rows are of one prompt."""
+OF_BATCHES = frozenset({"batch_ids", "batch_categories"})
+OF_COUNTS = OF_BATCHES | {"prompt_ids", "prompt_unsafe", "prompt_batch", "prompt_counts", "prompt_tokens"}
+"""Arrays of every counts store."""
+OF_MASKS = OF_BATCHES | {"masks", "batch_prompts", "batch_signs", "batch_mask_hashes"}
+"""Arrays of every mask store."""
+KINSHIP = frozenset({"prompt_clusters", "prompt_pairs"})
+"""Of a counts store that knows which rows are of one prompt."""
 TEMPLATE = "prompt_template_tokens"
-"""Of a store that knows which counted tokens are the chat template's."""
+"""Of a counts store that knows which counted tokens are the chat template's."""
 Size = Annotated[int, Ge(1)]
 
 
@@ -59,52 +59,103 @@ class Arms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """The root's attributes that are read; docs/formats.md says what each is."""
+    """The root's attributes that are read of both kinds; docs/formats.md says what each is."""
 
     format_version: Size
     dist_moe_version: str
-    selection_rule: dict[str, Any]
     counted_tokens: str
     experts_per_token: Size
     num_experts: Size
     layer_names: Annotated[list[str], MinLen(1)]
-    statistics: list[str] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
     provenance: dict[str, Any]
-    arms: Arms = field(default_factory=Arms)
     complete: Complete
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of what only some stores have."""
+        return ()
+
+    @property
     def arrays(self) -> frozenset[str]:
-        """The arrays that there must be: what a store need not know has all of its arrays, or none."""
+        """The arrays that there must be."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountsAttributes(Attributes):
+    """Those of a counts store."""
+
+    tables: list[str] = field(default_factory=list)
+    arms: Arms = field(default_factory=Arms)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.tables)
+
+    @property
+    def arrays(self) -> frozenset[str]:
+        """What a store need not know has all of its arrays, or none."""
         there = self.complete.arrays.keys()
-        known = (names for names in (OF_PROMPTS, {TEMPLATE}) if names & there)
-        return ARRAYS.union(map(statistic_array, self.statistics), map(prompt_array, self.tables), *known)
+        known = (names for names in (KINSHIP, {TEMPLATE}) if names & there)
+        return OF_COUNTS.union(map(prompt_array, self.tables), *known)
 
 
-def read_root(source: Source) -> tuple[dict[str, Any], Attributes]:
-    """The attributes as they stand there, and as they are read.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskAttributes(Attributes):
+    """Those of a mask store."""
+
+    selection_rule: dict[str, Any]
+    statistics: list[str] = field(default_factory=list)
+    counts: str
+    revision: Annotated[int, Ge(0)]
+    previous: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.statistics)
+
+    @property
+    def arrays(self) -> frozenset[str]:
+        return OF_MASKS.union(map(statistic_array, self.statistics))
+
+
+OF_KIND: dict[Kind, type[Attributes]] = {COUNTS: CountsAttributes, MASKS: MaskAttributes}
+AGAIN = {COUNTS: "count again", MASKS: "select or analyze again"}
+
+
+def kind_at(source: Source) -> Kind:
+    """Which kind of store is there; what is none, or not finished, counts as a mask store, whose reader says so."""
+    data = source.read(ROOT_METADATA)
+    return COUNTS if data is not None and f'"{COUNTS.format}"'.encode() in data else MASKS
+
+
+def read_root(source: Source, kind: Kind) -> tuple[dict[str, Any], Any]:
+    """The attributes as they stand there, and as they are read, of the type that `OF_KIND` names.
 
     Raises:
-        UserError: there is no store, it is not ours, newer, incomplete or damaged, or says what no store says.
+        UserError: there is no store, it is another, newer, older, incomplete or damaged, or says what no store says.
     """
     place = source.place
-    attributes = _attributes(place, _read(source))
-    found = checked(Attributes, attributes, f"{place} is damaged: {ROOT_METADATA}", ADVICE)
+    attributes = _attributes(place, _read(source, kind), kind)
+    found = checked(OF_KIND[kind], attributes, f"{place} is damaged: {ROOT_METADATA}", ADVICE)
     for key in HASHES:
         if not isinstance(found.provenance.get(key), str):
             raise damaged(place, f"its provenance has no {key}")
+    if type(found.provenance.get("seed", 0)) is not int:
+        raise damaged(place, f"its provenance's seed is {shown(found.provenance['seed'])}: expected a whole number")
     if found.experts_per_token > found.num_experts:
         raise damaged(place, f"{found.experts_per_token} experts a token, of {found.num_experts} experts a layer")
-    if odd := [name for name in (*found.statistics, *found.tables) if not name.isidentifier()]:
+    if odd := [name for name in found.names if not name.isidentifier()]:
         raise damaged(place, f"{shown(odd[0])} is no name of a statistic or table")
     if differing := sorted(found.complete.arrays.keys() ^ found.arrays):
         what = "there is no" if differing[0] in found.arrays else "there is an unknown"
         raise damaged(place, f"{what} array {shown(differing[0])}")
+    if isinstance(found, MaskAttributes) and (found.revision == 0) != (found.previous is None):
+        raise damaged(place, f"it is revision {found.revision}, and the one before is {shown(found.previous)}")
     return attributes, found
 
 
-def _read(source: Source) -> bytes:
+def _read(source: Source, kind: Kind) -> bytes:
     place = source.place
     data = source.read(ROOT_METADATA)
     if data is not None:
@@ -114,26 +165,27 @@ def _read(source: Source) -> bytes:
             f"{place} is incomplete, its writing was stopped: run the analysis again, which goes on with it"
         )
     if not source.exists():
-        raise UserError(f"no mask store at {place}: check the path, or run the analysis first")
-    raise UserError(f"{place} is no mask store: expected a Zarr v3 group, a directory with {ROOT_METADATA} in it")
+        first = "`dist-moe count`" if kind is COUNTS else "the analysis"
+        raise UserError(f"no {kind.name} at {place}: check the path, or run {first} first")
+    raise UserError(f"{place} is no {kind.name}: expected a Zarr v3 group, a directory with {ROOT_METADATA} in it")
 
 
-def _attributes(place: str, data: bytes) -> dict[str, Any]:
+def _attributes(place: str, data: bytes, kind: Kind) -> dict[str, Any]:
     with refused_by_library(f"{place} is damaged: {ROOT_METADATA} is no JSON", ADVICE, (ValueError, RecursionError)):
         root = json.loads(data)
     attributes = root.get("attributes", {}) if isinstance(root, dict) else {}
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        raise UserError(f"{place} is no mask store: its {ROOT_METADATA} does not say format {FORMAT!r}")
+    if not isinstance(attributes, dict) or attributes.get("format") != kind.format:
+        raise UserError(f"{place} is no {kind.name}: its {ROOT_METADATA} does not say format {kind.format!r}")
     version = attributes.get("format_version")
-    if isinstance(version, int) and version > VERSION:
+    if isinstance(version, int) and version > kind.version:
         raise UserError(
-            f"{place} has format version {version}, this dist_moe {__version__} reads up to "
-            f"{VERSION}: update dist_moe, or run the analysis again"
+            f"{place} has format version {version}, this dist_moe {__version__} reads {kind.version}: update dist_moe, "
+            f"or {AGAIN[kind]}"
         )
-    if isinstance(version, int) and version < VERSION:
+    if isinstance(version, int) and version < kind.version:
         raise UserError(
             f"{place} has format version {version}, which an older dist_moe wrote and this one, {__version__}, does "
-            "not read: run the analysis again"
+            f"not read: {AGAIN[kind]}"
         )
     if "complete" not in attributes:
         raise UserError(f"{place} is incomplete, its writing was stopped: remove it and run the analysis again")

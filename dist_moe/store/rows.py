@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dist_moe.errors import UserError
-from dist_moe.stats.names import expert_name
 from dist_moe.store.zarr_arrays import ArraySpec, decode_rows
 
 Key = int | slice | tuple[int | slice | np.ndarray, ...]
@@ -72,24 +70,19 @@ class StoredRows(Rows):
         return rows
 
 
-class FiniteRows(Rows):
-    """Rates [B, L, E], none of them NaN or infinite."""
+class ComputedRows(Rows):
+    """float64 [B, L, E], computed from other rows as they are asked for."""
 
-    def __init__(self, stored: StoredRows, what: str) -> None:
-        """`what` is how an error calls the array."""
-        self.shape, self.dtype = stored.shape, stored.dtype
-        self._stored, self._what = stored, what
+    def __init__(self, shape: tuple[int, ...], rows: Callable[[range], np.ndarray], like: StoredRows) -> None:
+        """`rows` computes some consecutive batches; their files are those of `like`."""
+        self.shape, self.dtype = shape, np.dtype(np.float64)
+        self._rows, self._like = rows, like
 
     def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        return self._stored.slabs(start, stop)
+        return self._like.slabs(start, stop)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        rows = self._stored.read(start, stop)
-        if not np.isfinite(rows).all():
-            batch, layer, expert = np.argwhere(~np.isfinite(rows))[0].tolist()
-            value = rows[batch, layer, expert]
-            raise UserError(f"{self._what} is {value} for batch {start + batch}, {expert_name(layer, expert)}")
-        return rows
+        return self._rows(range(start, stop)) if start < stop else np.empty((0, *self.shape[1:]))
 
 
 class MaskRows(Rows):

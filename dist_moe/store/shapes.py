@@ -2,13 +2,16 @@
 
 from dist_moe.errors import shown
 from dist_moe.store.files import CheckedFiles, damaged
-from dist_moe.store.layout import decode_texts, prompt_array, statistic_array
-from dist_moe.store.root import Attributes
+from dist_moe.store.layout import COUNTS, MASKS, Kind, decode_texts, prompt_array, statistic_array
+from dist_moe.store.root import Attributes, CountsAttributes, MaskAttributes
 from dist_moe.store.rows import StoredRows
 
 Axes = tuple[str | int, ...]
 """B batches, P prompts, S most prompts of a batch, L layers, E experts, e bytes of a row of masks, T bytes of text."""
-FREE: dict[str | int, tuple[str, int]] = {"B": ("masks", 0), "P": ("prompt_batch", 0), "S": ("prompt_counts", 1)}
+FREE: dict[Kind, dict[str | int, tuple[str, int]]] = {
+    COUNTS: {"B": ("prompt_counts", 0), "P": ("prompt_batch", 0), "S": ("prompt_counts", 1)},
+    MASKS: {"B": ("masks", 0)},
+}
 """Sizes that are read off an array: its name, and which axis."""
 NUMBERS = ("float32", "int32")
 
@@ -16,7 +19,8 @@ NUMBERS = ("float32", "int32")
 class Shapes:
     """The arrays of one store; each is checked when it is first asked for."""
 
-    def __init__(self, files: CheckedFiles, attributes: Attributes) -> None:
+    def __init__(self, files: CheckedFiles, attributes: Attributes, kind: Kind) -> None:
+        self._free = FREE[kind]
         self._files, self._checked = files, set[str]()
         experts = attributes.num_experts
         self._sizes: dict[str | int, int] = {"L": len(attributes.layer_names), "E": experts, "e": -(-experts // 8)}
@@ -39,8 +43,8 @@ class Shapes:
         if isinstance(axis, int):
             return axis
         if axis not in self._sizes:
-            name, place = FREE.get(axis, ("batch_ids", 0))
-            self._sizes[axis] = self.array(name).shape[place] if axis in FREE else len(self.texts(name))
+            name, place = self._free.get(axis, ("batch_ids", 0))
+            self._sizes[axis] = self.array(name).shape[place] if axis in self._free else len(self.texts(name))
         return self._sizes[axis]
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -64,7 +68,7 @@ class Shapes:
                 self._files.source.place, f"array {name} is {found}: expected {' or '.join(types)}, {expected}"
             )
         for place, axis in enumerate(form):
-            if axis == "T" or FREE.get(axis) == (name, place):
+            if axis == "T" or self._free.get(axis) == (name, place):
                 continue
             if rows.shape[place] != self.size(axis):
                 expected = f"axis {place} to be {self.size(axis)}"
@@ -74,12 +78,19 @@ class Shapes:
 def _kinds(attributes: Attributes) -> dict[str, tuple[tuple[str, ...], tuple[Axes, ...]]]:
     """The types and forms that each array may have."""
     matrix: tuple[Axes, ...] = (("B", "L", "E"),)
+    texts = dict.fromkeys(("batch_ids", "batch_categories", "prompt_ids"), (("uint8",), (("T",),)))
+    if isinstance(attributes, MaskAttributes):
+        return {
+            **texts,
+            "masks": (("uint8",), (("B", "L", "e"),)),
+            "batch_prompts": (("int32",), (("B", 2),)),
+            "batch_signs": (("int32",), (("B", 3),)),
+            "batch_mask_hashes": (("uint8",), (("B", 32),)),
+            **{statistic_array(name): (NUMBERS, (*matrix, ("B",))) for name in attributes.statistics},
+        }
+    assert isinstance(attributes, CountsAttributes)
     return {
-        "masks": (("uint8",), (("B", "L", "e"),)),
-        **dict.fromkeys(("risk_diff", "a_safe_n", "a_unsafe_n"), (("float64",), matrix)),
-        **dict.fromkeys(("batch_ids", "batch_categories", "prompt_ids"), (("uint8",), (("T",),))),
-        "batch_num_unsafe_experts": (("int32",), (("B",),)),
-        "batch_mask_hashes": (("uint8",), (("B", 32),)),
+        **texts,
         "prompt_counts": (("int32",), (("B", "S", "L", "E"),)),
         "prompt_tokens": (("int64",), (("B", "S"),)),
         "prompt_unsafe": (("bool",), (("P",),)),
@@ -87,6 +98,5 @@ def _kinds(attributes: Attributes) -> dict[str, tuple[tuple[str, ...], tuple[Axe
         "prompt_clusters": (("uint64",), (("P",),)),
         "prompt_pairs": (("uint64",), (("P",),)),
         "prompt_template_tokens": (("int32",), (("P",),)),
-        **{statistic_array(name): (NUMBERS, (*matrix, ("B",))) for name in attributes.statistics},
         **{prompt_array(name): (NUMBERS, (("B", "S", "L", "E"), ("B", "S"))) for name in attributes.tables},
     }

@@ -1,4 +1,4 @@
-"""Writing a mask store: whole, or in parts by many processes that need no lock.
+"""Writing a store of counts or masks: whole, or in parts by many processes that need no lock.
 
 All that write one store hold the same plan. Each writes files that no other writes, whole and by one rename, and then
 a record of their digests; a step of the grid with a record is done. Whoever finds all records seals the store: only
@@ -9,32 +9,29 @@ same time, write the same bytes.
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.files import atomic_directory, read_json, write_bytes_atomic
-from dist_moe.store.arrays import attributes, plan_arrays, result_files, result_specs
-from dist_moe.store.contents import BatchResults, StorePlan
-from dist_moe.store.facts import arm_facts
 from dist_moe.store.layout import (
     FACTS,
     ROOT_METADATA,
     SUMS,
     WRITING,
     parse_sums,
-    prompt_array,
     root_digest,
     sha256,
     sums_text,
 )
+from dist_moe.store.plan import R, StorePlan
 from dist_moe.store.root import read_root
 from dist_moe.store.source import Directory
 from dist_moe.store.zarr_arrays import METADATA, array_metadata, decode_rows, encode_file, plain
 
 
-def write_store(path: Path, plan: StorePlan, results: BatchResults, *, overwrite: bool = False) -> None:
+def write_store(path: Path, plan: StorePlan[R], results: R, *, overwrite: bool = False) -> None:
     """Write a store of the results of all batches of the plan; it appears at `path` complete, or not at all.
 
     Raises:
@@ -43,17 +40,17 @@ def write_store(path: Path, plan: StorePlan, results: BatchResults, *, overwrite
     with atomic_directory(path, overwrite=overwrite) as directory:
         writer = StoreWriter(directory, plan, sync=False)
         for batches in writer.missing:
-            writer.write(batches, results.of(plan, batches))
+            writer.write(batches, plan.cut(results, batches))
         writer.seal()
 
 
 REMOVE = "remove the unfinished store, to begin anew"
 
 
-class StoreWriter:
+class StoreWriter(Generic[R]):
     """One of those that write a store; it may be killed at any moment, and another goes on."""
 
-    def __init__(self, path: Path, plan: StorePlan, *, sync: bool = True) -> None:
+    def __init__(self, path: Path, plan: StorePlan[R], *, sync: bool = True) -> None:
         """Begin a store at `path`, or go on with one that was begun with the same plan.
 
         Without `sync` the caller sees to it that files are on disk (fsync) before they count.
@@ -62,13 +59,13 @@ class StoreWriter:
             UserError: the store there, complete or not, has another plan.
         """
         self.path, self.plan, self._sync = path, plan, sync
-        self._specs = result_specs(plan)
-        self._rows = self._specs["masks"].rows_per_file
-        files = {name: (plain(data.dtype, data.shape), data) for name, data in plan_arrays(plan).items()}
+        self._specs, self._rows = plan.specs, plan.rows_per_file
+        self._num_steps = -(-len(plan.index) // self._rows)
+        files = {name: (plain(data.dtype, data.shape), data) for name, data in plan.arrays.items()}
         self._plan_specs = {name: spec for name, (spec, _) in files.items()}
         plan_files = {f"{name}/{spec.file(0)}": encode_file(spec, data) for name, (spec, data) in files.items()}
         self._plan_sums = {key: sha256(data) for key, data in plan_files.items()}
-        self._facts = {"attributes": attributes(plan), "plan": sha256(sums_text(self._plan_sums))}
+        self._facts = {"attributes": plan.attributes, "plan": sha256(sums_text(self._plan_sums))}
         if self._sealed:
             self._require_same(self._sealed_facts())
         elif (path / FACTS).exists():
@@ -89,23 +86,23 @@ class StoreWriter:
     @property
     def num_steps(self) -> int:
         """How many steps the grid of batches has."""
-        return self._specs["masks"].num_files
+        return self._num_steps
 
     def batches(self, step: int) -> range:
         """The batches of a step of the grid."""
-        return range(step * self._rows, min((step + 1) * self._rows, len(self.plan.batch_ids)))
+        return range(step * self._rows, min((step + 1) * self._rows, len(self.plan.index)))
 
     def is_missing(self, step: int) -> bool:
         """Whether nobody has written this step yet."""
         return not self._sealed and not self._record(step).exists()
 
-    def write(self, batches: range, results: BatchResults) -> None:
+    def write(self, batches: range, results: R) -> None:
         """Write one step of the grid: `batches` is one of `missing`. One that another has written meanwhile is left."""
         index = batches.start // self._rows
         assert batches == self.batches(index), f"{batches} is not {self.batches(index)}"
         if not self.is_missing(index):
             return  # another version of zstd could give other bytes than those with the digest
-        files = result_files(self.plan, index, results)
+        files = self.plan.files(index, results)
         for key, data in files.items():
             self._put(key, data)
         self._put(str(self._record(index).relative_to(self.path)), sums_text({k: sha256(d) for k, d in files.items()}))
@@ -130,8 +127,9 @@ class StoreWriter:
             self._put(f"{name}/{METADATA}", metadata)
             self._put(f"{name}/{SUMS}", text)
             digests[name] = sha256(text)
-        root: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": attributes(self.plan)}
-        root["attributes"]["arms"] = arm_facts(self.plan, self._tokens_P())
+        root: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": self.plan.attributes}
+        stored = {name: self._stored(name) for name in self.plan.needed_to_seal}
+        root["attributes"] |= self.plan.sealed_attributes(stored)
         root = json.loads(json.dumps(root))
         root["attributes"]["complete"] = {"arrays": digests, "digest": root_digest(root, digests)}
         self._put(ROOT_METADATA, json.dumps(root, indent=2).encode())
@@ -151,13 +149,16 @@ class StoreWriter:
         return facts
 
     def _sealed_facts(self) -> dict[str, Any]:
-        of_root, _ = read_root(Directory(self.path))
+        of_root, _ = read_root(Directory(self.path), self.plan.kind)
         sums: dict[str, str] = {}
         for name in self._plan_specs:
-            found = parse_sums((self.path / name / SUMS).read_bytes())
+            stored = Directory(self.path).read(f"{name}/{SUMS}")
+            if stored is None:
+                continue  # a store of another plan, as its attributes say
+            found = parse_sums(stored)
             sums |= {f"{name}/{file}": digest for file, digest in found.items() if file != METADATA}
         return {
-            "attributes": {name: value for name, value in of_root.items() if name not in ("complete", "arms")},
+            "attributes": {name: value for name, value in of_root.items() if name in self._facts["attributes"]},
             "plan": sha256(sums_text(sums)),
         }
 
@@ -187,17 +188,13 @@ class StoreWriter:
             sums |= parse_sums(self._record(index).read_bytes())
         return sums
 
-    def _tokens_P(self) -> np.ndarray:
-        """How many tokens of each prompt were counted, from what all have written."""
-        name, tokens = prompt_array("tokens"), []
-        spec, num_prompts_B = self._specs[name], np.diff(self.plan.starts_B1)
+    def _stored(self, name: str) -> np.ndarray:
+        """An array of results, from what all have written."""
+        spec, rows = self._specs[name], []
         for step in range(self.num_steps):
-            batches = self.batches(step)
             data = (self.path / name / spec.file(step)).read_bytes()
-            tokens_BS = decode_rows(spec, data, 0, len(batches), f"{self.path}: array {name}")
-            there_BS = np.arange(tokens_BS.shape[1]) < num_prompts_B[batches.start : batches.stop, None]
-            tokens.append(tokens_BS[there_BS])
-        return np.concatenate(tokens)
+            rows.append(decode_rows(spec, data, 0, len(self.batches(step)), f"{self.path}: array {name}"))
+        return np.concatenate(rows)
 
     def _put(self, key: str, data: bytes) -> None:
         path = self.path / key

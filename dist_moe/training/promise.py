@@ -33,11 +33,10 @@ Promises = Callable[[str], Promise]
 def stored_promises(store: MaskStore) -> Promises:
     """Each batch's row as the store has it, read anew at every call, and found by the batch's id."""
     index_of = {batch.id: batch.index for batch in store.batches}
-    unsafe_P = store.files.array("prompt_unsafe")[:]
 
     def promise(batch_id: str) -> Promise:
         index = index_of[batch_id]
-        unsafe = unsafe_P[store.starts_B1[index] : store.starts_B1[index + 1]]
-        return Promise(store.masks[index], store.batches[index].mask_hash, len(unsafe), int(unsafe.sum()))
+        num_safe, num_unsafe = store.arms_B2[index].tolist()
+        return Promise(store.masks[index], store.batches[index].mask_hash, num_safe + num_unsafe, num_unsafe)
 
     return promise

@@ -9,11 +9,13 @@ import pandas as pd
 from pyarrow.lib import ArrowException
 
 from dist_moe.errors import UserError, refused_by_library
-from dist_moe.files import atomic_file, require_absent
+from dist_moe.files import atomic_directory, atomic_file, require_absent
 from dist_moe.rules.threshold_top_k import ThresholdTopK
-from dist_moe.store import MaskStore, write_store
-from dist_moe.store.pickles.convert import plan_and_results
+from dist_moe.stats.settings import StatisticsConfig
+from dist_moe.store import Counts, MaskStore, write_store
+from dist_moe.store.pickles.convert import plan_and_counts
 from dist_moe.store.pickles.older import Older, read_older
+from dist_moe.workflows.select import write_masks
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +25,13 @@ TABLES = (".parquet", ".csv")
 def import_pickle(
     path: Path, out: Path | None, *, table: str | None, threshold: float | None, top_k: int | None
 ) -> int:
-    """Log what an older pickle is and how it was made, and write it as a table or a mask store.
+    """Log what an older pickle is and how it was made, and write it as a table, or as counts and masks.
 
     Args:
         path: the pickle; nothing in it is run.
-        out: NAME.parquet or NAME.csv for a table, NAME.zarr for a mask store; None writes nothing.
+        out: NAME.parquet or NAME.csv for a table, NAME for a run directory with counts and masks; None writes nothing.
         table: "experts" (each batch's list) or "risk" (all experts); None: the first that there is.
-        threshold: of the selection rule of a mask store, as is top_k.
+        threshold: of the selection rule, as is top_k.
         top_k: see threshold.
 
     Raises:
@@ -37,18 +39,23 @@ def import_pickle(
     """
     if out is not None:
         require_absent(out)
-    if out is not None and out.suffix not in (*TABLES, ".zarr"):
-        raise UserError(f"{out}: expected a name that ends in .parquet, .csv or .zarr")
+    if out is not None and out.suffix not in (*TABLES, ""):
+        raise UserError(f"{out}: expected a name that ends in .parquet or .csv, or a new directory's, without a dot")
     older = read_older(path)
     for finding in older.findings:
         log.info(f"{path.name}: {finding}")
     if out is None:
         return 0
-    if out.suffix == ".zarr":
+    if out.suffix == "":
         if threshold is None or top_k is None:
-            raise UserError("a mask store needs the rule that selects its experts: give --threshold and --top-k")
-        write_store(out, *plan_and_results(older, ThresholdTopK(threshold=threshold, top_k=top_k)))
-        store = MaskStore.open(out)
+            raise UserError("masks need the rule that selects them: give --threshold and --top-k")
+        rule, settings = ThresholdTopK(threshold=threshold, top_k=top_k), StatisticsConfig(permutations=0)
+        with atomic_directory(out) as run:
+            write_store(run / "counts.zarr", *plan_and_counts(older))
+            counts = Counts.open(run / "counts.zarr")
+            (run / "masks.zarr").mkdir()
+            write_masks(run / "masks.zarr", counts, rule, settings, progress=False)
+        store = MaskStore.open(out / "masks.zarr")
         selected = [set(store.unsafe_experts(batch)) for batch in range(len(store.masks))]
         same = sum(now == set(before) for now, before in zip(selected, older.batches, strict=False))
         log.info(f"{out}: {len(selected)} batches, masks selected anew from the counts; {same} are as in the file")
@@ -68,7 +75,7 @@ def _table(older: Older, name: str | None) -> pd.DataFrame:
     tables = {"experts": older.experts if older.batches else None, "risk": older.table}
     there = [key for key, table in tables.items() if table is not None]
     if not there:
-        raise UserError(f"{older.path} has no table: write a mask store (--out NAME.zarr)")
+        raise UserError(f"{older.path} has no table: write counts and masks (--out NAME)")
     chosen = tables[name or there[0]]
     if chosen is None:
         raise UserError(f"{older.path} has no table {name}: expected --table {' or '.join(there)}")

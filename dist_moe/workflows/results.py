@@ -23,10 +23,18 @@ from dist_moe.parallel.launch import together
 from dist_moe.workflows.run_lock import RunLock
 
 RESULTS = {
-    "analyze": ("masks.zarr", "analyze.yaml"),
+    "count": ("counts.zarr", "count.yaml"),
+    "analyze": ("counts.zarr", "count.yaml", "masks.zarr", "analyze.yaml"),
+    "select": ("masks.zarr", "analyze.yaml"),
     "train": ("experts", "evaluation.json", "metrics.jsonl", "checkpoints", "train.yaml"),
 }
-"""What a command's results are, and what goes with the old ones: an evaluation is of the experts that it has seen."""
+"""What a command's results are, and what goes with the old ones: an evaluation is of the experts that it has seen.
+
+`select` is the second half of `analyze`, from counts that are there already.
+"""
+
+HALVES = {"count": {"count"}, "analyze": {"analyze", "select"}, "train": {"train"}}
+"""As which of these a command may have published."""
 
 
 def publish_results(command: str, staged: Path, run_dir: Path) -> None:
@@ -69,7 +77,9 @@ def is_finished(command: str, config: Config, lock: RunLock | None, comm: Comm, 
     with together(comm), writing(config.run_dir):
         if lock is not None:
             found = finish_publishing(config.run_dir, lock)
-            finished = command in found and load_config(config.run_dir / f"{command}.yaml") == config
+            finished = (
+                not HALVES[command].isdisjoint(found) and load_config(config.run_dir / f"{command}.yaml") == config
+            )
             for place in places:
                 _require_writable(place)
     return comm.gather(finished)[0]

@@ -25,6 +25,10 @@ class RunDir:
     path: Path
 
     @property
+    def counts(self) -> Path:
+        return self.path / "counts.zarr"
+
+    @property
     def masks(self) -> Path:
         return self.path / "masks.zarr"
 

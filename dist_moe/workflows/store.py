@@ -1,17 +1,20 @@
-"""Mask stores as wholes: what `dist-moe store check|repair|copy|diff` run."""
+"""Stores as wholes: what `dist-moe store check|copy|diff` run."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from dist_moe.errors import UserError
 from dist_moe.report import views
 from dist_moe.select.stored import open_masks, stored_rule
-from dist_moe.store import MaskStore
+from dist_moe.store import Counts, MaskStore
 from dist_moe.store.copy import copy_store
-from dist_moe.store.repair import repair
+from dist_moe.store.files import ADVICE
+from dist_moe.store.layout import COUNTS
+from dist_moe.store.root import kind_at
+from dist_moe.store.source import open_source
+from dist_moe.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +23,14 @@ def check_stores(places: Sequence[str]) -> int:
     """Compare every file with its digest; 0 if all stores are whole, 1 if one is damaged or incomplete.
 
     Raises:
-        UserError: there is no mask store at one of the places.
+        UserError: there is no store at one of the places.
     """
     status = 0
     for place in places:
         try:
-            store = MaskStore.open(place)
-            stored_rule(store)
+            store = _type(place).open(place)
+            if isinstance(store, MaskStore):
+                stored_rule(store)
             damage = store.damage()
             if not damage:
                 store.check_plan()
@@ -40,33 +44,10 @@ def check_stores(places: Sequence[str]) -> int:
             log.info(f"{place}: array {each.array}: {each.file} {each.how}")
         if damage:
             status = 1
-            log.info(f"{place} is damaged: {len(damage)} files; dist-moe store repair {place} restores what can be")
+            log.info(f"{place} is damaged: {len(damage)} files; {ADVICE}")
         else:
             log.info(f"{place} is whole: {len(store.batch_ids)} batches, digest {store.digest}")
     return status
-
-
-def repair_store(place: Path, out: Path | None) -> int:
-    """Restore a damaged store as a new one; 0 if it is whole after that.
-
-    Raises:
-        UserError: something is lost for good, or `out` exists.
-    """
-    store = MaskStore.open(place)
-    stored_rule(store)
-    out = out or place.with_name(f"{place.name}.repaired")
-    if not store.damage():
-        store.check_plan()
-        log.info(f"{place} is whole: there is nothing to repair")
-        return 0
-    done = repair(store, out)
-    for each in done.damage:
-        log.info(f"array {each.array}: {each.file} {each.how}")
-    if done.recomputed:
-        log.info(f"Computed from the prompt counts: {', '.join(done.recomputed)}")
-    proof = "every byte is as it was written" if done.exact else "its digest is another: another version wrote it"
-    log.info(f"{out} is whole ({proof}); {place} is as it was")
-    return 0
 
 
 def copy_to(store: str, place: str) -> int:
@@ -75,8 +56,8 @@ def copy_to(store: str, place: str) -> int:
     Raises:
         UserError: there is no whole store, there is something at `place`, or it cannot be written.
     """
-    copy_store(open_masks(store), place)
-    copied = MaskStore.open(place)
+    copy_store(_open(store), place)
+    copied = _type(place).open(place)
     log.info(f"{place}: {len(copied.batch_ids)} batches of {store}, digest {copied.digest}")
     return 0
 
@@ -90,3 +71,11 @@ def diff_stores(first: str, second: str, *, as_json: bool) -> int:
     view = views.diff(open_masks(first), open_masks(second))
     log.info(views.as_json(view) if as_json else views.as_text(view))
     return 0 if view.facts["same"] else 1
+
+
+def _type(place: str) -> type[Store]:
+    return Counts if kind_at(open_source(place)) is COUNTS else MaskStore
+
+
+def _open(place: str) -> Store:
+    return Counts.open_whole(place) if _type(place) is Counts else open_masks(place)

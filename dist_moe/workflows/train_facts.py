@@ -10,7 +10,6 @@ from dist_moe import __version__
 from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
 from dist_moe.select.stored import stored_rule
-from dist_moe.store.read import MaskStore
 from dist_moe.training.facts import Arms, Numbers, Revision, RunFacts
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
@@ -28,7 +27,8 @@ def freeze_plan(masks: MaskRevisions, model: MoEModel) -> FreezePlan:
 def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: FreezePlan) -> RunFacts:
     """What the experts are trained from and how; saved with them, and shown in an export's model card."""
     store = masks.first
-    num_unsafe = int(store.prompts["unsafe"].sum())
+    num_safe, num_unsafe = store.arms_B2.sum(axis=0).tolist()
+    above, below, zero = store.signs_B3.sum(axis=0).tolist()
     return RunFacts(
         dist_moe_version=__version__,
         model_path=str(config.model.path),
@@ -40,8 +40,8 @@ def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: Freeze
         selection_rule=stored_rule(store).facts,
         counted_tokens=store.counted_tokens,
         batches=dict(Counter(store.categories)),
-        prompts=Arms(safe=len(store.prompts) - num_unsafe, unsafe=num_unsafe),
-        chosen=_chosen(store),
+        prompts=Arms(safe=num_safe, unsafe=num_unsafe),
+        chosen=Numbers(above_0=above, below_0=below, of_0=zero),
         mode=config.train.mode,
         fill=config.train.fill,
         scope=config.train.scope,
@@ -51,11 +51,3 @@ def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: Freeze
         num_parameters=plan.num_parameters,
         settings=result_settings(config),
     )
-
-
-def _chosen(store: MaskStore) -> Numbers:
-    """All choices of the masks by the sign of their risk_diff."""
-    masks = store.masks
-    signs = [np.sign(store.risk_diff[start:stop][masks[start:stop]]) for start, stop in masks.slabs(0, len(masks))]
-    above, below, zero = (sum(int((part == sign).sum()) for part in signs) for sign in (1, -1, 0))
-    return Numbers(above_0=above, below_0=below, of_0=zero)

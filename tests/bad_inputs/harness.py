@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 from dist_moe.cli.main import main
-from dist_moe.cli.process import run_process
-from tools.inspect_masks import main as inspect_masks
 
 LONGEST_LINE = 700
 
@@ -30,7 +26,7 @@ Change = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """`argv` as a shell has it, after dist-moe, or "inspect" and the words of inspect_masks.py; `says` are parts of the
+    """`argv` as a shell has it, after dist-moe; `says` are parts of the
     line, in any order.
     """
 
@@ -59,9 +55,9 @@ def check(case: Case, capsys) -> str:
     before = contents(Path())
     capsys.readouterr()
     words = shlex.split(case.argv)
-    status = inspect(words[1:]) if words[:1] == ["inspect"] else main(words)
+    status = main(words)
     printed = capsys.readouterr().err.splitlines()
-    errors = [line for line in printed if line.startswith(("dist-moe: error: ", "inspect_masks.py: error: "))]
+    errors = [line for line in printed if line.startswith("dist-moe: error: ")]
     assert status == 2, (status, printed)
     assert len(errors) == 1, printed
     assert printed[-1] == errors[0], printed
@@ -72,12 +68,6 @@ def check(case: Case, capsys) -> str:
     allowed = {name for name in after if name not in before and name.startswith(case.new or ("\0",))}
     assert {name: after[name] for name in after if name not in allowed} == before
     return errors[0]
-
-
-def inspect(words: list[str]) -> int:
-    """`inspect_masks.py` with these arguments."""
-    with patch.object(sys, "argv", ["inspect_masks.py", *words]):
-        return run_process(inspect_masks, "inspect_masks.py")
 
 
 def contents(root: Path) -> dict[str, str]:

@@ -39,7 +39,7 @@ COMMANDS = [
     wrong("checkpoint list run", "'list' is none of show"),
     wrong("checkpoint show", "required: path"),
     wrong("store", "required: ACTION; see dist-moe store --help"),
-    wrong("store chek run/masks.zarr", "'chek' is none of check, repair", "did you mean check?"),
+    wrong("store chek run/masks.zarr", "'chek' is none of check, copy", "did you mean check?"),
     wrong("store check", "required: STORE; see dist-moe store check --help"),
     wrong("store copy run/masks.zarr", "required: PLACE"),
     wrong("store diff run/masks.zarr", "required: STORE"),
@@ -83,7 +83,6 @@ BLANKS = [
         "evaluate run --data ''",
         "checkpoint show ''",
         "store check ''",
-        "store repair '' --out out",
         "store copy run/masks.zarr ''",
         "store diff '' run/masks.zarr",
         "import ''",
@@ -187,5 +186,5 @@ def test_inspection_tool_takes_no_rule_that_no_run_could_have(copy):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert (done.returncode, done.stdout) == (2, "")
         (line,) = done.stderr.splitlines()
-        assert line.startswith("inspect_masks.py: error: ")
+        assert line.startswith("dist-moe: error: ")
         assert says in line

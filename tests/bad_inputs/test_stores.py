@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from dist_moe.cli.main import main
-from dist_moe.store import MaskStore
+from dist_moe.store import Counts, MaskStore
 from dist_moe.store.layout import encode_texts
 from tests.bad_inputs.forge import cut, directory, flip, rearray, refile, reroot, retext, write
 from tests.bad_inputs.harness import Case, check, ids, nothing
 
 STORE = "run/masks.zarr"
 ROOT = f"{STORE}/zarr.json"
+COUNTS = "run/counts.zarr"
 COMMANDS = {
     "inspect": f"inspect {STORE}",
     "train": "train --config run.yaml",
@@ -22,12 +23,12 @@ COMMANDS = {
     "copy": f"store copy {STORE} new.zarr",
     "diff": f"store diff {STORE} {STORE}",
 }
-REPAIR = f"store repair {STORE}"
+SELECT = "select run --out new"
 
 
-def values(name):
+def values(name, store=STORE):
     """An array as it is stored: [B, ...]."""
-    rows = MaskStore.open(STORE).files.array(name)
+    rows = (Counts if store == COUNTS else MaskStore).open(store).files.array(name)
     return rows[:]
 
 
@@ -37,6 +38,25 @@ def forge(name, change):
         rearray(STORE, name, np.ascontiguousarray(change(data)))
 
     return apply
+
+
+def of_counts(harm):
+    """What is done to the counts, and the masks then say that they were selected from such."""
+
+    def apply():
+        harm()
+        digest = json.loads(Path(COUNTS, "zarr.json").read_text())["attributes"]["complete"]["digest"]
+        reroot(STORE, lambda attributes: attributes.update(counts=digest))
+
+    return apply
+
+
+def recount(name, change):
+    return of_counts(lambda: rearray(COUNTS, name, np.ascontiguousarray(change(values(name, COUNTS)))))
+
+
+def root_of_counts(change):
+    return of_counts(lambda: reroot(COUNTS, change))
 
 
 def one(value, *place):
@@ -60,7 +80,7 @@ def lose_provenance(attributes):
 
 
 def lose_array(attributes):
-    del attributes["complete"]["arrays"]["risk_diff"]
+    del attributes["complete"]["arrays"]["batch_signs"]
 
 
 FILES = {
@@ -72,8 +92,8 @@ FILES = {
     "zarr.json nested too deep": (lambda: write(ROOT, "[" * 100_000), ("zarr.json is no JSON",)),
     "zarr.json a list": (lambda: write(ROOT, "[]"), ("does not say format",)),
     "zarr.json of another format": (root(lambda a: a.update(format="x")), ("does not say format",)),
-    "an older version": (root(lambda a: a.update(format_version=1)), ("has format version 1, which an older",)),
-    "a newer version": (root(lambda a: a.update(format_version=3)), ("has format version 3",)),
+    "an older version": (root(lambda a: a.update(format_version=2)), ("has format version 2, which an older",)),
+    "a newer version": (root(lambda a: a.update(format_version=4)), ("has format version 4",)),
     "changed and not sealed": (
         lambda: write(ROOT, Path(ROOT).read_text().replace('"counted_tokens": "', '"counted_tokens": "x')),
         ("zarr.json is not as it was written",),
@@ -85,7 +105,7 @@ CASES = [Case(f"{name}, inspect", harm, COMMANDS["inspect"], says) for name, (ha
 CASES += [
     Case(f"{name}, {command}", FILES[name][0], argv, FILES[name][1], ("run/.lock",))
     for name in ("zarr.json cut short", "changed and not sealed", "zarr.json a list")
-    for command, argv in {**COMMANDS, "repair": REPAIR}.items()
+    for command, argv in COMMANDS.items()
     if command != "inspect"
 ]
 FORGED = {
@@ -102,7 +122,7 @@ FORGED = {
     "experts_per_token is text": (root(lambda a: a.update(experts_per_token="2")), ("experts_per_token",)),
     "more experts a token than experts": (root(lambda a: a.update(experts_per_token=9)), ("9 experts a token, of 8",)),
     "other experts": (root(lambda a: a.update(num_experts=17)), ("array ",)),
-    "an array less": (root(lose_array), ("there is no array 'risk_diff'",)),
+    "an array less": (root(lose_array), ("there is no array 'batch_signs'",)),
     "an array more": (
         root(lambda a: a["complete"]["arrays"].update({"../x": "0" * 64})),
         ("there is an unknown array '../x'",),
@@ -115,24 +135,12 @@ FORGED = {
         ("expected uint8, 3 axes",),
     ),
     "a batch of masks less": (forge("masks", lambda m: m[:1]), ("array ",)),
-    "rates of another type": (forge("risk_diff", lambda r: r.astype(np.float32)), ("risk_diff is float32",)),
-    "rates of another length": (forge("a_safe_n", lambda r: r[:1]), ("array a_safe_n", "axis 0 to be 2")),
-    "counts of another type": (forge("prompt_counts", lambda c: c.astype(np.float64)), ("prompt_counts is float64",)),
-    "counts of fewer prompts": (forge("prompt_counts", lambda c: c[:, :-1]), ("15",)),
-    "labels of another length": (forge("prompt_unsafe", lambda p: p[:-1]), ("prompt_unsafe", "axis 0 to be 32")),
-    "labels that are numbers": (forge("prompt_unsafe", lambda p: p.astype(np.uint8)), ("prompt_unsafe is uint8",)),
-    "batches not in order": (forge("prompt_batch", lambda p: p[::-1]), ("prompt_batch is not of batches 0 to 1",)),
-    "a batch out of range": (forge("prompt_batch", one(7, -1)), ("prompt_batch is not of batches 0 to 1",)),
-    "a negative batch": (forge("prompt_batch", one(-1, 0)), ("prompt_batch is not of batches 0 to 1",)),
     "a category less": (texts("batch_categories", "hacking"), ("batch_categories has 1 entries: expected 2",)),
     "a batch id more": (texts("batch_ids", "a", "b", "c"), ("entries",)),
-    "a prompt id less": (texts("prompt_ids", "a"), ("prompt_ids has 1 entries: expected 32",)),
     "ids that are numbers": (lambda: retext(STORE, "batch_ids", "[1, 2]"), ("batch_ids is no JSON list of text",)),
     "ids that are no JSON": (lambda: retext(STORE, "batch_ids", "x"), ("batch_ids is no JSON list of text",)),
-    "ids that are an object": (lambda: retext(STORE, "prompt_ids", "{}"), ("prompt_ids is no JSON list of text",)),
     "hashes of another length": (forge("batch_mask_hashes", lambda h: h[:, :31]), ("hashes", "axis 1 to be 32")),
     "a statistic of another shape": (forge("statistic_q_value", lambda q: q[:, :, :7]), ("axis 2 to be 8",)),
-    "gates of another type": (forge("prompt_gates", lambda g: g.astype(np.float64)), ("prompt_gates is float64",)),
     "an array's metadata no JSON": (lambda: refile(STORE, "masks", {"zarr.json": b"x"}), ("zarr.json is no array's",)),
     "an array's metadata a group's": (
         lambda: refile(STORE, "masks", {"zarr.json": b'{"zarr_format": 3, "node_type": "group"}'}),
@@ -142,63 +150,103 @@ FORGED = {
         lambda: refile(STORE, "batch_ids", {"c/0": b"no zstd"}),
         ("array batch_ids has a file that cannot be decoded",),
     ),
+    "a revision without the one before": (
+        root(lambda a: a.update(revision=1)),
+        ("it is revision 1, and the one before",),
+    ),
+    "a first revision with one before": (root(lambda a: a.update(previous="a" * 64)), ("it is revision 0",)),
+    "a revision below 0": (root(lambda a: a.update(revision=-1)), ("revision is -1",)),
+    "counts that are no digest": (root(lambda a: a.update(counts=3)), ("counts",)),
+    "signs of other masks": (forge("batch_signs", lambda s: s + 1), ("experts in masks, and",)),
+    "a seed that is text": (root(lambda a: a["provenance"].update(seed="x")), ("seed is 'x'",)),
+    "signs of another type": (forge("batch_signs", lambda s: s.astype(np.int64)), ("batch_signs is int64",)),
+    "prompts below 0": (forge("batch_prompts", lambda p: -p), ("batch_prompts is below 0 for batch 0",)),
+}
+FORGED_COUNTS = {
+    "counts of another type": (
+        recount("prompt_counts", lambda c: c.astype(np.float64)),
+        ("prompt_counts is float64",),
+    ),
+    "counts of fewer prompts": (recount("prompt_counts", lambda c: c[:, :-1]), ("15",)),
+    "labels of another length": (recount("prompt_unsafe", lambda p: p[:-1]), ("prompt_unsafe", "axis 0 to be 32")),
+    "labels that are numbers": (
+        recount("prompt_unsafe", lambda p: p.astype(np.uint8)),
+        ("prompt_unsafe is uint8",),
+    ),
+    "batches not in order": (
+        recount("prompt_batch", lambda p: p[::-1]),
+        ("prompt_batch is not of batches 0 to 1",),
+    ),
+    "a batch out of range": (recount("prompt_batch", one(7, -1)), ("prompt_batch is not of batches 0 to 1",)),
+    "a negative batch": (recount("prompt_batch", one(-1, 0)), ("prompt_batch is not of batches 0 to 1",)),
+    "a prompt id less": (
+        of_counts(lambda: rearray(COUNTS, "prompt_ids", encode_texts(["a"]))),
+        ("prompt_ids has 1 entries: expected 32",),
+    ),
+    "ids that are an object": (
+        of_counts(lambda: retext(COUNTS, "prompt_ids", "{}")),
+        ("prompt_ids is no JSON list of text",),
+    ),
+    "gates of another type": (
+        recount("prompt_gates", lambda g: g.astype(np.float64)),
+        ("prompt_gates is float64",),
+    ),
+    "an older version of counts": (root_of_counts(lambda a: a.update(format_version=0)), ("has format version 0",)),
+    "counts of another format": (root_of_counts(lambda a: a.update(format="x")), ("is no counts store",)),
+    "a table of a bad name": (root_of_counts(lambda a: a["tables"].append("../x")), ("'../x' is no name",)),
 }
 CASES += [Case(f"forged: {name}, inspect", harm, COMMANDS["inspect"], says) for name, (harm, says) in FORGED.items()]
+CASES += [
+    Case(f"forged: {name}, {command}", harm, argv, says)
+    for name, (harm, says) in FORGED_COUNTS.items()
+    for command, argv in {"inspect": f"inspect {STORE} aggregated", "select": SELECT}.items()
+]
 SOME = (
     "no rule of that name",
     "masks of another shape",
-    "batches not in order",
     "a category less",
-    "gates of another type",
+    "signs of another type",
 )
 CASES += [
     Case(f"forged: {name}, {command}", FORGED[name][0], argv, FORGED[name][1], ("run/.lock",))
     for name in SOME
-    for command, argv in {**COMMANDS, "repair": REPAIR}.items()
+    for command, argv in COMMANDS.items()
     if command != "inspect"
 ]
 VALUES = {
-    "a rate of NaN": (
-        forge("risk_diff", one(np.nan, 1, 2, 3)),
-        f"inspect {STORE} recheck",
-        ("risk_diff is nan for batch 1, L02_E03",),
-    ),
-    "an infinite rate": (
-        forge("a_unsafe_n", one(np.inf, 0, 1, 4)),
-        f"inspect {STORE} batch 0",
-        ("a_unsafe_n is inf for batch 0, L01_E04",),
-    ),
     "a negative count": (
-        forge("prompt_counts", one(-1, 1, 3, 0, 5)),
-        f"inspect {STORE} recheck",
+        recount("prompt_counts", one(-1, 1, 3, 0, 5)),
+        f"inspect {STORE} diff top_k=1",
         ("prompt_counts is -1 of", "L00_E05, for batch 1, its prompt 3"),
     ),
     "more counts than tokens": (
-        forge("prompt_counts", one(10_000, 0, 2, 1, 1)),
+        recount("prompt_counts", one(10_000, 0, 2, 1, 1)),
         f"inspect {STORE} aggregated",
         ("prompt_counts is 10000 of", "batch 0, its prompt 2"),
     ),
     "more counts than tokens times k": (
-        forge("prompt_counts", lambda c: np.zeros_like(c) + values("prompt_tokens").astype(np.int32)[:, :, None, None]),
-        f"inspect {STORE} recheck",
+        recount(
+            "prompt_counts",
+            lambda c: np.zeros_like(c) + values("prompt_tokens", COUNTS).astype(np.int32)[:, :, None, None],
+        ),
+        f"inspect {STORE} diff top_k=1",
         ("prompt_counts is", "in layer 0, at 2 experts a token", "batch 0, its prompt 0"),
     ),
     "negative tokens": (
-        forge("prompt_tokens", one(-5, 1, 0)),
-        f"inspect {STORE} recheck",
+        recount("prompt_tokens", one(-5, 1, 0)),
+        f"inspect {STORE} diff top_k=1",
         ("prompt_tokens is -5, for batch 1, its prompt 0",),
     ),
     "a gate of NaN": (
-        forge("prompt_gates", one(np.nan, 1, 2, 0, 1)),
-        f"inspect {STORE} recheck",
+        recount("prompt_gates", one(np.nan, 1, 2, 0, 1)),
+        f"inspect {STORE} diff top_k=1",
         ("prompt_gates is nan, L00_E01, for batch 1, its prompt 2",),
     ),
     "a negative gate": (
-        forge("prompt_gates", one(-1, 0, 0, 0, 1)),
-        f"inspect {STORE} recheck",
+        recount("prompt_gates", one(-1, 0, 0, 0, 1)),
+        f"inspect {STORE} diff top_k=1",
         ("prompt_gates is -1.0, L00_E01, for batch 0",),
     ),
-    "NaN, rechecked": (forge("risk_diff", one(np.nan, 0, 0, 0)), f"inspect {STORE} recheck", ("risk_diff is nan",)),
 }
 CASES += [Case(f"forged: {name}", harm, argv, says) for name, (harm, argv, says) in VALUES.items()]
 CASES += [
@@ -212,9 +260,39 @@ CASES += [
         "top_k=0": ("top_k=0",),
         "top_k=1.5": ("top_k=1.5",),
         "name=best": ("no rule 'best'",),
+        "name=gradient": ("needs gradients",),
         "name=esft_token top_p=2": ("top_p=2",),
         "name=budget_per_layer per_layer=0": ("per_layer=0",),
     }.items()
+]
+
+
+CASES += [
+    Case(
+        "masks of other counts",
+        lambda: reroot(STORE, lambda a: a.update(counts="0" * 64)),
+        f"inspect {STORE} batch 0",
+        ("was selected from other counts than",),
+    ),
+    Case("no counts, inspect", lambda: shutil.rmtree(COUNTS), f"inspect {STORE} batch 0", ("holds masks only",)),
+    Case("no counts, select", lambda: shutil.rmtree(COUNTS), SELECT, ("no counts store at run/counts.zarr",)),
+    Case(
+        "masks in the place of counts",
+        lambda: (shutil.rmtree(COUNTS), shutil.copytree(STORE, COUNTS)),
+        SELECT,
+        ("is no counts store",),
+    ),
+    Case("select over masks", nothing, "select run", ("run/masks.zarr exists",)),
+    Case("select over counts", nothing, "select run --out counts", ("--out is 'counts'",)),
+    Case("select out of the run", nothing, "select run --out ../x", ("--out is '../x'",)),
+    Case("select as a revision", nothing, "select run --out masks.r1", ("--out is 'masks.r1'",)),
+    Case("select by no rule", nothing, "select run --out x --rule best", ("no rule 'best'",)),
+    Case("select by gradients", nothing, "select run --out x --rule gradient", ("needs gradients", "count with")),
+    Case("select a wrong parameter", nothing, "select run --out x thresh=1", ("no parameter 'thresh'",)),
+    Case("select a wrong value", nothing, "select run --out x threshold=nan", ("threshold=nan",)),
+    Case("select a parameter twice", nothing, "select run --out x top_k=1 top_k=2", ("each name once",)),
+    Case("select nothing", nothing, "select run --out x threshold=0.99", ("no expert of any batch",)),
+    Case("select without a run", nothing, "select nowhere", ("no counts store at nowhere/counts.zarr",)),
 ]
 
 
@@ -223,7 +301,7 @@ def test_artefacts_of_stores(copy, capsys, case):
     check(case, capsys)
 
 
-@pytest.mark.parametrize("name", ["no rule of that name", "masks of another shape", "batches not in order"])
+@pytest.mark.parametrize("name", ["no rule of that name", "masks of another shape", "signs of another type"])
 def test_a_forged_store_is_no_whole_one_for_check(copy, capsys, name):
     FORGED[name][0]()
     assert main(["store", "check", STORE]) == 1
@@ -232,19 +310,20 @@ def test_a_forged_store_is_no_whole_one_for_check(copy, capsys, name):
     assert FORGED[name][1][0] in line
 
 
-ARRAYS = ("masks", "risk_diff", "prompt_counts", "batch_ids", "prompt_batch", "statistic_q_value")
+ARRAYS = ("masks", "batch_signs", "prompt_counts", "batch_ids", "prompt_batch", "statistic_q_value")
 
 
 @pytest.mark.parametrize("array", ARRAYS)
 @pytest.mark.parametrize("harm", ["missing", "cut", "empty", "a directory", "one bit"])
 def test_each_artefact_file_of_a_store(copy, capsys, array, harm):
     """A file of an array: `store check` finds it and names it, and whoever needs it says so in one line."""
-    file = str(next(path for path in sorted(Path(STORE, array, "c").rglob("*")) if path.is_file()))
+    store = COUNTS if array.startswith("prompt") else STORE
+    file = str(next(path for path in sorted(Path(store, array, "c").rglob("*")) if path.is_file()))
     do = {"missing": lambda f: Path(f).unlink(), "cut": cut, "empty": lambda f: write(f, b"")}
     {**do, "a directory": directory, "one bit": flip}[harm](file)
-    assert main(["store", "check", STORE]) == 1
+    assert main(["store", "check", store]) == 1
     assert f"array {array}: " in capsys.readouterr().out
-    assert main(["store", "copy", STORE, "new.zarr"]) == 2
+    assert main(["store", "copy", store, "new.zarr"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"array {array} is not as it was written" in line
     assert not Path("new.zarr").exists()
@@ -256,5 +335,5 @@ def test_the_attributes_that_are_read_are_all_those_of_a_store(copy):
     assert store.selection_rule == attributes["selection_rule"]
     assert list(store.layer_names) == attributes["layer_names"]
     assert list(store.statistic_names) == attributes["statistics"]
-    assert list(store.table_names) == attributes["tables"]
+    assert (store.counts_digest, store.revision, store.previous) == (attributes["counts"], 0, None)
     assert store.provenance == attributes["provenance"]

@@ -11,34 +11,35 @@ import random
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from dist_moe.cli.main import main
 from dist_moe.measure import parts
-from dist_moe.store import arrays
-from dist_moe.workflows import analyze
+from dist_moe.store import plan
+from dist_moe.workflows import analyze, count
 from tests.unit.store.killed_writers import forked
 
 MOST_RUNS = 60
 
 
-def watched(name: str, log: list[str]) -> None:
-    original = getattr(analyze, name)
+def watched(module: ModuleType, name: str, log: list[str]) -> None:
+    original = getattr(module, name)
 
     def function(*arguments: object, **settings: object) -> object:
         log.append(name)
         return original(*arguments, **settings)
 
-    setattr(analyze, name, function)
+    setattr(module, name, function)
 
 
 def run(config: str, moment: int, answer: Path) -> None:
     log: list[str] = []
-    watched("count_rows", log)
-    watched("batch_results", log)
+    watched(count, "count_rows", log)
+    watched(analyze, "selected", log)
     seen = 0
 
     def tell() -> None:
-        answer.write_text(f"{log.count('count_rows')} {log.count('batch_results')}")
+        answer.write_text(f"{log.count('count_rows')} {log.count('selected')}")
 
     def look(event: str, _: object) -> None:
         nonlocal seen
@@ -67,5 +68,5 @@ def until_done(config: str, chance: random.Random | None) -> None:
 
 if __name__ == "__main__":
     parts.ROWS_AT_ONCE = 16
-    arrays.batches_per_file = lambda num_batches: 1
+    plan.batches_per_file = lambda num_batches: 1
     until_done(sys.argv[1], random.Random(int(sys.argv[2])) if len(sys.argv) > 2 else None)

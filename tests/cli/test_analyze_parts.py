@@ -9,42 +9,43 @@ import pytest
 
 from dist_moe.cli.main import main
 from dist_moe.measure import parts
-from dist_moe.store import arrays
+from dist_moe.store import plan
+from dist_moe.store.counts import Counts
 from dist_moe.store.read import MaskStore
-from dist_moe.workflows import analyze
+from dist_moe.workflows import analyze, count
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     """Counts in parts of one batch, and so the masks."""
     monkeypatch.setattr(parts, "ROWS_AT_ONCE", 16)
-    monkeypatch.setattr(arrays, "batches_per_file", lambda num_batches: 1)
+    monkeypatch.setattr(plan, "batches_per_file", lambda num_batches: 1)
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """How many rows were counted, call by call."""
-    numbers, original = [], analyze.count_rows
+    numbers, original = [], count.count_rows
 
     def count_rows(model, rows, **settings):
         numbers.append(len(rows))
         return original(model, rows, **settings)
 
-    monkeypatch.setattr(analyze, "count_rows", count_rows)
+    monkeypatch.setattr(count, "count_rows", count_rows)
     return numbers
 
 
 @pytest.fixture
 def written(monkeypatch):
     """The batches whose masks were selected, call by call."""
-    batches, original = [], analyze.batch_results
+    steps, original = [], analyze.selected
 
-    def batch_results(counts, index, *arguments, **settings):
-        batches.append(index.first)
-        return original(counts, index, *arguments, **settings)
+    def selected(counts, batches, *arguments, **settings):
+        steps.append(batches.start)
+        return original(counts, batches, *arguments, **settings)
 
-    monkeypatch.setattr(analyze, "batch_results", batch_results)
-    return batches
+    monkeypatch.setattr(analyze, "selected", selected)
+    return steps
 
 
 def analyzed(run, *arguments):
@@ -53,7 +54,8 @@ def analyzed(run, *arguments):
 
 def interrupted(monkeypatch, name, after, run):
     """Analyze until `name` is called for the time `after` + 1."""
-    calls, original = [], getattr(analyze, name)
+    module = count if name == "count_rows" else analyze
+    calls, original = [], getattr(module, name)
 
     def broken(*arguments, **settings):
         if len(calls) == after:
@@ -62,7 +64,7 @@ def interrupted(monkeypatch, name, after, run):
         return original(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(analyze, name, broken)
+        patch.setattr(module, name, broken)
         assert main(["analyze", "--config", str(run.config)]) == 130
 
 
@@ -100,7 +102,7 @@ def test_an_analysis_that_broke_off_counts_the_rest_only(fresh, counted, monkeyp
 
 def test_an_analysis_that_broke_off_while_it_wrote_writes_the_rest_only(fresh, counted, written, monkeypatch, tmp_path):
     analyzed(fresh, "--run-dir", str(tmp_path / "whole"))
-    interrupted(monkeypatch, "batch_results", 1, fresh)
+    interrupted(monkeypatch, "selected", 1, fresh)
     assert not fresh.masks.exists()
     counted.clear()
     written.clear()
@@ -113,7 +115,7 @@ def test_an_analysis_that_broke_off_while_it_wrote_writes_the_rest_only(fresh, c
 def test_what_broke_off_is_not_taken_for_other_settings(fresh, monkeypatch, tmp_path, change):
     other = [f"--{change[0]}", change[1]]
     analyzed(fresh, *other, "--run-dir", str(tmp_path / "whole"))
-    interrupted(monkeypatch, "batch_results", 1, fresh)
+    interrupted(monkeypatch, "selected", 1, fresh)
     analyzed(fresh, *other)
     assert MaskStore.open(fresh.masks).digest == MaskStore.open(tmp_path / "whole" / "masks.zarr").digest
 
@@ -131,19 +133,49 @@ def test_a_store_is_replaced_only_by_a_whole_one(fresh, monkeypatch):
     assert MaskStore.open(fresh.masks).selection_rule["top_k"] == 3
 
 
-@pytest.mark.parametrize("kind", ["counts", "sums"])
-def test_damaged_counts_are_one_line(fresh, capsys, monkeypatch, kind):
-    interrupted(monkeypatch, "batch_results", 0, fresh)
-    path = min((fresh.run_dir / "analysis").glob(f"*.{kind}"))
+def test_damaged_counts_are_one_line(fresh, capsys, monkeypatch):
+    interrupted(monkeypatch, "count_rows", 1, fresh)
+    (path,) = (fresh.run_dir / "analysis").glob("*.counts")
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["analyze", "--config", str(fresh.config)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == (
-        f"dist-moe: error: {path} is damaged: remove {path.with_suffix('.*')}, and give the same command again"
-    )
-    for half in path.parent.glob(f"{path.stem}.*"):
-        half.unlink()
+    assert error == f"dist-moe: error: {path} is damaged: remove it, and give the same command again"
+    path.unlink()
     analyzed(fresh)
+
+
+def test_count_and_then_select_are_analyze(fresh, counted, tmp_path, capsys):
+    analyzed(fresh, "--run-dir", str(tmp_path / "whole"))
+    assert main(["count", "--config", str(fresh.config)]) == 0
+    assert sorted(path.name for path in fresh.run_dir.iterdir()) == ["count.yaml", "counts.zarr"]
+    assert main(["select", str(fresh.run_dir)]) == 0
+    assert MaskStore.open(fresh.masks).digest == MaskStore.open(tmp_path / "whole" / "masks.zarr").digest
+    fresh.masks.rename(tmp_path / "first.zarr")
+    counted.clear()
+    analyzed(fresh)  # the counts that are there are used
+    assert counted == []
+    assert MaskStore.open(fresh.masks).digest == MaskStore.open(tmp_path / "whole" / "masks.zarr").digest
+    fresh.masks.rename(tmp_path / "second.zarr")
+    capsys.readouterr()
+    assert main(["analyze", "--config", str(fresh.config), "--analysis.tokens", "all"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert f"{fresh.run_dir / 'counts.zarr'} was begun by another analysis (counted_tokens was 'content')" in line
+    assert main(["count", "--config", str(fresh.config)]) == 2
+    assert f"{fresh.run_dir / 'counts.zarr'} exists" in capsys.readouterr().err
+
+
+def test_jobs_that_share_counting_give_the_counts_of_one(fresh, counted, tmp_path, capsys):
+    assert main(["count", "--config", str(fresh.config), "--run-dir", str(tmp_path / "whole")]) == 0
+    assert counted == [16, 16]
+    shared = ["count", "--config", str(fresh.config), "--analysis.part"]
+    assert main([*shared, "2/2"]) == 0
+    assert not (fresh.run_dir / "counts.zarr").exists()
+    assert "1 of 2 parts are left to other jobs" in capsys.readouterr().out
+    assert main([*shared, "1/2"]) == 0
+    assert counted == [16] * 4
+    one, two = (Counts.open(run / "counts.zarr") for run in (tmp_path / "whole", fresh.run_dir))
+    two.check()
+    assert one.digest == two.digest
 
 
 def test_a_wrong_part_is_one_line(fresh, capsys):
@@ -166,6 +198,7 @@ def test_an_analysis_that_is_killed_until_it_ends_well_gives_the_same_store(fres
     assert run_killed(fresh) == [(2, 2, 0)]
     expected = MaskStore.open(fresh.masks).digest
     fresh.masks.rename(fresh.root / "undisturbed.zarr")
+    (fresh.run_dir / "counts.zarr").rename(fresh.root / "counts.zarr")
     runs = run_killed(fresh, "2")
     assert [status for *_, status in runs] == [-9] * (len(runs) - 1) + [0]
     assert len(runs) > 4

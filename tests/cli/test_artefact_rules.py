@@ -73,7 +73,7 @@ def test_a_rules_card_is_of_its_run(inputs, tmp_path, rule):
     assert (tmp_path / "applied" / "README.md").read_text() == card
 
     store = MaskStore.open(run / "masks.zarr")
-    chosen = store.risk_diff[:][store.masks[:]]
+    chosen = store.counts.risk_diff[:][store.masks[:]]
     signs = [int(part.sum()) for part in (chosen > 0, chosen < 0, chosen == 0)]
     said = table(card)
     assert said["It takes of a batch's experts"] == WORDS.get(rule, from_facts(store.selection_rule, rule).in_words)
@@ -105,4 +105,4 @@ def test_lowest_is_said_to_train_safe_prompts_experts(inputs, tmp_path):
     extra = SETTINGS.format(rule="lowest") + "batches: {batch_size: 8}\n"
     assert main(["analyze", "--config", str(write_config(tmp_path / "run.yaml", model, data, run, extra))]) == 0
     store = MaskStore.open(run / "masks.zarr")
-    assert np.all(store.risk_diff[:][store.masks[:]] < 0)
+    assert np.all(store.counts.risk_diff[:][store.masks[:]] < 0)

@@ -42,7 +42,7 @@ def test_one_question_in_each_arm_is_said_to_be_no_evidence(run, capsys):
     assert store.statistics["stability"][:].max() == 0
     assert store.statistics["interval_low"][:].max() == -1
     assert store.statistics["interval_high"][:].min() == 1
-    assert store.attributes["arms"]["batches_with_one_prompt_in_an_arm"] == 2
+    assert store.counts.attributes["arms"]["batches_with_one_prompt_in_an_arm"] == 2
 
 
 def test_what_may_be_why_nothing_is_selected_is_said_with_the_refusal(run, capsys):
@@ -57,15 +57,15 @@ def test_what_may_be_why_nothing_is_selected_is_said_with_the_refusal(run, capsy
 def test_questions_of_both_arms_are_counted_and_spread(run, capsys):
     printed, store = analyze(run, capsys, rows_of(lambda label, n: n // 2), "--analysis.tokens", "completion")
     assert "8 of 8 prompts are in both arms (32 rows)" in printed
-    kinship, batches = store.kinship, store.prompts["batch"].to_numpy()
+    kinship, batches = store.counts.index.kinship, store.counts.prompts["batch"].to_numpy()
     questions = {one.id: one.question for one in read_prompts([run.data.with_name("other.jsonl")], "no").prompts}
-    names = [questions[name] for name in store.prompts["id"]]
+    names = [questions[name] for name in store.counts.prompts["id"]]
     for first in range(32):
         for second in range(32):
             assert (kinship.cluster_P[first] == kinship.cluster_P[second]) == (names[first] == names[second])
     for batch in range(2):
         for arm in (True, False):
-            chosen = kinship.cluster_P[(batches == batch) & (store.prompts["unsafe"] == arm)]
+            chosen = kinship.cluster_P[(batches == batch) & (store.counts.prompts["unsafe"] == arm)]
             assert len(np.unique(chosen)) == 8
     # eight questions that swap: 2 to the 8 labelings, which are listed
     assert store.statistics["smallest_p_value"][:].tolist() == [2.0**-8] * 2
@@ -76,7 +76,7 @@ def test_a_length_that_differs_between_the_arms_is_said(run, capsys):
         lambda label, n: n + 16 * (label == "safe"), lambda label: "w1 w2 w3 w4" * (label == "unsafe") or "w1"
     )
     printed, store = analyze(run, capsys, different, "--analysis.tokens", "prompt")
-    found = store.attributes["arms"]
+    found = store.counts.attributes["arms"]
     assert found["tokens"]["unsafe"] - found["tokens"]["safe"] == 3
     assert found["tokens"]["p"] < 0.01
     assert found["tokens"]["batches"] == [0, 1]
@@ -85,10 +85,10 @@ def test_a_length_that_differs_between_the_arms_is_said(run, capsys):
     assert share["safe"] > share["unsafe"]
     assert share["p"] < 0.01
     assert "WARNING: the arms differ in the share of counted tokens that are the chat template's: " in printed
-    assert json.dumps(list(store.warnings))
+    assert json.dumps(list(store.counts.warnings))
     printed, store = analyze(run, capsys, different)
-    assert "template_share" not in store.attributes["arms"]
+    assert "template_share" not in store.counts.attributes["arms"]
     alike = rows_of(lambda label, n: n + 16 * (label == "safe"))
     printed, store = analyze(run, capsys, alike, "--analysis.tokens", "prompt")
     assert "WARNING: the arms differ" not in printed
-    assert store.attributes["arms"]["tokens"]["p"] == 1
+    assert store.counts.attributes["arms"]["tokens"]["p"] == 1

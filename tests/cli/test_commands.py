@@ -176,7 +176,7 @@ def test_analysis_of_the_models_own_answers(fresh, capsys):
     assert store.counted_tokens == "generated"
     assert store.provenance["max_new_tokens"] == 5
     assert store.provenance["temperature"] == 0
-    assert set(store.prompts["tokens"]) <= {1, 2, 3, 4}
+    assert set(store.counts.prompts["tokens"]) <= {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("protocol", ["memory", "file"])

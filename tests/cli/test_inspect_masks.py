@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_moe.stats.masks import ExpertMasks
-from dist_moe.store import write_store
-from tests.unit.store.example import example_contents, write_example
+from tests.unit.store.example import example_contents, write_contents, write_example
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_masks.py"
 WITHOUT_TORCH = """
@@ -73,7 +71,6 @@ VIEWS = {
     "categories": ["categories", "experts in several categories"],
     "growth": ["union growth"],
     "diff threshold=0.35 top_k=1": ["batches", "experts that differ"],
-    "recheck": ["batches that differ", "batches"],
     "overlap": ["Jaccard, batches", "Jaccard, categories", "experts in several categories"],
     "overlap 0 11bb22cc33dd44ee": ["experts"],
     "category heists": ["experts"],
@@ -115,23 +112,20 @@ def test_json_has_full_precision(store):
         (
             "batch",
             "no view 'batch': expected summary, batch N, expert L E, layers, overlap [A B], categories, category NAME, "
-            "growth, aggregated, diff STORE, diff PARAMETER=VALUE, prefill, recheck, check or plots --out DIR",
+            "growth, aggregated, diff STORE, diff PARAMETER=VALUE, prefill, check or plots --out DIR",
         ),
         ("diff thresh=1", "the rule threshold_top_k has no parameter 'thresh': expected threshold, top_k"),
-        (
-            "diff name=stable",
-            "no rule 'stable' that needs counts only: expected budget_per_layer, esft_gate, esft_token, load, lowest, "
-            "steermoe, threshold_top_k",
-        ),
+        ("diff name=esft", "no rule 'esft': expected one of "),
         ("diff top_k=1.5", "top_k=1.5: expected a whole number, got 1.5"),
         ("plots", "pictures need both: the view plots and --out DIR"),
         ("summary --out x", "pictures need both: the view plots and --out DIR"),
-        ("--jsn", "unrecognized arguments: --jsn; did you mean --json? see --help"),
-        ("--json --csv", "argument --csv: not allowed with argument --json; see --help"),
+        ("--jsn", "unrecognized arguments: --jsn; did you mean --json? see dist-moe inspect --help"),
+        ("--json --csv", "argument --csv: not allowed with argument --json; see dist-moe inspect --help"),
     ],
 )
 def test_a_wrong_question_is_one_line_and_status_2(store, arguments, message):
-    assert refusal(store, *arguments.split()) == f"inspect_masks.py: error: {message.format(store=store)}"
+    found = refusal(store, *arguments.split())
+    assert found.startswith(f"dist-moe: error: {message.format(store=store)}")
 
 
 def test_a_wrong_store_is_one_line_and_status_2(tmp_path):
@@ -142,21 +136,19 @@ def test_a_wrong_store_is_one_line_and_status_2(tmp_path):
     assert "is damaged: array masks is not as it was written" in refusal(path, "batch", 0)
 
 
-def test_recheck_of_a_store_that_does_not_follow_from_its_counts(tmp_path):
-    contents = example_contents()
-    masks_BLE = contents.results.masks.masks_BLE.copy()
-    masks_BLE[1, 0, 0] = True
-    write_store(tmp_path / "masks.zarr", *contents.changed(masks=ExpertMasks(masks_BLE)))
-    result = inspect(tmp_path / "masks.zarr", "recheck", "--json")
-    assert (result.returncode, result.stderr) == (1, "")
-    found = json.loads(result.stdout)
-    assert (found["facts"]["batches_that_differ"], found["facts"]["same"]) == (1, False)
-    (line,) = found["tables"]["batches that differ"]
-    assert (line["batch"], line["rates"], line["mask"], line["mask_hash"]) == (1, True, False, False)
+def test_counts_may_be_elsewhere(tmp_path):
+    store = write_example(tmp_path / "masks.zarr")
+    (tmp_path / "counts.zarr").rename(tmp_path / "moved.zarr")
+    assert refusal(store, "batch", 1) == (
+        f"dist-moe: error: {store} holds masks only, and what they were selected from is not at "
+        f"{tmp_path}/counts.zarr: put it there, or say where it is with --counts"
+    )
+    assert "L01_E03" in answer(store, "batch", 1, "--counts", tmp_path / "moved.zarr")
+    assert "counts" in answer(store)
 
 
 def test_diff_of_two_stores(store, tmp_path):
-    write_store(tmp_path / "other.zarr", *example_contents(top_k=1))
+    write_contents(tmp_path / "other.zarr", example_contents(top_k=1))
     found = json.loads(answer(store, "diff", tmp_path / "other.zarr", "--json"))
     assert found["tables"]["facts that differ"] == [{"fact": "selection_rule.top_k", "first": 50, "second": 1}]
     assert [row["Layer_Expert"] for row in found["tables"]["experts that differ"]] == ["L01_E03"]
@@ -181,7 +173,7 @@ def test_pictures_without_matplotlib(store, tmp_path):
     command = [sys.executable, "-c", without, str(TOOL), str(store), "plots", "--out", str(tmp_path / "plots")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 2
-    assert result.stderr == "inspect_masks.py: error: plots need matplotlib: pip install matplotlib\n"
+    assert result.stderr == "dist-moe: error: plots need matplotlib: pip install matplotlib\n"
     assert not (tmp_path / "plots").exists()
 
 

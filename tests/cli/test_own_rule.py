@@ -55,8 +55,8 @@ def test_a_rule_of_ones_own_goes_through_all_commands(tmp_path):
 
     store = MaskStore.open(masks)
     assert store.selection_rule == {"name": "even_experts", "least": 0.01}
-    even_E = np.arange(store.risk_diff.shape[2]) % 2 == 0
-    assert (store.masks[:] == (store.risk_diff[:] > 0.01) & even_E).all()
+    even_E = np.arange(store.counts.risk_diff.shape[2]) % 2 == 0
+    assert (store.masks[:] == (store.counts.risk_diff[:] > 0.01) & even_E).all()
     assert {"null_mean", "stability"} <= set(store.statistic_names)
     card = (out / "README.md").read_text()
     assert "control: experts of even number with a risk_diff above 0.01" in card

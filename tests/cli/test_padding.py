@@ -56,7 +56,7 @@ def test_with_padding_every_command_computes_what_rows_alone_give(alone, capsys)
     assert main(["analyze", "--config", str(alone.config), *FAST]) == 0
     assert NOTE in capsys.readouterr().out
     store = MaskStore.open(alone.masks)
-    assert (store.prompt_counts[:] == expected_counts(alone, plain)).all()
+    assert (store.counts.prompt_counts[:] == expected_counts(alone, plain)).all()
     facts = ("dtype", "micro_batch_tokens", "rows_alone")
     assert [store.provenance[name] for name in facts] == ["float32", 8192, True]
 
@@ -99,7 +99,7 @@ def test_in_float32_padding_changes_no_count_of_a_bfloat16_checkpoint(in_bfloat1
     expected = expected_counts(in_bfloat16, plain)
     for tokens in (1, 100, 8192):
         store = counts(in_bfloat16, tokens, "--analysis.dtype", "float32")
-        assert (store.prompt_counts[:] == expected).all()
+        assert (store.counts.prompt_counts[:] == expected).all()
         assert (store.provenance["dtype"], store.provenance["micro_batch_tokens"]) == ("float32", tokens)
     as_stored = counts(in_bfloat16, 8192)
     assert as_stored.provenance["dtype"] == "bfloat16"
@@ -113,4 +113,4 @@ def test_in_float32_no_part_is_taken_that_padding_and_bfloat16_have_rounded(  # 
     assert main(["analyze", "--config", str(in_bfloat16.config), "--overwrite", *FAST, "--analysis.part", "1/2"]) == 0
     assert "parts are left to other jobs" in capsys.readouterr().out
     store = counts(in_bfloat16, 8192, "--analysis.dtype", "float32")
-    assert (store.prompt_counts[:] == expected_counts(in_bfloat16, plain_model(in_bfloat16))).all()
+    assert (store.counts.prompt_counts[:] == expected_counts(in_bfloat16, plain_model(in_bfloat16))).all()

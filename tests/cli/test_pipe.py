@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_moe.cli.main import main
-from dist_moe.store import write_store
-from tests.unit.store.example import tiled_contents
+from tests.unit.store.example import tiled_contents, write_contents
 from tests.unit.store.pickles.examples import analysis, write_pickle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -65,7 +64,7 @@ def test_the_inspection_tool_too(trained):
 
 def test_head_gets_its_lines(tmp_path):
     """More output than a pipe holds: the command is still writing when `head` has left."""
-    write_store(tmp_path / "masks.zarr", *tiled_contents(700))
+    write_contents(tmp_path / "masks.zarr", tiled_contents(700))
     line = f"set -o pipefail; {sys.executable} tools/inspect_masks.py --json {tmp_path}/masks.zarr | head -n 2"
     done = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, check=False, timeout=200, cwd=REPOSITORY

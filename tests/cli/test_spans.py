@@ -46,9 +46,9 @@ def by_hand(path, tokens):
 def counts_of(masks):
     store = MaskStore.open(masks)
     assert store.counted_tokens == "span"
-    frame = store.prompts
+    frame = store.counts.prompts
     return {
-        row.id: (store.prompt_counts[i], row.tokens)
+        row.id: (store.counts.prompt_counts[i], row.tokens)
         for i, row in zip(range(len(frame)), frame.itertuples(), strict=True)
     }
 

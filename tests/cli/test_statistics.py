@@ -80,7 +80,7 @@ def test_the_rule_and_its_parameters_are_stored(run, capsys):
     store = analyze(run, capsys, *arguments)[1]
     assert store.selection_rule == {"name": "significant", "alpha": 0.9, "correction": "family"}
     values = {name: rows[:] for name, rows in store.statistics.items()}
-    expected_BLE = (values["family_p_value"] <= np.float32(0.9)) & (store.risk_diff[:] > 0)
+    expected_BLE = (values["family_p_value"] <= np.float32(0.9)) & (store.counts.risk_diff[:] > 0)
     assert (store.masks[:] == expected_BLE).all()
 
 
@@ -95,21 +95,23 @@ def test_gradient_measures_gradients_of_unsafe_rows(run, capsys):
     printed, store = analyze(run, capsys, "--analysis.rule", "gradient", "--analysis.top_k", "7")
     assert store.selection_rule == {"name": "gradient", "top_k": 7}
     assert "permuted labels: mean" not in printed
-    gradients_PLE = store.tables["gradients"][:]
+    gradients_PLE = store.counts.tables["gradients"][:]
     assert gradients_PLE.dtype == np.float32
-    assert (gradients_PLE.any(axis=(1, 2)) == store.prompts["unsafe"]).all()
+    assert (gradients_PLE.any(axis=(1, 2)) == store.counts.prompts["unsafe"]).all()
     model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
     rows = {row["id"]: row for row in unsafe_rows_by_id(run)}
-    for number, name in enumerate(store.prompts["id"]):
+    for number, name in enumerate(store.counts.prompts["id"]):
         if name in rows:
             expected_LE = mean_gradients(model, rows[name]["prompt"].split(), ["sorry", "w1", "w2"])
             assert np.allclose(gradients_PLE[number], expected_LE, rtol=1e-4, atol=1e-9)
     for batch in store.batches:
-        mine_P = (store.prompts["batch"] == batch.index) & store.prompts["unsafe"]
+        mine_P = (store.counts.prompts["batch"] == batch.index) & store.counts.prompts["unsafe"]
         mean_LE = gradients_PLE[mine_P].astype(np.float64).mean(axis=0)
         order = sorted(np.ndindex(mean_LE.shape), key=lambda place: (-mean_LE[place], place))
         assert sorted(store.unsafe_experts(batch.index)) == sorted(order[:7])
-    again = subprocess.run([sys.executable, "tools/inspect_masks.py", run.masks, "recheck"], capture_output=True)
+    again = subprocess.run(
+        [sys.executable, "tools/inspect_masks.py", run.masks, "diff", "top_k=7"], capture_output=True
+    )
     assert again.returncode == 0
 
 
@@ -169,7 +171,7 @@ def test_reading_the_prompts_is_kept_apart_from_answering(run, capsys):
 
 def test_gates_are_kept_unless_they_are_turned_off(run, capsys):
     store = analyze(run, capsys)[1]
-    assert ((store.tables["gates"][:] > 0) == (store.prompt_counts[:] > 0)).all()
+    assert ((store.counts.tables["gates"][:] > 0) == (store.counts.prompt_counts[:] > 0)).all()
     assert analyze(run, capsys, "--analysis.no-gates")[1].tables == {}
     arguments = ["--overwrite", "--analysis.rule", "esft_gate", "--analysis.no-gates"]
     assert main(["analyze", "--config", str(run.config), *arguments]) == 2

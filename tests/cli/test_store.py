@@ -3,8 +3,8 @@
 import pytest
 
 from dist_moe.cli.main import main
-from dist_moe.store import MaskStore, StoreWriter, write_store
-from tests.unit.store.example import example_contents, write_example
+from dist_moe.store import Counts, MaskStore, StoreWriter
+from tests.unit.store.example import example_contents, write_contents, write_example
 from tests.unit.store.killed_writers import visible
 
 
@@ -36,7 +36,7 @@ def test_check(store, run, tmp_path):
     status, text = run("check", store, other)
     assert status == 1
     assert f"{store}: array masks: c/0/0/0 is not as it was written" in text
-    assert f"{store} is damaged: 1 files; dist-moe store repair {store}" in text
+    assert f"{store} is damaged: 1 files; restore it from a copy, or remove it and run the analysis again" in text
     assert f"{other} is whole" in text
 
 
@@ -53,25 +53,9 @@ def test_check_of_nothing(run, tmp_path):
     assert text.startswith(f"dist-moe: error: no mask store at {tmp_path}/nothing.zarr")
 
 
-def test_repair(store, run, tmp_path):
-    expected = visible(store)
-    assert run("repair", store) == (0, f"{store} is whole: there is nothing to repair\n")
-    hurt(store / "masks" / "c" / "0" / "0" / "0")
-    status, text = run("repair", store)
-    assert status == 0
-    assert "Computed from the prompt counts: masks" in text
-    assert f"{store}.repaired is whole (every byte is as it was written); {store} is as it was" in text
-    assert visible(tmp_path / "masks.zarr.repaired") == expected
-    assert run("repair", store, "--out", tmp_path / "masks.zarr.repaired")[0] == 2
-    hurt(store / "prompt_counts" / "c" / "0" / "0" / "0" / "0")
-    status, text = run("repair", store, "--out", tmp_path / "again.zarr")
-    assert status == 2
-    assert "cannot be repaired: prompt_counts cannot be computed from the rest" in text
-
-
 def test_diff(store, run, tmp_path):
     assert run("diff", store, store)[0] == 0
-    write_store(tmp_path / "other.zarr", *example_contents(top_k=1))
+    write_contents(tmp_path / "other.zarr", example_contents(top_k=1))
     status, text = run("diff", store, tmp_path / "other.zarr")
     assert status == 1
     assert "selection_rule.top_k" in text
@@ -91,3 +75,15 @@ def test_copy(store, run, tmp_path):
     status, text = run("copy", store, tmp_path / "damaged.zarr")
     assert (status, "array masks is not as it was written" in text) == (2, True)
     assert not (tmp_path / "damaged.zarr").exists()
+
+
+def test_counts_are_checked_and_copied_likewise(store, run, tmp_path):
+    counts = tmp_path / "counts.zarr"
+    digest = Counts.open(counts).digest
+    assert run("check", counts) == (0, f"{counts} is whole: 3 batches, digest {digest}\n")
+    place = tmp_path / "copy" / "counts.zarr"
+    assert run("copy", counts, place) == (0, f"{place}: 3 batches of {counts}, digest {digest}\n")
+    assert visible(place) == visible(counts)
+    hurt(counts / "prompt_tokens" / "c" / "0" / "0")
+    status, text = run("check", counts)
+    assert (status, "array prompt_tokens: c/0/0 is not as it was written" in text) == (1, True)

@@ -4,7 +4,7 @@ import pytest
 
 from dist_moe.config.load import load_config
 from dist_moe.measure import parts
-from dist_moe.store import MaskStore, arrays
+from dist_moe.store import MaskStore, plan
 from dist_moe.workflows import analyze
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.ranks.harness import run_ranks
@@ -15,18 +15,19 @@ CATEGORIES = ("hacking", "weapons", "drugs")
 def analyzed(comm, config, run_dir, arguments):
     """The digest of the store, and which batches this rank has written."""
     parts.ROWS_AT_ONCE = 32
-    arrays.batches_per_file = lambda num_batches: 1
-    written, original = [], analyze.batch_results
+    plan.batches_per_file = lambda num_batches: 1
+    written, original = [], analyze.selected
 
-    def batch_results(counts, index, *rest, **settings):
-        written.append(index.first)
-        return original(counts, index, *rest, **settings)
+    def selected(counts, batches, *rest, **settings):
+        written.append(batches.start)
+        return original(counts, batches, *rest, **settings)
 
-    analyze.batch_results = batch_results
+    analyze.selected = selected
     analyze.analyze(load_config(config, ["--run-dir", str(run_dir), *arguments]), comm)
     store = MaskStore.open(run_dir / "masks.zarr")
     store.check()
-    return store.digest, written
+    store.counts.check()
+    return (store.digest, store.counts.digest), written
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Mask stores on disk: writing them, their size and files, and reading one batch's mask in a fresh open."""
+"""Stores on disk: writing them, their size and files, and one batch's rates or mask in a fresh open."""
 
 from __future__ import annotations
 
@@ -9,43 +9,56 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
+from dist_moe.data.index import BatchIndex
 from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.masks import ExpertMasks
-from dist_moe.stats.order import selected
-from dist_moe.stats.table import RiskTable, risk_table
-from dist_moe.store import BatchResults, MaskStore, StorePlan, StoreWriter
+from dist_moe.stats.table import risk_table
+from dist_moe.store import Counts, CountsPlan, MaskPlan, MaskResults, MaskStore, StoreWriter
+from dist_moe.store.plan import StorePlan
+from dist_moe.store.store import Store
 from tools.bench.setup import BATCH_ROWS, Options
 from tools.bench.timing import Fact
 
-GOAL_BITS, GOAL_FILES, GOAL_MS = 1.1, 999.0, 5.0
+GOAL_BITS, GOAL_FILES, GOAL_MS, GOAL_COMPUTED_MS = 1.1, 999.0, 5.0, 15.0
 
 
 def bench_store(options: Options) -> list[Fact]:
-    """A store as an analysis writes it (16 prompts a batch, skewed counts), and one with very many masks."""
-    plan = _plan(*options.store_shape, rows=BATCH_ROWS)
-    sparse = SparseMasks(*options.masks_shape)
-    full = _measure("store", plan, partial(_results(plan).of, plan), options.store_shape, options.repetitions)
-    del full["store: bits a mask cell"]  # its masks repeat within a file
-    masks = _measure("masks", sparse.plan, sparse.results, options.masks_shape, options.repetitions)
-    return [Fact(name, value) for name, value in (full | masks).items()]
+    """Counts as an analysis writes them (16 prompts a batch, skewed), and a mask store with very many masks."""
+    plan = CountsPlan(**_facts(*options.store_shape, rows=BATCH_ROWS))
+    counts, sparse = _counts(plan), SparseMasks(*options.masks_shape)
+    risk = risk_table(counts, plan.index.unsafe_P, plan.index.batch_of_P, len(plan.index), plan.index.ids)
+    of_counts = partial(plan.cut, counts), risk.risk_diff_BLE.__getitem__
+    facts = _measure("counts", plan, *of_counts, Counts, _rates, options.repetitions)
+    facts |= _measure("masks", sparse.plan, sparse.results, sparse.mask, MaskStore, _masks, options.repetitions)
+    return [Fact(name, value) for name, value in facts.items()]
+
+
+def _rates(store: Any, batch: int) -> np.ndarray:
+    return store.risk_diff[batch]
+
+
+def _masks(store: Any, batch: int) -> np.ndarray:
+    return store.masks[batch]
 
 
 def _measure(
     name: str,
-    plan: StorePlan,
-    results: Callable[[range], BatchResults],
-    shape: tuple[int, int, int],
+    plan: StorePlan[Any],
+    results: Callable[[range], Any],
+    expected: Callable[[int], np.ndarray],
+    kind: type[Store],
+    row_of: Callable[[Any, int], np.ndarray],
     repetitions: int,
 ) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "masks.zarr"
+        path = Path(directory) / "some.zarr"
         writing = 0.0
         writer = StoreWriter(path, plan)
-        rows = len(writer.missing[0])
         for batches in writer.missing:
             found = results(batches)
             begin = time.perf_counter()
@@ -55,82 +68,80 @@ def _measure(
         writer.seal()
         writing += time.perf_counter() - begin
         opening, reading = [], []
-        for batch in np.random.default_rng(1).integers(len(plan.batch_ids), size=repetitions).tolist():
-            start = batch - batch % rows
-            expected_LE = results(range(start, min(start + rows, shape[0]))).masks.masks_BLE[batch - start]
+        for batch in np.random.default_rng(1).integers(len(plan.index), size=repetitions).tolist():
             _forget_pages(path)
             begin = time.perf_counter()
-            store = MaskStore.open(path)
+            store = kind.open(path)
             opened = time.perf_counter()
-            mask_LE = store.masks[batch]
+            row_LE = row_of(store, batch)
             read = time.perf_counter()
             opening.append(1e3 * (opened - begin))
             reading.append(1e3 * (read - begin))
-            assert (mask_LE == expected_LE).all(), "the store gave another mask"
-        bits = 8 * _num_bytes(path / "masks") / np.prod(shape)
+            assert (row_LE == expected(batch)).all(), "the store gave another row"
+        shape, goal_ms = plan.shape_BLE, GOAL_MS if kind is MaskStore else GOAL_COMPUTED_MS
+        bits = 8 * _num_bytes(path / "masks") / np.prod(shape) if kind is MaskStore else 0.0
         return {
             f"{name} of {' x '.join(map(str, shape))}: write": f"{writing:.1f} s, {_num_bytes(path) / 2**20:.1f} MiB",
-            f"{name}: bits a mask cell": _judged(f"{bits:.3f}", bits, GOAL_BITS),
+            **({f"{name}: bits a mask cell": _judged(f"{bits:.3f}", bits, GOAL_BITS)} if bits else {}),
             f"{name}: files": _judged(str(len(_files(path))), len(_files(path)), GOAL_FILES),
             f"{name}: open, cold": _judged(_spread(opening), median(opening), GOAL_MS),
-            f"{name}: open and one mask row, cold": _judged(_spread(reading), median(reading), GOAL_MS),
+            f"{name}: open and one row, cold": _judged(_spread(reading), median(reading), goal_ms),
         }
 
 
 class SparseMasks:
-    """Random masks of 50 experts, which compress worst; rates and counts are zeros, which take no room."""
+    """Random masks of 50 experts, which compress worst."""
 
     def __init__(self, num_batches: int, num_layers: int, num_experts: int) -> None:
-        self.shape_LE = num_layers, num_experts
-        self.plan = _plan(num_batches, num_layers, num_experts, rows=2)
+        facts = _facts(num_batches, num_layers, num_experts, rows=2)
+        self.plan = MaskPlan(selection_rule=ThresholdTopK(threshold=0.05, top_k=50).facts, counts_digest="", **facts)
 
-    def results(self, batches: range) -> BatchResults:
-        generator = np.random.default_rng(batches.start)
-        num_cells = self.shape_LE[0] * self.shape_LE[1]
-        ranks_BX = generator.random((len(batches), num_cells), np.float32)
-        masks_BX = np.zeros(ranks_BX.shape, np.bool_)
-        np.put_along_axis(masks_BX, np.argpartition(ranks_BX, 50, axis=1)[:, :50], True, axis=1)
-        zeros_BLE = np.zeros((len(batches), *self.shape_LE))
-        num_prompts = 2 * len(batches)
-        counts = RoutingCounts(np.zeros((num_prompts, *self.shape_LE), np.int64), np.zeros(num_prompts, np.int64), 8)
-        masks = ExpertMasks(masks_BX.reshape(len(batches), *self.shape_LE))
-        return BatchResults(counts=counts, risk=RiskTable(zeros_BLE, zeros_BLE), masks=masks)
+    def results(self, batches: range) -> MaskResults:
+        masks = ExpertMasks(np.array([self.mask(batch) for batch in batches]))
+        signs_B3 = np.zeros((len(batches), 3), np.int32)
+        signs_B3[:, 0] = masks.num_experts_B
+        return MaskResults(masks=masks, signs_B3=signs_B3)
+
+    def mask(self, batch: int) -> np.ndarray:
+        """bool [L, E]."""
+        mask_X = np.zeros(self.plan.shape_BLE[1] * self.plan.shape_BLE[2], np.bool_)
+        mask_X[np.random.default_rng(batch).choice(mask_X.size, 50, replace=False)] = True
+        return mask_X.reshape(self.plan.shape_BLE[1:])
 
 
-def _plan(num_batches: int, num_layers: int, num_experts: int, rows: int) -> StorePlan:
+def _facts(num_batches: int, num_layers: int, num_experts: int, rows: int) -> dict[str, Any]:
     num_prompts = num_batches * rows
-    return StorePlan(
+    index = BatchIndex(
+        ids=tuple(f"{batch:016x}" for batch in range(num_batches)),
+        categories=("category",) * num_batches,
+        starts_B1=np.arange(num_batches + 1) * rows,
         prompt_ids=tuple(f"prompt-{prompt}" for prompt in range(num_prompts)),
         unsafe_P=np.arange(num_prompts) % 2 == 1,
-        batch_of_P=np.arange(num_prompts) // rows,
-        batch_ids=tuple(f"{batch:016x}" for batch in range(num_batches)),
-        categories=("category",) * num_batches,
-        num_experts=num_experts,
-        experts_per_token=8,
-        selection_rule=ThresholdTopK(threshold=0.05, top_k=50).facts,
-        counted_tokens="prompt",
-        layer_names=tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
-        provenance={"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
-        statistics={},
+        cluster_P=None,
+        pair_P=None,
     )
+    return {
+        "index": index,
+        "num_experts": num_experts,
+        "experts_per_token": 8,
+        "counted_tokens": "prompt",
+        "layer_names": tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
+        "provenance": {"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
+    }
 
 
-def _results(plan: StorePlan) -> BatchResults:
+def _counts(plan: CountsPlan) -> RoutingCounts:
     num_batches, num_layers, num_experts = plan.shape_BLE
     generator = np.random.default_rng(0)
-    # Drawing is slow, so these repeat; rates and counts compress no better for it, as no two batches share a chunk.
+    # Drawing is slow, so these repeat; counts compress no better for it, as no two batches share a chunk.
     num_drawn = min(num_batches, 40)
     popularity_ALE = generator.lognormal(sigma=1.0, size=(2, num_layers, num_experts))
     popularity_ALE[1] = 0.7 * popularity_ALE[0] + 0.3 * popularity_ALE[1]
-    drawn_PLE = generator.poisson(popularity_ALE[plan.unsafe_P[: num_drawn * BATCH_ROWS].astype(int)])
-    counts_PLE = np.resize(drawn_PLE, (len(plan.prompt_ids), num_layers, num_experts))
+    drawn_PLE = generator.poisson(popularity_ALE[plan.index.unsafe_P[: num_drawn * BATCH_ROWS].astype(int)])
+    counts_PLE = np.resize(drawn_PLE, (plan.index.num_prompts, num_layers, num_experts))
     top_k = plan.experts_per_token
     tokens_P = np.maximum(counts_PLE.max((1, 2)), -(-counts_PLE.sum(2).max(1) // top_k))
-    counts = RoutingCounts(counts_PLE, tokens_P, top_k)
-    risk = risk_table(counts, plan.unsafe_P, plan.batch_of_P, num_batches, plan.batch_ids)
-    rule = ThresholdTopK(threshold=0.05, top_k=50)
-    masks = ExpertMasks(np.array([selected(diff_LE, rule.threshold, rule.top_k) for diff_LE in risk.risk_diff_BLE]))
-    return BatchResults(counts=counts, risk=risk, masks=masks)
+    return RoutingCounts(counts_PLE, tokens_P, top_k)
 
 
 def _files(path: Path) -> list[Path]:

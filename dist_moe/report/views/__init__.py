@@ -1,6 +1,6 @@
 """Questions about a mask store, each answered by a `View`: some facts and some tables. Nothing is printed here."""
 
-from dist_moe.report.views.compare import check, diff, recheck
+from dist_moe.report.views.compare import check, diff
 from dist_moe.report.views.experts import aggregated, batch, category, expert
 from dist_moe.report.views.overlap import categories, growth, overlap, overlap_of_two
 from dist_moe.report.views.render import as_csv, as_json, as_text
@@ -27,6 +27,5 @@ __all__ = [
     "overlap",
     "overlap_of_two",
     "prefill",
-    "recheck",
     "summary",
 ]

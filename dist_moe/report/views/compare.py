@@ -1,4 +1,4 @@
-"""Stores side by side, and a store against its own counts and digests."""
+"""Stores side by side, and a store against its digests."""
 
 from typing import Any
 
@@ -8,11 +8,9 @@ import pandas as pd
 from dist_moe.errors import UserError
 from dist_moe.report.views.render import flat_facts
 from dist_moe.report.views.view import View
-from dist_moe.select.stored import stored_rule
 from dist_moe.stats.frames import expert_names
-from dist_moe.stats.masks import mask_hash
+from dist_moe.store.counts import Counts
 from dist_moe.store.read import MaskStore
-from dist_moe.store.recompute import computable, masks_by, recomputed_risk, stored_counts
 
 BATCH_COLUMNS = ["batch", "id", "category", "in_both", "only_in_first", "only_in_second", "jaccard"]
 MEASURE_COLUMNS = ["batch", "id", "what", "prompts", "largest_difference"]
@@ -22,8 +20,10 @@ EXPERT_COLUMNS = ["batch", "layer", "expert", "Layer_Expert", "in_first", "in_se
 def diff(one: MaskStore, other: MaskStore) -> View:
     """In what two stores differ: facts, batches, experts, what was measured. Batches are the same when their ids are.
 
+    What was measured is compared only where they were selected from other counts.
+
     Raises:
-        UserError: they are of models with other layers or experts.
+        UserError: they are of models with other layers or experts, or counts that differ are not there.
     """
     if one.masks.shape[1:] != other.masks.shape[1:]:
         sizes = [" x ".join(map(str, store.masks.shape[1:])) for store in (one, other)]
@@ -37,11 +37,12 @@ def diff(one: MaskStore, other: MaskStore) -> View:
     places = {batch_id: index for index, batch_id in enumerate(other.batch_ids)}
     shared = [(index, places[batch_id]) for index, batch_id in enumerate(one.batch_ids) if batch_id in places]
     batches, experts, measures = [], [], []
+    same_counts = one.counts_digest == other.counts_digest
     for here, there in shared:
         line, table = difference(one, here, one.masks[here], other.masks[there])
         batches.append(line)
         experts.append(table)
-        measures += measured_differences(one, here, other, there)
+        measures += [] if same_counts else measured_differences(one.counts, here, other.counts, there)
     by_batch = pd.DataFrame(batches, columns=BATCH_COLUMNS)
     by_expert = pd.concat(experts, ignore_index=True) if experts else pd.DataFrame(columns=EXPERT_COLUMNS)
     only = [
@@ -70,47 +71,6 @@ def diff(one: MaskStore, other: MaskStore) -> View:
         "batches in one store only": pd.DataFrame(only, columns=["store", "id", "category"]),
     }
     return View(summary, tables)
-
-
-def recheck(store: MaskStore) -> View:
-    """Rates and masks computed from the prompt counts, compared with the stored ones bit for bit.
-
-    Masks by a rule that tests or draws at random are compared with their hashes only: `mask` is null then.
-    """
-    rule = stored_rule(store)
-    from_counts = rule.name in computable(store.tables)
-    lines = []
-    for start, stop in store.masks.slabs(0, len(store.masks)):
-        batches = range(start, stop)
-        counts = stored_counts(store, batches)
-        risk = recomputed_risk(store, batches, counts)
-        stored = store.risk_diff[start:stop], store.a_safe_n[start:stop], store.a_unsafe_n[start:stop]
-        found = risk.risk_diff_BLE, risk.a_safe_n_BLE, risk.a_unsafe_n_BLE
-        masks_BLE = store.masks[start:stop]
-        expected_BLE = masks_by(store, batches, rule, counts).masks_BLE if from_counts else masks_BLE
-        for index in batches:
-            row = index - start
-            info = store.batches[index]
-            lines.append(
-                {
-                    "batch": index,
-                    "id": info.id,
-                    "category": info.category,
-                    "rates": all(a[row].tobytes() == b[row].tobytes() for a, b in zip(stored, found, strict=True)),
-                    "mask": bool((masks_BLE[row] == expected_BLE[row]).all()) if from_counts else None,
-                    "mask_hash": info.mask_hash == mask_hash(expected_BLE[row]),
-                }
-            )
-    table = pd.DataFrame(lines)
-    wrong = table[["rates", "mask", "mask_hash"]].isin([False]).any(axis=1)
-    facts = {
-        "store": str(store.path),
-        "batches": len(table),
-        "masks_computed": from_counts,
-        "batches_that_differ": int(wrong.sum()),
-        "same": not wrong.any(),
-    }
-    return View(facts, {"batches that differ": table[wrong].reset_index(drop=True), "batches": table})
 
 
 def check(store: MaskStore) -> View:
@@ -145,24 +105,22 @@ def difference(
 
 
 def measured_differences(
-    one: MaskStore, here: int, other: MaskStore, there: int
+    one: Counts, here: int, other: Counts, there: int
 ) -> list[tuple[int, str, str, int, float | None]]:
     """What was measured of a batch's prompts that differs in two stores: counts, tokens (counted ones), gates, ...
 
     A line has the batch, what differs, in how many prompts, and by how much at most: None for what only one store has.
     """
-    (first, last), (first_there, last_there) = (
-        store.starts_B1[batch : batch + 2].tolist() for store, batch in ((one, here), (other, there))
-    )
+    rows, rows_there = one.index.rows(here), other.index.rows(there)
     of_one, of_other = (
         {"counts": store.prompt_counts, "tokens": store.prompt_tokens, **store.tables} for store in (one, other)
     )
     lines: list[tuple[int, str, str, int, float | None]] = []
     for name in dict.fromkeys((*of_one, *of_other)):
         if name not in of_one or name not in of_other:
-            lines.append((here, one.batch_ids[here], name, last - first, None))
+            lines.append((here, one.batch_ids[here], name, rows.stop - rows.start, None))
             continue
-        a, b = of_one[name][first:last].astype(np.float64), of_other[name][first_there:last_there].astype(np.float64)
+        a, b = of_one[name][rows].astype(np.float64), of_other[name][rows_there].astype(np.float64)
         apart = np.abs(a - b).reshape(len(a), -1).max(axis=1)
         if apart.any():
             lines.append((here, one.batch_ids[here], name, int((apart > 0).sum()), float(apart.max())))

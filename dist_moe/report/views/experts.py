@@ -45,8 +45,8 @@ def expert(store: MaskStore, layer: int, expert: int) -> View:
         )
     history = expert_history(
         store.masks[:, layer, expert],
-        store.a_safe_n[:, layer, expert],
-        store.a_unsafe_n[:, layer, expert],
+        store.counts.a_safe_n[:, layer, expert],
+        store.counts.a_unsafe_n[:, layer, expert],
         store.categories,
     )
     facts = {
@@ -73,7 +73,7 @@ def category(store: MaskStore, name: str) -> View:
     others = by_category[~chosen].groupby(["layer", "expert"])["category"].agg(", ".join).rename("also_in")
     table = by_category[chosen].drop(columns="category").join(others, on=["layer", "expert"])
     batches = [info for info in store.batches if info.category == name]
-    risk_diff_LE = np.mean([store.risk_diff[info.index] for info in batches], axis=0)
+    risk_diff_LE = np.mean([store.counts.risk_diff[info.index] for info in batches], axis=0)
     table.insert(5, "mean_risk_diff", risk_diff_LE[table["layer"], table["expert"]])
     facts = {
         "category": name,
@@ -85,9 +85,9 @@ def category(store: MaskStore, name: str) -> View:
 
 
 def overall(store: MaskStore) -> pd.DataFrame:
-    """The head of `store.aggregated`: threshold and top_k as the store's rule has them, or their defaults."""
+    """The head of `store.counts.aggregated`: threshold and top_k as the store's rule has them, or their defaults."""
     rule = stored_rule(store).like(ThresholdTopK)
-    return select_head(store.aggregated, rule.threshold, rule.top_k)
+    return select_head(store.counts.aggregated, rule.threshold, rule.top_k)
 
 
 def aggregated(store: MaskStore) -> View:
@@ -99,5 +99,5 @@ def aggregated(store: MaskStore) -> View:
         "in_no_batch": int((~selected["Layer_Expert"].isin(mask_names)).sum()),
     }
     rule = stored_rule(store).like(ThresholdTopK)
-    by_mean = select_head(store.mean_of_batches, rule.threshold, rule.top_k)
+    by_mean = select_head(store.counts.mean_of_batches, rule.threshold, rule.top_k)
     return View(facts, {"unsafe experts, prompts pooled": selected, "unsafe experts, mean of batches": by_mean})

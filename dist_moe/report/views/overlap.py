@@ -45,7 +45,7 @@ def overlap_of_two(store: MaskStore, first: str, second: str) -> View:
     one, other = find_batch(store, first), find_batch(store, second)
     masks_BLE = np.stack([store.masks[one.index], store.masks[other.index]])
     layers, experts = np.nonzero(masks_BLE.any(axis=0))
-    risk_diffs = [store.risk_diff[info.index][layers, experts] for info in (one, other)]
+    risk_diffs = [store.counts.risk_diff[info.index][layers, experts] for info in (one, other)]
     table = pd.DataFrame(
         {
             "layer": layers,

@@ -1,36 +1,34 @@
 """A store's masks against those that would be selected otherwise: by another rule, or from other counts."""
 
-import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from dist_moe.config.settings import from_words
-from dist_moe.errors import UserError, shown
+from dist_moe.errors import UserError
 from dist_moe.report.views.compare import BATCH_COLUMNS, difference
 from dist_moe.report.views.view import View
-from dist_moe.rules import RULES, Rule
+from dist_moe.rules import Rule
+from dist_moe.select.choose import TABLES, mask_plan, masks_by, population_of, settings_of, sums_of
 from dist_moe.select.stored import stored_rule
-from dist_moe.stats.masks import ExpertMasks
+from dist_moe.select.words import changed_rule
 from dist_moe.store.read import MaskStore
-from dist_moe.store.recompute import computable, masks_by, stored_counts
 
 
 def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
     """The stored masks against those of another rule, selected from the counts.
 
+    The same as `dist-moe select` writes.
+
     Args:
-        store: one whose counts are intact.
+        store: one whose counts are there.
         words: parameters of the rule and their values as text, such as threshold and "0.02"; with `name` another rule.
 
     Raises:
-        UserError: there is no such rule or parameter, or the rule needs more than the counts.
+        UserError: there is no such rule or parameter, or the rule needs what was not measured.
     """
-    own = stored_rule(store)
-    rule = changed_rule(own, words, computable(store.tables))
-    facts: dict[str, Any] = {"first": own.facts, "second": rule.facts}
-    return _against(store, lambda batches: masks_by(store, batches, rule, stored_counts(store, batches)), facts)
+    rule = changed_rule(stored_rule(store), words)
+    return _against(store, rule, {"first": store.selection_rule, "second": rule.facts})
 
 
 def prefill(store: MaskStore) -> View:
@@ -42,27 +40,25 @@ def prefill(store: MaskStore) -> View:
     Raises:
         UserError: it is of another analysis, or its rule needs more than the counts.
     """
-    if "prefill_counts" not in store.tables:
+    if "prefill_counts" not in store.counts.table_names:
         raise UserError(
             f"{store.path} has no counts of its prompts apart from answers: only analysis.tokens = generated has both"
         )
-
     rule = stored_rule(store)
-
-    def masks(batches: range) -> ExpertMasks:
-        prompts = slice(*store.starts_B1[[batches.start, batches.stop]].tolist())
-        counts = store.counts(prompts, prefix="prefill_")
-        return masks_by(store, batches, rule, counts)
-
-    return _against(store, masks, {"first": "answers", "second": "prompts", "rule": rule.facts})
+    if lacking := sorted(rule.needs & TABLES.keys()):
+        raise UserError(f"the rule {rule.name} needs {lacking[0]}, which are measured of answers only")
+    return _against(store, rule, {"first": "answers", "second": "prompts", "rule": rule.facts}, prefix="prefill_")
 
 
-def _against(store: MaskStore, masks_of: Callable[[range], ExpertMasks], facts: dict[str, Any]) -> View:
+def _against(store: MaskStore, rule: Rule, facts: dict[str, Any], *, prefix: str = "") -> View:
     """The stored masks against others of the same batches."""
+    counts, settings = store.counts, settings_of(store)
+    mask_plan(counts, rule, settings)  # for its errors
+    population = population_of(sums_of(counts, batches, prefix=prefix) for batches in counts.steps())
     lines, tables = [], []
     for start, stop in store.masks.slabs(0, len(store.masks)):
-        risk_diff_BLE = store.risk_diff[start:stop]
-        others = masks_of(range(start, stop)).masks_BLE
+        risk_diff_BLE = counts.risk_diff[start:stop]
+        others = masks_by(counts, rule, settings, range(start, stop), population, prefix=prefix).masks_BLE
         for index, (mask_LE, other_LE) in enumerate(zip(store.masks[start:stop], others, strict=True), start):
             line, table = difference(store, index, mask_LE, other_LE)
             table["risk_diff"] = risk_diff_BLE[index - start][table["layer"], table["expert"]]
@@ -76,24 +72,3 @@ def _against(store: MaskStore, masks_of: Callable[[range], ExpertMasks], facts: 
         "mean_jaccard": float(by_batch["jaccard"].mean()),
     }
     return View(facts, {"batches": by_batch, "experts that differ": by_expert})
-
-
-def changed_rule(rule: Rule, words: Mapping[str, str], allowed: Collection[str]) -> Rule:
-    """The rule with another name, one of `allowed`, or other parameters, given as text.
-
-    Raises:
-        UserError: there is no such rule or parameter, or the value is none that the configuration would take.
-    """
-    name = words.get("name", rule.name)
-    if "name" in words and name not in allowed:
-        raise UserError(f"no rule {shown(name)} that needs counts only: expected {', '.join(sorted(allowed))}")
-    changed = rule.like(RULES[name])
-    known = [field.name for field in dataclasses.fields(changed)]
-    values: dict[str, Any] = {}
-    for key, word in words.items():
-        if key == "name":
-            continue
-        if key not in known:
-            raise UserError(f"the rule {name} has no parameter {shown(key)}: expected {', '.join(known)}")
-        values[key] = from_words(f"analysis.{key}", [word], f"{key}={word}")
-    return dataclasses.replace(changed, **values)

@@ -42,7 +42,7 @@ def summary(store: MaskStore) -> View:
         "dist_moe_version": store.dist_moe_version,
         "selection_rule": stored_rule(store).facts,
         "counted_tokens": store.counted_tokens,
-        "prompts": len(store.prompts),
+        "prompts": int(store.arms_B2.sum()),
         "batches": len(num_B),
         "moe_layers": union_LE.shape[0],
         "experts_per_layer": union_LE.shape[1],
@@ -53,10 +53,12 @@ def summary(store: MaskStore) -> View:
         "batches_with_none": int((num_B == 0).sum()),
         "union_experts": int(union_LE.sum()),
         "all_experts": union_LE.size,
-        "arms": store.attributes.get("arms", {}),
-        "warnings": list(store.warnings),
+        "revision": store.revision,
+        "counts": store.counts_digest,
         "provenance": store.provenance,
     }
+    if store.has_counts:
+        facts |= {"arms": store.counts.attributes.get("arms", {}), "warnings": list(store.counts.warnings)}
     return View(facts, {"batches": batches, "layers": layers})
 
 
@@ -70,12 +72,10 @@ def layers(store: MaskStore) -> View:
     masks_BLE = store.masks[:]
     num_BL = masks_BLE.sum(axis=2)
     k = store.experts_per_token
+    rates = store.counts.a_unsafe_n
     slots_BL = np.where(num_BL == 0, 1.0, np.minimum(num_BL, k) / k)
     kept_BL = np.concatenate(
-        [
-            (store.a_unsafe_n[start:stop] * masks_BLE[start:stop]).sum(axis=2) / k
-            for start, stop in store.a_unsafe_n.slabs(0, len(masks_BLE))
-        ]
+        [(rates[start:stop] * masks_BLE[start:stop]).sum(axis=2) / k for start, stop in rates.slabs(0, len(masks_BLE))]
     )
     kept_BL = np.where(num_BL == 0, 1.0, kept_BL)
     table = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""From an older pickle to a mask store, where it has the router's logits of all prompts."""
+"""From an older pickle to a counts store, where it has the router's logits of all prompts."""
 
 import hashlib
 from pathlib import Path
@@ -6,30 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from dist_moe.data.index import BatchIndex
 from dist_moe.errors import UserError
-from dist_moe.rules import Rule
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.names import expert_name
 from dist_moe.stats.table import risk_table
-from dist_moe.store.contents import BatchResults, StorePlan
+from dist_moe.store.counts_plan import CountsPlan
 from dist_moe.store.pickles.older import Older
-from dist_moe.store.recompute import recomputed_masks
 
 UNKNOWN = "unknown: imported"
 
 
-def plan_and_results(older: Older, rule: Rule) -> tuple[StorePlan, BatchResults]:
-    """What a store is written from: counts from the file's logits, and masks selected from them by `rule`.
-
-    The file's own lists are not taken over, as they may come from no rule that there is.
+def plan_and_counts(older: Older) -> tuple[CountsPlan, RoutingCounts]:
+    """What a counts store is written from: counts from the file's logits.
 
     Raises:
-        UserError: the file has no logits of the prompts, or they do not fit together.
+        UserError: the file has no logits of the prompts, they do not fit together, or an arm of a batch has none.
     """
     data, k = older.contents.get("batch_data_list"), older.contents.get("num_experts_per_tok")
     if not isinstance(data, list) or not data or type(k) is not int:
         raise UserError(
-            f"{older.path} has no batch_data_list with its prompts' routing and num_experts_per_tok, so no mask store "
+            f"{older.path} has no batch_data_list with its prompts' routing and num_experts_per_tok, so no counts "
             "can be made of it: write its tables instead (--out NAME.parquet or NAME.csv)"
         )
     counts, unsafe, batch_of = [], [], []
@@ -48,17 +45,21 @@ def plan_and_results(older: Older, rule: Rule) -> tuple[StorePlan, BatchResults]
     unsafe_P, batch_of_P = np.array(unsafe), np.array(batch_of)
     names = [f"{older.path} batch {batch}" for batch in range(len(data))]
     all_counts = RoutingCounts(counts_PLE, tokens_P, k)
-    risk = risk_table(all_counts, unsafe_P, batch_of_P, len(data), names)
+    risk_table(all_counts, unsafe_P, batch_of_P, len(data), names)  # for its error
     digest = hashlib.sha256(older.path.read_bytes()).hexdigest()
-    plan = StorePlan(
+    index = BatchIndex(
+        ids=tuple(hashlib.sha256(f"{digest} {batch}".encode()).hexdigest()[:16] for batch in range(len(data))),
+        categories=(UNKNOWN,) * len(data),
+        starts_B1=np.searchsorted(batch_of_P, np.arange(len(data) + 1)),
         prompt_ids=tuple(f"batch {batch} prompt {number}" for number, batch in enumerate(batch_of)),
         unsafe_P=unsafe_P,
-        batch_of_P=batch_of_P,
-        batch_ids=tuple(hashlib.sha256(f"{digest} {batch}".encode()).hexdigest()[:16] for batch in range(len(data))),
-        categories=(UNKNOWN,) * len(data),
+        cluster_P=None,
+        pair_P=None,
+    )
+    plan = CountsPlan(
+        index=index,
         num_experts=counts_PLE.shape[2],
         experts_per_token=k,
-        selection_rule=rule.facts,
         counted_tokens="generated",
         layer_names=tuple(f"layer {layer}" for layer in range(counts_PLE.shape[1])),
         provenance={
@@ -66,10 +67,8 @@ def plan_and_results(older: Older, rule: Rule) -> tuple[StorePlan, BatchResults]
             "imported_from": older.path.name,
             "imported_sha256": digest,
         },
-        statistics={},
     )
-    masks = recomputed_masks(all_counts, unsafe_P, batch_of_P, len(data), rule)
-    return plan, BatchResults(counts=all_counts, risk=risk, masks=masks)
+    return plan, all_counts
 
 
 def _counts(path: Path, batch: int, logits_LTE: Any, k: int) -> tuple[np.ndarray, int]:

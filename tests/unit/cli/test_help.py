@@ -9,6 +9,7 @@ from dist_moe.cli.main import command_tree, main
 from dist_moe.config.describe import described
 
 READ = {
+    "count": ("model", "data", "batches", "analysis"),
     "analyze": ("model", "data", "batches", "analysis"),
     "train": ("model", "data", "batches", "train", "parallel", "checkpoint", "evaluation"),
     "config show": ("model", "data", "batches", "analysis", "train", "parallel", "checkpoint", "evaluation"),

@@ -136,7 +136,7 @@ def test_reader_the_commands_with_and_without_leftovers(clean: Path, tmp_path: P
     first, second = stores
     assert first.masks[:].any()
     assert (first.masks[:] == second.masks[:]).all()
-    assert (first.risk_diff[:] == second.risk_diff[:]).all()
+    assert (first.counts.risk_diff[:] == second.counts.risk_diff[:]).all()
     assert first.provenance["model_hash"] == second.provenance["model_hash"]
     exports = [
         AutoModelForCausalLM.from_pretrained(tmp_path / kind / "out").state_dict() for kind in ("clean", "dirty")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dist_moe.report import plots
-from dist_moe.store import MaskStore, write_store
-from tests.unit.store.example import tiled_contents, write_example
+from dist_moe.store import MaskStore
+from tests.unit.store.example import tiled_contents, write_contents, write_example
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_very_many_batches_are_shown_by_category(store, monkeypatch):
 
 
 def test_growth(tmp_path):
-    write_store(tmp_path / "masks.zarr", *tiled_contents(2))
+    write_contents(tmp_path / "masks.zarr", tiled_contents(2))
     store = MaskStore.open(tmp_path / "masks.zarr")
     stored, mean = plots.growth_figure(store).axes[0].lines
     assert stored.get_ydata().tolist() == [1, 2, 2, 2, 2, 2]

@@ -5,10 +5,19 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.report import views
-from dist_moe.rules.significant import Significant
+from dist_moe.rules import RULES
+from dist_moe.select.choose import population_of, selected, sums_of
 from dist_moe.stats.masks import ExpertMasks
-from dist_moe.store import MaskStore, write_store
-from tests.unit.store.example import BATCH_IDS, PROVENANCE, example_contents, write_example
+from dist_moe.stats.settings import StatisticsConfig
+from dist_moe.store import MaskStore
+from tests.unit.store.example import (
+    BATCH_IDS,
+    PROVENANCE,
+    example_contents,
+    tiled_contents,
+    write_contents,
+    write_example,
+)
 
 
 @pytest.fixture
@@ -38,7 +47,9 @@ def test_summary(store):
         "batches_with_none": 0,
         "union_experts": 2,
         "all_experts": 8,
-        "arms": store.attributes["arms"],
+        "revision": 0,
+        "counts": store.counts.digest,
+        "arms": store.counts.attributes["arms"],
         "warnings": [],
         "provenance": PROVENANCE,
     }
@@ -57,7 +68,7 @@ def test_summary_counts_layers_with_k_experts_as_full(tmp_path):
     masks_BLE = np.zeros((3, 2, 4), bool)
     masks_BLE[0, 0, :2] = True
     masks_BLE[0, 1, :3] = True
-    write_store(tmp_path / "masks.zarr", *example_contents().changed(masks=ExpertMasks(masks_BLE)))
+    write_contents(tmp_path / "masks.zarr", example_contents().changed(masks=ExpertMasks(masks_BLE)))
     view = views.summary(MaskStore.open(tmp_path / "masks.zarr"))
     assert rows(view.tables["batches"], "layers_with_none", "layers_below_k") == [[0, 0], [2, 0], [2, 0]]
     assert view.facts["batches_with_none"] == 2
@@ -119,7 +130,7 @@ def test_overlap(store):
 @pytest.mark.parametrize("name", ["category", "batch", "0"])
 def test_a_category_may_have_the_name_of_a_column(tmp_path, name):
     contents = example_contents().changed(categories=(name, name, "heists"))
-    write_store(tmp_path / "masks.zarr", *contents)
+    write_contents(tmp_path / "masks.zarr", contents)
     store = MaskStore.open(tmp_path / "masks.zarr")
     assert views.overlap(store).tables["Jaccard, categories"]["jaccard"].tolist() == [0.5]
     assert views.category(store, name).facts["batches"] == [0, 1]
@@ -224,11 +235,11 @@ def test_diff_of_stores_with_other_masks_facts_and_batches(store, tmp_path):
     masks_BLE[2] = [[True, False, False, False], [False, False, False, False]]
     other = example_contents().changed(
         masks=ExpertMasks(masks_BLE),
-        batch_ids=("aa", *BATCH_IDS[1:]),
+        ids=("aa", *BATCH_IDS[1:]),
         provenance=PROVENANCE | {"seed": 8},
     )
-    write_store(tmp_path / "other.zarr", *other)
-    view = views.diff(store, MaskStore.open(tmp_path / "other.zarr"))
+    (tmp_path / "other").mkdir()
+    view = views.diff(store, MaskStore.open(write_contents(tmp_path / "other" / "masks.zarr", other)))
     assert view.facts["same"] is False
     assert view.facts["batches_in_both"] == 2
     assert view.facts["batches_with_other_masks"] == 1
@@ -242,12 +253,13 @@ def test_diff_of_stores_with_other_masks_facts_and_batches(store, tmp_path):
         [2, "L00_E00", False, True],
         [2, "L01_E03", True, False],
     ]
-    assert facts.to_numpy().tolist() == [["provenance.seed", 7, 8]]
+    digests = [each.counts_digest for each in (store, MaskStore.open(tmp_path / "other" / "masks.zarr"))]
+    assert facts.to_numpy().tolist() == [["counts", *digests], ["provenance.seed", 7, 8]]
     assert only.to_numpy().tolist() == [["first", BATCH_IDS[0], "hexes"], ["second", "aa", "hexes"]]
 
 
 def test_diff_says_in_what_measurements_of_provenance_alike_differ(store, tmp_path):
-    counts = example_contents().results.counts
+    counts = example_contents().counts
     counts_PLE, tokens_P, gates_PLE = counts.counts_PLE.copy(), counts.tokens_P.copy(), counts.tables["gates"].copy()
     counts_PLE[3, 0, :2] += -1, 1
     counts_PLE[2, 1, :2] += 3, -3
@@ -255,8 +267,9 @@ def test_diff_says_in_what_measurements_of_provenance_alike_differ(store, tmp_pa
     gates_PLE[0, 1, 2] += 0.25
     tables = {"gates": gates_PLE, "extra": counts.tables["prefill_tokens"]}
     changed = dataclasses.replace(counts, counts_PLE=counts_PLE, tokens_P=tokens_P, tables=tables)
-    write_store(tmp_path / "other.zarr", *example_contents().changed(counts=changed))
-    view = views.diff(store, MaskStore.open(tmp_path / "other.zarr"))
+    (tmp_path / "other").mkdir()
+    other = write_contents(tmp_path / "other" / "masks.zarr", example_contents().changed(counts=changed))
+    view = views.diff(store, MaskStore.open(other))
     assert view.facts["same"] is False
     assert view.facts["batches_measured_otherwise"] == 3
     assert view.facts["measured_otherwise"] == "gates, prefill_tokens, extra, counts, tokens"
@@ -287,30 +300,28 @@ def test_diff_of_rules(store):
     assert experts["Layer_Expert"][experts["in_second"]].tolist() == ["L00_E00", "L00_E01", "L01_E00", "L01_E02"]
 
 
-def test_recheck(store, tmp_path):
-    assert views.recheck(store).facts == {
-        "store": str(store.path),
-        "batches": 3,
-        "masks_computed": True,
-        "batches_that_differ": 0,
-        "same": True,
-    }
-    risk = example_contents().results.risk
-    safe_BLE = risk.a_safe_n_BLE.copy()
-    safe_BLE[0, 1, 1] = np.nextafter(safe_BLE[0, 1, 1], 2)
-    changed = example_contents().changed(risk=dataclasses.replace(risk, a_safe_n_BLE=safe_BLE))
-    write_store(tmp_path / "other.zarr", *changed)
-    view = views.recheck(MaskStore.open(tmp_path / "other.zarr"))
-    assert rows(view.tables["batches that differ"], "batch", "rates", "mask", "mask_hash") == [[0, False, True, True]]
+def test_diff_of_a_rule_that_tests_is_what_select_would_write(tmp_path):
+    store = MaskStore.open(write_contents(tmp_path / "masks.zarr", tiled_contents(4)))
+    counts, rule = store.counts, RULES["random"](threshold=0.05, top_k=50)
+    population = population_of(sums_of(counts, batches) for batches in counts.steps())
+    masks = selected(counts, range(12), rule, StatisticsConfig(), population, progress=False).masks
+    _, experts = views.diff_rule(store, {"name": "random"}).tables.values()
+    for batch, mask_LE in enumerate(masks.masks_BLE):
+        here = experts[(experts["batch"] == batch) & experts["in_second"]]
+        only = mask_LE & ~store.masks[batch]
+        assert [*zip(here["layer"], here["expert"], strict=True)] == [*zip(*np.nonzero(only), strict=True)]
 
 
-def test_recheck_of_a_rule_that_needs_more_than_the_counts(tmp_path):
-    contents = example_contents()
-    rule = Significant().facts
-    masks = ExpertMasks(~contents.results.masks.masks_BLE)
-    write_store(tmp_path / "masks.zarr", *contents.changed(selection_rule=rule, masks=masks))
-    view = views.recheck(MaskStore.open(tmp_path / "masks.zarr"))
-    assert (view.facts["same"], view.facts["masks_computed"]) == (True, False)
-    assert rows(view.tables["batches"], "rates", "mask", "mask_hash") == [[True, None, True]] * 3
-    with pytest.raises(UserError, match="masks by the rule significant cannot be computed from counts alone"):
-        views.diff_rule(MaskStore.open(tmp_path / "masks.zarr"), {"alpha": "0.1"})
+def test_views_without_the_counts(store, tmp_path):
+    (tmp_path / "counts.zarr").rename(tmp_path / "gone.zarr")
+    alone = MaskStore.open(store.path)
+    assert "arms" not in views.summary(alone).facts
+    assert len(views.overlap(alone).tables) == 3
+    assert views.diff(alone, alone).facts["same"] is True
+    with pytest.raises(UserError, match="holds masks only"):
+        views.batch(alone, "0")
+
+
+def test_a_rule_that_needs_what_was_not_measured_is_refused(store):
+    with pytest.raises(UserError, match=r"the rule gradient needs gradients, which .*counts.zarr does not have"):
+        views.diff_rule(store, {"name": "gradient"})

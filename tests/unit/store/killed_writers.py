@@ -31,7 +31,7 @@ def write(path: Path, writer: int) -> None:
     store = StoreWriter(path, CONTENTS.plan)
     for batches in store.missing:
         if batches.start // ROWS % NUM_WRITERS == writer:
-            store.write(batches, CONTENTS.results.of(CONTENTS.plan, batches))
+            store.write(batches, CONTENTS.plan.cut(CONTENTS.results, batches))
     if not store.missing:
         store.seal()
 
@@ -101,7 +101,7 @@ def state(path: Path) -> str:
 
 def main(root: Path) -> None:
     dist_moe.files.sync = lambda _: None  # a killed process loses nothing that the kernel has, and a disk is slow
-    write_store(root / "undisturbed.zarr", *CONTENTS)
+    write_store(root / "undisturbed.zarr", CONTENTS.plan, CONTENTS.results)
     expected = visible(root / "undisturbed.zarr")
     chance = random.Random(0)
     assert forked(write, root / "counted.zarr", 0) == 0

@@ -5,16 +5,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dist_moe.errors import UserError
-from dist_moe.store import MaskStore, write_store
+from dist_moe.store import MaskStore
 from dist_moe.store.copy import copy_store
-from tests.unit.store.example import example_contents, tiled_contents
+from tests.unit.store.example import example_contents, tiled_contents, write_contents
 from tests.unit.store.killed_writers import visible
 
 
 @pytest.fixture
 def path(tmp_path):
-    write_store(tmp_path / "masks.zarr", *tiled_contents(50))  # several files an array
-    return tmp_path / "masks.zarr"
+    return write_contents(tmp_path / "masks.zarr", tiled_contents(50))  # several files an array
 
 
 @pytest.fixture
@@ -69,9 +68,9 @@ def test_a_copy_that_breaks_off_is_no_store(path, memory, monkeypatch):
 
 
 def test_a_copy_to_a_directory_that_breaks_off_leaves_nothing(path, tmp_path):
-    (file,) = path.glob("prompt_ids/c/0")
+    (file,) = path.glob("batch_ids/c/0")
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"{path} is damaged: array prompt_ids is not as it was written"):
+    with pytest.raises(UserError, match=f"{path} is damaged: array batch_ids is not as it was written"):
         copy_store(MaskStore.open(path), str(tmp_path / "out" / "copy.zarr"))
     assert not (tmp_path / "out").exists()
 
@@ -79,7 +78,7 @@ def test_a_copy_to_a_directory_that_breaks_off_leaves_nothing(path, tmp_path):
 @pytest.mark.parametrize("key", ["masks/c", "masks/zarr.json", "masks/SHA256SUMS"])
 def test_damage_is_not_copied(tmp_path, memory, key):
     path = tmp_path / "masks.zarr"
-    write_store(path, *tiled_contents(50))
+    write_contents(path, tiled_contents(50))
     file = path / key if (path / key).is_file() else min(f for f in (path / key).rglob("*") if f.is_file())
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -92,7 +91,7 @@ def test_damage_is_not_copied(tmp_path, memory, key):
 
 def test_a_root_that_changed_since_it_was_opened_is_not_copied(tmp_path, memory):
     path = tmp_path / "masks.zarr"
-    write_store(path, *tiled_contents(50))
+    write_contents(path, tiled_contents(50))
     store = MaskStore.open(path)
     (path / "zarr.json").write_text((path / "zarr.json").read_text().replace("prompt", "answer", 1))
     with pytest.raises(UserError, match=r"is damaged: zarr.json is not as it was"):
@@ -126,7 +125,7 @@ def test_a_place_that_holds_something_is_refused(path, tmp_path, memory, what):
     ],
 )
 def test_a_url_where_nothing_can_be_written_is_one_line(tmp_path, place, message):
-    write_store(tmp_path / "masks.zarr", *example_contents())
+    write_contents(tmp_path / "masks.zarr", example_contents())
     with pytest.raises(UserError) as error:
         copy_store(MaskStore.open(tmp_path / "masks.zarr"), place)
     assert message in str(error.value)

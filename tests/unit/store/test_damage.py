@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from dist_moe.errors import UserError
-from dist_moe.store import MaskStore
+from dist_moe.store import Counts, MaskStore
 from tests.unit.store.example import write_example
 
 # Dies at the given moment of a write, as by `kill -9`.
@@ -30,7 +30,7 @@ if moment == "before the rename":
 else:
     put = write.StoreWriter._put
     write.StoreWriter._put = lambda self, key, data: die() if key.startswith(moment) else put(self, key, data)
-write.write_store(path, *example_contents())
+write.write_store(path, *example_contents()[2:])
 """
 
 
@@ -82,17 +82,17 @@ def test_foreign_json(tmp_path, text):
 
 
 def test_newer_version(path):
-    edit_root(path, lambda attributes: attributes.update(format_version=3))
+    edit_root(path, lambda attributes: attributes.update(format_version=4))
     message = refused(path)
-    assert "has format version 3" in message
-    assert "reads up to 2: update dist_moe" in message
+    assert "has format version 4" in message
+    assert "reads 3: update dist_moe" in message
 
 
 def test_older_version(path):
-    edit_root(path, lambda attributes: attributes.update(format_version=1))
+    edit_root(path, lambda attributes: attributes.update(format_version=2))
     message = refused(path)
-    assert "has format version 1, which an older dist_moe wrote" in message
-    assert message.endswith("run the analysis again")
+    assert "has format version 2, which an older dist_moe wrote" in message
+    assert message.endswith("does not read: select or analyze again")
 
 
 def test_no_marker(path):
@@ -130,7 +130,7 @@ def test_any_flipped_bit_of_the_metadata_is_refused(path):
 
 def test_a_flipped_bit_of_any_array_is_refused(path):
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file != path / "zarr.json"]
-    assert len(files) == 45  # 15 arrays: metadata, digests and one shard each
+    assert len(files) == 18  # 6 arrays: metadata, digests and one shard each
     chance = random.Random(0)
     for file in files:
         whole = file.read_bytes()
@@ -160,8 +160,8 @@ def test_lost_and_added_files(path, kind):
 
 
 def test_a_resized_array_is_refused(path):
-    zarr.open_group(path, mode="r+")["risk_diff"].resize((2, 2, 4))
-    assert "array risk_diff is not as it was written" in refused(path)
+    zarr.open_group(path, mode="r+")["masks"].resize((2, 2, 1))
+    assert "array masks is not as it was written" in refused(path)
 
 
 def test_files_of_a_file_system_do_not_count(path):
@@ -169,25 +169,26 @@ def test_files_of_a_file_system_do_not_count(path):
     MaskStore.open(path).check()
 
 
+def damage(path, array):
+    (shard,) = (file for file in (path / array / "c").rglob("*") if file.is_file())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("array", "use"),
     [
         ("masks", lambda store: store.masks[0]),
         ("masks", lambda store: store.union()),
-        ("risk_diff", lambda store: store.unsafe_experts(0)),
-        ("a_safe_n", lambda store: store.batch_table(0)),
-        ("a_unsafe_n", lambda store: store.mean_of_batches),
-        ("prompt_counts", lambda store: store.aggregated),
-        ("prompt_tokens", lambda store: store.prompts),
+        ("batch_signs", lambda store: store.signs_B3),
         ("batch_ids", lambda store: store.batches),
+        ("batch_prompts", lambda store: store.arms_B2),
         ("batch_mask_hashes", lambda store: store.check()),
     ],
 )
 def test_nothing_damaged_is_decoded(path, array, use):
-    (shard,) = (file for file in (path / array / "c").rglob("*") if file.is_file())
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
+    damage(path, array)
     store = MaskStore.open(path)
     with pytest.raises(UserError, match=f"array {array} is not as it was written"):
         use(store)
@@ -196,7 +197,34 @@ def test_nothing_damaged_is_decoded(path, array, use):
 
 
 @pytest.mark.parametrize(
-    "moment", ["prompt_ids", "prompt_counts", ".writing/step", "masks", "zarr.json", "before the rename"]
+    ("array", "use"),
+    [
+        ("prompt_counts", lambda counts: counts.risk_diff[0]),
+        ("prompt_counts", lambda counts: counts.aggregated),
+        ("prompt_tokens", lambda counts: counts.prompts),
+        ("prompt_gates", lambda counts: counts.of_batches(range(1))),
+        ("prompt_batch", lambda counts: counts.index),
+        ("batch_ids", lambda counts: counts.mean_of_batches),
+    ],
+)
+def test_nothing_damaged_of_counts_is_decoded(path, array, use):
+    damage(path.parent / "counts.zarr", array)
+    counts = Counts.open(path.parent / "counts.zarr")
+    with pytest.raises(UserError, match=f"array {array} is not as it was written"):
+        use(counts)
+    with pytest.raises(UserError, match=f"array {array} is not as it was written"):
+        counts.check()
+
+
+def test_one_kind_of_store_is_not_taken_for_the_other(path):
+    with pytest.raises(UserError, match=r"is no counts store: its zarr\.json does not say format"):
+        Counts.open(path)
+    with pytest.raises(UserError, match=r"is no mask store: its zarr\.json does not say format"):
+        MaskStore.open(path.parent / "counts.zarr")
+
+
+@pytest.mark.parametrize(
+    "moment", ["batch_ids", "batch_signs", ".writing/step", "masks", "zarr.json", "before the rename"]
 )
 def test_a_killed_write_leaves_nothing_that_opens(tmp_path, moment):
     path = tmp_path / "masks.zarr"

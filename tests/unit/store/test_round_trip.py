@@ -9,6 +9,7 @@ import pytest
 import zarr
 
 import dist_moe
+from dist_moe.data.index import BatchIndex
 from dist_moe.errors import UserError
 from dist_moe.report.views.experts import overall
 from dist_moe.rules.threshold_top_k import ThresholdTopK
@@ -16,14 +17,18 @@ from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.order import unsafe_experts
 from dist_moe.stats.table import risk_table
-from dist_moe.store import BatchInfo, BatchResults, MaskStore, StorePlan, read, write_store
+from dist_moe.store import BatchInfo, CountsPlan, MaskPlan, MaskResults, MaskStore, write_store
+from dist_moe.store import counts as counts_module
 from tests.unit.store.example import (
     BATCH_IDS,
     CATEGORIES,
     COUNTS_PLE,
     PROVENANCE,
+    Contents,
     example_contents,
     tiled_contents,
+    write_contents,
+    write_counts,
     write_example,
 )
 
@@ -34,18 +39,46 @@ def store(tmp_path):
 
 
 def test_arrays_come_back_bit_for_bit(store):
-    plan, results = example_contents()
-    assert store.masks[:].tobytes() == results.masks.masks_BLE.tobytes()
-    assert store.risk_diff[:].tobytes() == results.risk.risk_diff_BLE.tobytes()
-    assert store.a_safe_n[:].tobytes() == results.risk.a_safe_n_BLE.tobytes()
-    assert store.a_unsafe_n[:].tobytes() == results.risk.a_unsafe_n_BLE.tobytes()
-    np.testing.assert_array_equal(store.prompt_counts[:], COUNTS_PLE)
-    assert store.prompts.to_dict(orient="list") == {
-        "id": list(plan.prompt_ids),
+    contents, counts = example_contents(), store.counts
+    assert store.masks[:].tobytes() == contents.results.masks.masks_BLE.tobytes()
+    np.testing.assert_array_equal(counts.prompt_counts[:], COUNTS_PLE)
+    assert counts.prompts.to_dict(orient="list") == {
+        "id": list(contents.plan.index.prompt_ids),
         "unsafe": [False, True] * 3,
         "batch": [0, 0, 1, 1, 2, 2],
         "tokens": [10, 10, 10, 10, 20, 20],
     }
+    assert store.arms_B2.tolist() == [[1, 1]] * 3
+    assert store.signs_B3.tolist() == [[1, 0, 0], [2, 0, 0], [1, 0, 0]]
+
+
+def test_rates_are_computed_from_the_counts(store):
+    """As the definition says, in a loop of its own."""
+    counts = store.counts
+    for batch in range(3):
+        safe_LE, unsafe_LE = COUNTS_PLE[2 * batch], COUNTS_PLE[2 * batch + 1]
+        tokens = 20 if batch == 2 else 10
+        assert counts.a_safe_n[batch].tobytes() == (safe_LE / tokens).tobytes()
+        assert counts.a_unsafe_n[batch].tobytes() == (unsafe_LE / tokens).tobytes()
+        assert counts.risk_diff[batch].tobytes() == (unsafe_LE / tokens - safe_LE / tokens).tobytes()
+    assert counts.risk_diff[:].shape == counts.risk_diff.shape == (3, 2, 4)
+    assert counts.risk_diff[:, 1, 3].tolist() == [0.0, 0.9 - 0.5, 0.8 - 0.5]
+    assert counts.risk_diff[3:3].shape == (0, 2, 4)
+
+
+def test_counts_that_are_not_there_or_others_are_one_line(tmp_path):
+    path = write_example(tmp_path / "masks.zarr")
+    (tmp_path / "counts.zarr").rename(tmp_path / "moved.zarr")
+    store = MaskStore.open_whole(path)
+    assert store.union().any()  # what training needs is there
+    assert not store.has_counts
+    with pytest.raises(UserError, match=rf"^{path} holds masks only, .* is not at {tmp_path}/counts.zarr: put it"):
+        store.unsafe_experts(0)
+    store.counts_place = tmp_path / "moved.zarr"
+    assert store.unsafe_experts(0) == [(0, 2)]
+    write_counts(tmp_path / "counts.zarr", example_contents().changed(tokens_P=np.array([10, 10, 10, 10, 20, 21])))
+    with pytest.raises(UserError, match=rf"^{path} was selected from other counts than {tmp_path}/counts.zarr: digest"):
+        MaskStore.open(path).batch_table(0)
 
 
 def test_one_batch_is_numpy(store):
@@ -53,7 +86,7 @@ def test_one_batch_is_numpy(store):
     assert isinstance(mask_LE, np.ndarray)
     assert mask_LE.dtype == np.bool_
     assert mask_LE.tolist() == [[False, False, True, False], [False, False, False, True]]
-    np.testing.assert_allclose(store.risk_diff[1], [[0, -0.6, 0.6, 0], [-0.4, 0, 0, 0.4]])
+    np.testing.assert_allclose(store.counts.risk_diff[1], [[0, -0.6, 0.6, 0], [-0.4, 0, 0, 0.4]])
     assert len(store.masks) == 3
     assert store.masks.shape == (3, 2, 4)
     assert store.masks[:, 0, 2].tolist() == [True, True, False]
@@ -93,28 +126,37 @@ def test_unsafe_experts_are_those_of_the_mask_in_order_of_risk(tmp_path):
     rng = np.random.default_rng(0)
     tokens_P = np.full(40, 50)
     counts = RoutingCounts(rng.multinomial(50, [1 / 16] * 16, (40, 4)), tokens_P, 1)
-    unsafe_P, batch_of_P = np.arange(40) % 2 == 0, np.arange(40) // 8
-    risk = risk_table(counts, unsafe_P, batch_of_P, 5, ["x"] * 5)
+    index = BatchIndex(
+        ids=tuple("abcde"),
+        categories=tuple("vwxyz"),
+        starts_B1=np.arange(6) * 8,
+        prompt_ids=tuple(map(str, range(40))),
+        unsafe_P=np.arange(40) % 2 == 0,
+        cluster_P=None,
+        pair_P=None,
+    )
+    risk = risk_table(counts, index.unsafe_P, index.batch_of_P, 5, ["x"] * 5)
     rule = ThresholdTopK(threshold=0.01, top_k=7)
     expected = [unsafe_experts(risk_diff_LE, 0.01, 7) for risk_diff_LE in risk.risk_diff_BLE]
     masks_BLE = np.zeros((5, 4, 16), bool)
     for batch, experts in enumerate(expected):
         masks_BLE[batch, *np.transpose(experts)] = True
-    plan = StorePlan(
-        prompt_ids=tuple(map(str, range(40))),
-        unsafe_P=unsafe_P,
-        batch_of_P=batch_of_P,
-        batch_ids=tuple("abcde"),
-        categories=tuple("vwxyz"),
-        num_experts=16,
-        experts_per_token=1,
-        selection_rule=rule.facts,
-        counted_tokens="all",
-        layer_names=tuple("klmn"),
-        provenance=PROVENANCE,
-        statistics={},
+    facts = {
+        "index": index,
+        "num_experts": 16,
+        "experts_per_token": 1,
+        "counted_tokens": "all",
+        "layer_names": tuple("klmn"),
+        "provenance": PROVENANCE,
+    }
+    masks = ExpertMasks(masks_BLE)
+    contents = Contents(
+        CountsPlan(**facts),
+        counts,
+        MaskPlan(selection_rule=rule.facts, counts_digest="", **facts),
+        MaskResults(masks=masks, signs_B3=MaskResults.signs(masks, risk.risk_diff_BLE)),
     )
-    write_store(tmp_path / "masks.zarr", plan, BatchResults(counts=counts, risk=risk, masks=ExpertMasks(masks_BLE)))
+    write_contents(tmp_path / "masks.zarr", contents)
     store = MaskStore.open(tmp_path / "masks.zarr")
     assert [store.unsafe_experts(batch) for batch in range(5)] == expected
     assert [batch.num_unsafe_experts for batch in store.batches] == [len(experts) for experts in expected]
@@ -133,8 +175,8 @@ def test_batch_table(store):
 # With 1 prompt at a time, slabs of the pooled sum have an empty arm.
 @pytest.mark.parametrize("prompts_at_once", [1, 4, 1024])
 def test_aggregated_is_pooled_over_all_prompts(store, monkeypatch, prompts_at_once):
-    monkeypatch.setattr(read, "PROMPTS_AT_ONCE", prompts_at_once)
-    table = store.aggregated
+    monkeypatch.setattr(counts_module, "PROMPTS_AT_ONCE", prompts_at_once)
+    table = store.counts.aggregated
     assert table["Layer_Expert"].tolist() == [
         *("L00_E02", "L01_E03", "L00_E03", "L01_E01", "L01_E02", "L00_E00", "L00_E01", "L01_E00")
     ]
@@ -144,16 +186,9 @@ def test_aggregated_is_pooled_over_all_prompts(store, monkeypatch, prompts_at_on
 
 
 def test_mean_of_batches_weighs_batches(store):
-    table = store.mean_of_batches
+    table = store.counts.mean_of_batches
     assert table["Layer_Expert"].tolist()[:2] == ["L00_E02", "L01_E03"]
     np.testing.assert_allclose(table["risk_diff"][:2], [1.2 / 3, 0.7 / 3])
-
-
-def test_global_unsafe_experts_obey_top_k(tmp_path):
-    write_store(tmp_path / "masks.zarr", *example_contents(top_k=1))
-    store = MaskStore.open(tmp_path / "masks.zarr")
-    assert overall(store)["Layer_Expert"].tolist() == ["L00_E02"]
-    assert store.unsafe_experts(1) == [(0, 2)]
 
 
 def test_same_contents_same_bytes(tmp_path):
@@ -182,8 +217,8 @@ def test_digests_are_those_of_the_documented_format(tmp_path):
 
 
 def test_other_contents_other_digest(tmp_path):
-    write_store(tmp_path / "one.zarr", *example_contents())
-    write_store(tmp_path / "other.zarr", *example_contents().changed(provenance=PROVENANCE | {"seed": 8}))
+    write_contents(tmp_path / "one.zarr", example_contents())
+    write_contents(tmp_path / "other.zarr", example_contents().changed(provenance=PROVENANCE | {"seed": 8}))
     assert MaskStore.open(tmp_path / "one.zarr").digest != MaskStore.open(tmp_path / "other.zarr").digest
 
 
@@ -205,7 +240,7 @@ def test_reading_changes_nothing(tmp_path):
 
     before = state()
     store = MaskStore.open(path)
-    store.aggregated, store.mean_of_batches, store.batches, store.prompts, store.union()
+    store.counts.aggregated, store.counts.mean_of_batches, store.batches, store.counts.prompts, store.union()
     with pytest.raises(TypeError, match="does not support item assignment"):
         store.masks[0] = True
     store.masks[:][0] = True  # a copy
@@ -215,17 +250,17 @@ def test_reading_changes_nothing(tmp_path):
 def test_an_existing_store_is_kept_unless_told(tmp_path):
     path = write_example(tmp_path / "masks.zarr")
     with pytest.raises(UserError, match=r"masks\.zarr exists: choose another path or remove it"):
-        write_store(path, *example_contents(top_k=1))
+        write_contents(path, example_contents(top_k=1))
     assert MaskStore.open(path).selection_rule["top_k"] == 50
-    write_store(path, *example_contents(top_k=1), overwrite=True)
+    write_store(path, *example_contents(top_k=1)[2:], overwrite=True)
     assert MaskStore.open(path).selection_rule["top_k"] == 1
 
 
 def test_many_batches_are_few_files(tmp_path):
     many = tiled_contents(200)
-    write_store(tmp_path / "masks.zarr", *many)
+    write_contents(tmp_path / "masks.zarr", many)
     # 600 batches: ten files of up to 64.
     assert {path.name for path in (tmp_path / "masks.zarr" / "masks" / "c").iterdir()} == set("0123456789")
     store = MaskStore.open(tmp_path / "masks.zarr")
     assert all(store.masks[batch].tolist() == store.masks[batch % 3].tolist() for batch in (62, 63, 64, 599))
-    np.testing.assert_allclose(store.aggregated["risk_diff"][:2], [0.3, 0.25])
+    np.testing.assert_allclose(store.counts.aggregated["risk_diff"][:2], [0.3, 0.25])

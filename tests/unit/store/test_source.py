@@ -21,29 +21,37 @@ def url(tmp_path):
 
 
 def test_a_url_is_read_as_a_path(url):
-    store = MaskStore.open(url)
-    plan, results = example_contents()
+    store, contents = MaskStore.open(url), example_contents()
     assert store.path == URL
-    np.testing.assert_array_equal(store.masks[1], results.masks.masks_BLE[1])
-    assert store.prompt_counts[:].tobytes() == results.counts.counts_PLE.astype(np.int32).tobytes()
-    assert store.batch_ids == plan.batch_ids
+    np.testing.assert_array_equal(store.masks[1], contents.results.masks.masks_BLE[1])
+    assert store.batch_ids == contents.plan.index.ids
     store.check()
+
+
+def test_counts_are_looked_for_beside_it(url, tmp_path):
+    memory, store = fsspec.filesystem("memory"), MaskStore.open(url)
+    with pytest.raises(UserError, match=r"what they were selected from is not at memory://bucket/counts\.zarr: put it"):
+        store.batch_table(0)
+    memory.put(str(tmp_path / "counts.zarr"), "/bucket/counts.zarr", recursive=True)
+    found = MaskStore.open(url).counts
+    assert found.path == "memory://bucket/counts.zarr"
+    assert found.prompt_counts[:].tobytes() == example_contents().counts.counts_PLE.astype(np.int32).tobytes()
 
 
 def test_damage_behind_a_url(url):
     memory = fsspec.filesystem("memory")
-    (key,) = (key for key in memory.find("/bucket/masks.zarr/risk_diff/c"))
+    (key,) = (key for key in memory.find("/bucket/masks.zarr/masks/c"))
     whole = memory.cat_file(key)
     store = MaskStore.open(url)
     memory.pipe_file(key, whole[:-1])
-    with pytest.raises(UserError, match=f"{URL} is damaged: array risk_diff is not as it was written"):
+    with pytest.raises(UserError, match=f"{URL} is damaged: array masks is not as it was written"):
         store.check()
     memory.rm(key)
-    with pytest.raises(UserError, match="array risk_diff is not as it was written"):
-        MaskStore.open(url).risk_diff[0]
+    with pytest.raises(UserError, match="array masks is not as it was written"):
+        MaskStore.open(url).masks[0]
     memory.pipe_file(key, whole)
     memory.pipe_file(key[:-1] + "9", b"")
-    with pytest.raises(UserError, match="array risk_diff is not as it was written"):
+    with pytest.raises(UserError, match="array masks is not as it was written"):
         MaskStore.open(url).check()
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from dist_moe.errors import UserError
-from dist_moe.store import MaskStore, write_store
-from tests.unit.store.example import example_contents, write_example
+from dist_moe.store import MaskStore
+from tests.unit.store.example import example_contents, write_contents, write_example
 
 Q_BLE = np.arange(24, dtype=np.float32).reshape(3, 2, 4) / 7
 NULL_B = np.array([4, 0, 9], np.int32)
@@ -12,8 +12,7 @@ NULL_B = np.array([4, 0, 9], np.int32)
 @pytest.fixture
 def path(tmp_path):
     contents = example_contents().changed(statistics={"q_value": Q_BLE, "null_count": NULL_B, "masks": Q_BLE})
-    write_store(tmp_path / "masks.zarr", *contents)
-    return tmp_path / "masks.zarr"
+    return write_contents(tmp_path / "masks.zarr", contents)
 
 
 def test_statistics_come_back_bit_for_bit(path):
@@ -48,5 +47,5 @@ def test_a_damaged_statistic_is_refused(path):
 @pytest.mark.parametrize("values", [Q_BLE.astype(np.float64), Q_BLE[:2], Q_BLE[:, 0]])
 def test_other_types_and_shapes_are_no_statistics(tmp_path, values):
     with pytest.raises(AssertionError):
-        write_store(tmp_path / "masks.zarr", *example_contents().changed(statistics={"q_value": values}))
-    assert not list(tmp_path.iterdir())
+        write_contents(tmp_path / "masks.zarr", example_contents().changed(statistics={"q_value": values}))
+    assert not (tmp_path / "masks.zarr").exists()

@@ -20,11 +20,11 @@ CONTENTS = tiled_contents(50)  # 150 batches: three files of each array
 
 def write(writer, steps):
     for batches in steps:
-        writer.write(batches, CONTENTS.results.of(CONTENTS.plan, batches))
+        writer.write(batches, CONTENTS.plan.cut(CONTENTS.results, batches))
 
 
 def test_parts_in_any_order_are_the_store_of_one_writer(tmp_path):
-    write_store(tmp_path / "one.zarr", *CONTENTS)
+    write_store(tmp_path / "one.zarr", CONTENTS.plan, CONTENTS.results)
     path = tmp_path / "parts.zarr"
     one, other = StoreWriter(path, CONTENTS.plan), StoreWriter(path, CONTENTS.plan)
     assert one.missing == [range(64), range(64, 128), range(128, 150)]
@@ -47,7 +47,7 @@ def test_parts_in_any_order_are_the_store_of_one_writer(tmp_path):
 
 
 def test_two_that_write_the_same_do_no_harm(tmp_path, monkeypatch):
-    write_store(tmp_path / "one.zarr", *CONTENTS)
+    write_store(tmp_path / "one.zarr", CONTENTS.plan, CONTENTS.results)
     path = tmp_path / "parts.zarr"
     one, other = StoreWriter(path, CONTENTS.plan), StoreWriter(path, CONTENTS.plan)
     steps = one.missing
@@ -75,8 +75,7 @@ def test_two_that_write_the_same_do_no_harm(tmp_path, monkeypatch):
             "selection_rule was {'name': 'threshold_top_k', 'thres",
         ),
         ({"counted_tokens": "all"}, "counted_tokens was 'prompt'"),
-        ({"prompt_ids": ("x",) * 300}, "its prompts or batches were others"),
-        ({"categories": ("x",) * 150}, "its prompts or batches were others"),
+        ({"index": dataclasses.replace(CONTENTS.plan.index, categories=("x",) * 150)}, "its prompts or batches were"),
     ],
 )
 def test_a_writer_with_another_plan_is_refused(tmp_path, sealed, change, what):
@@ -91,11 +90,29 @@ def test_a_writer_with_another_plan_is_refused(tmp_path, sealed, change, what):
     assert visible(tmp_path) == before
 
 
+def test_counts_of_other_prompts_are_of_another_plan(tmp_path):
+    StoreWriter(tmp_path / "counts.zarr", CONTENTS.counts_plan)
+    other = dataclasses.replace(CONTENTS.plan.index, prompt_ids=("x",) * 300)
+    with pytest.raises(UserError, match="its prompts or batches were others"):
+        StoreWriter(tmp_path / "counts.zarr", dataclasses.replace(CONTENTS.counts_plan, index=other))
+
+
+def test_counts_in_parts_are_the_store_of_one_writer(tmp_path):
+    plan, counts = CONTENTS.counts_plan, CONTENTS.counts
+    write_store(tmp_path / "one.zarr", plan, counts)
+    one, other = (StoreWriter(tmp_path / "parts.zarr", plan) for _ in range(2))
+    for writer, batches in zip((one, other, one), reversed(one.missing), strict=True):
+        writer.write(batches, plan.cut(counts, batches))
+    other.seal()
+    one.seal()
+    assert visible(tmp_path / "parts.zarr") == visible(tmp_path / "one.zarr")
+
+
 def test_results_must_be_those_of_a_whole_step(tmp_path):
     writer = StoreWriter(tmp_path / "masks.zarr", CONTENTS.plan)
     for batches, results in ((range(63), range(63)), (range(64), range(63)), (range(1, 65), range(1, 65))):
         with pytest.raises(AssertionError):
-            writer.write(batches, CONTENTS.results.of(CONTENTS.plan, results))
+            writer.write(batches, CONTENTS.plan.cut(CONTENTS.results, results))
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ from dist_moe.data.tokens import Encoded
 from dist_moe.measure import parts as parts_module
 from dist_moe.measure.parts import CountedParts
 from dist_moe.parallel.comm import SoloComm
-from dist_moe.parallel.mesh import Mesh
-from dist_moe.select.statistics import selection_rule, statistic_kinds
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.settings import StatisticsConfig
-from dist_moe.store import MaskStore, StorePlan, arrays
-from dist_moe.workflows import analyze
+from dist_moe.store import Counts, CountsPlan, MaskStore, plan
+from dist_moe.workflows import analyze, count
+from dist_moe.workflows.count import Counting
 from tests.batches import batch_index
 
 SIZE, L, E, K = 16, 24, 128, 4
@@ -41,47 +40,45 @@ def peak_bytes(tmp_path, num_batches):
     )
     texts = [str(row) for row in range(SIZE * num_batches)]
     index = batch_index([SIZE] * num_batches, UNSAFE * num_batches, texts, [None] * SIZE * num_batches)
-    rule = selection_rule(config.analysis)
-    plan = StorePlan(
-        prompt_ids=index.prompt_ids,
-        unsafe_P=index.unsafe_P,
-        batch_of_P=index.batch_of_P,
-        batch_ids=index.ids,
-        categories=index.categories,
+    counts_plan = CountsPlan(
+        index=index,
         num_experts=E,
         experts_per_token=K,
-        selection_rule=rule.facts,
         counted_tokens="prompt",
         layer_names=tuple(map(str, range(L))),
         provenance={"model_hash": "m", "tokenizer_hash": "t", "data_hash": "d"},
-        statistics=statistic_kinds(rule, config.analysis.statistics),
     )
     directory = config.run_dir / "analysis"
     comm = SoloComm(torch.device("cpu"))
     tracemalloc.start()
     parts = CountedParts(directory, {}, index, lambda batch: [Encoded((batch,), (), unsafe) for unsafe in UNSAFE])
-    analyze._count(config, SimpleNamespace(pad_id=0), parts, "prompt", Mesh.one_replica(comm))
-    analyze._write(config, parts, plan, comm, SimpleNamespace(alone=lambda: True))
+    counting = Counting(SimpleNamespace(pad_id=0), "prompt", counts_plan, parts)
+    place = count.counted(config, counting, comm)
+    analyze._select(config, place, comm, SimpleNamespace(alone=lambda: True))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    (path,) = directory.glob("*.zarr")
+    (path,) = {*directory.glob("*.zarr")} - {place}
     store = MaskStore.open(path)
     assert len(store.batches) == num_batches
-    assert (store.prompt_counts[:SIZE] == counted(None, parts.rows(0)).counts_PLE).all()
+    assert (Counts.open(place).prompt_counts[:SIZE] == counted(None, parts.rows(0)).counts_PLE).all()
     return peak
 
 
-def seal(config, writer, index):
+def seal(config, counts, writer):
     writer.seal()
 
 
 @pytest.mark.usefixtures("tmp_path")
 def test_memory_does_not_grow_with_the_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(parts_module, "ROWS_AT_ONCE", SIZE)
-    monkeypatch.setattr(arrays, "batches_per_file", lambda num_batches: 1)
+    monkeypatch.setattr(plan, "batches_per_file", lambda num_batches: 1)
     model = SimpleNamespace(describe=lambda: ())
-    for name, function in (("load_model", lambda *_: model), ("count_rows", counted), ("_publish", seal)):
-        monkeypatch.setattr(analyze, name, function)
+    for module, name, function in (
+        (count, "load_model", lambda *_: model),
+        (count, "count_rows", counted),
+        (analyze, "_publish", seal),
+    ):
+        monkeypatch.setattr(module, name, function)
     peak_bytes(tmp_path, 1)  # what is imported and cached once
     few, many = peak_bytes(tmp_path, 4), peak_bytes(tmp_path, 24)
     counts_of_a_batch = 8 * SIZE * L * E

@@ -1,0 +1,133 @@
+"""Look into a mask store: which experts are unsafe, for which batches and categories.
+
+    dist-moe inspect runs/olmoe/masks.zarr                    counts per batch and layer, origin
+    dist-moe inspect runs/olmoe/masks.zarr batch 3            one batch's unsafe experts
+    dist-moe inspect runs/olmoe/masks.zarr expert 8 42        one expert over all batches (or: L08_E42)
+    dist-moe inspect runs/olmoe/masks.zarr layers             experts a layer; what is left of the routing
+    dist-moe inspect runs/olmoe/masks.zarr overlap            Jaccard matrices, experts of many categories
+    dist-moe inspect runs/olmoe/masks.zarr overlap 3 4        what two batches share
+    dist-moe inspect runs/olmoe/masks.zarr categories         all categories: sizes, how alike batches are
+    dist-moe inspect runs/olmoe/masks.zarr category hacking   which experts answer for a category
+    dist-moe inspect runs/olmoe/masks.zarr growth             how the union grows with the batches
+    dist-moe inspect runs/olmoe/masks.zarr aggregated         unsafe experts over all prompts
+    dist-moe inspect runs/olmoe/masks.zarr diff runs/b/masks.zarr         what differs from another store
+    dist-moe inspect runs/olmoe/masks.zarr diff threshold=0.02 top_k=20   what another rule would select
+    dist-moe inspect runs/olmoe/masks.zarr diff name=lowest               likewise, by name
+    dist-moe inspect runs/olmoe/masks.zarr prefill            reading the prompts against answering them
+    dist-moe inspect runs/olmoe/masks.zarr check              compare every file with its digest
+    dist-moe inspect runs/olmoe/masks.zarr plots --out DIR    pictures, PNG and SVG (needs matplotlib)
+
+A store is a directory, or a URL that fsspec knows. Rates are not in it: they are computed from the counts, which are
+looked for beside it, as counts.zarr, or at --counts. A batch is named by its index or its id. Each view takes --json
+(everything) or --csv (the main table). The status is 0, or 2 for a wrong question or store. Nothing is written to the
+store; neither torch nor the model is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dist_moe.cli.arguments import path, text
+from dist_moe.cli.call import Call
+from dist_moe.errors import UserError
+
+if TYPE_CHECKING:
+    from dist_moe.report.views import View
+    from dist_moe.store import MaskStore
+
+
+def add_inspect_command(commands: Any) -> None:
+    """Add it to the subparsers of `dist-moe`."""
+    command = commands.add_parser(
+        "inspect",
+        help="look into a mask store",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("store", type=text, help="the mask store, a directory such as masks.zarr, or a URL")
+    command.add_argument(
+        "view", nargs="*", type=text, help="one of the views above, with its arguments; default: summary"
+    )
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="facts and all tables as JSON")
+    form.add_argument("--csv", action="store_true", help="the main table as CSV")
+    command.add_argument("--out", type=path, help="where plots writes its pictures")
+    command.add_argument("--counts", type=text, help="what the masks were selected from (default: counts.zarr beside)")
+    command.intermixes()
+    command.set_defaults(run_command=_inspect)
+
+
+def _inspect(call: Call) -> int:
+    args = call.args
+    from dist_moe.report import views
+    from dist_moe.store import MaskStore
+
+    store = MaskStore.open_whole(args.store)
+    store.counts_place = args.counts or store.counts_place
+    if (args.view == ["plots"]) != (args.out is not None):
+        raise UserError("pictures need both: the view plots and --out DIR")
+    if args.out is not None:
+        call.output.outlive_reader()
+        from dist_moe.report.plots import write_plots
+
+        for picture in write_plots(store, args.out):
+            print(picture)
+        return 0
+    form = views.as_json if args.json else views.as_csv if args.csv else views.as_text
+    print(form(view_of(store, args.view)))
+    return 0
+
+
+def once(pairs: Iterable[list[str]]) -> dict[str, str]:
+    """Names and values; a name that is given twice is a mistake."""
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name in values:
+            raise UserError(f"{name} is given twice")
+        values[name] = value
+    return values
+
+
+def view_of(store: MaskStore, words: Sequence[str]) -> View:
+    """The view that the words ask for."""
+    from dist_moe.report import views
+    from dist_moe.stats.names import parse_expert_name
+    from dist_moe.store import MaskStore
+
+    match words:
+        case [] | ["summary"]:
+            return views.summary(store)
+        case ["batch", key]:
+            return views.batch(store, key)
+        case ["expert", layer, expert] if layer.isdecimal() and expert.isdecimal():
+            return views.expert(store, int(layer), int(expert))
+        case ["expert", name]:
+            return views.expert(store, *parse_expert_name(name))
+        case ["overlap"]:
+            return views.overlap(store)
+        case ["overlap", first, second]:
+            return views.overlap_of_two(store, first, second)
+        case ["category", name]:
+            return views.category(store, name)
+        case ["aggregated"]:
+            return views.aggregated(store)
+        case ["layers"]:
+            return views.layers(store)
+        case ["categories"]:
+            return views.categories(store)
+        case ["growth"]:
+            return views.growth(store)
+        case ["diff", *changes] if changes and all("=" in change for change in changes):
+            return views.diff_rule(store, once(change.split("=", 1) for change in changes))
+        case ["diff", other]:
+            return views.diff(store, MaskStore.open_whole(other))
+        case ["prefill"]:
+            return views.prefill(store)
+        case ["check"]:
+            return views.check(store)
+    raise UserError(
+        f"no view {' '.join(words)!r}: expected summary, batch N, expert L E, layers, overlap [A B], categories, "
+        "category NAME, growth, aggregated, diff STORE, diff PARAMETER=VALUE, prefill, check or plots --out DIR"
+    )

@@ -1,0 +1,117 @@
+"""From a counts store to the masks of its batches: what `dist-moe select` writes and what is compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import reduce
+from operator import add
+
+import numpy as np
+
+from dist_moe.artefacts import checked
+from dist_moe.errors import UserError
+from dist_moe.rules import Rule
+from dist_moe.rules.rule import require_experts
+from dist_moe.select.evidence import evidence_of_each
+from dist_moe.select.statistics import batch_results, statistic_kinds
+from dist_moe.stats.evidence import Population
+from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.population import PopulationSums
+from dist_moe.stats.settings import StatisticsConfig
+from dist_moe.store import Counts, MaskPlan, MaskResults, MaskStore
+from dist_moe.store.files import ADVICE
+
+TABLES = {"gates": "analysis.gates: true", "gradients": "analysis.rule: gradient"}
+"""What a rule may need beside the counts, and with which setting it is measured."""
+
+
+def mask_plan(counts: Counts, rule: Rule, settings: StatisticsConfig) -> MaskPlan:
+    """What is to be selected from the counts: all that a mask store says before a batch is looked at.
+
+    Raises:
+        UserError: the rule needs what was not measured, or what the settings leave out.
+    """
+    for table, how in TABLES.items():
+        if table in rule.needs and table not in counts.table_names:
+            raise UserError(f"the rule {rule.name} needs {table}, which {counts.path} does not have: count with {how}")
+    if "tests" in rule.needs and not settings.permutations:
+        raise UserError(f"the rule {rule.name} needs tests, but analysis.statistics.permutations is 0: set it to 2000")
+    return MaskPlan(
+        index=counts.index,
+        num_experts=counts.num_experts,
+        experts_per_token=counts.experts_per_token,
+        counted_tokens=counts.counted_tokens,
+        layer_names=counts.layer_names,
+        provenance=counts.provenance | {"statistics": asdict(settings)},
+        selection_rule=rule.facts,
+        counts_digest=counts.digest,
+        statistics=statistic_kinds(rule, settings),
+    )
+
+
+def seed_of(counts: Counts) -> int:
+    """The seed of the run that counted, from which all draws follow."""
+    return int(counts.provenance.get("seed", 0))
+
+
+def settings_of(masks: MaskStore) -> StatisticsConfig:
+    """Those that masks were selected with.
+
+    Raises:
+        UserError: what the store says of them are no such settings.
+    """
+    stored = masks.provenance.get("statistics", {})
+    return checked(StatisticsConfig, stored, f"{masks.path} is damaged: provenance.statistics", ADVICE)
+
+
+def sums_of(counts: Counts, batches: range, *, prefix: str = "") -> PopulationSums:
+    """What some consecutive batches add to what is known of all."""
+    found = counts.of_batches(batches, tables=False, prefix=prefix)
+    each = evidence_of_each(counts.index.of(batches), found, StatisticsConfig(), seed=0)
+    return reduce(add, map(PopulationSums.of, each))
+
+
+def population_of(sums: Iterable[PopulationSums]) -> Population:
+    """What is known of all batches, from the sums of each of `Counts.steps`, in their order."""
+    return reduce(add, sums).population()
+
+
+def selected(
+    counts: Counts,
+    batches: range,
+    rule: Rule,
+    settings: StatisticsConfig,
+    population: Population,
+    *,
+    progress: bool,
+) -> MaskResults:
+    """Masks and statistics of some consecutive batches."""
+    index, found = counts.index.of(batches), counts.of_batches(batches)
+    return batch_results(found, index, rule, settings, seed_of(counts), population, show_progress=progress)
+
+
+def require_some(masks: MaskStore, counts: Counts, rule: Rule) -> None:
+    """A batch may have an empty mask; all batches may not.
+
+    Raises:
+        UserError: no expert of any batch is selected.
+    """
+    sizes_B = np.array([batch.num_unsafe_experts for batch in masks.batches])
+    largest = 0.0 if sizes_B.any() else max(float(counts.risk(step).risk_diff_BLE.max()) for step in counts.steps())
+    require_experts(sizes_B, largest, rule)
+
+
+def masks_by(
+    counts: Counts,
+    rule: Rule,
+    settings: StatisticsConfig,
+    batches: range,
+    population: Population,
+    *,
+    prefix: str = "",
+) -> ExpertMasks:
+    """The masks alone; `prefix`: from the counts of another table, "prefill_"."""
+    found = counts.of_batches(batches, tables=not prefix, prefix=prefix)
+    each = evidence_of_each(counts.index.of(batches), found, settings, seed_of(counts), population)
+    return ExpertMasks(np.array([rule.select(batch) for batch in each]))

@@ -1,0 +1,167 @@
+"""Reading a counts store: what was measured of each prompt, and the rates that follow from it."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from dist_moe.data.index import BatchIndex
+from dist_moe.stats.counts import RoutingCounts, concatenate
+from dist_moe.stats.frames import risk_frame
+from dist_moe.stats.table import RiskTable, mean_of_batches, pooled_risk, risk_table
+from dist_moe.store.facts import warnings
+from dist_moe.store.files import damaged
+from dist_moe.store.layout import COUNTS, Kind, prompt_array
+from dist_moe.store.root import KINSHIP, TEMPLATE, CountsAttributes
+from dist_moe.store.rows import ComputedRows, PromptRows, Rows, StoredRows
+from dist_moe.store.source import Source
+from dist_moe.store.store import Store
+from dist_moe.store.values import wrong_measurement
+
+PROMPTS_AT_ONCE = 1024
+
+
+class Counts(Store):
+    """What an analysis measured, and of what; made by `Counts.open`."""
+
+    kind: ClassVar[Kind] = COUNTS
+
+    def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any], root: CountsAttributes) -> None:
+        super().__init__(path, source, attributes, root)
+        self.table_names = tuple(root.tables)
+
+    def check_plan(self) -> None:
+        super().check_plan()
+        most = int(self.index.sizes_B.max(initial=0))
+        if most != self._shapes.size("S"):
+            raise damaged(str(self.path), f"a batch has {most} prompts, and prompt_counts {self._shapes.size('S')}")
+        if self.index.num_prompts == 0:
+            raise damaged(str(self.path), "it has no prompt")
+
+    @property
+    def prompt_counts(self) -> Rows:
+        """int32 [P, L, E]; the one array that may be too large to read at once."""
+        return self._by_prompt("counts")
+
+    @property
+    def prompt_tokens(self) -> Rows:
+        """int64 [P]: counted tokens."""
+        return self._by_prompt("tokens")
+
+    @property
+    def tables(self) -> Mapping[str, Rows]:
+        """What else was measured of each prompt, by name: float32 or int32, [P, L, E] or [P] each."""
+        return {name: self._by_prompt(name) for name in self.table_names}
+
+    def of_batches(self, batches: range, *, tables: bool = True, prefix: str = "") -> RoutingCounts:
+        """The counts of the prompts of some consecutive batches; as `of_prompts`."""
+        return self.of_prompts(self.index.rows(batches), tables=tables, prefix=prefix)
+
+    def of_prompts(self, prompts: slice, *, tables: bool = False, prefix: str = "") -> RoutingCounts:
+        """The counts of some consecutive prompts, with or without tables; `prefix`: of another table, "prefill_".
+
+        Raises:
+            UserError: one of them is none that counting tokens could give; names array, batch, prompt and expert.
+        """
+        counts_PLE, tokens_P = (self._by_prompt(f"{prefix}{name}")[prompts] for name in ("counts", "tokens"))
+        counts_PLE, tokens_P = counts_PLE.astype(np.int64), tokens_P.astype(np.int64)
+        others = {name: rows[prompts] for name, rows in self.tables.items()} if tables else {}
+        wrong = wrong_measurement(counts_PLE, tokens_P, self.experts_per_token, others)
+        if wrong is not None:
+            name, number, how = wrong
+            prompt = prompts.indices(self.index.num_prompts)[0] + number
+            where = f"batch {self.index.batch_of_P[prompt]}, its prompt {self.index.place_P[prompt]}"
+            name = name if name in others else f"{prefix}{name}"
+            raise damaged(str(self.path), f"array {prompt_array(name)} is {how} for {where}")
+        return RoutingCounts(counts_PLE, tokens_P, self.experts_per_token, others)
+
+    def risk(self, batches: range) -> RiskTable:
+        """Rates of some consecutive batches.
+
+        Raises:
+            UserError: as `of_prompts`, or an arm of a batch has no counted token.
+        """
+        counts, here = self.of_batches(batches, tables=False), self.index.of(batches)
+        return risk_table(counts, here.unsafe_P, here.batch_of_P, len(here), here.names)
+
+    @property
+    def a_safe_n(self) -> Rows:
+        """float64 [B, L, E]."""
+        return self._computed(lambda batches: self.risk(batches).a_safe_n_BLE)
+
+    @property
+    def a_unsafe_n(self) -> Rows:
+        """float64 [B, L, E]."""
+        return self._computed(lambda batches: self.risk(batches).a_unsafe_n_BLE)
+
+    @property
+    def risk_diff(self) -> Rows:
+        """float64 [B, L, E]: a_unsafe_n - a_safe_n."""
+        return self._computed(lambda batches: self.risk(batches).risk_diff_BLE)
+
+    @cached_property
+    def index(self) -> BatchIndex:
+        """All batches, and the prompts in them."""
+        batch_of_P, num_batches = self._shapes.array("prompt_batch")[:], len(self.batch_ids)
+        if (np.diff(batch_of_P) < 0).any() or ((batch_of_P < 0) | (batch_of_P >= num_batches)).any():
+            raise damaged(str(self.path), f"array prompt_batch is not of batches 0 to {num_batches - 1} in their order")
+        known = self.files.array_digests.keys() >= KINSHIP
+        return BatchIndex(
+            ids=self.batch_ids,
+            categories=self.categories,
+            starts_B1=np.searchsorted(batch_of_P, np.arange(num_batches + 1)),
+            prompt_ids=self._texts("prompt_ids", len(batch_of_P)),
+            unsafe_P=self._shapes.array("prompt_unsafe")[:],
+            cluster_P=self._shapes.array("prompt_clusters")[:] if known else None,
+            pair_P=self._shapes.array("prompt_pairs")[:] if known else None,
+        )
+
+    @cached_property
+    def prompts(self) -> pd.DataFrame:
+        """One line for each of the P prompts: id, unsafe, batch, tokens (counted ones)."""
+        index = self.index
+        columns = {"id": index.prompt_ids, "unsafe": index.unsafe_P, "batch": index.batch_of_P.astype(np.int32)}
+        return pd.DataFrame(columns | {"tokens": self.prompt_tokens[:]})
+
+    @cached_property
+    def template_tokens(self) -> np.ndarray | None:
+        """int32 [P]: how many of a row's counted tokens are the chat template's; None where the store does not know."""
+        return self._shapes.array(TEMPLATE)[:] if TEMPLATE in self.files.array_digests else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may make a difference of routing that is no risk, a line each."""
+        return tuple(warnings(self.attributes.get("arms", {}), self.counted_tokens, len(self.batch_ids)))
+
+    def steps(self) -> list[range]:
+        """All batches in steps that read each file once."""
+        return [range(*slab) for slab in self._shapes.array(prompt_array("counts")).slabs(0, len(self.batch_ids))]
+
+    @cached_property
+    def aggregated(self) -> pd.DataFrame:
+        """All experts by their rates over the pooled prompts, riskiest first; columns as `risk_frame`."""
+        parts = []
+        for start in range(0, self.index.num_prompts, PROMPTS_AT_ONCE):
+            counts = self.of_prompts(slice(start, start + PROMPTS_AT_ONCE))
+            unsafe = self.index.unsafe_P[start : start + PROMPTS_AT_ONCE]
+            parts += [counts.pooled(~unsafe), counts.pooled(unsafe)]
+        return _single_row_frame(pooled_risk(concatenate(parts), np.arange(len(parts)) % 2 == 1))
+
+    @cached_property
+    def mean_of_batches(self) -> pd.DataFrame:
+        """Like `aggregated`, but the mean of the batches' rates: each batch weighs the same, however many tokens."""
+        return _single_row_frame(mean_of_batches(self.risk(range(len(self.batch_ids)))))
+
+    def _computed(self, rows: Callable[[range], np.ndarray]) -> Rows:
+        return ComputedRows(self.shape_BLE, rows, self._shapes.array(prompt_array("counts")))
+
+    def _by_prompt(self, name: str) -> Rows:
+        stored: StoredRows = self._shapes.array(prompt_array(name))
+        return PromptRows(stored, self.index.starts_B1)
+
+
+def _single_row_frame(table: RiskTable) -> pd.DataFrame:
+    return risk_frame(table.a_safe_n_BLE[0], table.a_unsafe_n_BLE[0], table.risk_diff_BLE[0])

@@ -1,0 +1,116 @@
+"""What both kinds of stores are when they are read. Nothing is ever written, and no file is decoded unchecked.
+
+Opening reads and checks the root's metadata only, whatever the size; each file is compared with its digest when it is
+read, and `check` does all of them.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+
+from dist_moe.store.files import CheckedFiles, Damage, damaged
+from dist_moe.store.layout import Kind
+from dist_moe.store.root import Attributes, read_root
+from dist_moe.store.shapes import Shapes
+from dist_moe.store.source import Source, open_source
+
+
+class Store:
+    """Its facts, and its batches; made by `open`."""
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any], root: Attributes) -> None:
+        self.path = path
+        self.attributes = {name: value for name, value in attributes.items() if name != "complete"}
+        self.counted_tokens = root.counted_tokens
+        self.experts_per_token = root.experts_per_token
+        self.num_experts = root.num_experts
+        """E."""
+        self.layer_names = tuple(root.layer_names)
+        self.provenance = root.provenance
+        self.dist_moe_version = root.dist_moe_version
+        self.digest = root.complete.digest
+        self.files = CheckedFiles(source, root.complete.arrays)
+        self._shapes = Shapes(self.files, root, self.kind)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a store read-only.
+
+        Args:
+            path: a directory, or a URL that fsspec knows, such as s3://bucket/masks.zarr.
+
+        Raises:
+            UserError: there is no store at `path`, it is not ours, of another version, incomplete or damaged.
+        """
+        source = open_source(path)
+        return cls(path, source, *read_root(source, cls.kind))
+
+    @classmethod
+    def open_whole(cls, path: str | Path) -> Self:
+        """Open a store, and check that its arrays and its plan fit together; results are checked when they are read.
+
+        Raises:
+            UserError: as `open`, or one of them has another type, length or shape than the others.
+        """
+        store = cls.open(path)
+        store.check_plan()
+        return store
+
+    def check_plan(self) -> None:
+        """Compare types, shapes and lengths of all arrays with each other; results are not read.
+
+        Raises:
+            UserError: two do not fit together.
+        """
+        for name in self.files.array_digests:
+            self._shapes.array(name)
+        if len(self.batch_ids) != self._shapes.size("B"):
+            what = f"batch_ids has {len(self.batch_ids)} entries, and the other arrays {self._shapes.size('B')}"
+            raise damaged(str(self.path), what)
+        if not self.batch_ids:
+            raise damaged(str(self.path), "it has no batch")
+        self.categories  # noqa: B018 (its length is checked as it is read)
+
+    def damage(self) -> list[Damage]:
+        """Every file of every array compared with its digest; empty for a store as it was written."""
+        return [wrong for name in self.files.array_digests for wrong in self.files.damage(name)]
+
+    def check(self) -> None:
+        """Compare every file with the digests that were written.
+
+        Raises:
+            UserError: a file was changed, added or lost.
+        """
+        for wrong in self.damage():
+            raise damaged(str(self.path), f"array {wrong.array} is not as it was written ({wrong.file} {wrong.how})")
+
+    @property
+    def arrays(self) -> pd.DataFrame:
+        """What is stored, one line an array: name, dtype, shape."""
+        return pd.DataFrame(self.files.facts())
+
+    @cached_property
+    def batch_ids(self) -> tuple[str, ...]:
+        """Stable id of each batch."""
+        return self._shapes.texts("batch_ids")
+
+    @cached_property
+    def categories(self) -> tuple[str, ...]:
+        """Category of each batch."""
+        return self._texts("batch_categories", len(self.batch_ids))
+
+    @property
+    def shape_BLE(self) -> tuple[int, int, int]:
+        """[B, L, E]."""
+        return len(self.batch_ids), len(self.layer_names), self.num_experts
+
+    def _texts(self, name: str, number: int) -> tuple[str, ...]:
+        """An array of text with this many entries."""
+        texts = self._shapes.texts(name)
+        if len(texts) != number:
+            raise damaged(str(self.path), f"array {name} has {len(texts)} entries: expected {number}")
+        return texts

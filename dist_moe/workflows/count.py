@@ -1,0 +1,264 @@
+"""Prompts to counts: what `dist-moe count` and launch/count.py run, and what `dist-moe analyze` begins with.
+
+The routing of all prompts is counted in parts that are kept on disk, so that counting needs the memory of a part, can
+be killed and goes on, and can be shared out over ranks and jobs; then the parts become one store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from dist_moe.config.load import save_config
+from dist_moe.config.schema import Config
+from dist_moe.data.tokens import CountedTokens
+from dist_moe.errors import UserError
+from dist_moe.files import writing
+from dist_moe.measure.collect import count_rows
+from dist_moe.measure.parts import CountedParts, share_of
+from dist_moe.model.generate import Sampling
+from dist_moe.model.model import load_model
+from dist_moe.moe.discover import find_moe_layers, moe_shape
+from dist_moe.moe.internals import must_be_alone
+from dist_moe.moe.load import empty_model
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.launch import together
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.parallel.shared_files import remove_partial
+from dist_moe.rules import RULES
+from dist_moe.store import Counts, CountsPlan, StoreWriter
+from dist_moe.store.plan import StorePlan
+from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.results import is_finished, publish_results
+from dist_moe.workflows.run_dir import RunDir, require_absent
+from dist_moe.workflows.run_lock import RunLock, run_lock
+
+log = logging.getLogger(__name__)
+
+
+def count(config: Config, comm: Comm) -> None:
+    """Count the routing of every prompt, and write the counts store. Every rank takes a part of the rows."""
+    run = RunDir(config.run_dir)
+    with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
+        if is_finished("count", config, lock, comm, (run.analysis,)):
+            log.info(f"Counts: {run.counts}; an earlier start had only to put them there")
+            return
+        with together(comm) as same:
+            require_absent(run.counts, config.overwrite)
+            counting = begin(config)
+            same |= counting.inputs.facts
+        unfinished = counted(config, counting, comm)
+        if unfinished is None:
+            return
+        with together(comm), writing(run.path):
+            if lock is not None:
+                _publish(config, unfinished, lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """What is to be counted, and the parts of it that are there."""
+
+    inputs: Inputs
+    tokens: CountedTokens | Sampling
+    plan: CountsPlan
+    parts: CountedParts
+
+
+def begin(config: Config) -> Counting:
+    """Read all but the model's weights.
+
+    Raises:
+        UserError: something in the configuration, the data or the model directory is wrong.
+    """
+    share_of(config.analysis.part, 0)
+    if _needs_gradients(config) and config.analysis.ep_size > 1:
+        raise UserError(
+            f"analysis.rule = {config.analysis.rule} needs all experts on each rank, but analysis.ep_size is "
+            f"{config.analysis.ep_size}: set it to 1"
+        )
+    inputs = read_inputs(config)
+    outline = empty_model(config.model.path)
+    tokens = _tokens(config, inputs)
+    passes = _passes(config, outline, tokens)
+    directory = RunDir(config.run_dir).analysis
+    parts = CountedParts(directory, _count_facts(config, inputs, passes), inputs.batches, inputs.rows)
+    return Counting(inputs, tokens, _plan(config, inputs, passes, outline), parts)
+
+
+def counted(config: Config, counting: Counting, comm: Comm) -> Path | None:
+    """The whole counts store, as it stands in `analysis/`; None: other jobs still have parts of it to count."""
+    parts, run = counting.parts, RunDir(config.run_dir)
+    place = unfinished_store(run, counting.plan)
+    if comm.gather((place / "zarr.json").exists())[0]:
+        return place
+    _count(config, counting, Mesh.of(comm, config.analysis.ep_size, "analysis.ep_size"))
+    missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
+    if missing:
+        log.info(
+            f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done"
+        )
+        return None
+    with together(comm), writing(run.analysis):
+        if parts.missing(range(len(parts.parts))):
+            raise UserError(
+                f"{run.analysis} does not hold what other ranks have counted: run_dir must be where all nodes see it"
+            )
+        writer = StoreWriter(place, counting.plan)
+    steps = comm.gather([step for step in range(writer.num_steps) if writer.is_missing(step)])[0]
+    with together(comm), writing(run.analysis):
+        for step in steps[comm.rank :: comm.size]:
+            batches = writer.batches(step)
+            writer.write(batches, parts.counts(batches))
+    with together(comm), writing(run.analysis):
+        if comm.rank == 0:
+            writer.seal()
+    return place
+
+
+def _needs_gradients(config: Config) -> bool:
+    return "gradients" in RULES.find(config.analysis.rule).needs
+
+
+def unfinished_store(run: RunDir, plan: StorePlan[Any]) -> Path:
+    """Where a store of this plan is written before it gets its name."""
+    name = sha256(json.dumps(plan.attributes, sort_keys=True).encode()).hexdigest()
+    return run.analysis / f"{name[:32]}.zarr"
+
+
+def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
+    """Count those parts of this job's share that nobody has counted; without any the weights are not read."""
+    parts, comm = counting.parts, mesh.world
+    share = share_of(config.analysis.part, len(parts.parts))
+    missing = comm.gather(parts.missing(share) if comm.rank == 0 else None)[0]
+    if not missing:
+        return
+    with together(comm):
+        model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
+    for line in model.describe():
+        log.info(line)
+    for part in tqdm(missing, desc="Routing", unit="part", disable=comm.rank != 0):
+        counts = count_rows(
+            model,
+            parts.rows(part),
+            tokens=counting.tokens,
+            micro_batch_tokens=config.analysis.micro_batch_tokens,
+            pad_id=counting.inputs.pad_id,
+            comm=comm,
+            gates=config.analysis.gates,
+            gradients=_needs_gradients(config),
+        )
+        with together(comm), writing(parts.directory):
+            if comm.rank == 0:
+                parts.keep(part, counts)
+
+
+def _publish(config: Config, unfinished: Path, lock: RunLock) -> None:
+    """Of jobs that share the counting the last one publishes it; while it does none is at work there."""
+    run = RunDir(config.run_dir)
+    if not lock.alone():
+        log.info("Counted: all parts; another job that shares them puts the counts in their place when it ends")
+        return
+    if not unfinished.exists():
+        log.info(f"Counts: {run.counts}, put there by another job that shares the counting")
+        return
+    remove_partial(unfinished, "*", within=True)  # killed attempts, not only of this job
+    for line in Counts.open(unfinished).warnings:
+        log.info(line)
+    whole = RunDir(run.analysis / "whole")
+    shutil.rmtree(whole.path, ignore_errors=True)
+    whole.path.mkdir()
+    save_config(config, whole.resolved("count"))
+    unfinished.rename(whole.counts)
+    publish_results("count", whole.path, run.path)
+    shutil.rmtree(run.analysis, ignore_errors=True)
+    log.info(f"Counts: {run.counts}")
+
+
+def _plan(config: Config, inputs: Inputs, passes: dict[str, Any], outline: PreTrainedModel) -> CountsPlan:
+    """What the store will hold, before anything is counted."""
+    shape = moe_shape(outline, find_moe_layers(outline))
+    tables: dict[str, tuple[str, int]] = {"gates": ("float32", 3)} if config.analysis.gates else {}
+    if config.analysis.tokens == "generated":
+        tables |= {"prefill_counts": ("int32", 3), "prefill_tokens": ("int32", 1)}
+    if _needs_gradients(config):
+        tables["gradients"] = ("float32", 3)
+    return CountsPlan(
+        index=inputs.batches,
+        num_experts=shape.num_experts,
+        experts_per_token=shape.top_k,
+        counted_tokens=config.analysis.tokens,
+        layer_names=shape.layer_names,
+        provenance=_provenance(config, inputs, passes),
+        tables=tables,
+        template_P=_template_tokens(inputs) if config.analysis.tokens in ("prompt", "all") else None,
+    )
+
+
+def _template_tokens(inputs: Inputs) -> np.ndarray:
+    """int64 [P]: how many tokens of each prompt have no character of its messages."""
+    rows = inputs.rows(range(len(inputs.batches)))
+    return np.array([len(row.prompt_ids) - row.num_content for row in rows])
+
+
+def _tokens(config: Config, inputs: Inputs) -> CountedTokens | Sampling:
+    analysis = config.analysis
+    if analysis.tokens != "generated":
+        return analysis.tokens
+    return Sampling(
+        max_new_tokens=analysis.max_new_tokens,
+        temperature=analysis.temperature,
+        seed=config.seed,
+        eos_ids=inputs.end_ids,
+    )
+
+
+def _dtype(config: Config) -> Literal["auto", "float32", "bfloat16"]:
+    return config.analysis.dtype or config.model.dtype
+
+
+def _passes(config: Config, outline: PreTrainedModel, tokens: CountedTokens | Sampling) -> dict[str, Any]:
+    """What forward passes are like: the same rows in others may round to other experts, or be answered otherwise."""
+    dtype = _dtype(config)
+    facts = {
+        "dtype": str(outline.config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
+        "micro_batch_tokens": config.analysis.micro_batch_tokens,
+        "rows_alone": must_be_alone(outline),
+    }
+    return facts | (tokens.facts if isinstance(tokens, Sampling) else {})
+
+
+def _count_facts(config: Config, inputs: Inputs, passes: dict[str, Any]) -> dict[str, Any]:
+    """All that counts follow from, but the rows."""
+    return {
+        "model_hash": inputs.model_hash,
+        **passes,
+        "ep_size": config.analysis.ep_size,
+        "tokens": config.analysis.tokens,
+        "gates": config.analysis.gates,
+        "gradients": _needs_gradients(config),
+    }
+
+
+def _provenance(config: Config, inputs: Inputs, passes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model_hash": inputs.model_hash,
+        "tokenizer_hash": inputs.tokenizer_hash,
+        "data_hash": inputs.prompts.data_hash,
+        "tokens_hash": inputs.tokens_hash,
+        "model_path": str(config.model.path),
+        "data_paths": [str(path) for path in config.data.paths],
+        "seed": config.seed,
+        "batch_size": config.batches.batch_size,
+        "safe_ratio": config.batches.safe_ratio,
+        **passes,
+    }

@@ -1,0 +1,77 @@
+"""Counts to masks: what `dist-moe select` runs, in seconds, without model or torch."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from dist_moe.config.load import load_config
+from dist_moe.config.schema import AnalysisConfig
+from dist_moe.errors import UserError, shown
+from dist_moe.files import atomic_directory, require_absent
+from dist_moe.rules import Rule
+from dist_moe.select.choose import mask_plan, population_of, require_some, selected, sums_of
+from dist_moe.select.statistics import selection_rule
+from dist_moe.select.words import changed_rule
+from dist_moe.stats.settings import StatisticsConfig
+from dist_moe.store import Counts, MaskStore, StoreWriter
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def select(run: Path, words: Mapping[str, str], name: str) -> MaskStore:
+    """Select experts from the counts of a run, and write them as the mask set RUN/NAME.zarr.
+
+    Args:
+        run: a run directory with counts.zarr.
+        words: the rule: `name`, and parameters by name, as text; what is not given is as in the run's configuration.
+        name: of the mask set: letters, digits, "-" and "_".
+
+    Raises:
+        UserError: there are no counts, the rule is wrong or selects nothing, or there is a mask set of that name.
+    """
+    if not NAME.fullmatch(name) or name == "counts":
+        raise UserError(f"--out is {shown(name)}: expected a name of letters, digits, - and _, but not counts")
+    place = run / f"{name}.zarr"
+    require_absent(place)
+    counts, analysis = Counts.open_whole(run / "counts.zarr"), _configuration(run)
+    settings = analysis.statistics
+    rule = changed_rule(selection_rule(analysis), words)
+    for line in counts.warnings:
+        log.info(line)
+    with atomic_directory(place) as directory:
+        write_masks(directory, counts, rule, settings, progress=True)
+        require_some(MaskStore.open(directory), counts, rule)
+    masks = MaskStore.open(place)
+    sizes = masks.signs_B3.sum(axis=1)
+    log.info(
+        f"Unsafe experts per batch by {rule.name}: Min {sizes.min()}, Max {sizes.max()}, Mean {sizes.mean():.1f}; "
+        f"{masks.union().sum()} in the union"
+    )
+    log.info(f"Masks: {place}")
+    return masks
+
+
+def write_masks(directory: Path, counts: Counts, rule: Rule, settings: StatisticsConfig, *, progress: bool) -> None:
+    """Write the masks by a rule into an empty directory.
+
+    Raises:
+        UserError: the rule needs what is not there.
+    """
+    plan = mask_plan(counts, rule, settings)
+    population = population_of(sums_of(counts, batches) for batches in counts.steps())
+    writer = StoreWriter(directory, plan, sync=False)
+    for batches in writer.missing:
+        writer.write(batches, selected(counts, batches, rule, settings, population, progress=progress))
+    writer.seal()
+
+
+def _configuration(run: Path) -> AnalysisConfig:
+    """What the run was analyzed or counted with; defaults where it was imported."""
+    files = [run / f"{command}.yaml" for command in ("analyze", "count")]
+    there = [file for file in files if file.is_file()]
+    return load_config(there[0]).analysis if there else AnalysisConfig()

@@ -1,0 +1,73 @@
+"""`dist-moe select` as a person types it: several mask sets of one run's counts, without torch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dist_moe.cli.main import main
+from dist_moe.store import MaskStore
+
+WITHOUT_TORCH = """
+import sys
+from dist_moe.cli.main import main
+status = main(sys.argv[1:])
+print(sorted({"torch", "transformers", "deepspeed", "accelerate", "datasets"} & {m.split(".")[0] for m in sys.modules}))
+sys.exit(status)
+"""
+
+
+def select(*arguments):
+    command = [sys.executable, "-c", WITHOUT_TORCH, "select", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, trained):
+    """Counts and masks of a run, in a directory of its own."""
+    copy = tmp_path_factory.mktemp("select") / "run"
+    for name in ("counts.zarr", "masks.zarr"):
+        assert main(["store", "copy", str(trained.run_dir / name), str(copy / name)]) == 0
+    (copy / "analyze.yaml").write_bytes((trained.run_dir / "analyze.yaml").read_bytes())
+    return copy
+
+
+def test_another_rule_is_another_mask_set_and_loads_no_torch(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = select(run, "--rule", "lowest", "--out", "lowest")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-2:] == [f"Masks: {run / 'lowest.zarr'}", "[]"]
+    masks, lowest = MaskStore.open_whole(run / "masks.zarr"), MaskStore.open_whole(run / "lowest.zarr")
+    assert lowest.selection_rule == {**masks.selection_rule, "name": "lowest"}
+    assert lowest.counts_digest == masks.counts_digest == masks.counts.digest
+    # by hand: as many experts as the reference, from the other end
+    for batch, diff_LE in enumerate(masks.counts.risk_diff[:]):
+        number = int(masks.masks[batch].sum())
+        order = np.argsort(diff_LE.ravel(), kind="stable")[:number]
+        assert set(np.flatnonzero(lowest.masks[batch].ravel())) == set(order.tolist())
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_same_rule_gives_the_same_bytes_as_the_analysis(run):
+    assert main(["select", str(run), "--out", "again"]) == 0
+    assert MaskStore.open(run / "again.zarr").digest == MaskStore.open(run / "masks.zarr").digest
+
+
+def test_parameters_are_those_of_the_run_but_for_what_is_said(run):
+    assert main(["select", str(run), "top_k=1", "--out", "one"]) == 0
+    one = MaskStore.open(run / "one.zarr")
+    assert one.selection_rule["top_k"] == 1
+    assert one.selection_rule["threshold"] == MaskStore.open(run / "masks.zarr").selection_rule["threshold"]
+    assert one.masks[:].sum(axis=(1, 2)).tolist() == [1, 1]
+
+
+def test_a_run_trains_by_any_of_its_mask_sets(run, trained, tmp_path):
+    assert main(["select", str(run), "top_k=2", "--out", "two"]) == 0
+    (run / "counts.zarr").rename(run / "gone.zarr")  # training needs no counts
+    settings = ["--run-dir", str(tmp_path / "run"), "--train.masks", str(run / "two.zarr")]
+    try:
+        assert main(["train", "--config", str(trained.config), *settings]) == 0
+    finally:
+        (run / "gone.zarr").rename(run / "counts.zarr")
