@@ -216,3 +216,6 @@ class Config:
     """Seed of batching, of the order of batches, and of everything else that is drawn."""
     overwrite: bool = False
     """Replace results of an earlier run in run_dir, when the new are whole; without it they are an error."""
+    rehash: bool = False
+    """Read all weights for the model's hash. Without it the hash is the one that is kept beside the model, as long as
+    sizes and times of its files are the same."""

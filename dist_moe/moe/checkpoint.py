@@ -25,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from dist_moe.errors import UserError, refused_by_library, shown
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+KEPT_HASH = ".dist_moe_hash.json"
+"""What `dist_moe.weights.identity` keeps beside the weights; no part of the model."""
 AGAIN = "copy or download it again"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The types of weights that can be trained, by their names in a safetensors header."""

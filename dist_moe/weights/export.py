@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory
-from dist_moe.moe.checkpoint import AGAIN, as_tensor, read_tensors, weight_files
+from dist_moe.moe.checkpoint import AGAIN, KEPT_HASH, as_tensor, read_tensors, weight_files
 from dist_moe.moe.misfits import finite
 from dist_moe.weights.changes import Change, overwrite
 
@@ -65,7 +65,7 @@ def other_files(path: Path) -> list[str]:
     """The files of a model directory that an export has besides its weights, by their names in it, sorted."""
     files = [file for file in path.iterdir() if not file.name.endswith((".safetensors", SAFE_INDEX, *PICKLED))]
     files += (path / "additional_chat_templates").glob("*")
-    return sorted(str(file.relative_to(path)) for file in files if file.is_file())
+    return sorted(str(file.relative_to(path)) for file in files if file.is_file() and file.name != KEPT_HASH)
 
 
 def unread_weights(path: Path) -> list[str]:

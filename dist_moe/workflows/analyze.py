@@ -50,11 +50,11 @@ def analyze(config: Config, comm: Comm) -> None:
 
 def _analyze(config: Config, comm: Comm, lock: RunLock | None) -> None:
     run = RunDir(config.run_dir)
-    with together(comm) as same:
+    with together(comm):
         require_absent(run.masks, config.overwrite)
         selection_rule(config.analysis)  # its error comes before the model runs
-        counting = begin(config)
-        same |= counting.inputs.facts
+    counting = begin(config, comm)
+    with together(comm):
         is_counted = _are_there(config, counting)
     place = run.counts if is_counted else counted(config, counting, comm)
     if place is not None:

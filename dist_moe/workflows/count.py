@@ -52,10 +52,9 @@ def count(config: Config, comm: Comm) -> None:
         if is_finished("count", config, lock, comm, (run.analysis,)):
             log.info(f"Counts: {run.counts}; an earlier start had only to put them there")
             return
-        with together(comm) as same:
+        with together(comm):
             require_absent(run.counts, config.overwrite)
-            counting = begin(config)
-            same |= counting.inputs.facts
+        counting = begin(config, comm)
         unfinished = counted(config, counting, comm)
         if unfinished is None:
             return
@@ -74,25 +73,28 @@ class Counting:
     parts: CountedParts
 
 
-def begin(config: Config) -> Counting:
-    """Read all but the model's weights.
+def begin(config: Config, comm: Comm) -> Counting:
+    """Read all but the model's weights. Called by all ranks together.
 
     Raises:
-        UserError: something in the configuration, the data or the model directory is wrong.
+        UserError: on all ranks, if something in the configuration, the data or the model directory is wrong.
     """
-    share_of(config.analysis.part, 0)
-    if _needs_gradients(config) and config.analysis.ep_size > 1:
-        raise UserError(
-            f"analysis.rule = {config.analysis.rule} needs all experts on each rank, but analysis.ep_size is "
-            f"{config.analysis.ep_size}: set it to 1"
-        )
-    inputs = read_inputs(config)
-    outline = empty_model(config.model.path)
-    tokens = _tokens(config, inputs)
-    passes = _passes(config, outline, tokens)
-    directory = RunDir(config.run_dir).analysis
-    parts = CountedParts(directory, _count_facts(config, inputs, passes), inputs.batches, inputs.rows)
-    return Counting(inputs, tokens, _plan(config, inputs, passes, outline), parts)
+    with together(comm):
+        share_of(config.analysis.part, 0)
+        if _needs_gradients(config) and config.analysis.ep_size > 1:
+            raise UserError(
+                f"analysis.rule = {config.analysis.rule} needs all experts on each rank, but analysis.ep_size is "
+                f"{config.analysis.ep_size}: set it to 1"
+            )
+    inputs = read_inputs(config, comm)
+    with together(comm):
+        outline = empty_model(config.model.path)
+        tokens = _tokens(config, inputs)
+        passes = _passes(config, outline, tokens)
+        directory = RunDir(config.run_dir).analysis
+        parts = CountedParts(directory, _count_facts(config, inputs, passes), inputs.batches, inputs.rows)
+        plan = _plan(config, inputs, passes, outline)
+    return Counting(inputs, tokens, plan, parts)
 
 
 def counted(config: Config, counting: Counting, comm: Comm) -> Path | None:

@@ -51,10 +51,11 @@ def _evaluate(run_dir: Path, data: tuple[Path, ...], comm: Comm, ep_size: int | 
             config.data.paths = data
         if comm.rank == 0:
             require_writable(run.dir.evaluation)
-        inputs = _inputs(run, is_training_data=not data)
-        same |= {"the trained experts' digest": run.experts.digest, **inputs.facts}
+        same["the trained experts' digest"] = run.experts.digest
+    inputs = read_inputs(config, comm)
     mesh = Mesh.of(comm, config.evaluation.ep_size, "evaluation.ep_size")
     with together(comm):
+        _require_inputs_fit(run, inputs, is_training_data=not data)
         model = load_model(config.model, mesh.ep)
     for line in model.describe():
         log.info(line)
@@ -67,15 +68,13 @@ def _evaluate(run_dir: Path, data: tuple[Path, ...], comm: Comm, ep_size: int | 
             _conclude(run, inputs, before, after)
 
 
-def _inputs(run: TrainedRun, *, is_training_data: bool) -> Inputs:
-    """What is scored, as long as it belongs to the run."""
+def _require_inputs_fit(run: TrainedRun, inputs: Inputs, *, is_training_data: bool) -> None:
+    """What is scored belongs to the run."""
     config, file = run.config, run.dir.experts
-    inputs = read_inputs(config)
     _require_same(f"{config.model.path} is not the model", inputs.model_hash, run.facts.model_hash, file)
     _require_same("the tokenizer or chat template is not that", inputs.tokenizer_hash, run.facts.tokenizer_hash, file)
     if is_training_data:
         _require_same("data.paths are not the prompts", inputs.prompts.data_hash, run.facts.data_hash, file)
-    return inputs
 
 
 def _conclude(run: TrainedRun, inputs: Inputs, before: pd.DataFrame, after: pd.DataFrame) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
@@ -20,8 +20,10 @@ from dist_moe.data.rows import PromptSet, read_prompts
 from dist_moe.data.tokens import Encoded, tokens_hash
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.model.model import check_model_dir
-from dist_moe.moe.checkpoint import model_hash
 from dist_moe.moe.configuration import read_config, read_generation_config
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.launch import together
+from dist_moe.weights.identity import shared_model_hash
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +42,10 @@ class Inputs:
     pad_id: int
     end_ids: tuple[int, ...]
     """With which the model ends an answer: the tokenizer's end, and those that the checkpoint's settings name."""
-    model_hash: str
     tokenizer_hash: str
     tokens_hash: str
+    model_hash: str = ""
+    """Known when all ranks have read the rest."""
 
     @property
     def facts(self) -> dict[str, object]:
@@ -50,7 +53,6 @@ class Inputs:
         return {
             "the number of rows": len(self.prompts.prompts),
             "the data's hash": self.prompts.data_hash,
-            "the model's hash": self.model_hash,
             "the tokenizer's hash": self.tokenizer_hash,
             "the tokens' hash": self.tokens_hash,
             "the batches' hash": sha256(" ".join(self.batches.ids).encode()).hexdigest(),
@@ -65,8 +67,20 @@ class Inputs:
         return [self.encoded.rows[i] for i in self.plan.taken_P[self.batches.rows(batches)]]
 
 
-def read_inputs(config: Config) -> Inputs:
-    """Read and check everything but the weights; tells what a user should know of the data."""
+def read_inputs(config: Config, comm: Comm) -> Inputs:
+    """Read and check everything but the weights; tells what a user should know of the data. Called by all ranks.
+
+    Raises:
+        UserError: on all ranks, if something is wrong on one, or differs between two.
+    """
+    with together(comm) as same:
+        found = _read(config)
+        same |= found.facts
+    return replace(found, model_hash=shared_model_hash(config.model.path, comm, rehash=config.rehash))
+
+
+def _read(config: Config) -> Inputs:
+    """On one rank, and without the hash of the model, for which all bytes are read."""
     path, data = config.model.path, config.data
     check_model_dir(path)
     today, template, variables = _template_date(data), _chat_template(data), _template_variables(data)
@@ -90,7 +104,6 @@ def read_inputs(config: Config) -> Inputs:
         plan=plan,
         pad_id=pad_id if pad_id < num_ids else 0,
         end_ids=end_ids,
-        model_hash=model_hash(path),
         tokenizer_hash=tokenizer_hash(tokenizer, template),
         tokens_hash=tokens_hash(encoded.rows),
     )

@@ -57,8 +57,8 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         masks = _read_masks(config)
         same["the mask stores' digests"] = [store.digest for store in masks.stores]
-        inputs = read_inputs(config)
-        same |= inputs.facts
+    inputs = read_inputs(config, comm)
+    with together(comm):
         _require_masks_fit(masks, config, inputs)
         facts = resume_facts(config, inputs, masks)
         found = unfinished_run(work, config, facts) if comm.rank == 0 else None

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from dist_moe.cli.main import main
 from dist_moe.config.load import load_config
 from dist_moe.measure import parts
+from dist_moe.parallel.comm import SoloComm
 from dist_moe.store import MaskStore
 from dist_moe.workflows.inputs import read_inputs
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
@@ -31,7 +32,7 @@ def plain_model(run: Run) -> torch.nn.Module:
 
 def batches(run: Run):  # type: ignore[no-untyped-def]
     """The rows of each batch, and the inputs that they come from."""
-    inputs = read_inputs(load_config(run.config))
+    inputs = read_inputs(load_config(run.config), SoloComm(torch.device("cpu")))
     return [inputs.rows(batch) for batch in range(len(inputs.batches))], inputs
 
 

@@ -271,7 +271,7 @@ def test_saved_config_names_every_setting_in_order(file: Path) -> None:
     lines = file.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines if line[0] not in " -"] == [
         *("run_dir", "model", "data", "batches", "analysis", "train", "parallel", "checkpoint", "evaluation"),
-        *("engine", "seed", "overwrite"),
+        *("engine", "seed", "overwrite", "rehash"),
     ]
     assert "  lr: 1e-05" in lines
 
