@@ -9,25 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist_moe.api import analyze, evaluate, export, train, verify
+    from dist_moe.api import analyze, count, evaluate, export, select, train, verify
     from dist_moe.config import Config, load_config
     from dist_moe.errors import UserError
-    from dist_moe.store import MaskStore
+    from dist_moe.store import Counts, MaskStore
 
 __all__ = [
     "Config",
+    "Counts",
     "MaskStore",
     "UserError",
     "analyze",
+    "count",
     "evaluate",
     "export",
     "load_config",
+    "select",
     "train",
     "verify",
 ]
 __version__ = "0.1.0"
 
-_MODULES = {"Config": "config", "load_config": "config", "MaskStore": "store", "UserError": "errors"}
+_MODULES = {"Config": "config", "load_config": "config", "Counts": "store", "MaskStore": "store", "UserError": "errors"}
 """Where a name is, if not in `dist_moe.api`."""
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library prints nothing unasked

@@ -8,8 +8,8 @@
     assert dist_moe.verify(config.model.path, "repaired", config.run_dir / "masks.zarr").holds
 
 Nothing is printed: what the commands print is logged by Python's `logging`, under `dist_moe`, at level INFO. In a
-process that a launcher (torchrun, deepspeed) has started, `analyze` and `train` are one rank's part of the work, as in
-launch/*.py: one call a process, the same on all ranks.
+process that a launcher (torchrun, deepspeed) has started, `count`, `analyze`, `train` and `evaluate` are one rank's
+part of the work, as in launch/*.py: one call a process, the same on all ranks.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from dist_moe.config import Config, load_config
 from dist_moe.errors import UserError
 from dist_moe.evaluation.record import Table, read_evaluation
 from dist_moe.parallel.launch import process_group
-from dist_moe.store import MaskStore
+from dist_moe.store import Counts, MaskStore
 from dist_moe.training.facts import RunFacts
 from dist_moe.weights.facts import Facts
 from dist_moe.weights.verify import Verification
 from dist_moe.workflows import analyze as analyze_workflow
+from dist_moe.workflows import count as count_workflow
 from dist_moe.workflows import evaluate as evaluate_workflow
 from dist_moe.workflows import export as export_workflow
+from dist_moe.workflows import select as select_workflow
 from dist_moe.workflows import train as train_workflow
 from dist_moe.workflows.run_dir import RunDir, TrainedRun
 
@@ -78,15 +80,61 @@ class Exported:
     """What may be told of the run outside of it; no paths of this machine."""
 
 
-def analyze(config: Config | str | Path) -> MaskStore:
-    """Count routing for every batch, and choose each batch's unsafe experts.
+def count(config: Config | str | Path) -> Counts:
+    """Count the routing of every prompt, and choose nothing yet.
 
     Args:
         config: a configuration, or the path of its YAML file.
 
     Returns:
-        The run's mask store: `masks` bool [B, L, E] and `counts.risk_diff` float [B, L, E] for B batches, L MoE layers
-        and E experts a layer.
+        The run's counts store: `prompt_counts` int [P, L, E] and `risk_diff` float [B, L, E] for P prompts in B
+        batches, L MoE layers and E experts a layer.
+
+    Raises:
+        UserError: the input is wrong, or a part of the counting is left to other jobs (`analysis.part`).
+
+    Example:
+        >>> dist_moe.count("run.yaml").risk_diff[0].max()
+    """
+    config = _config(config)
+    with process_group() as comm:
+        count_workflow.count(config, comm)
+    run = RunDir(config.run_dir)
+    if not run.counts.exists():
+        raise UserError(f"{run.path}: a part of the counting is left to other jobs: call it again when they are done")
+    return Counts.open(run.counts)
+
+
+def select(run: str | Path, rule: str | None = None, *, out: str = "masks", **parameters: object) -> MaskStore:
+    """Choose each batch's unsafe experts from a run's counts, and write them as the mask set `run`/`out`.zarr.
+
+    Args:
+        run: a run directory with counts.zarr, as `count` and `analyze` leave it.
+        rule: name of a selection rule; None: as in the run's configuration.
+        out: name of the mask set, which must be new.
+        **parameters: of the rule; the others are as in the run's configuration.
+
+    Returns:
+        The mask set.
+
+    Raises:
+        UserError: there are no counts, the rule is wrong or selects nothing, or there is a mask set of that name.
+
+    Example:
+        >>> dist_moe.select("runs/my-run", "lowest", out="lowest", threshold=0.1).union().sum()
+    """
+    words = {name: str(value) for name, value in parameters.items()}
+    return select_workflow.select(Path(run), words if rule is None else {"name": rule, **words}, out)
+
+
+def analyze(config: Config | str | Path) -> MaskStore:
+    """Count routing for every batch, and choose each batch's unsafe experts: `count`, and then `select`.
+
+    Args:
+        config: a configuration, or the path of its YAML file.
+
+    Returns:
+        The run's mask store: `masks` bool [B, L, E] for B batches, L MoE layers and E experts a layer.
 
     Raises:
         UserError: the input is wrong, or a part of the analysis is left to other jobs (`analysis.part`).

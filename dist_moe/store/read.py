@@ -51,7 +51,7 @@ class MaskStore(Store):
     def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any], root: MaskAttributes) -> None:
         super().__init__(path, source, attributes, root)
         self.selection_rule = root.selection_rule
-        """The rule's name and parameters; `dist_moe.select.stored` makes the rule of it."""
+        """The rule's name and parameters; `dist_moe.selection.stored` makes the rule of it."""
         self.statistic_names = tuple(root.statistics)
         self.counts_digest = root.counts
         """Of the counts store that the masks were selected from."""

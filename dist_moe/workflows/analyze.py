@@ -19,8 +19,8 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.report.analysis import report
-from dist_moe.select.choose import mask_plan, population_of, require_some, selected, sums_of
-from dist_moe.select.statistics import selection_rule
+from dist_moe.selection.choose import mask_plan, population_of, require_some, selected, sums_of
+from dist_moe.selection.statistics import selection_rule
 from dist_moe.stats.evidence import Population
 from dist_moe.stats.population import PopulationSums
 from dist_moe.store import Counts, MaskStore, StoreWriter
@@ -90,7 +90,7 @@ def _select(config: Config, place: Path, comm: Comm, lock: RunLock | None) -> No
         with together(comm), writing(run.analysis):
             for step in missing[comm.rank :: comm.size]:
                 batches = writer.batches(step)
-                progress = comm.rank == 0
+                progress = log.isEnabledFor(logging.INFO)
                 writer.write(batches, selected(counts, batches, rule, settings, population, progress=progress))
     with together(comm), writing(run.path):
         if lock is not None:

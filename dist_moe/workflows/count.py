@@ -148,7 +148,7 @@ def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
         model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
     for line in model.describe():
         log.info(line)
-    for part in tqdm(missing, desc="Routing", unit="part", disable=comm.rank != 0):
+    for part in tqdm(missing, desc="Routing", unit="part", disable=not log.isEnabledFor(logging.INFO)):
         counts = count_rows(
             model,
             parts.rows(part),

@@ -15,7 +15,7 @@ from dist_moe.model.model import check_model_dir
 from dist_moe.moe.checkpoint import model_hash, read_tensors
 from dist_moe.report.card import model_card
 from dist_moe.rules import from_facts
-from dist_moe.select.stored import open_masks
+from dist_moe.selection.stored import open_masks
 from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.training.save import ADVICE

@@ -12,9 +12,9 @@ from dist_moe.config.schema import AnalysisConfig
 from dist_moe.errors import UserError, shown
 from dist_moe.files import atomic_directory, require_absent
 from dist_moe.rules import Rule
-from dist_moe.select.choose import mask_plan, population_of, require_some, selected, sums_of
-from dist_moe.select.statistics import selection_rule
-from dist_moe.select.words import changed_rule
+from dist_moe.selection.choose import mask_plan, population_of, require_some, selected, sums_of
+from dist_moe.selection.statistics import selection_rule
+from dist_moe.selection.words import changed_rule
 from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.store import Counts, MaskStore, StoreWriter
 
@@ -44,7 +44,7 @@ def select(run: Path, words: Mapping[str, str], name: str) -> MaskStore:
     for line in counts.warnings:
         log.info(line)
     with atomic_directory(place) as directory:
-        write_masks(directory, counts, rule, settings, progress=True)
+        write_masks(directory, counts, rule, settings, progress=log.isEnabledFor(logging.INFO))
         require_some(MaskStore.open(directory), counts, rule)
     masks = MaskStore.open(place)
     sizes = masks.signs_B3.sum(axis=1)

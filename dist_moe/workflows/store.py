@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dist_moe.errors import UserError
 from dist_moe.report import views
-from dist_moe.select.stored import open_masks, stored_rule
+from dist_moe.selection.stored import open_masks, stored_rule
 from dist_moe.store import Counts, MaskStore
 from dist_moe.store.copy import copy_store
 from dist_moe.store.files import ADVICE

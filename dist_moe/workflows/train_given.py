@@ -16,7 +16,7 @@ from dist_moe.moe.discover import require_routers
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.select.stored import open_masks
+from dist_moe.selection.stored import open_masks
 from dist_moe.store.origin import require_same_origin
 from dist_moe.trackers.metrics import Metrics
 from dist_moe.trackers.tracker import TRACKERS, Tracker

@@ -122,3 +122,19 @@ def test_a_training_that_was_stopped_is_told(trained, tmp_path):
     with pytest.raises(dist_moe.UserError, match="stopped before its end, as asked, and saved"):
         dist_moe.train(config)
     assert len(dist_moe.train(config).metrics) == 4
+
+
+def test_count_and_select_are_what_the_commands_do(trained, tmp_path, capsys):
+    config = replace(dist_moe.load_config(trained.config), run_dir=tmp_path / "run")
+    counts = dist_moe.count(config)
+    assert isinstance(counts, dist_moe.Counts)
+    masks = dist_moe.MaskStore.open(trained.masks)
+    assert counts.digest == masks.counts_digest
+    assert dist_moe.select(config.run_dir).digest == masks.digest
+    lowest = dist_moe.select(config.run_dir, "lowest", out="lowest", top_k=3)
+    assert lowest.path == config.run_dir / "lowest.zarr"
+    assert lowest.selection_rule == {"name": "lowest", "threshold": masks.selection_rule["threshold"], "top_k": 3}
+    assert lowest.masks[:].sum(axis=(1, 2)).max() <= 3
+    with pytest.raises(dist_moe.UserError, match="exists"):
+        dist_moe.select(config.run_dir, "lowest", out="lowest")
+    assert nothing_printed(capsys)

@@ -8,7 +8,7 @@ import pandas as pd
 from dist_moe.errors import UserError
 from dist_moe.report.views.view import View, find_batch
 from dist_moe.rules.threshold_top_k import ThresholdTopK
-from dist_moe.select.stored import stored_rule
+from dist_moe.selection.stored import stored_rule
 from dist_moe.stats.frames import select_head
 from dist_moe.stats.names import expert_name
 from dist_moe.stats.overlap import category_experts, expert_history

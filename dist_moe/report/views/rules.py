@@ -9,9 +9,9 @@ from dist_moe.errors import UserError
 from dist_moe.report.views.compare import BATCH_COLUMNS, difference
 from dist_moe.report.views.view import View
 from dist_moe.rules import Rule
-from dist_moe.select.choose import TABLES, mask_plan, masks_by, population_of, settings_of, sums_of
-from dist_moe.select.stored import stored_rule
-from dist_moe.select.words import changed_rule
+from dist_moe.selection.choose import TABLES, mask_plan, masks_by, population_of, settings_of, sums_of
+from dist_moe.selection.stored import stored_rule
+from dist_moe.selection.words import changed_rule
 from dist_moe.store.read import MaskStore
 
 

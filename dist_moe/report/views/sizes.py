@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.report.views.view import View
-from dist_moe.select.stored import stored_rule
+from dist_moe.selection.stored import stored_rule
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.store.read import MaskStore
 

@@ -9,7 +9,7 @@ from dist_moe.data.tokens import Encoded
 from dist_moe.errors import UserError
 from dist_moe.measure import parts as parts_module
 from dist_moe.measure.parts import CountedParts, share_of
-from dist_moe.select.evidence import evidence_of_each
+from dist_moe.selection.evidence import evidence_of_each
 from dist_moe.stats.counts import concatenate
 from dist_moe.stats.settings import StatisticsConfig
 from tests.batches import batch_index

@@ -6,7 +6,7 @@ import pytest
 from dist_moe.errors import UserError
 from dist_moe.report import views
 from dist_moe.rules import RULES
-from dist_moe.select.choose import population_of, selected, sums_of
+from dist_moe.selection.choose import population_of, selected, sums_of
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.store import MaskStore

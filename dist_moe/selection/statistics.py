@@ -14,8 +14,8 @@ from dist_moe.data.index import BatchIndex
 from dist_moe.errors import UserError
 from dist_moe.rules import RULES, Rule
 from dist_moe.rules.threshold_top_k import ThresholdTopK
-from dist_moe.select.evidence import evidence_of_each
-from dist_moe.select.null import null_count
+from dist_moe.selection.evidence import evidence_of_each
+from dist_moe.selection.null import null_count
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.estimates import risk_diff
 from dist_moe.stats.evidence import Evidence, Population

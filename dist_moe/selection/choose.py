@@ -13,8 +13,8 @@ from dist_moe.artefacts import checked
 from dist_moe.errors import UserError
 from dist_moe.rules import Rule
 from dist_moe.rules.rule import require_experts
-from dist_moe.select.evidence import evidence_of_each
-from dist_moe.select.statistics import batch_results, statistic_kinds
+from dist_moe.selection.evidence import evidence_of_each
+from dist_moe.selection.statistics import batch_results, statistic_kinds
 from dist_moe.stats.evidence import Population
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.population import PopulationSums

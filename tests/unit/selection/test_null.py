@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dist_moe.rules import RULES
-from dist_moe.select.null import null_count
+from dist_moe.selection.null import null_count
 from dist_moe.stats.labelings import labelings
 from dist_moe.stats.order import unsafe_experts
 from tests.unit.rules.made import made

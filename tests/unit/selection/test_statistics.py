@@ -6,8 +6,8 @@ import pytest
 from dist_moe.config.schema import AnalysisConfig
 from dist_moe.errors import UserError
 from dist_moe.rules import RULES
-from dist_moe.select.evidence import can_be_pooled, evidence_of_each, pooled_evidence
-from dist_moe.select.statistics import batch_results, selection_rule, statistic_kinds
+from dist_moe.selection.evidence import can_be_pooled, evidence_of_each, pooled_evidence
+from dist_moe.selection.statistics import batch_results, selection_rule, statistic_kinds
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.labelings import labelings, num_labelings
 from dist_moe.stats.permutation import benjamini_hochberg
@@ -62,7 +62,7 @@ def test_a_prompt_whose_partner_has_no_counted_token_exchanges_labels_in_its_own
 
 def test_too_many_prompts_are_not_tested_together(monkeypatch):
     assert can_be_pooled(INDEX, SETTINGS)
-    monkeypatch.setattr("dist_moe.select.evidence.POOLED_LIMIT", 32 * 200 - 1)
+    monkeypatch.setattr("dist_moe.selection.evidence.POOLED_LIMIT", 32 * 200 - 1)
     assert not can_be_pooled(INDEX, SETTINGS)
 
 
