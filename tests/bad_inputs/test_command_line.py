@@ -19,7 +19,7 @@ def wrong(argv: str, *says: str) -> Case:
 
 COMMANDS = [
     Case("nothing at all", nothing, "", ("the following arguments are required: COMMAND; see dist-moe --help",)),
-    wrong("analyse --config run.yaml", "'analyse' is none of analyze, train", "did you mean analyze?"),
+    wrong("analyse --config run.yaml", "'analyse' is none of count, analyze, train", "did you mean analyze?"),
     wrong("exports run --out out", "did you mean export? see dist-moe --help"),
     wrong("--verbose", "required: COMMAND"),
     wrong("analyze", "required: --config; see dist-moe analyze --help"),
@@ -65,7 +65,7 @@ COMMANDS = [
     wrong("--print-completion fish", "'fish' is none of bash, zsh"),
     wrong("demo --quick", "unrecognized arguments: --quick; see dist-moe demo --help"),
     Case("many words", nothing, f"export run --out out {'x' * 3000}", ("unrecognized arguments: xxx", "...")),
-    Case("a long command", nothing, "y" * 3000, ("is none of analyze",)),
+    Case("a long command", nothing, "y" * 3000, ("is none of count, analyze",)),
     Case("a newline", nothing, "'an\nalyze'", (r"'an\nalyze' is none of",)),
 ]
 BLANKS = [
@@ -180,7 +180,7 @@ def test_inspection_tool_takes_no_rule_that_no_run_could_have(copy):
         (["diff", "top_k=1.5"], "top_k=1.5: expected a whole number"),
         (["diff", "top_k=1", "top_k=2"], "top_k is given twice"),
         (["plots", "--out", ""], "is blank"),
-        (["--jsn"], "unrecognized arguments: --jsn; did you mean --json? see --help"),
+        (["--jsn"], "unrecognized arguments: --jsn; did you mean --json? see dist-moe inspect --help"),
     ):
         command = [sys.executable, str(ROOT / "tools/inspect_masks.py"), "run/masks.zarr", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

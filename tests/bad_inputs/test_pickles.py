@@ -13,7 +13,7 @@ from tests.unit.store.pickles.examples import activations, analysis, write_pickl
 from tests.unit.store.pickles.test_hostile import Reduced
 
 LOOK = "import old.pkl"
-STORE = "import old.pkl --out new.zarr --threshold 0.1 --top-k 3"
+STORE = "import old.pkl --out new --threshold 0.1 --top-k 3"
 OLD = Path("old.pkl")
 
 

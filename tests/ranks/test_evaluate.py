@@ -117,7 +117,7 @@ def test_any_number_of_ranks_writes_the_same_evaluation(on_ranks):
 
 def test_ranks_score_what_plain_transformers_does(run, on_ranks):
     config = load_config(run / "train.yaml")
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, SoloComm(torch.device("cpu")))
     unsafe = [row for row in inputs.rows(range(len(inputs.batches))) if row.unsafe]
     plain = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32).eval()
     before = json.loads(on_ranks[2][0]["written"])["all"]["all"]["refusal loss (unsafe)"]["before"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,8 @@ def test_export_and_verify_fail_on_a_wrong_row(specimen: Specimen, monkeypatch: 
     real = checks.trained_changes
 
     def shifted(*args):  # type: ignore[no-untyped-def]
-        for key, data in real(*args):
-            yield key.replace("experts.0.", "experts.7."), data
+        for place, data in real(*args):
+            yield replace(place, name=place.name.replace("experts.0.", "experts.7.")), data
 
     monkeypatch.setattr(checks, "trained_changes", shifted)
     with pytest.raises(CheckError, match="export"):

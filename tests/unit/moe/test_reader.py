@@ -19,6 +19,7 @@ from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.load import empty_model, fill
 from dist_moe.report.model import describe
 from dist_moe.store import MaskStore
+from dist_moe.weights.changes import Place
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.verify import verify_checkpoint
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
@@ -105,7 +106,7 @@ def test_reader_leftovers_are_not_there(clean: Path, base: Path, tmp_path: Path)
     union_LE = np.zeros((L, E), bool)
     for path, out in ((clean, tmp_path / "of-clean"), (base, tmp_path / "of-base")):
         key = "model.layers.1.mlp.experts.3.up_proj.weight"
-        export_checkpoint(path, [(key, read_tensors(path)[key].bytes()[::-1].copy() & 0xBF)], out, "card")
+        export_checkpoint(path, [(Place(key), read_tensors(path)[key].bytes()[::-1].copy() & 0xBF)], out, "card")
     assert contents(tmp_path / "of-base") == contents(tmp_path / "of-clean")
     union_LE[1, 3] = True
     assert verify_checkpoint(base, tmp_path / "of-base", union_LE).violations == []
@@ -154,7 +155,7 @@ def test_reader_shards_in_subfolders(clean: Path, base: Path, tmp_path: Path) ->
     for link in (False, True):
         out = tmp_path / f"out{link}"
         export_checkpoint(
-            base, [(k, t.bytes()) for k, t in list(read_tensors(base).items())[:1]], out, "card", link=link
+            base, [(Place(k), t.bytes()) for k, t in list(read_tensors(base).items())[:1]], out, "card", link=link
         )
         assert weight_files(out) == weight_files(base)
         assert equal(require_as_transformers(out), AutoModelForCausalLM.from_pretrained(clean).state_dict())
@@ -340,7 +341,7 @@ def test_reader_an_adapter_that_transformers_would_load(base: Path, monkeypatch:
 def test_reader_a_trained_value_that_is_not_finite_is_not_exported(base: Path, tmp_path: Path) -> None:
     data = np.full(32 * 48, np.inf, np.float32).view(np.uint8)
     with pytest.raises(UserError, match=r"experts\.5\.down_proj\.weight: a trained value is NaN or infinite as F32"):
-        export_checkpoint(base, [(EXPERT, data)], tmp_path / "out", "card")
+        export_checkpoint(base, [(Place(EXPERT), data)], tmp_path / "out", "card")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

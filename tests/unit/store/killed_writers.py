@@ -107,6 +107,8 @@ def main(root: Path) -> None:
     assert forked(write, root / "counted.zarr", 0) == 0
     assert forked(counted_write, root / "counted.zarr", 1, root / "looks") == 0
     num_looks = int((root / "looks").read_text())
+    assert forked(counted_write, root / "first.zarr", 0, root / "first-looks") == 0
+    num_first_looks = int((root / "first-looks").read_text())
     for kill in range(20):
         path = root / f"{kill}.zarr"
         assert forked(write, path, 0) == 0
@@ -117,7 +119,7 @@ def main(root: Path) -> None:
         assert left in ("is incomplete", "whole") if status else left == "whole", left
         # The first writer was killed in others; then nobody knows of the store.
         early = root / f"{kill}-early.zarr"
-        assert forked(killed_write, early, 0, chance.randrange(1, 160)) == -signal.SIGKILL
+        assert forked(killed_write, early, 0, chance.randrange(1, num_first_looks)) == -signal.SIGKILL
         assert state(early) != "whole"
         for unfinished in (path, early):
             for writer in range(NUM_WRITERS if left != "whole" or unfinished == early else 0):
