@@ -47,7 +47,7 @@ test: setup
 
 # Slurm's jobs have cores of their own to claim, so its tests run one after another.
 test-all: setup slurm-packages
-	$(PYTEST) --ignore=tests/slurm $(ARGS)
+	$(PYTEST) $(ARGS) tests/unit tests/bad_inputs tests/ranks tests/cli
 	$(BIN)/python -m pytest tests/slurm
 
 lint: setup

@@ -56,7 +56,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         trackers = _trackers(config)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         masks = _read_masks(config)
-        same["the mask stores' digests"] = [store.digest for store in masks.stores]
+        same["the digest of each mask store"] = [store.digest for store in masks.stores]
     inputs = read_inputs(config, comm)
     with together(comm):
         _require_masks_fit(masks, config, inputs)

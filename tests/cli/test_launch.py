@@ -53,7 +53,7 @@ def two_ranks(trained, tmp_path_factory):
 
 def test_counts_of_two_ranks_are_those_of_one(trained, two_ranks):
     one, two = MaskStore.open(trained.masks), MaskStore.open(two_ranks / "masks.zarr")
-    assert np.array_equal(one.prompt_counts[:], two.prompt_counts[:])
+    assert np.array_equal(one.counts.prompt_counts[:], two.counts.prompt_counts[:])
     assert one.batch_ids == two.batch_ids
     assert [b.mask_hash for b in one.batches] == [b.mask_hash for b in two.batches]
     assert one.statistics.keys() == two.statistics.keys() >= {"q_value"}

@@ -104,7 +104,7 @@ def test_in_float32_padding_changes_no_count_of_a_bfloat16_checkpoint(in_bfloat1
         assert (store.provenance["dtype"], store.provenance["micro_batch_tokens"]) == ("float32", tokens)
     as_stored = counts(in_bfloat16, 8192)
     assert as_stored.provenance["dtype"] == "bfloat16"
-    assert (as_stored.prompt_counts[:] != expected).any(), "bfloat16 rounds as float32 does: nothing was tested"
+    assert (as_stored.counts.prompt_counts[:] != expected).any(), "bfloat16 rounds as float32 does: nothing was tested"
 
 
 def test_in_float32_no_part_is_taken_that_padding_and_bfloat16_have_rounded(  # type: ignore[no-untyped-def]

@@ -147,7 +147,7 @@ DIFFERENCES = {
     "other-row": (node(other_row), (), "the data's hash is"),
     "broken-row": (node(broken_row), (), "rank 1: prompts.jsonl:33"),
     "weight": (node(other_weight), (), "the model's hash is"),
-    "store": (node(other_store), (), "the mask store's digest is"),
+    "store": (node(other_store), (), "the digest of each mask store is"),
     "template": (node(other_template), ("--data.chat_template", "template.jinja"), "the tokenizer's hash is"),
 }
 IN_ANALYSIS = ("row-more", "other-row", "weight", "edited-file")

@@ -119,7 +119,7 @@ def test_files_of_killed_attempts_are_not_published(fresh, monkeypatch):
         assert main(["analyze", "--config", str(fresh.config)]) == 130
     shutil.rmtree(fresh.run_dir / "analysis" / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(analyze, "batch_results", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(analyze, "selected", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(["analyze", "--config", str(fresh.config)]) == 130
     for path in (fresh.run_dir / "analysis").rglob("*"):
         if path.is_dir():

@@ -155,11 +155,12 @@ def test_pairs_are_tested_as_pairs(run, tmp_path, capsys):
 def test_reading_the_prompts_is_kept_apart_from_answering(run, capsys):
     """What `prefill` compares the answers with is what an analysis of the prompts alone finds."""
     read = analyze(run, capsys, "--analysis.tokens", "prompt")[1]
-    counts, tokens, masks = read.prompt_counts[:], read.prompts["tokens"].tolist(), read.masks[:]
+    counts, tokens = read.counts.prompt_counts[:], read.counts.prompts["tokens"].tolist()
+    masks = read.masks[:]
     answered = analyze(run, capsys, "--analysis.tokens", "generated", "--analysis.max_new_tokens", "6")[1]
-    assert (answered.tables["prefill_counts"][:] == counts).all()
-    assert answered.tables["prefill_tokens"][:].tolist() == tokens
-    assert (answered.prompt_counts[:] != counts).any()
+    assert (answered.counts.tables["prefill_counts"][:] == counts).all()
+    assert answered.counts.tables["prefill_tokens"][:].tolist() == tokens
+    assert (answered.counts.prompt_counts[:] != counts).any()
     by_batch = views.prefill(answered).tables["batches"]
     for batch, mask_LE in enumerate(answered.masks[:]):
         sizes = [int(both.sum()) for both in (mask_LE & masks[batch], mask_LE & ~masks[batch], ~mask_LE & masks[batch])]
@@ -172,7 +173,7 @@ def test_reading_the_prompts_is_kept_apart_from_answering(run, capsys):
 def test_gates_are_kept_unless_they_are_turned_off(run, capsys):
     store = analyze(run, capsys)[1]
     assert ((store.counts.tables["gates"][:] > 0) == (store.counts.prompt_counts[:] > 0)).all()
-    assert analyze(run, capsys, "--analysis.no-gates")[1].tables == {}
+    assert analyze(run, capsys, "--analysis.no-gates")[1].counts.tables == {}
     arguments = ["--overwrite", "--analysis.rule", "esft_gate", "--analysis.no-gates"]
     assert main(["analyze", "--config", str(run.config), *arguments]) == 2
     assert "analysis.rule = esft_gate needs analysis.gates: set it to true" in capsys.readouterr().err

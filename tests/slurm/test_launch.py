@@ -19,11 +19,11 @@ from tests.slurm.cluster import Cluster
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120
 
+pytestmark = pytest.mark.long
+
 PROGRAM = """
 import json, os, pathlib, sys, time
 import torch, torch.distributed as dist
-
-pytestmark = pytest.mark.long
 
 dist.init_process_group("gloo")
 total = torch.tensor(2.0 ** dist.get_rank())

@@ -142,6 +142,7 @@ def test_small_run_prints_every_row() -> None:
     assert lines["forward, counting / not counting"].endswith("(goal 1.02)")
     assert "200 permutations of 16 x 6,144 / a loop over them" in lines
     assert 0 < float(lines["masks: bits a mask cell"].removeprefix("masks: bits a mask cell").split()[0]) < 20
-    for name in ("store", "masks"):
+    for name, goal_ms in (("counts", 15), ("masks", 5)):
         assert lines[f"{name}: files"].endswith("PASS (goal 999)")
-        assert lines[f"{name}: open and one mask row, cold"].endswith("(goal 5)")
+        assert lines[f"{name}: open, cold"].endswith("(goal 5)")
+        assert lines[f"{name}: open and one row, cold"].endswith(f"(goal {goal_ms})")
