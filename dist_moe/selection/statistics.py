@@ -49,12 +49,22 @@ def selection_rule(analysis: AnalysisConfig) -> Rule:
         )
     if "gates" in rule.needs and not analysis.gates:
         raise UserError(f"analysis.rule = {rule.name} needs analysis.gates: set it to true")
+    require_all_experts(analysis)
+    return rule
+
+
+def require_all_experts(analysis: AnalysisConfig) -> None:
+    """Refuse to measure what a rule needs of whole models where ranks share experts.
+
+    Raises:
+        UserError: the rule needs gradients, and ranks share experts.
+    """
+    rule = RULES.find(analysis.rule)
     if "gradients" in rule.needs and analysis.ep_size > 1:
         raise UserError(
             f"analysis.rule = {rule.name} needs all experts on each rank, but analysis.ep_size is {analysis.ep_size}: "
             "set it to 1"
         )
-    return rule
 
 
 def statistic_kinds(rule: Rule, settings: StatisticsConfig) -> Mapping[str, tuple[str, int]]:

@@ -35,6 +35,7 @@ from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.rules import RULES
+from dist_moe.selection.statistics import require_all_experts
 from dist_moe.store import Counts, CountsPlan, StoreWriter
 from dist_moe.store.plan import StorePlan
 from dist_moe.workflows.inputs import Inputs, read_inputs
@@ -81,11 +82,7 @@ def begin(config: Config, comm: Comm) -> Counting:
     """
     with together(comm):
         share_of(config.analysis.part, 0)
-        if _needs_gradients(config) and config.analysis.ep_size > 1:
-            raise UserError(
-                f"analysis.rule = {config.analysis.rule} needs all experts on each rank, but analysis.ep_size is "
-                f"{config.analysis.ep_size}: set it to 1"
-            )
+        require_all_experts(config.analysis)
     inputs = read_inputs(config, comm)
     with together(comm):
         outline = empty_model(config.model.path)
