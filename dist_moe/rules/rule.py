@@ -13,8 +13,9 @@ from dist_moe.errors import UserError, shown
 from dist_moe.registry import Registry, require_values
 from dist_moe.stats.evidence import Evidence
 
-Need = Literal["gates", "gradients", "population", "tests", "draws"]
-"""gates, gradients: a table of this name beside the counts. population: what is known of all batches. tests: permuted
+Need = Literal["gates", "gradients", "population", "union", "tests", "draws"]
+"""gates, gradients: a table of this name beside the counts. population: what is known of all batches.
+union: among it, the experts that `counted_as` takes of any batch. tests: permuted
 labels. draws: random numbers, from the run's seed. The counts and labels of the batch itself every rule has."""
 
 Other = TypeVar("Other", bound="Rule")

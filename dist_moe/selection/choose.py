@@ -65,11 +65,12 @@ def settings_of(masks: MaskStore) -> StatisticsConfig:
     return checked(StatisticsConfig, stored, f"{masks.path} is damaged: provenance.statistics", ADVICE)
 
 
-def sums_of(counts: Counts, batches: range, *, prefix: str = "") -> PopulationSums:
-    """What some consecutive batches add to what is known of all."""
+def sums_of(counts: Counts, batches: range, rule: Rule, *, prefix: str = "") -> PopulationSums:
+    """What some consecutive batches add to what the rule needs to know of all."""
     found = counts.of_batches(batches, tables=False, prefix=prefix)
     each = evidence_of_each(counts.index.of(batches), found, StatisticsConfig(), seed=0)
-    return reduce(add, map(PopulationSums.of, each))
+    needs_union = "union" in rule.needs
+    return reduce(add, (PopulationSums.of(one, rule.counted_as.select(one) if needs_union else None) for one in each))
 
 
 def population_of(sums: Iterable[PopulationSums]) -> Population:

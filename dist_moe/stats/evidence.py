@@ -27,6 +27,8 @@ class Population:
     """float64 [L, E]: risk_diff of all prompts, each counted token weighing the same."""
     between_L: np.ndarray
     """float64 [L]: variance τ² of risk_diff between batches, one number for all experts of a layer."""
+    union_LE: np.ndarray | None = None
+    """bool [L, E]: selected in at least one batch, by the rule that a rule which needs the `union` is counted as."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,12 @@ class PopulationSums:
     """float64 [L, E]."""
     variance_LE: np.ndarray
     """float64 [L, E]: sum of the batches' sampling variances; infinite as soon as one of them is."""
+    union_LE: np.ndarray
+    """bool [L, E]: experts of at least one batch."""
 
     @staticmethod
-    def of(batch: Evidence) -> PopulationSums:
-        """A single batch."""
+    def of(batch: Evidence, experts_LE: np.ndarray | None = None) -> PopulationSums:
+        """A single batch; `experts_LE` bool [L, E]: what it adds to the union, None: nothing."""
         arms = (~batch.unsafe_P, batch.unsafe_P)
         return PopulationSums(
             1,
@@ -36,6 +38,7 @@ class PopulationSums:
             batch.risk_diff_LE,
             batch.risk_diff_LE**2,
             batch.variance_LE,
+            np.zeros(batch.variance_LE.shape, np.bool_) if experts_LE is None else experts_LE,
         )
 
     def __add__(self, other: PopulationSums) -> PopulationSums:
@@ -52,4 +55,4 @@ class PopulationSums:
         pooled_LE = unsafe_LE - safe_LE
         squared_LE = self.diff_squared_LE - 2 * pooled_LE * self.diff_LE + self.num_batches * pooled_LE**2
         excess_L = ((squared_LE - self.variance_LE) / self.num_batches).mean(axis=1)
-        return Population(self.counts_ALE.sum(axis=0), pooled_LE, np.maximum(excess_L, 0.0))
+        return Population(self.counts_ALE.sum(axis=0), pooled_LE, np.maximum(excess_L, 0.0), self.union_LE)

@@ -19,6 +19,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.report.analysis import report
+from dist_moe.rules import Rule
 from dist_moe.selection.choose import mask_plan, population_of, require_some, selected, sums_of
 from dist_moe.selection.statistics import selection_rule
 from dist_moe.stats.evidence import Population
@@ -86,7 +87,7 @@ def _select(config: Config, place: Path, comm: Comm, lock: RunLock | None) -> No
         share = share_of(config.analysis.part, writer.num_steps)
     missing = comm.gather([step for step in share if writer.is_missing(step)])[0]
     if missing:
-        population = _population(counts, comm)
+        population = _population(counts, rule, comm)
         with together(comm), writing(run.analysis):
             for step in missing[comm.rank :: comm.size]:
                 batches = writer.batches(step)
@@ -97,16 +98,16 @@ def _select(config: Config, place: Path, comm: Comm, lock: RunLock | None) -> No
             _publish_if_whole(config, counts, writer, lock)
 
 
-def _population(counts: Counts, comm: Comm) -> Population:
+def _population(counts: Counts, rule: Rule, comm: Comm) -> Population:
     """What is known of all batches: ranks take steps in turn, and all add them up in the same order."""
-    return population_of(_sums(counts, comm))
+    return population_of(_sums(counts, rule, comm))
 
 
-def _sums(counts: Counts, comm: Comm) -> Iterator[PopulationSums]:
+def _sums(counts: Counts, rule: Rule, comm: Comm) -> Iterator[PopulationSums]:
     steps = counts.steps()
     for start in range(0, len(steps), comm.size):
         with together(comm):
-            mine = [sums_of(counts, batches) for batches in steps[start : start + comm.size][comm.rank :][:1]]
+            mine = [sums_of(counts, batches, rule) for batches in steps[start : start + comm.size][comm.rank :][:1]]
         for of_rank in comm.gather(mine):
             yield from of_rank
 

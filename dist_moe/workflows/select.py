@@ -63,7 +63,7 @@ def write_masks(directory: Path, counts: Counts, rule: Rule, settings: Statistic
         UserError: the rule needs what is not there.
     """
     plan = mask_plan(counts, rule, settings)
-    population = population_of(sums_of(counts, batches) for batches in counts.steps())
+    population = population_of(sums_of(counts, batches, rule) for batches in counts.steps())
     writer = StoreWriter(directory, plan, sync=False)
     for batches in writer.missing:
         writer.write(batches, selected(counts, batches, rule, settings, population, progress=progress))

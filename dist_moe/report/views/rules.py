@@ -54,7 +54,7 @@ def _against(store: MaskStore, rule: Rule, facts: dict[str, Any], *, prefix: str
     """The stored masks against others of the same batches."""
     counts, settings = store.counts, settings_of(store)
     mask_plan(counts, rule, settings)  # for its errors
-    population = population_of(sums_of(counts, batches, prefix=prefix) for batches in counts.steps())
+    population = population_of(sums_of(counts, batches, rule, prefix=prefix) for batches in counts.steps())
     lines, tables = [], []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         risk_diff_BLE = counts.risk_diff[start:stop]

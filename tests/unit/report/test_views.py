@@ -303,7 +303,7 @@ def test_diff_of_rules(store):
 def test_diff_of_a_rule_that_tests_is_what_select_would_write(tmp_path):
     store = MaskStore.open(write_contents(tmp_path / "masks.zarr", tiled_contents(4)))
     counts, rule = store.counts, RULES["random"](threshold=0.05, top_k=50)
-    population = population_of(sums_of(counts, batches) for batches in counts.steps())
+    population = population_of(sums_of(counts, batches, rule) for batches in counts.steps())
     masks = selected(counts, range(12), rule, StatisticsConfig(), population, progress=False).masks
     _, experts = views.diff_rule(store, {"name": "random"}).tables.values()
     for batch, mask_LE in enumerate(masks.masks_BLE):

@@ -69,7 +69,7 @@ def test_the_stored_facts_of_a_rule_are_all_that_it_reads(name):
     again = from_facts(rule.facts, "here")
     assert again == rule
     assert rule.facts == {"name": name, **{field.name: getattr(rule, field.name) for field in fields(rule)}}
-    batches = populated([with_tables(batch_of(seed)) for seed in range(3)])
+    batches = populated([with_tables(batch_of(seed)) for seed in range(3)], made("threshold_top_k", **OTHER).select)
     assert any(rule.select(batch).any() for batch in batches)
     assert all((rule.select(batch) == again.select(batch)).all() for batch in batches)
 
@@ -234,6 +234,31 @@ def test_random_matched_is_one_permutation_of_each_layers_quartiles_whatever_the
     for batch in batches:
         expected = sorted(goes_to[place] for place in chosen("threshold_top_k", batch))
         assert chosen("random_matched", batch) == expected
+
+
+def test_baselines_have_the_same_experts_for_every_batch_whatever_its_labels():
+    batches = [batch_of(seed, index=seed) for seed in range(4)]
+    of_each = [set(chosen("threshold_top_k", batch)) for batch in batches]
+    assert len(set(map(frozenset, of_each))) == 4
+    counts, unsafe = (
+        np.concatenate([get(batch) for batch in batches])
+        for get in (lambda batch: batch.counts.counts_PLE, lambda batch: batch.unsafe_P)
+    )
+    tokens_P = np.concatenate([batch.counts.tokens_P for batch in batches])
+    pooled = RoutingCounts(counts, tokens_P, batches[0].counts.experts_per_token)
+    pooled_LE = slow_risk_diff(pooled, unsafe, range(64), "micro")
+    expected = {
+        "union": sorted(set.union(*of_each)),
+        "pooled": sorted([place for place in ranked(pooled_LE.round(12)) if pooled_LE[place] > 0.01][:5]),
+        "all_experts": sorted(np.ndindex(3, 6)),
+    }
+    assert 0 < len(expected["pooled"]) < len(expected["union"]) < 18
+    for batch in populated(batches, made("threshold_top_k", **RULE).select):
+        for other in (batch, batch.relabelled(~batch.unsafe_P)):
+            assert {
+                name: chosen(name, other, threshold=0.01 if name == "pooled" else 0.05) for name in expected
+            } == expected
+        assert not made("pooled").stability(batch).any()
 
 
 @pytest.mark.parametrize("name", ["threshold_top_k", "random", "random_matched", "load", "lowest"])

@@ -55,9 +55,9 @@ def batch_of(seed, num_prompts=16, index=0, run_seed=0, shape=(3, 6, 2), **setti
     )
 
 
-def populated(batches) -> list[Evidence]:
-    """The same batches, each of which knows of all."""
-    population = reduce(add, map(PopulationSums.of, batches)).population()
+def populated(batches, choose=lambda batch: None) -> list[Evidence]:
+    """The same batches, each of which knows of all; the union is that of what `choose` takes of each."""
+    population = reduce(add, (PopulationSums.of(batch, choose(batch)) for batch in batches)).population()
     return [replace(batch, population=population) for batch in batches]
 
 

@@ -75,6 +75,16 @@ def test_parts_added_in_order_are_the_whole_bit_for_bit_in_counts_and_within_rou
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-13, atol=1e-15)
 
 
+def test_the_union_is_of_what_each_batch_adds_in_any_parts():
+    batches = [batch_of(seed) for seed in range(3)]
+    given = [np.arange(18).reshape(3, 6) == place for place in (4, 7, 4)]
+    first, second, third = map(PopulationSums.of, batches, given)
+    expected = [(0, 4), (1, 1)]
+    for sums in (first + second + third, first + (second + third)):
+        assert list(zip(*np.nonzero(sums.population().union_LE), strict=True)) == expected
+    assert not PopulationSums.of(batches[0]).union_LE.any()
+
+
 def test_prompts_without_a_counted_token_change_no_sum():
     batch = batch_of(0)
     counts = replace(
