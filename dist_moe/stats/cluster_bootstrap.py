@@ -1,0 +1,66 @@
+"""Intervals by the bootstrap over prompts: what other prompts of the same kind might have shown.
+
+Units (a prompt with all its rows, or two prompts of a pair) are drawn whole, with replacement, by
+`resamples.bootstrap_weights`. An interval is from the 2.5 % to the 97.5 % percentile of the resamples.
+
+Legend: P rows, N resamples, K statistics.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+
+import numpy as np
+
+from dist_moe.stats.design import Kinship
+from dist_moe.stats.proportions import LEVEL
+from dist_moe.stats.resamples import bootstrap_weights
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Weights [N, P], how often each row counts -> [N, K]; NaN where a statistic has no value."""
+CELLS_AT_ONCE = 4_000_000
+"""Weights in memory at a time."""
+
+
+def intervals(
+    statistic: Statistic, kinship: Kinship, unsafe_P: np.ndarray, num_resamples: int, key: tuple[int | str, ...]
+) -> np.ndarray:
+    """[2, K]: low and high end of each statistic's interval; NaN where no resample has a value.
+
+    `key`, such as (seed, what is computed), decides what is drawn.
+    """
+    generator = np.random.default_rng(int.from_bytes(sha256(json.dumps(key).encode()).digest()))
+    design, at_once = kinship.design(unsafe_P), max(1, CELLS_AT_ONCE // len(unsafe_P))
+    found = []
+    for start in range(0, num_resamples, at_once):
+        number = min(at_once, num_resamples - start)
+        found.append(statistic(bootstrap_weights(unsafe_P, design, number, generator)))
+    values_NK = np.concatenate(found)
+    ends_2K = np.full((2, values_NK.shape[1]), np.nan)
+    known = ~np.isnan(values_NK).all(axis=0)
+    tail = 50 * (1 - LEVEL)
+    ends_2K[:, known] = np.nanpercentile(values_NK[:, known], [tail, 100 - tail], axis=0)
+    return ends_2K
+
+
+def ratio(weights_NP: np.ndarray, numerator_P: np.ndarray, denominator_P: np.ndarray) -> np.ndarray:
+    """[N]: sum of numerators by sum of denominators, each row as often as it counts; NaN where the latter is 0."""
+    below_N = weights_NP @ denominator_P
+    with np.errstate(invalid="ignore"):
+        return np.where(below_N == 0, np.nan, weights_NP @ numerator_P / np.where(below_N == 0, 1, below_N))
+
+
+def area_under_curve(weights_NP: np.ndarray, scores_P: np.ndarray, unsafe_P: np.ndarray) -> np.ndarray:
+    """[N]: the chance that an unsafe row has a higher score than a safe one, a tie being half; NaN without both."""
+    order = np.argsort(scores_P, kind="stable")
+    sorted_P, unsafe_P = scores_P[order], unsafe_P[order]
+    weights_NP = weights_NP[:, order].astype(np.float64)
+    starts_G = np.flatnonzero(np.concatenate([[True], sorted_P[1:] != sorted_P[:-1]]))
+    unsafe_NG = np.add.reduceat(weights_NP * unsafe_P, starts_G, axis=1)
+    safe_NG = np.add.reduceat(weights_NP * ~unsafe_P, starts_G, axis=1)
+    below_NG = np.cumsum(safe_NG, axis=1) - safe_NG
+    pairs_N = unsafe_NG.sum(axis=1) * safe_NG.sum(axis=1)
+    won_N = (unsafe_NG * (below_NG + safe_NG / 2)).sum(axis=1)
+    return np.where(pairs_N == 0, np.nan, won_N / np.where(pairs_N == 0, 1, pairs_N))
