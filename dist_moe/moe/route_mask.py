@@ -9,6 +9,8 @@ changed, and everything else is the family's own code:
   ones are taken last there. Values come from the unmasked input, which is already 0 for them; a group's are those of
   its allowed experts alone, so that the family ranks groups as if it had only these.
 
+What the router's weight gives is also where `reading` takes a layer's logits from, before any mask.
+
 At the experts' call a weight that is still on a forbidden expert is set to 0 (sparse mixers give one when there is
 nothing else to choose), and costs nothing. With an all-true mask the result is the unmasked one, bit for bit.
 """
@@ -88,7 +90,8 @@ class RouteMask:
         self.masked_T: torch.Tensor | None = None
         self.applied: list[Applied | None] = [None] * len(layers)
         self._device, self._shape_LE = device, (len(layers), layers[0].num_experts)
-        self._routing: dict[int, _Routing] = {}
+        self._routing: dict[int, _Watching] = {}
+        self._read: list[torch.Tensor] | None = None
         for layer in layers:
             layer.block.register_forward_pre_hook(self._enter(layer))
             layer.router.register_forward_pre_hook(self._at_router(layer, True))
@@ -114,6 +117,21 @@ class RouteMask:
             self._routing.clear()
             self.plan, self.masked_T, self.applied = before
 
+    @contextmanager
+    def reading(self) -> Iterator[list[torch.Tensor]]:
+        """While entered, a forward pass leaves each MoE layer's router logits in the list, [T, W] in their own dtype.
+
+        They are what the router's weight gives, with its bias: before the mask, before what the family makes of them
+        (scores, caps, correction biases), and with the graph that they have. W is E, and a few more columns where the
+        family scores null or always-on experts too.
+        """
+        assert self._read is None
+        self._read = read = [torch.empty(0)] * len(self.applied)
+        try:
+            yield read
+        finally:
+            self._read = None
+
     @property
     def applied_LE(self) -> torch.Tensor:
         """bool [L, E]: the experts that the routers have left to every token in their last pass."""
@@ -123,10 +141,13 @@ class RouteMask:
     def _enter(self, layer: MoELayer) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
             self.applied[layer.index] = None
+            if self.plan is None and self._read is None:
+                return
+            routing = _Watching(layer)
             if self.plan is not None:
                 routing = _Routing(layer, self.plan, self.masked_T, self.top_k)
-                self._routing[layer.index] = routing
-                routing.__enter__()
+            self._routing[layer.index] = routing
+            routing.__enter__()
 
         return hook
 
@@ -143,6 +164,11 @@ class RouteMask:
             if routing is None:
                 return None
             routing.__exit__(None, None, None)
+            if self._read is not None:
+                assert routing.logits is not None, f"{layer.name}: the router's logits never came by"
+                self._read[layer.index] = routing.logits.reshape(-1, routing.logits.shape[-1])
+            if not isinstance(routing, _Routing):
+                return None
             self.applied[layer.index] = routing.applied
             named = named_arguments(args, kwargs)
             named["top_k_weights"] = routing.enforce(named["top_k_index"], named["top_k_weights"])
@@ -159,18 +185,44 @@ class RouteMask:
         return hook
 
 
-class _Routing(TorchFunctionMode):
-    """While entered, applies one layer's plan to the router's logits and to top-k over experts.
+class _Watching(TorchFunctionMode):
+    """While entered, sees what one layer's router gives, and changes nothing.
 
     Shapes: W = E routed experts and the null or always-on ones that the router scores beside them; G groups of M.
     """
 
-    def __init__(self, layer: MoELayer, plan: RoutePlan, masked_T: torch.Tensor | None, top_k: int) -> None:
+    def __init__(self, layer: MoELayer) -> None:
         super().__init__()
-        self.router_shape, self.num_experts, self.plan = layer.router_shape, layer.num_experts, plan
+        self.router_shape, self.num_experts = layer.router_shape, layer.num_experts
         self.in_router = False
         """A shared expert's weight can have the router's shape, so only its own module's products are logits."""
-        self.num_applied = 0
+        self.logits: torch.Tensor | None = None
+        """[..., W], as the router's weight has given them last; None: they have not come by."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.in_router and func in MATMULS and tuple(args[1].shape) in (self.router_shape, self.router_shape[::-1]):
+            self.logits = func(*args, **kwargs)
+            return self._given(self.logits)
+        return self._other(func, args, kwargs)
+
+    def _given(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the router goes on with in the place of its logits."""
+        return logits
+
+    def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of any other operation."""
+        return func(*args, **kwargs)
+
+
+class _Routing(_Watching):
+    """While entered, applies one layer's plan to the router's logits and to top-k over experts."""
+
+    def __init__(self, layer: MoELayer, plan: RoutePlan, masked_T: torch.Tensor | None, top_k: int) -> None:
+        super().__init__(layer)
+        self.plan = plan
         self.allowed_E = plan.allowed_LE[layer.index]
         self.num_missing = top_k - int(self.allowed_E.sum()) if plan.fill == "best" else 0
         num_others = self.router_shape[0] - self.num_experts
@@ -181,13 +233,7 @@ class _Routing(TorchFunctionMode):
             self.allowed = self.allowed | ~masked_T[:, None]
             self.lifted = self.lifted & masked_T[:, None]
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.in_router and func in MATMULS and tuple(args[1].shape) in (self.router_shape, self.router_shape[::-1]):
-            self.num_applied += 1
-            return self._mask_logits(func(*args, **kwargs))
+    def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.plan.fill != "bias":
             if self.in_router and func in SOFT_CAPS:
                 return self._forbid(func(*args, **kwargs))
@@ -198,7 +244,7 @@ class _Routing(TorchFunctionMode):
     @property
     def applied(self) -> Applied | None:
         """What has been applied; None if the router's logits never came by."""
-        if self.num_applied == 0:
+        if self.logits is None:
             return None
         allowed_TE, lifted_TE = self.allowed[:, : self.num_experts], self.lifted[:, : self.num_experts]
         if self.plan.fill == "bias":
@@ -213,7 +259,7 @@ class _Routing(TorchFunctionMode):
         kept = allowed.gather(1, index_Tk.clamp(max=self.num_experts - 1)) | (index_Tk >= self.num_experts)
         return weights_Tk.masked_fill(~kept, 0)
 
-    def _mask_logits(self, logits: torch.Tensor) -> torch.Tensor:
+    def _given(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [..., W]."""
         flat_TW = logits.reshape(-1, logits.shape[-1])
         if self.plan.fill == "bias":

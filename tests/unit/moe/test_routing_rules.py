@@ -267,13 +267,17 @@ class Watched:
         self.sent.append(weights[:, :E].numpy())
 
     def run(self, plan):
-        """Per MoE layer the router's logits float64 [T, W] and the weights that the experts got [T, E]."""
+        """Per MoE layer the router's logits float64 [T, W] and the weights that the experts got [T, E].
+
+        `read` are the logits as the product reads them.
+        """
         self.inputs.clear()
         self.sent.clear()
         with torch.no_grad(), self.model.batch(route=plan):
             if plan is not None and plan.scope == "unsafe":
                 self.model.next_pass(None, UNSAFE)
-            assert self.model.module(input_ids=IDS, use_cache=False).logits.isfinite().all()
+            with self.model.route_mask.reading() as self.read:
+                assert self.model.module(input_ids=IDS, use_cache=False).logits.isfinite().all()
         logits = []
         for router, given in zip(self.routers, self.inputs, strict=True):
             x = given.detach().double().reshape(IDS.numel(), -1) @ matrix_of(router).weight.detach().double().t()
@@ -307,6 +311,8 @@ def masks(num_layers, num_allowed, seed):
 def check(watched, plan, rounding):
     rule, numbers_of = RULES[watched.family]
     logits, sent = watched.run(plan)
+    for x, read in zip(logits, watched.read, strict=True):
+        np.testing.assert_allclose(read.double(), x, rtol=rounding, atol=10 * rounding)
     skipped = HASH_ROUTED.get(watched.family, [])
     k, clear, total = watched.model.shape.top_k, 0, 0
     for layer in set(range(len(sent))) - set(skipped):
