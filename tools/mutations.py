@@ -38,7 +38,7 @@ ENTRIES = Path("tests/mutations")
 PAGE = Path("docs/testing.md")
 TABLE = re.compile(r"^\| mutation \|.*\n(?:\|.*\n)*", re.MULTILINE)
 LIMIT_SECONDS = 600
-LOG = "pytest.log"
+LOG, TEMPORARY = "pytest.log", "pytest.tmp"
 LIBRARIES = ("pandas", "pytest", "torch", "zarr", "transformers.models.qwen3_moe.modeling_qwen3_moe")
 RED = 1
 """pytest's status if a test failed; others mean that none ran."""
@@ -138,7 +138,10 @@ def _pytest(tree: Path, tests: list[str]) -> None:
         os.dup2(stream.fileno(), 2)
     import pytest
 
-    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]))
+    # in a directory of its own: pytest's usual one is shared with other runs, whose remains it removes at the end
+    sys.exit(
+        pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", f"--basetemp={tree / TEMPORARY}", *tests])
+    )
 
 
 def is_killed(tree: Path, mutation: Mutation) -> bool:
