@@ -26,7 +26,7 @@ INLINE = re.compile(
     r"`((?:(?:dist-moe|make|sbatch|torchrun|deepspeed|python(?= (?:tools/|-m tools))) |--[a-z_]+\.)[^`\n]*)`"
 )
 SECTIONS = sorted({each.section for each in described()} - {""})
-SETTING = re.compile(rf"(?<![\w./-])(?:{'|'.join(SECTIONS)})\.[a-z_][a-z_.]*[a-z_]")
+SETTING = re.compile(rf"(?<![\w./-])(?:{'|'.join(SECTIONS)})\.[a-z_]++(?:\.[a-z_]++)*+(?!\.<)")
 FILES = (".json", ".py", ".safetensors", ".yaml")
 ATTRIBUTES = {"model.batch", "model.layers"}
 """What looks like a setting, and is an attribute of a model."""

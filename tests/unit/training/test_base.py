@@ -74,11 +74,11 @@ def fail_between_two_layers(model):
 def test_every_bit_is_back_also_after_an_exception(fail):
     model = moved()
     before, kept = bits(model), [row.clone() for *_, row in model.originals.weights()]
-    for _ in range(2):
+    for _ in range(2):  # looked at each time: two failures might make up for each other
         with pytest.raises(FailureError):
             fail(model)
-    assert all(map(torch.equal, bits(model), before))
-    assert all(map(torch.equal, (row for *_, row in model.originals.weights()), kept))
+        assert all(map(torch.equal, bits(model), before))
+        assert all(map(torch.equal, (row for *_, row in model.originals.weights()), kept))
 
 
 def test_memory_is_that_of_the_unions_experts():
