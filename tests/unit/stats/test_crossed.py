@@ -1,0 +1,75 @@
+"""Means over seeds and prompts against textbook special cases, sums in loops, and their coverage."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dist_moe.stats.crossed import crossed_mean
+from dist_moe.stats.proportions import wilson
+
+
+def test_one_run_is_students_interval_of_its_prompts():
+    values_P = np.random.default_rng(0).normal(2, 3, 30)
+    found = crossed_mean(values_P[None])
+    expected = stats.ttest_1samp(values_P, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([found.value, found.low, found.high], [values_P.mean(), *expected], rtol=1e-12)
+
+
+def test_runs_that_differ_as_a_whole_leave_students_interval_of_their_means():
+    means_S = np.array([0.2, 1.5, 0.9])
+    found = crossed_mean(np.repeat(means_S[:, None], 40, axis=1))
+    expected = stats.ttest_1samp(means_S, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-12)
+
+
+def test_runs_that_are_the_same_add_no_evidence():
+    values_P = np.random.default_rng(1).normal(size=25)
+    one, five = crossed_mean(values_P[None]), crossed_mean(np.repeat(values_P[None], 5, axis=0))
+    np.testing.assert_allclose([five.low, five.high], [one.low, one.high], rtol=1e-12)
+
+
+def test_the_variance_is_that_of_the_two_way_model_with_satterthwaites_degrees_of_freedom():
+    generator = np.random.default_rng(2)
+    S, P = 4, 12
+    y = generator.normal(size=(S, 1)) + generator.normal(size=P) + generator.normal(size=(S, P))
+    total = y.mean()
+    ms_s = P * sum((y[s].mean() - total) ** 2 for s in range(S)) / (S - 1)
+    ms_p = S * sum((y[:, p].mean() - total) ** 2 for p in range(P)) / (P - 1)
+    rest = sum((y[s, p] - y[s].mean() - y[:, p].mean() + total) ** 2 for s in range(S) for p in range(P))
+    ms_e = rest / ((S - 1) * (P - 1))
+    square = ms_s + ms_p - ms_e
+    df = square**2 / (ms_s**2 / (S - 1) + ms_p**2 / (P - 1) + ms_e**2 / ((S - 1) * (P - 1)))
+    assert square > max(ms_s, ms_p)
+    half = stats.t.ppf(0.975, df) * np.sqrt(square / (S * P))
+    found = crossed_mean(y)
+    np.testing.assert_allclose([found.low, found.high], [total - half, total + half], rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_rate_without_variance_has_wilsons_interval_on_its_prompts(value):
+    found = crossed_mean(np.full((3, 40), value), are_rates=True)
+    assert (found.low, found.high) == pytest.approx(wilson(value * 40, 40), abs=1e-12)
+    assert found.high - found.low > 0.05
+    assert crossed_mean(np.full((3, 40), value)).low == value
+
+
+@pytest.mark.parametrize(("num_runs", "at_least"), [(2, 0.86), (3, 0.9), (5, 0.92)])
+def test_it_covers_the_truth_of_other_seeds_and_prompts(num_runs, at_least):
+    generator, covered = np.random.default_rng(3), 0
+    for _ in range(600):
+        effects = generator.normal(0, 0.5, (num_runs, 1)) + generator.normal(0, 1, 40)
+        found = crossed_mean(effects + generator.normal(0, 1, (num_runs, 40)))
+        covered += found.low <= 0 <= found.high
+    assert at_least <= covered / 600 <= 0.985
+
+
+def test_a_difference_is_clear_if_its_interval_is_on_one_side():
+    clear = crossed_mean(np.array([[0.9, 1.0, 1.1, 1.0]] * 2) + np.array([[0.0], [0.02]]))
+    assert clear.is_clear
+    assert not crossed_mean(np.array([[-1.0, 1.0, 0.5]])).is_clear
+    assert crossed_mean(-np.array([[0.9, 1.0, 1.1, 1.0]])).is_clear
+
+
+def test_one_prompt_has_no_interval():
+    with pytest.raises(ValueError, match="expected two prompts or more, got 1"):
+        crossed_mean(np.ones((3, 1)))
