@@ -25,8 +25,7 @@ from dist_moe.errors import UserError
 from dist_moe.evaluation.record import Table, read_evaluation
 from dist_moe.parallel.launch import process_group
 from dist_moe.store import Counts, MaskStore
-from dist_moe.training.facts import RunFacts
-from dist_moe.weights.facts import Facts
+from dist_moe.weights.facts import Facts, RunFacts
 from dist_moe.weights.verify import Verification
 from dist_moe.workflows import analyze as analyze_workflow
 from dist_moe.workflows import count as count_workflow

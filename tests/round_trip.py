@@ -9,13 +9,15 @@ from transformers import AutoModelForCausalLM
 from dist_moe.config.schema import ModelConfig
 from dist_moe.conformance.sizes import E
 from dist_moe.model.model import MoEModel, load_model
-from dist_moe.moe.checkpoint import StoredTensor, model_hash, read_tensors
+from dist_moe.moe.layout import hub_layout
 from dist_moe.parallel.comm import SoloComm
-from dist_moe.training.save import TrainedExperts, expert_tensors, save_index, save_part
+from dist_moe.training.save import expert_tensors
 from dist_moe.weights.changes import trained_changes, trained_places
 from dist_moe.weights.delta import delta_changes, write_delta
+from dist_moe.weights.directory import StoredTensor, model_hash, read_tensors
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.layout import HubLayout
+from dist_moe.weights.trained import TrainedExperts, save_index, save_part
 from dist_moe.weights.verify import verify_checkpoint
 from tests.export_facts import example_facts
 
@@ -72,23 +74,22 @@ def round_trip(base: Path, tmp_path: Path) -> None:
     after = logits(model.module)
     assert (after - before).abs().max() > 1e-3
 
-    tensors, out = read_tensors(base), tmp_path / "out"
-    layout = HubLayout(base, tensors)
-    export_checkpoint(base, trained_changes(layout, tensors, TrainedExperts.open(tmp_path / "experts")), out, "card")
+    out = tmp_path / "out"
+    layout = hub_layout(base)
+    export_checkpoint(base, trained_changes(layout, TrainedExperts.open(tmp_path / "experts")), out, "card")
     torch.testing.assert_close(logits(plain(out)), after, rtol=0, atol=1e-5)
     # a part that the class has no place for (vision, audio) is as unexpected as in the base
     assert loading_info(out) == loading_info(base)
-    seen = verify_checkpoint(base, out, union_LE)
+    seen = verify_checkpoint(layout, out, union_LE)
     assert seen.violations == []
     assert seen.changed_experts == set(map(tuple, np.argwhere(union_LE).tolist()))
 
     delta, applied = tmp_path / "delta.safetensors", tmp_path / "applied"
     trained = TrainedExperts.open(tmp_path / "experts")
     places = [place for place, _ in trained_places(layout, trained.experts)]
-    write_delta(
-        delta, tensors, places, trained_changes(layout, tensors, trained), example_facts(model_hash(base), len(places))
-    )
-    export_checkpoint(base, delta_changes(delta, tensors, places), applied, "card")
+    facts = example_facts(model_hash(base), len(places))
+    write_delta(delta, layout, places, trained_changes(layout, trained), facts)
+    export_checkpoint(base, delta_changes(delta, layout, places), applied, "card")
     assert all((applied / file.name).read_bytes() == file.read_bytes() for file in out.glob("*.safetensors"))
 
     check_flips(base, out, layout, union_LE)
@@ -100,7 +101,7 @@ def check_flips(base: Path, out: Path, layout: HubLayout, union_LE: np.ndarray) 
 
     def violations(tensor: StoredTensor, at: int) -> list[str]:
         flip(tensor, at)
-        found = verify_checkpoint(base, out, union_LE).violations
+        found = verify_checkpoint(layout, out, union_LE).violations
         flip(tensor, at)
         return found
 

@@ -22,19 +22,20 @@ from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import find_moe_layers
+from dist_moe.moe.layout import hub_layout
 from dist_moe.moe.load import empty_model, fill
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
-from dist_moe.training.save import TrainedExperts, save_experts
+from dist_moe.training.save import save_experts
 from dist_moe.training.step import MaskedStep
-from dist_moe.weights.changes import overwrite, row_of, trained_changes
+from dist_moe.weights.changes import trained_changes
+from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.export import export_checkpoint
-from dist_moe.weights.layout import HubLayout
+from dist_moe.weights.trained import TrainedExperts
 from dist_moe.weights.verify import verify_checkpoint
 
 OWNED: tuple[list[int], ...] = ([1, 4, 6], [0, 7], [])
@@ -156,10 +157,7 @@ def _exported(specimen: Specimen) -> tuple[Path, Path, MoEModel, np.ndarray]:
     base, experts, out = specimen.saved, specimen.path / "experts", specimen.path / "out"
     model, optimizer = specimen.once(_trained)
     save_experts(experts, model.layers, optimizer, COMM, {})
-    tensors = read_tensors(base)
-    export_checkpoint(
-        base, trained_changes(HubLayout(base, tensors), tensors, TrainedExperts.open(experts)), out, card=""
-    )
+    export_checkpoint(base, trained_changes(hub_layout(base), TrainedExperts.open(experts)), out, card="")
     union_LE = np.zeros((model.shape.num_layers, model.shape.num_experts), bool)
     union_LE[tuple(np.array(list(optimizer.expert_state)).T)] = True
     return base, out, model, union_LE
@@ -200,22 +198,22 @@ def export(specimen: Specimen) -> None:
 def verify(specimen: Specimen) -> None:
     """Verification passes on an export, and names one flipped bit in an expert outside the union or a dense weight."""
     base, out, model, union_LE = specimen.once(_exported)
-    seen = verify_checkpoint(base, out, union_LE)
+    layout = hub_layout(base)
+    seen = verify_checkpoint(layout, out, union_LE)
     require(not seen.violations, f"an export is not verified: {seen.violations[:1]}")
     stepped = {(int(layer), int(expert)) for layer, expert in np.argwhere(union_LE)}
     require(bool(seen.changed_experts) and seen.changed_experts <= stepped, "changed experts are not the trained ones")
-    layout = HubLayout(base, read_tensors(base))
     outside = next(expert for expert in range(model.shape.num_experts) if not union_LE[0, expert])
     in_expert = next(n for n, t in layout.tensors.items() if t.layer == 0 and t.expert in (None, outside))
-    dense = next(name for name in read_tensors(base) if name not in layout.tensors)
+    dense = next(name for name in layout.stored if name not in layout.tensors)
     for name in (in_expert, dense):
         damaged = specimen.path / "damaged"
         shutil.copytree(out, damaged)
         target = read_tensors(damaged)[name]
         if name == in_expert and layout.tensors[name].expert is None:
-            target = row_of(target, layout.tensors[name].row(outside))
-        overwrite(target, np.append(target.bytes()[0] ^ 1, target.bytes()[1:]))
-        lines = verify_checkpoint(base, damaged, union_LE).violations
+            target = target.rows(layout.tensors[name].row(outside))
+        target.overwrite(np.append(target.bytes()[0] ^ 1, target.bytes()[1:]))
+        lines = verify_checkpoint(layout, damaged, union_LE).violations
         require(len(lines) == 1 and lines[0].startswith(name), f"one flipped bit in {name} gives {lines}")
         shutil.rmtree(damaged)
 

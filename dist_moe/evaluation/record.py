@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from dist_moe.artefacts import EXACT, read_sealed, write_sealed
-from dist_moe.training.facts import Arms
+from dist_moe.weights.facts import Arms
 
 FORMAT, VERSION = "dist_moe evaluation", 1
 ADVICE = "remove it, or run `dist-moe evaluate` again"

@@ -18,7 +18,6 @@ from dist_moe.config.schema import ModelConfig
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import ExpertLayer, take_experts, train_from
-from dist_moe.moe.checkpoint import CONFIG, read_tensors
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
 from dist_moe.moe.internals import checkpoint_activations, must_be_alone
@@ -28,6 +27,7 @@ from dist_moe.moe.route_mask import RouteMask, RoutePlan
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
+from dist_moe.weights.directory import CONFIG, read_tensors
 
 ADAPTER = "adapter_config.json"
 T = TypeVar("T")

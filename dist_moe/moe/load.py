@@ -26,11 +26,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from dist_moe.errors import UserError, shown
 from dist_moe.moe.adapters.adapt import adapt, own_conversions
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import CONFIG, DTYPES, Row, expert_number, expert_row, read_tensors, rows_per_expert
-from dist_moe.moe.configuration import ADVICE, read_config, read_generation_config, refused_by_transformers
 from dist_moe.moe.discover import MoELayer
 from dist_moe.moe.internals import WeightConversion, warn_if_untested
 from dist_moe.moe.misfits import refuse_misfits, refuse_not_finite, where
+from dist_moe.weights.configuration import ADVICE, read_config, read_generation_config, refused_by_transformers
+from dist_moe.weights.directory import CONFIG, DTYPES, Row, StoredTensor, read_tensors
+from dist_moe.weights.layout import HubTensor
 
 
 def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -76,25 +77,39 @@ def fill(model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned
     target_of = conversion.target_of
     refuse_misfits(model, layers, path, stored, conversion)
     keep_experts(layers, owned)
-    owned_of = {layer.name: (layer, experts) for layer, experts in zip(layers, owned, strict=True)}
+    of_experts = tensors_of_experts(layers, stored, conversion)
     with ExitStack() as stack:
         files = {file: stack.enter_context(safe_open(file, "pt")) for file in {t.file for t in stored.values()}}
         tensors: dict[str, Any] = {}
         for name, target in target_of.items():
             lazy = files[stored[name].file].get_slice(name)
-            layer, experts = owned_of.get(target.rpartition(".")[0], (None, ()))
-            number = expert_number(name)
-            if layer is None:
+            found = of_experts.get(name)
+            if found is None:
                 tensors[name] = lazy
-            elif not experts:  # transformers wants a value for every weight, also for one without rows
+            elif not owned[found.layer]:  # transformers wants a value for every weight, also for one without rows
                 tensors[target] = torch.empty_like(model.get_parameter(target), device="cpu")
-            elif number is None:
-                rows = rows_per_expert(stored[name], model.get_parameter(target).dim(), layer.num_experts)
-                tensors[name] = _Rows(lazy, [expert_row(expert, rows) for expert in experts])
-            elif number in experts:
+            elif found.expert is None:
+                tensors[name] = _Rows(lazy, [found.row(expert) for expert in owned[found.layer]])
+            elif found.expert in owned[found.layer]:
                 tensors[name] = lazy
         conversion.load(path, tensors, partial(where, path, stored, target_of), ADVICE)
     refuse_not_finite(model, stored, target_of)
+
+
+def tensors_of_experts(
+    layers: tuple[MoELayer, ...], stored: dict[str, StoredTensor], conversion: WeightConversion
+) -> dict[str, HubTensor]:
+    """The checkpoint's tensors that hold expert weights, with those of null experts, by name."""
+    weights = {
+        f"{layer.name}.{weight}": (layer, weight) for layer in layers for weight in expert_weights(layer.experts)
+    }
+    found = {}
+    for name, target in conversion.target_of.items():
+        if target in weights:
+            layer, weight = weights[target]
+            num_dims = layer.experts.get_parameter(weight).dim()
+            found[name] = HubTensor.of(layer.index, name, stored[name], num_dims, layer.num_experts)
+    return found
 
 
 class _Rows:

@@ -17,20 +17,21 @@ from transformers import PreTrainedModel
 
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import (
+from dist_moe.moe.discover import MoELayer
+from dist_moe.moe.internals import WeightConversion
+from dist_moe.weights.configuration import ADVICE
+from dist_moe.weights.directory import (
     CONFIG,
     DTYPES,
     EXPERT_NUMBER,
     StoredTensor,
     as_tensor,
     expert_number,
+    finite,
     read_json,
-    rows_per_expert,
     weight_files,
 )
-from dist_moe.moe.configuration import ADVICE
-from dist_moe.moe.discover import MoELayer
-from dist_moe.moe.internals import WeightConversion
+from dist_moe.weights.layout import HubTensor
 
 NEXT_TOKENS = re.compile(r"(^|[._])mtp([._]|$)")
 """In the name of a tensor that predicts several tokens, which no family's class has a place for."""
@@ -144,7 +145,7 @@ def _check_experts(
             usual = mode(stored[name].shape for name in names)
             for name in names:
                 where, shape, number = f"{stored[name].file}: tensor {name}", stored[name].shape, expert_number(name)
-                rows = rows_per_expert(stored[name], num_dims, layer.num_experts) or 1
+                rows = HubTensor.of(layer.index, name, stored[name], num_dims, layer.num_experts).rows or 1
                 lengths = [(rows * layer.num_experts,), (rows * (layer.num_experts + layer.num_null_experts),)]
                 if number is None and shape[:1] not in lengths:
                     raise UserError(f"{where} has shape {shape}, but {count}: {ADVICE}")
@@ -171,13 +172,6 @@ def refuse_not_finite(model: PreTrainedModel, stored: dict[str, StoredTensor], t
         raise UserError(
             f"{target}: a value of the checkpoint is infinite as {weight.dtype}: choose another model.dtype"
         )
-
-
-def finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; needs no memory."""
-    if not values.is_floating_point() or not values.numel():
-        return True
-    return bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 def where(path: Path, stored: dict[str, StoredTensor], target_of: dict[str, str], target: str) -> str:

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dist_moe.training.facts import Arms, Numbers
 from dist_moe.weights.export import BASE_CARD, CARD
-from dist_moe.weights.facts import Facts, Quoted
+from dist_moe.weights.facts import Arms, Facts, Numbers, Quoted
 
 FRONT_MATTER = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
 NOT_INHERITED = re.compile(r"^(?:model-index|base_model\w*):.*\n(?:[ \t-].*\n|\n)*", re.MULTILINE)

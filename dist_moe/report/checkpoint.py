@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dist_moe.stats.names import expert_name
 from dist_moe.training.checkpoint import Checkpoint
-from dist_moe.training.parts import Expert
+from dist_moe.weights.parts import Expert
 
 SHOWN_EXPERTS = 12
 

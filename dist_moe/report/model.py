@@ -19,12 +19,11 @@ from transformers import PreTrainedModel
 
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import MoELayer, find_moe_layers, moe_shape, require_routers
 from dist_moe.moe.internals import is_decoder_layer, must_be_alone
+from dist_moe.moe.layout import hub_layout
 from dist_moe.moe.load import empty_model
 from dist_moe.moe.route_mask import MATMULS
-from dist_moe.weights.layout import HubLayout
 
 ROUTE = "train.mode route"
 CAPABILITIES = ("analyze", "train.mode update", ROUTE, "evaluate", "export", "verify")
@@ -73,8 +72,7 @@ def describe(path: Path) -> ModelSummary:
     weights = [layers[0].experts.get_parameter(name) for name in expert_weights(layers[0].experts)]
     bytes_per_expert = sum(weight[0].nbytes for weight in weights)
     expert_bytes = bytes_per_expert * shape.num_experts * shape.num_layers
-    tensors = read_tensors(path)
-    layout = HubLayout(path, tensors)
+    layout = hub_layout(path)
     fused = any(tensor.expert is None for tensor in layout.tensors.values())
     refusal = _refusal(model)
     steps, groups = routing_steps(model, layers)
@@ -92,7 +90,9 @@ def describe(path: Path) -> ModelSummary:
         shared_experts=any("shared" in name for name, _ in layers[-1].block.named_parameters()),
         bytes_per_expert=bytes_per_expert,
         expert_bytes=expert_bytes,
-        other_bytes=sum(tensor.stop - tensor.start for name, tensor in tensors.items() if name not in layout.tensors),
+        other_bytes=sum(
+            tensor.stop - tensor.start for name, tensor in layout.stored.items() if name not in layout.tensors
+        ),
         rows_per_pass="1, as its sparse attention depends on padding" if must_be_alone(model) else "any number",
         on_disk="all experts of a layer in one tensor" if fused else "one tensor an expert and matrix",
         supported=", ".join(name for name in CAPABILITIES if not (name == ROUTE and refusal)),

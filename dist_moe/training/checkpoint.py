@@ -32,8 +32,8 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
-from dist_moe.training.parts import INDEX, Part, TensorFacts, check_parts, read_part, write_part
 from dist_moe.training.state import TrainState
+from dist_moe.weights.parts import INDEX, Part, TensorFacts, check_parts, read_part, write_part
 
 FORMAT, VERSION = "dist_moe checkpoint", 4
 OTHER_VERSION = (

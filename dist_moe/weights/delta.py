@@ -21,20 +21,18 @@ from safetensors import SafetensorError, safe_open
 
 from dist_moe.errors import UserError, shown
 from dist_moe.files import atomic_file, parse_json
-from dist_moe.moe.checkpoint import StoredTensor, read_header
-from dist_moe.weights.changes import Change, Place, overwrite, trained_places
+from dist_moe.weights.changes import Change, trained_places
+from dist_moe.weights.directory import read_header
 from dist_moe.weights.facts import Facts
-from dist_moe.weights.layout import HubLayout
+from dist_moe.weights.layout import HubLayout, Place
 
 FORMAT, VERSION = "dist_moe delta", "2"
 NO_DIGEST = "0" * 64
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def write_delta(
-    out: Path, base: dict[str, StoredTensor], places: Iterable[Place], changes: Iterable[Change], facts: Facts
-) -> None:
-    """Write the changes of `places`, which are of the checkpoint tensors `base`, to the new file `out`.
+def write_delta(out: Path, layout: HubLayout, places: Iterable[Place], changes: Iterable[Change], facts: Facts) -> None:
+    """Write the changes of `places`, in the base that `layout` is of, to the new file `out`.
 
     The header is written first and the changes fill the space behind it as they come, one at a time in memory.
     """
@@ -43,8 +41,8 @@ def write_delta(
     }
     size = 0
     for place in places:
-        tensor = place.of(base)
-        stop = size + tensor.stop - tensor.start
+        tensor = place.of(layout.stored)
+        stop = size + tensor.num_bytes
         header[str(place)] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [size, stop]}
         size = stop
     encoded = json.dumps(header).encode()
@@ -55,7 +53,7 @@ def write_delta(
             stream.truncate(8 + len(encoded) + size)
         left = read_header(partial)
         for place, data in changes:
-            overwrite(left.pop(str(place)), data)
+            left.pop(str(place)).overwrite(data)
         assert not left, f"no change for {min(left)}"
         digest = _digest(partial, NO_DIGEST)
         with partial.open("r+b") as stream:
@@ -90,7 +88,6 @@ def read_facts(path: Path) -> Facts:
 def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
     """What a delta changes: whole experts of the union that its facts name. `layout` is the base's.
 
-
     Raises:
         UserError: names the first tensor that is missing or is no expert's of the union.
     """
@@ -114,16 +111,15 @@ def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
     return places
 
 
-def delta_changes(path: Path, base: dict[str, StoredTensor], places: Iterable[Place]) -> Iterator[Change]:
-    """The changes in a delta, for the checkpoint tensors `base`; `places` are those of `delta_places`.
-
+def delta_changes(path: Path, layout: HubLayout, places: Iterable[Place]) -> Iterator[Change]:
+    """The changes in a delta, for the base that `layout` is of; `places` are those of `delta_places`.
 
     Raises:
         UserError: the delta has a tensor of another dtype or shape than the base.
     """
     tensors = read_header(path)
     for place in places:
-        there, stored = place.of(base), tensors[str(place)]
+        there, stored = place.of(layout.stored), tensors[str(place)]
         if (there.dtype, there.shape) != (stored.dtype, stored.shape):
             raise UserError(
                 f"{path}: {place} is no {stored.dtype} {list(stored.shape)} of the base: it is another model's"

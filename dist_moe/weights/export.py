@@ -10,9 +10,8 @@ from pathlib import Path
 
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory
-from dist_moe.moe.checkpoint import AGAIN, KEPT_HASH, as_tensor, read_tensors, weight_files
-from dist_moe.moe.misfits import finite
-from dist_moe.weights.changes import Change, overwrite
+from dist_moe.weights.changes import Change
+from dist_moe.weights.directory import AGAIN, KEPT_HASH, as_tensor, finite, read_tensors, weight_files
 
 CARD, BASE_CARD = "README.md", "BASE_README.md"
 PICKLED = (".bin", ".pt", ".pth")
@@ -53,7 +52,7 @@ def export_checkpoint(base: Path, changes: Iterable[Change], out: Path, card: st
                 linked.remove(target.file)
                 file.unlink()
                 shutil.copyfile(target.file, file)
-            overwrite(replace(target, file=file), data)
+            replace(target, file=file).overwrite(data)
         for name in others:
             file = partial / (BASE_CARD if name == CARD else name)
             file.parent.mkdir(exist_ok=True)

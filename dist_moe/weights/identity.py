@@ -14,9 +14,9 @@ from pathlib import Path
 
 from dist_moe.artefacts import EXACT, read_sealed, write_sealed
 from dist_moe.errors import UserError, refused_by_library
-from dist_moe.moe.checkpoint import AGAIN, CONFIG, KEPT_HASH, model_hash, weight_files
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.weights.directory import AGAIN, CONFIG, KEPT_HASH, model_hash, weight_files
 
 log = logging.getLogger(__name__)
 

@@ -1,25 +1,19 @@
-"""Which tensors of a checkpoint on disk hold which expert.
+"""Which tensors of a model directory hold which expert, as a value.
 
 In memory, transformers fuses a layer's experts into `gate_up_proj[E, 2I, H]` and `down_proj[E, H, I]`; most
-checkpoints keep one tensor an expert and matrix. The way back is transformers' own weight conversion; this file only
-asks it for the names and lays rows over experts.
+checkpoints keep one tensor an expert and matrix. Only a model's modules can tell how the one becomes the other:
+`dist_moe.moe.layout` makes the value, and nothing in this room needs a module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dist_moe.moe.adapters.adapt import own_conversions
-from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import EXPERT_NUMBER, Row, StoredTensor, expert_number, expert_row, rows_per_expert
-from dist_moe.moe.discover import MoEShape, find_moe_layers, moe_shape
-from dist_moe.moe.internals import WeightConversion
-from dist_moe.moe.load import empty_model
-from dist_moe.moe.misfits import refuse_misfits
+from dist_moe.weights.directory import Row, StoredTensor, expert_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,45 +25,55 @@ class HubTensor:
     rows: int | None = None
     """Of a flat tensor of all experts: how many rows are one expert's. None: row e is expert e's."""
 
+    @classmethod
+    def of(cls, layer: int, name: str, tensor: StoredTensor, num_dims: int, num_experts: int) -> HubTensor:
+        """From a tensor's name and shape, which becomes a weight of `num_dims` dimensions of a layer's E experts.
+
+        A tensor of all experts has one dimension less if it is flat, [E * rows, ...].
+        """
+        expert = expert_number(name)
+        is_flat = expert is None and len(tensor.shape) == num_dims - 1
+        return cls(layer, expert, tensor.shape[0] // num_experts if is_flat else None)
+
     def row(self, expert: int) -> Row:
         """Where an expert lies in a tensor of all experts."""
-        return expert_row(expert, self.rows)
+        return expert if self.rows is None else slice(expert * self.rows, (expert + 1) * self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which bytes of a checkpoint are an expert's: a tensor, or rows of one that holds all experts of a layer."""
+
+    name: str
+    """Of the tensor."""
+    row: Row | None = None
+    """None: all of it."""
+
+    def __str__(self) -> str:
+        """`NAME`, `NAME[5]` for row 5 of the first dimension, `NAME[80:96]` for rows 80 to 95."""
+        if isinstance(self.row, slice):
+            return f"{self.name}[{self.row.start}:{self.row.stop}]"
+        return self.name if self.row is None else f"{self.name}[{self.row}]"
+
+    def of(self, tensors: dict[str, StoredTensor]) -> StoredTensor:
+        """The bytes as a tensor, in a checkpoint that has the place."""
+        whole = tensors[self.name]
+        return whole if self.row is None else whole.rows(self.row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HubLayout:
-    """The expert tensors of one checkpoint; built from its config and its tensors' headers, without reading weights."""
+    """The expert tensors of one model directory."""
 
-    def __init__(self, path: Path, tensors: dict[str, StoredTensor]) -> None:
-        model = empty_model(path)
-        self._layers = find_moe_layers(model)
-        self.shape: MoEShape = moe_shape(model, self._layers)
-        self.expert_shapes: dict[str, list[int]] = {
-            name: list(self._layers[0].experts.get_parameter(name).shape[1:])
-            for name in expert_weights(self._layers[0].experts)
-        }
-        """Shape of each weight of one expert, as it lies in memory."""
-        self._conversion = WeightConversion(model, tensors, own_conversions(model))
-        target_of = self._conversion.target_of
-        layer_of = {f"{x.name}.{weight}": x.index for x in self._layers for weight in expert_weights(x.experts)}
-        refuse_misfits(model, self._layers, path, tensors, self._conversion)
-        self.tensors: dict[str, HubTensor] = {}
-        for name, target in target_of.items():
-            expert = expert_number(name)
-            if target not in layer_of or (expert is not None and expert >= self.shape.num_experts):
-                continue  # a dense weight, or what a checkpoint holds for a null expert
-            num_dims = model.get_parameter(target).dim()
-            rows = rows_per_expert(tensors[name], num_dims, self.shape.num_experts) if expert is None else None
-            self.tensors[name] = HubTensor(layer_of[target], expert, rows)
-
-    def to_hub(
-        self, layer: int, experts: list[int], weights: dict[str, torch.Tensor]
-    ) -> Iterator[tuple[str, Row | None, torch.Tensor]]:
-        """Trained weights, each [n, ...] for n experts of a layer -> (tensor's name, rows or None, its new values)."""
-        state = {f"{self._layers[layer].name}.{name}": weight for name, weight in weights.items()}
-        for name, tensor in self._conversion.to_checkpoint(state).items():
-            position = expert_number(name)
-            if position is not None:  # of the n experts
-                yield EXPERT_NUMBER.sub(str(experts[position]), name), None, tensor
-            else:
-                for expert, row in zip(experts, tensor, strict=True):
-                    yield name, self.tensors[name].row(expert), row
+    path: Path
+    stored: dict[str, StoredTensor]
+    """All its tensors."""
+    tensors: dict[str, HubTensor]
+    """Those of experts."""
+    num_layers: int
+    num_experts: int
+    """Of a layer."""
+    expert_shapes: dict[str, list[int]]
+    """Shape of each weight of one expert, as it lies in memory."""
+    to_hub: Callable[[int, int, dict[str, torch.Tensor]], Iterable[tuple[Place, torch.Tensor]]]
+    """A layer, an expert, and its weights by name -> where each of its tensors goes, and its new values."""

@@ -11,10 +11,8 @@ import numpy as np
 
 from dist_moe.errors import refused_by_library
 from dist_moe.files import hash_file
-from dist_moe.moe.checkpoint import AGAIN, StoredTensor, as_tensor, read_tensors, weight_files
-from dist_moe.moe.misfits import finite
 from dist_moe.stats.names import expert_name
-from dist_moe.weights.changes import row_of
+from dist_moe.weights.directory import AGAIN, StoredTensor, as_tensor, finite, read_tensors, weight_files
 from dist_moe.weights.export import BASE_CARD, CARD, other_files, unread_weights
 from dist_moe.weights.layout import HubLayout, HubTensor
 
@@ -53,22 +51,21 @@ class Verification:
         return [" ".join(expert_name(*pair) for pair in pairs) for _, pairs in layers]
 
 
-def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verification:
-    """Compare two model directories; `union_LE` bool [L, E] says which experts' tensors may differ.
+def verify_checkpoint(layout: HubLayout, out: Path, union_LE: np.ndarray) -> Verification:
+    """Compare a model directory with the base that `layout` is of; `union_LE` bool [L, E]: whose tensors may differ.
 
     What `from_pretrained` reads of the one is compared with what it reads of the other: tensors as a stream of bytes,
     and all other files that act on the model, as a configuration or a tokenizer more or less changes behaviour. Index
     and names of the shards must be the same too. Model cards may differ.
     """
-    old, new = read_tensors(base), read_tensors(out)
-    layout = HubLayout(base, old)
+    base, old, new = layout.path, layout.stored, read_tensors(out)
     result = Verification(
         base,
         out,
         num_union=int(union_LE.sum()),
         num_experts=union_LE.size,
         num_tensors=len(old),
-        num_bytes=sum(t.stop - t.start for t in old.values()),
+        num_bytes=sum(t.num_bytes for t in old.values()),
     )
     result.unread = unread_weights(out)
     result.violations += _file_differences(base, out)
@@ -82,7 +79,7 @@ def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verificati
             )
             continue
         hub = layout.tensors.get(name)
-        for expert, row in _changes(before, after, hub, layout.shape.num_experts):
+        for expert, row in _changes(before, after, hub, layout.num_experts):
             if result.changed_tensors[-1:] != [name]:
                 result.changed_tensors.append(name)
             if hub is None or expert is None:
@@ -93,7 +90,7 @@ def verify_checkpoint(base: Path, out: Path, union_LE: np.ndarray) -> Verificati
             if not union_LE[hub.layer, expert]:
                 result.violations.append(f"{name} row {row}: changed, but {label} is not in the union")
                 continue
-            of_expert = after if hub.expert is not None else row_of(after, hub.row(expert))
+            of_expert = after if hub.expert is not None else after.rows(hub.row(expert))
             if not finite(as_tensor(of_expert.bytes(), after.dtype)):
                 result.violations.append(f"{name} row {row}: {label} has a value that is NaN or infinite")
     return result
@@ -107,12 +104,12 @@ def _changes(
         rows = hub.rows or 1
         for number in range(before.shape[0] // rows):  # past the experts: what a checkpoint holds for null experts
             row = hub.row(number)
-            if _first_difference(row_of(before, row), row_of(after, row)) is not None:
+            if _first_difference(before.rows(row), after.rows(row)) is not None:
                 yield number if number < num_experts else None, number * rows
         return
     at = _first_difference(before, after)
     if at is not None:
-        yield hub.expert if hub else None, at * before.shape[0] // (before.stop - before.start) if before.shape else 0
+        yield hub.expert if hub else None, at * before.shape[0] // before.num_bytes if before.shape else 0
 
 
 def _first_difference(before: StoredTensor, after: StoredTensor) -> int | None:

@@ -12,18 +12,18 @@ from dist_moe.errors import UserError
 from dist_moe.evaluation.record import read_evaluation
 from dist_moe.files import require_absent
 from dist_moe.model.model import check_model_dir
-from dist_moe.moe.checkpoint import model_hash, read_tensors
+from dist_moe.moe.layout import hub_layout
 from dist_moe.report.card import model_card
 from dist_moe.rules import from_facts
 from dist_moe.selection.stored import open_masks
 from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
-from dist_moe.training.save import ADVICE
 from dist_moe.weights.changes import trained_changes, trained_places
 from dist_moe.weights.delta import delta_changes, delta_places, read_facts, write_delta
+from dist_moe.weights.directory import model_hash
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
-from dist_moe.weights.layout import HubLayout
+from dist_moe.weights.trained import ADVICE
 from dist_moe.weights.verify import Verification, verify_checkpoint
 from dist_moe.workflows.run_dir import TrainedRun
 
@@ -36,8 +36,7 @@ def export(run_dir: Path, out: Path, *, link: bool = False) -> Facts:
     run = TrainedRun.open(run_dir)
     base, facts = run.config.model.path, _facts(run)
     _require_base(base, facts.model_hash, run.dir.experts)
-    tensors = read_tensors(base)
-    changes = trained_changes(HubLayout(base, tensors), tensors, run.experts)
+    changes = trained_changes(hub_layout(base), run.experts)
     export_checkpoint(base, changes, out, model_card(facts, base), link=link)
     log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, everything else as in {base}")
     return facts
@@ -49,11 +48,10 @@ def export_delta(run_dir: Path, out: Path) -> Facts:
     run = TrainedRun.open(run_dir)
     base, facts = run.config.model.path, _facts(run)
     _require_base(base, facts.model_hash, run.dir.experts)
-    tensors = read_tensors(base)
-    layout = HubLayout(base, tensors)
-    changes = trained_changes(layout, tensors, run.experts)
+    layout = hub_layout(base)
+    changes = trained_changes(layout, run.experts)
     places = [place for place, _ in trained_places(layout, run.experts.experts)]
-    write_delta(out, tensors, places, changes, facts)
+    write_delta(out, layout, places, changes, facts)
     log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
     log.info(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
     return facts
@@ -64,9 +62,9 @@ def apply(base: Path, delta: Path, out: Path) -> None:
     require_absent(out, "choose another --out or remove it")
     facts = read_facts(delta)
     _require_base(base, facts.model_hash, delta)
-    tensors = read_tensors(base)
-    places = delta_places(delta, facts, HubLayout(base, tensors))
-    export_checkpoint(base, delta_changes(delta, tensors, places), out, model_card(facts, base))
+    layout = hub_layout(base)
+    places = delta_places(delta, facts, layout)
+    export_checkpoint(base, delta_changes(delta, layout, places), out, model_card(facts, base))
     log.info(f"Exported {out}: {facts.num_trained_experts} experts from {delta}, everything else as in {base}")
 
 
@@ -118,4 +116,4 @@ def verify(base: Path, out: Path, masks: Sequence[str]) -> Verification:
     stores, base_hash = [open_masks(each) for each in masks], model_hash(base)
     for store in stores:
         require_same_origin(store, model_hash=base_hash)
-    return verify_checkpoint(base, out, np.logical_or.reduce([store.union() for store in stores]))
+    return verify_checkpoint(hub_layout(base), out, np.logical_or.reduce([store.union() for store in stores]))

@@ -20,9 +20,9 @@ from dist_moe.data.rows import PromptSet, read_prompts
 from dist_moe.data.tokens import Encoded, tokens_hash
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.model.model import check_model_dir
-from dist_moe.moe.configuration import read_config, read_generation_config
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.weights.configuration import read_config, read_generation_config
 from dist_moe.weights.identity import shared_model_hash
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from dist_moe.config.objective import active_settings
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError, shown
 from dist_moe.trackers.metrics import METRICS
-from dist_moe.training.facts import RunFacts
-from dist_moe.training.parts import INDEX
-from dist_moe.training.save import ADVICE, TrainedExperts
+from dist_moe.weights.facts import RunFacts
+from dist_moe.weights.parts import INDEX
+from dist_moe.weights.trained import ADVICE, TrainedExperts
 from dist_moe.workflows.results import require_published
 
 

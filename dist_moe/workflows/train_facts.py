@@ -10,9 +10,9 @@ from dist_moe import __version__
 from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
 from dist_moe.selection.stored import stored_rule
-from dist_moe.training.facts import Arms, Numbers, Revision, RunFacts
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
+from dist_moe.weights.facts import Arms, Numbers, Revision, RunFacts
 from dist_moe.workflows.inputs import Inputs
 from dist_moe.workflows.run_dir import result_settings
 

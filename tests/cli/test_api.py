@@ -12,7 +12,7 @@ import pytest
 
 import dist_moe
 from dist_moe.cli.main import main
-from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.verify import Verification
 from tools.soak.compare import differing_bits
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from dist_moe.cli.main import main
 from dist_moe.config.load import load_config
-from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.stats.masks import mask_hash
 from dist_moe.store.read import MaskStore
+from dist_moe.weights.directory import read_tensors
 from tests.cli.conftest import new_run
 from tests.tiny import FAMILIES, token_ids
 
@@ -69,7 +69,8 @@ def test_exported_logits_are_those_of_the_trained_run(trained, tmp_path):
     from dist_moe.config.schema import ModelConfig
     from dist_moe.model.model import load_model
     from dist_moe.parallel.comm import SoloComm
-    from dist_moe.training.save import TrainedExperts, load_experts
+    from dist_moe.training.save import load_experts
+    from dist_moe.weights.trained import TrainedExperts
 
     assert main(["export", str(trained.run_dir), "--out", str(tmp_path / "out")]) == 0
     model = load_model(ModelConfig(path=trained.model), SoloComm(torch.device("cpu")))

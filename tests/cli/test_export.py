@@ -8,9 +8,9 @@ import pytest
 from safetensors import safe_open
 
 from dist_moe.cli.main import main
-from dist_moe.moe.checkpoint import model_hash
 from dist_moe.stats.names import expert_name
 from dist_moe.store.read import MaskStore
+from dist_moe.weights.directory import model_hash
 from tests.checkpoint import save_checkpoint
 from tests.cli.test_bad_input import refused
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from dist_moe.cli.main import main
-from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.store.read import MaskStore
-from dist_moe.training.save import TrainedExperts
+from dist_moe.weights.directory import read_tensors
+from dist_moe.weights.trained import TrainedExperts
 from tools.soak.compare import differing_bits
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ from unittest.mock import patch
 
 import pytest
 
-from dist_moe.moe.checkpoint import model_hash
 from dist_moe.weights import identity
+from dist_moe.weights.directory import model_hash
 from tests.checkpoint import save_checkpoint
 from tests.ranks.harness import run_ranks
 

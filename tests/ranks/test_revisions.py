@@ -21,11 +21,12 @@ from dist_moe.parallel.placement import Placement
 from dist_moe.training.checkpoint import Layout, last_checkpoint, load_checkpoint
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
-from dist_moe.training.save import TrainedExperts, save_experts
+from dist_moe.training.save import save_experts
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.split import Split
 from dist_moe.training.state import Position, RevisionInForce, TrainState
 from dist_moe.training.step import MaskedStep
+from dist_moe.weights.trained import TrainedExperts
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_training import batch_rows, padded, replicas_differ, snapshot
 from tests.reference import ADAMW, MAX_NORM, Reference

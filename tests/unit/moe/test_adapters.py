@@ -14,12 +14,12 @@ from dist_moe.errors import UserError
 from dist_moe.model.model import adopt
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import train_from
-from dist_moe.moe.checkpoint import read_tensors
 from dist_moe.moe.discover import find_moe_layers
+from dist_moe.moe.layout import hub_layout
 from dist_moe.moe.load import empty_model, fill
 from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.parallel.comm import SoloComm
-from dist_moe.weights.layout import HubLayout
+from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.verify import verify_checkpoint
 from tests.fused import fused_experts, gradient
 from tests.round_trip import IDS, flip, logits, plain, round_trip
@@ -161,7 +161,7 @@ def test_longcat_flash_as_released_holds_only_the_routed_experts(tmp_path):
     for layer in layers:
         for name, expected in fused_experts(reference, layer.name).items():
             assert torch.equal(layer.experts.get_parameter(name), expected)
-    assert all(t.expert < E for t in HubLayout(tmp_path, read_tensors(tmp_path)).tensors.values())
+    assert all(t.expert < E for t in hub_layout(tmp_path).tensors.values())
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -175,7 +175,7 @@ def test_what_is_on_disk_for_zero_experts_is_never_an_experts(fused, tmp_path):
     name = "model.layers.1.mlp.experts." + ("gate_up_proj" if fused else f"{E}.gate_proj.weight")
     stored = read_tensors(out)[name]
     flip(stored, stored.stop - stored.start - 1)
-    (violation,) = verify_checkpoint(base, out, torch.ones(3, E, dtype=torch.bool).numpy()).violations
+    (violation,) = verify_checkpoint(hub_layout(base), out, torch.ones(3, E, dtype=torch.bool).numpy()).violations
     assert violation.startswith(f"{name} row ")
     assert "not an expert's" in violation
 

@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM
 from dist_moe.cli.main import main
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import expert_weights
-from dist_moe.moe.checkpoint import INDEX, model_hash, read_tensors, weight_files
 from dist_moe.moe.discover import find_moe_layers
+from dist_moe.moe.layout import hub_layout
 from dist_moe.moe.load import empty_model, fill
 from dist_moe.report.model import describe
 from dist_moe.store import MaskStore
-from dist_moe.weights.changes import Place
+from dist_moe.weights.directory import INDEX, model_hash, read_tensors, weight_files
 from dist_moe.weights.export import export_checkpoint
+from dist_moe.weights.layout import Place
 from dist_moe.weights.verify import verify_checkpoint
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.tiny import E, L
@@ -109,10 +110,10 @@ def test_reader_leftovers_are_not_there(clean: Path, base: Path, tmp_path: Path)
         export_checkpoint(path, [(Place(key), read_tensors(path)[key].bytes()[::-1].copy() & 0xBF)], out, "card")
     assert contents(tmp_path / "of-base") == contents(tmp_path / "of-clean")
     union_LE[1, 3] = True
-    assert verify_checkpoint(base, tmp_path / "of-base", union_LE).violations == []
+    assert verify_checkpoint(hub_layout(base), tmp_path / "of-base", union_LE).violations == []
     for name in LEFTOVERS:
         stale(tmp_path / "of-base", name)
-    seen = verify_checkpoint(base, tmp_path / "of-base", union_LE)
+    seen = verify_checkpoint(hub_layout(base), tmp_path / "of-base", union_LE)
     assert (seen.violations, seen.unread, seen.changed_experts) == ([], sorted(LEFTOVERS), {(1, 3)})
 
 
@@ -159,7 +160,7 @@ def test_reader_shards_in_subfolders(clean: Path, base: Path, tmp_path: Path) ->
         )
         assert weight_files(out) == weight_files(base)
         assert equal(require_as_transformers(out), AutoModelForCausalLM.from_pretrained(clean).state_dict())
-        assert verify_checkpoint(base, out, np.zeros((L, E), bool)).violations == []
+        assert verify_checkpoint(hub_layout(base), out, np.zeros((L, E), bool)).violations == []
 
 
 def test_reader_trained_experts_go_to_shards_in_subfolders(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_reader_one_file_before_an_index(base: Path, tmp_path: Path) -> None:
     export_checkpoint(base, (), tmp_path / "out", "card")
     assert not (tmp_path / "out" / INDEX).exists()
     assert equal(require_as_transformers(tmp_path / "out"), expected)
-    assert verify_checkpoint(base, tmp_path / "out", np.zeros((L, E), bool)).violations == []
+    assert verify_checkpoint(hub_layout(base), tmp_path / "out", np.zeros((L, E), bool)).violations == []
 
 
 def test_reader_weights_that_the_configuration_names(base: Path, tmp_path: Path) -> None:

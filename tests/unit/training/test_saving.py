@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import SoloComm
-from dist_moe.training import checkpoint, parts
+from dist_moe.training import checkpoint
 from dist_moe.training.optimizer import ExpertState
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.state import Position, RevisionInForce, TrainState
+from dist_moe.weights import parts
 
 FILE = "experts-00000.safetensors"
 

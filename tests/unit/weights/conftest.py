@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_moe.moe.checkpoint import model_hash, read_tensors
-from dist_moe.training.parts import TensorFacts
-from dist_moe.training.save import TrainedExperts, save_index, save_part
+from dist_moe.moe.layout import hub_layout
 from dist_moe.weights.changes import trained_changes
-from dist_moe.weights.layout import HubLayout
+from dist_moe.weights.directory import model_hash
+from dist_moe.weights.parts import TensorFacts
+from dist_moe.weights.trained import TrainedExperts, save_index, save_part
 from tests.checkpoint import save_tokenizer
 from tests.export_facts import example_facts
 from tests.tiny import tiny_model
@@ -29,8 +29,7 @@ class Trained:
     rows: dict[tuple[int, int], dict[str, torch.Tensor]]
 
     def changes(self):
-        tensors = read_tensors(self.base)
-        return trained_changes(HubLayout(self.base, tensors), tensors, TrainedExperts.open(self.experts))
+        return trained_changes(hub_layout(self.base), TrainedExperts.open(self.experts))
 
     @property
     def facts(self):

@@ -6,8 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dist_moe.report.card import ROUTE_LIMIT, model_card
-from dist_moe.training.facts import Arms
-from dist_moe.weights.facts import Quoted
+from dist_moe.weights.facts import Arms, Quoted
 
 BASE_CARD = """---
 license: apache-2.0

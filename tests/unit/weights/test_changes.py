@@ -1,13 +1,16 @@
 """Places are the right bytes, and a run's experts come one at a time in the base's names and dtypes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_moe.moe.checkpoint import read_header, read_tensors
-from dist_moe.training.save import TrainedExperts
-from dist_moe.weights.changes import Place, overwrite, trained_changes, trained_places
-from dist_moe.weights.layout import HubLayout
+from dist_moe.moe.layout import hub_layout
+from dist_moe.weights.changes import trained_changes, trained_places
+from dist_moe.weights.directory import read_header
+from dist_moe.weights.layout import Place
+from dist_moe.weights.trained import TrainedExperts
 from tests.unit.weights.conftest import TRAINED, make_trained
 
 STACKED = torch.arange(24, dtype=torch.float32).reshape(4, 3, 2)
@@ -41,7 +44,7 @@ def test_a_place_is_written_as_numpy_would():
 def test_overwrite_changes_one_row_and_no_other_byte(tensors):
     file = tensors["stacked"].file
     size = file.stat().st_size
-    overwrite(Place("stacked", 2).of(tensors), STACKED[0].numpy().reshape(-1).view("uint8"))
+    Place("stacked", 2).of(tensors).overwrite(STACKED[0].numpy().reshape(-1).view("uint8"))
     expected = STACKED.clone()
     expected[2] = STACKED[0]
     after = load_file(file)
@@ -51,8 +54,7 @@ def test_overwrite_changes_one_row_and_no_other_byte(tensors):
 
 
 def test_the_places_are_known_before_the_weights(trained):
-    tensors = read_tensors(trained.base)
-    places = trained_places(HubLayout(trained.base, tensors), trained.rows)
+    places = trained_places(hub_layout(trained.base), trained.rows)
     assert [place for place, _ in places] == sorted((place for place, _ in trained.changes()), key=str)
     assert {expert for _, expert in places} == set(TRAINED)
     assert len(places) in (2 * len(TRAINED), 3 * len(TRAINED))
@@ -69,23 +71,17 @@ def test_values_are_cast_to_the_bases_dtype(tmp_path, fused):
 
 
 def test_one_expert_at_a_time_is_in_memory(trained):
-    class Spy:
-        def __init__(self, layout):
-            self.layout, self.shape, self.expert_shapes, self.asked = layout, layout.shape, layout.expert_shapes, []
+    layout, asked, seen = hub_layout(trained.base), [], []
 
-        def to_hub(self, layer, experts, weights):
-            assert {len(rows) for rows in weights.values()} == {1}
-            self.asked.append((layer, *experts))
-            return self.layout.to_hub(layer, experts, weights)
+    def to_hub(layer, expert, weights):
+        asked.append((layer, expert))
+        return layout.to_hub(layer, expert, weights)
 
-    tensors = read_tensors(trained.base)
-    spy = Spy(HubLayout(trained.base, tensors))
-    seen = []
-    for place, _ in trained_changes(spy, tensors, TrainedExperts.open(trained.experts)):
+    for place, _ in trained_changes(replace(layout, to_hub=to_hub), TrainedExperts.open(trained.experts)):
         # nothing is asked for ahead of the change that is handed out
         seen.append(place)
-        layer, expert = spy.asked[-1]
+        layer, expert = asked[-1]
         assert f"layers.{layer}." in place.name
         assert f"experts.{expert}." in place.name or place.row == expert
-    assert sorted(spy.asked) == sorted(TRAINED)
+    assert sorted(asked) == sorted(TRAINED)
     assert len(set(seen)) == len(seen)

@@ -9,22 +9,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dist_moe.errors import UserError
-from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.moe.layout import hub_layout
 from dist_moe.weights.changes import trained_places
 from dist_moe.weights.delta import delta_changes, delta_places, read_facts, write_delta
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts
-from dist_moe.weights.layout import HubLayout
 from tests.unit.weights.conftest import contents, make_trained
 
 
-def places(trained, tensors):
-    return [place for place, _ in trained_places(HubLayout(trained.base, tensors), trained.rows)]
+def places(trained, layout):
+    return [place for place, _ in trained_places(layout, trained.rows)]
 
 
 def save_delta(trained, out):
-    tensors = read_tensors(trained.base)
-    write_delta(out, tensors, places(trained, tensors), trained.changes(), trained.facts)
+    layout = hub_layout(trained.base)
+    write_delta(out, layout, places(trained, layout), trained.changes(), trained.facts)
     return out
 
 
@@ -35,10 +34,10 @@ def delta(trained, tmp_path):
 
 def test_apply_gives_the_bytes_of_the_direct_export(trained, delta, tmp_path):
     export_checkpoint(trained.base, trained.changes(), tmp_path / "direct", "card")
-    tensors = read_tensors(trained.base)
-    found = delta_places(delta, trained.facts, HubLayout(trained.base, tensors))
-    assert found == places(trained, tensors)
-    export_checkpoint(trained.base, delta_changes(delta, tensors, found), tmp_path / "applied", "card")
+    layout = hub_layout(trained.base)
+    found = delta_places(delta, trained.facts, layout)
+    assert found == places(trained, layout)
+    export_checkpoint(trained.base, delta_changes(delta, layout, found), tmp_path / "applied", "card")
     assert contents(tmp_path / "applied") == contents(tmp_path / "direct")
     assert contents(tmp_path / "applied") != contents(trained.base)
 
@@ -86,9 +85,9 @@ def test_a_failed_write_leaves_nothing(trained, tmp_path):
         yield next(trained.changes())
         raise OSError("no space left")
 
-    tensors = read_tensors(trained.base)
+    layout = hub_layout(trained.base)
     with pytest.raises(OSError, match="no space"):
-        write_delta(tmp_path / "place" / "delta", tensors, places(trained, tensors), fails(), trained.facts)
+        write_delta(tmp_path / "place" / "delta", layout, places(trained, layout), fails(), trained.facts)
     assert not (tmp_path / "place").exists()
 
 
@@ -137,15 +136,16 @@ def test_a_foreign_file(tmp_path, metadata, message):
 
 def test_experts_that_the_base_has_not(delta, trained):
     """Of another model: the facts name experts of this one, and the file has tensors of others."""
-    tensors = read_tensors(trained.base)
+    layout = hub_layout(trained.base)
     facts = replace(trained.facts, union=trained.facts.union[1:])
     with pytest.raises(UserError, match="is no tensor of an expert that its facts name: it is another model's"):
-        delta_places(delta, facts, HubLayout(trained.base, tensors))
+        delta_places(delta, facts, layout)
 
 
 def test_a_tensor_of_another_dtype(tmp_path):
     (tmp_path / "other").mkdir()
     delta = save_delta(make_trained(tmp_path, fused=False), tmp_path / "delta")
     other = make_trained(tmp_path / "other", fused=False, dtype=torch.bfloat16)
+    layout = hub_layout(other.base)
     with pytest.raises(UserError, match="another model's"):
-        list(delta_changes(delta, read_tensors(other.base), places(other, read_tensors(other.base))))
+        list(delta_changes(delta, layout, places(other, layout)))

@@ -13,16 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dist_moe.errors import UserError
-from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.export import export_checkpoint
 from tests.unit.weights.conftest import contents, make_trained
 
 KILLED_AT_THE_SECOND_CHANGE = """
 import os, signal, sys
 from pathlib import Path
-from dist_moe.weights.changes import Place
+from dist_moe.weights.layout import Place
 from dist_moe.weights.export import export_checkpoint
-from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.weights.directory import read_tensors
 
 base, out = map(Path, sys.argv[1:])
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_moe.moe.checkpoint import KEPT_HASH, model_hash, weight_files
 from dist_moe.weights import identity
+from dist_moe.weights.directory import KEPT_HASH, model_hash, weight_files
 from dist_moe.weights.export import other_files
 from dist_moe.weights.identity import identify
 from tests.checkpoint import save_checkpoint

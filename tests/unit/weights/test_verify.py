@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from dist_moe.moe.checkpoint import read_tensors
+from dist_moe.moe.layout import hub_layout
 from dist_moe.weights import verify
-from dist_moe.weights.changes import overwrite
+from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.verify import verify_checkpoint
 from tests.tiny import E, L
@@ -32,7 +32,7 @@ def flip(path, name, row, column):
 
 
 def test_an_export_is_verified_and_its_experts_are_listed(trained, out):
-    seen = verify_checkpoint(trained.base, out, UNION)
+    seen = verify_checkpoint(hub_layout(trained.base), out, UNION)
     assert seen.violations == []
     assert seen.changed_experts == set(TRAINED)
     assert seen.expert_lines() == ["L00_E03 L00_E05", "L02_E00 L02_E07"]
@@ -40,7 +40,7 @@ def test_an_export_is_verified_and_its_experts_are_listed(trained, out):
 
 
 def test_the_base_itself_has_no_change(trained):
-    seen = verify_checkpoint(trained.base, trained.base, np.zeros_like(UNION))
+    seen = verify_checkpoint(hub_layout(trained.base), trained.base, np.zeros_like(UNION))
     assert (seen.violations, seen.changed_tensors, seen.expert_lines()) == ([], [], [])
 
 
@@ -49,13 +49,13 @@ def test_the_base_itself_has_no_change(trained):
 def test_a_flipped_bit_outside_the_experts(trained, out, monkeypatch, row, column, block):
     monkeypatch.setattr(verify, "BLOCK", block)
     flip(out, "lm_head.weight", row, column)
-    seen = verify_checkpoint(trained.base, out, UNION)
+    seen = verify_checkpoint(hub_layout(trained.base), out, UNION)
     assert seen.violations == [f"lm_head.weight row {row}: changed, but it is not an expert's"]
 
 
 def test_a_flipped_bit_in_a_vector(trained, out):
     flip(out, "model.norm.weight", 9, 0)
-    seen = verify_checkpoint(trained.base, out, UNION)
+    seen = verify_checkpoint(hub_layout(trained.base), out, UNION)
     assert seen.violations == ["model.norm.weight row 9: changed, but it is not an expert's"]
 
 
@@ -67,7 +67,7 @@ def test_a_flipped_bit_in_an_expert_outside_the_union(tmp_path, fused, name, fli
     trained, out = make_trained(tmp_path, fused=fused), tmp_path / "out"
     export_checkpoint(trained.base, trained.changes(), out, "card")
     flip(out, name, *flipped)
-    seen = verify_checkpoint(trained.base, out, UNION)
+    seen = verify_checkpoint(hub_layout(trained.base), out, UNION)
     assert seen.violations == [f"{name} row {told}: changed, but L01_E04 is not in the union"]
     assert seen.expert_lines() == ["L00_E03 L00_E05", "L01_E04", "L02_E00 L02_E07"]
 
@@ -75,7 +75,7 @@ def test_a_flipped_bit_in_an_expert_outside_the_union(tmp_path, fused, name, fli
 def test_a_trained_expert_that_is_not_in_the_union(trained, out):
     union = UNION.copy()
     union[2, 7] = False
-    seen = verify_checkpoint(trained.base, out, union)
+    seen = verify_checkpoint(hub_layout(trained.base), out, union)
     assert seen.violations
     assert all("L02_E07 is not in the union" in line for line in seen.violations)
 
@@ -93,7 +93,7 @@ FILES = {
 def test_a_changed_file(trained, out, name):
     assert (out / name).read_text() != FILES[name]
     (out / name).write_text(FILES[name])
-    seen = verify_checkpoint(trained.base, out, UNION)
+    seen = verify_checkpoint(hub_layout(trained.base), out, UNION)
     assert seen.violations == [f"{name}: changed, but it is not an expert's"]
 
 
@@ -102,7 +102,7 @@ def test_a_file_too_much_and_a_file_too_few(trained, out, name):
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_text(json.dumps({}))
     (out / "generation_config.json").unlink()
-    assert verify_checkpoint(trained.base, out, UNION).violations == [
+    assert verify_checkpoint(hub_layout(trained.base), out, UNION).violations == [
         f"generation_config.json: in the base, but not in {out}",
         f"{name}: in {out}, but not in the base",
     ]
@@ -111,7 +111,7 @@ def test_a_file_too_much_and_a_file_too_few(trained, out, name):
 def test_reader_a_changed_index(trained, out):
     index = out / "model.safetensors.index.json"
     index.write_text(json.dumps(json.loads(index.read_text())))
-    seen = verify_checkpoint(trained.base, out, UNION)
+    seen = verify_checkpoint(hub_layout(trained.base), out, UNION)
     assert seen.violations == ["model.safetensors.index.json: changed, but it is not an expert's"]
 
 
@@ -119,7 +119,7 @@ def test_reader_a_shard_that_the_index_does_not_name_is_told_and_not_compared(tr
     """Other values under known names in a later file: transformers reads what the index names only."""
     shard = min(out.glob("*.safetensors"))
     (out / "zz.safetensors").write_bytes(shard.read_bytes()[:-4] + b"\1\2\3\4")
-    seen = verify_checkpoint(trained.base, out, UNION)
+    seen = verify_checkpoint(hub_layout(trained.base), out, UNION)
     assert (seen.violations, seen.unread) == ([], ["zz.safetensors"])
 
 
@@ -131,7 +131,7 @@ def test_reader_a_shard_that_the_index_names_hides_another(trained, out):
     content = json.loads(index.read_text())
     content["weight_map"]["no tensor of this name"] = "zz.safetensors"
     index.write_text(json.dumps(content))
-    seen = verify_checkpoint(trained.base, out, UNION)
+    seen = verify_checkpoint(hub_layout(trained.base), out, UNION)
     (changed,) = (line.split(" row")[0] for line in seen.violations if "row" in line)
     assert changed in read_tensors(out)
     assert seen.violations[:2] == [
@@ -144,8 +144,8 @@ def test_reader_a_shard_that_the_index_names_hides_another(trained, out):
 def test_reader_a_trained_value_that_is_not_finite(trained, out):
     place = min((place for place, _ in trained.changes() if "down_proj" in place.name), key=str)
     target = place.of(read_tensors(out))
-    overwrite(target, np.full((target.stop - target.start) // 4, np.nan, np.float32).view(np.uint8))
-    (line,) = verify_checkpoint(trained.base, out, UNION).violations
+    target.overwrite(np.full((target.stop - target.start) // 4, np.nan, np.float32).view(np.uint8))
+    (line,) = verify_checkpoint(hub_layout(trained.base), out, UNION).violations
     assert line.startswith(place.name)
     assert "L00_E03 has a value that is NaN or infinite" in line
 
@@ -153,4 +153,4 @@ def test_reader_a_trained_value_that_is_not_finite(trained, out):
 def test_cards_and_hidden_files_may_differ(trained, out):
     (trained.base / "README.md").write_text("the base's")
     (out / ".gitattributes").write_text("")
-    assert verify_checkpoint(trained.base, out, UNION).violations == []
+    assert verify_checkpoint(hub_layout(trained.base), out, UNION).violations == []

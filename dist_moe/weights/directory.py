@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,11 +52,31 @@ class StoredTensor:
     start: int
     stop: int
 
+    @property
+    def num_bytes(self) -> int:
+        return self.stop - self.start
+
     def bytes(self) -> np.ndarray:
-        """The raw bytes, read lazily, uint8 [stop - start]."""
+        """The raw bytes, read lazily, uint8 [num_bytes]."""
         if self.start == self.stop:
             return np.empty(0, np.uint8)
-        return np.memmap(self.file, np.uint8, "r", offset=self.start, shape=(self.stop - self.start,))
+        return np.memmap(self.file, np.uint8, "r", offset=self.start, shape=(self.num_bytes,))
+
+    def rows(self, row: Row) -> StoredTensor:
+        """Some rows of the first dimension, as a tensor; one row alone has one dimension less."""
+        size = self.num_bytes // self.shape[0]
+        if isinstance(row, int):
+            start, stop, shape = row, row + 1, self.shape[1:]
+        else:
+            start, stop, shape = row.start, row.stop, (row.stop - row.start, *self.shape[1:])
+        return replace(self, shape=shape, start=self.start + start * size, stop=self.start + stop * size)
+
+    def overwrite(self, data: np.ndarray) -> None:
+        """Replace the bytes in the file by others, uint8 [num_bytes]."""
+        assert len(data) == self.num_bytes, f"{self}: {len(data)} bytes do not fit"
+        with self.file.open("r+b") as stream:
+            stream.seek(self.start)
+            stream.write(data.data)
 
 
 def as_tensor(data: np.ndarray, dtype: str) -> torch.Tensor:
@@ -64,17 +84,11 @@ def as_tensor(data: np.ndarray, dtype: str) -> torch.Tensor:
     return torch.from_numpy(data.copy()).view(DTYPES[dtype])
 
 
-def rows_per_expert(tensor: StoredTensor, num_dims: int, num_experts: int) -> int | None:
-    """How many rows one expert has in a tensor of all E experts, which becomes a weight of `num_dims` dimensions.
-
-    None: the first dimension is the experts'; a tensor of one dimension less is flat, [E * rows, ...].
-    """
-    return tensor.shape[0] // num_experts if len(tensor.shape) == num_dims - 1 else None
-
-
-def expert_row(expert: int, rows: int | None) -> Row:
-    """Where an expert lies in a tensor of all experts; `rows` as `rows_per_expert` says."""
-    return expert if rows is None else slice(expert * rows, (expert + 1) * rows)
+def finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; needs no memory."""
+    if not values.is_floating_point() or not values.numel():
+        return True
+    return bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from safetensors import safe_open
 
 from dist_moe.artefacts import EXACT, Written, check_files
 from dist_moe.errors import UserError, refused_by_library
-from dist_moe.moe.misfits import finite
 from dist_moe.parallel.shared_files import write_tensors
 from dist_moe.stats.names import expert_name
+from dist_moe.weights.directory import finite
 
 INDEX = "index.json"
 Expert = tuple[int, int]

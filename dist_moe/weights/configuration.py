@@ -10,7 +10,7 @@ import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 
 from dist_moe.errors import UserError, refused_by_library, shown
-from dist_moe.moe.checkpoint import CONFIG, read_json
+from dist_moe.weights.directory import CONFIG, read_json
 
 GENERATION = "generation_config.json"
 ADVICE = "copy or download the checkpoint again, or correct its config.json"

@@ -1,0 +1,63 @@
+"""Where a model directory keeps its experts, from its config and its tensors' headers: no weight is read.
+
+The way from memory to disk is transformers' own weight conversion; this file only asks it for the names, and lays rows
+over experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dist_moe.moe.adapters.adapt import own_conversions
+from dist_moe.moe.bank import expert_weights
+from dist_moe.moe.discover import MoELayer, find_moe_layers, moe_shape
+from dist_moe.moe.internals import WeightConversion
+from dist_moe.moe.load import empty_model, tensors_of_experts
+from dist_moe.moe.misfits import refuse_misfits
+from dist_moe.weights.directory import EXPERT_NUMBER, expert_number, read_tensors
+from dist_moe.weights.layout import HubLayout, HubTensor, Place
+
+
+def hub_layout(path: Path) -> HubLayout:
+    """The expert tensors of a model directory.
+
+    Raises:
+        UserError: its config.json describes no model that is supported, or a tensor does not fit that model.
+    """
+    stored, model = read_tensors(path), empty_model(path)
+    layers = find_moe_layers(model)
+    shape = moe_shape(model, layers)
+    conversion = WeightConversion(model, stored, own_conversions(model))
+    refuse_misfits(model, layers, path, stored, conversion)
+    tensors = tensors_of_experts(layers, stored, conversion)
+    return HubLayout(
+        path=path,
+        stored=stored,
+        tensors={name: found for name, found in tensors.items() if (found.expert or 0) < shape.num_experts},
+        num_layers=shape.num_layers,
+        num_experts=shape.num_experts,
+        expert_shapes={
+            name: list(layers[0].experts.get_parameter(name).shape[1:]) for name in expert_weights(layers[0].experts)
+        },
+        to_hub=partial(_to_hub, layers, conversion, tensors),
+    )
+
+
+def _to_hub(
+    layers: tuple[MoELayer, ...],
+    conversion: WeightConversion,
+    tensors: dict[str, HubTensor],
+    layer: int,
+    expert: int,
+    weights: dict[str, torch.Tensor],
+) -> Iterator[tuple[Place, torch.Tensor]]:
+    state = {f"{layers[layer].name}.{name}": weight[None] for name, weight in weights.items()}
+    for name, tensor in conversion.to_checkpoint(state).items():
+        if expert_number(name) is None:
+            yield Place(name, tensors[name].row(expert)), tensor[0]
+        else:  # transformers counts the experts that it is given from 0
+            yield Place(EXPERT_NUMBER.sub(str(expert), name)), tensor
