@@ -1,7 +1,7 @@
 """Print the tables of docs/statistics.md, of made-up batches: how often the tests are wrong, and what they find; how
 often intervals hold the truth; and both where prompts have several rows.
 
-python tools/power.py       some minutes on one core
+python -m tools.power       some minutes on one core
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dist_moe.stats.permutation import Statistic
-from dist_moe.stats.simulate import Scenario, intervals, performance
+from tools.simulate import Scenario, intervals, performance
 
 STATISTICS: tuple[Statistic, ...] = ("standardized", "difference")
 TESTS = (

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from dist_moe.files import sync, sync_tree, writing
+from dist_moe.files import publish, sync, sync_tree, writing
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 
@@ -47,12 +47,7 @@ class SharedDirectory:
         with together(self.comm), writing(self.final):
             if self.comm.rank == 0:
                 sync_tree(self.partial)
-                replaced = self.final.with_name(f".{self.final.name}.replaced")
-                if self.final.exists():
-                    self.final.rename(replaced)
-                self.partial.rename(self.final)
-                shutil.rmtree(replaced, ignore_errors=True)
-                sync(self.final.parent)
+                publish(self.partial, self.final, overwrite=True)
 
 
 def remove_partial(parent: Path, name: str = "*", *, within: bool = False) -> None:

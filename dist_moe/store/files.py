@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_moe.errors import UserError
-from dist_moe.store.layout import SUMS, parse_sums, sha256, stored_sums
+from dist_moe.store.layout import SUMS, sha256, stored_sums
 from dist_moe.store.rows import StoredRows
 from dist_moe.store.source import Source
 from dist_moe.store.zarr_arrays import METADATA, parse_array_metadata
@@ -38,7 +38,6 @@ class CheckedFiles:
         self.source, self.array_digests = source, array_digests
         self._sums: dict[str, dict[str, str]] = {}
         self._arrays: dict[str, StoredRows] = {}
-        self._restored: dict[str, bytes] = {}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def array(self, name: str) -> StoredRows:
@@ -69,8 +68,6 @@ class CheckedFiles:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        if key in self._restored:
-            return self._restored[key]
         expected = self.sums(array).get(file)
         data = self.source.read(key)
         if data is None or sha256(data) != expected:
@@ -92,17 +89,6 @@ class CheckedFiles:
                 raise damaged(self.source.place, f"array {array} is not as it was written")
             self._sums[array] = sums
         return self._sums[array]
-
-    def restore(self, array: str, file: str, data: bytes) -> bool:
-        """Use these bytes in place of a lost or damaged file; false if they are not what was written."""
-        if file == SUMS:
-            if sha256(data) != self.array_digests[array]:
-                return False
-            self._sums[array] = parse_sums(data)
-        elif self.sums(array).get(file) != sha256(data):
-            return False
-        self._restored[f"{array}/{file}"] = data
-        return True
 
     def damage(self, array: str) -> list[Damage]:
         """All that is wrong with an array: every file is read and compared, and none may be there besides."""

@@ -34,10 +34,6 @@ class ArraySpec:
     """How much of it is decoded at once; the same as `rows_per_file` unless `sharded`."""
     sharded: bool
 
-    @property
-    def num_files(self) -> int:
-        return -(-self.shape[0] // self.rows_per_file)
-
     def file(self, index: int) -> str:
         """The key of a file within its array: 2 -> `"c/2/0/0"`."""
         return "/".join(["c", str(index), *("0" for _ in self.shape[1:])])

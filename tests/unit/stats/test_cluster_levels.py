@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dist_moe.stats.simulate import Scenario, intervals, performance, simulate
+from tools.simulate import Scenario, intervals, performance, simulate
 
 SHAPE = {"num_layers": 2, "num_experts": 16, "experts_per_token": 4, "tokens": (4, 12)}
 BATCHES = 150

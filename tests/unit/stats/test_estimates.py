@@ -5,9 +5,9 @@ from dist_moe.stats import contrast
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.estimates import bootstrap_interval, risk_diff, sampling_variance, shrink
 from dist_moe.stats.resamples import bootstrap_weights
-from dist_moe.stats.simulate import Scenario, intervals
 from dist_moe.stats.table import risk_table
 from tests.unit.stats.prompts import half_unsafe, paired, random_counts, slow_risk_diff
+from tools.simulate import Scenario, intervals
 
 COUNTS, UNSAFE_P = random_counts(0, 12), half_unsafe(12)
 NO_PAIRS, PAIRS_P = np.zeros(12, np.int64), np.tile(np.arange(1, 7), 2)

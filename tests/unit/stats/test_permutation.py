@@ -7,8 +7,8 @@ from dist_moe.stats import contrast
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.labelings import labelings
 from dist_moe.stats.permutation import benjamini_hochberg, permutation_test
-from dist_moe.stats.simulate import Scenario, performance
 from tests.unit.stats.prompts import half_unsafe, paired, random_counts, slow_risk_diff
+from tools.simulate import Scenario, performance
 
 
 def run(counts, unsafe_P, num, *, strata_P=None, estimate="micro", statistic="difference", seed=0):

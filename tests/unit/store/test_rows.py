@@ -14,7 +14,7 @@ STARTS_B1 = np.append(0, np.cumsum(NUM_PROMPTS_B))
 
 def stored(values: np.ndarray, spec: ArraySpec) -> StoredRows:
     rows = spec.rows_per_file
-    files = {spec.file(i): encode_file(spec, values[i * rows : (i + 1) * rows]) for i in range(spec.num_files)}
+    files = {spec.file(i): encode_file(spec, values[i * rows : (i + 1) * rows]) for i in range(-(-len(values) // rows))}
     return StoredRows(spec, files.__getitem__, "it")
 
 
