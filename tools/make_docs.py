@@ -38,14 +38,15 @@ HEADER = f"""# Configuration
 
 <!-- Written by tools/make_docs.py from {SCHEMA}: edit that file, then run `make docs`. -->
 
-A run is described by one YAML file. A value is taken from the command line if it stands there (`--train.lr 1e-4`),
-else from the file, else from the defaults below. A setting without a default must be given.
+A run is configured by one YAML file. Any setting can also be given on the command line, as in `--train.lr 1e-4`.
+The command line takes precedence over the file, and the file over the defaults below. Settings marked as required
+have no default.
 
-    dist-moe config init --out run.yaml          # a commented file with all of this, to start from
-    dist-moe config show --config run.yaml       # every setting, and where its value comes from
-    dist-moe config diff a.yaml b.yaml           # the settings in which two files differ
+    dist-moe config init --out run.yaml          # write a file with every setting and its help, to start from
+    dist-moe config show --config run.yaml       # print every setting, and where its value comes from
+    dist-moe config diff a.yaml b.yaml           # print the settings in which two files differ
     dist-moe train --help                        # the settings that a command reads
-    source <(dist-moe --print-completion bash)    the shell then completes settings and their values (or zsh)
+    source <(dist-moe --print-completion bash)    enable completion of settings and values in this shell (or zsh)
 """
 
 

@@ -1,8 +1,8 @@
-"""The run configuration: one dataclass a section, defaults < YAML file < command line.
+"""The configuration of a run: one dataclass for each section of the YAML file.
 
-Every field's docstring is its command-line help. A field that is not read by the code does not exist here.
-Ranges stand in the types (`Annotated`) and are checked by `dist_moe.config.load`, not by the constructors: code that
-builds a Config by hand passes what it likes.
+The docstring of a field is its help text, on the command line and in docs/configuration.md. The allowed range of a
+field is part of its type (`Annotated`). `dist_moe.config.load` checks ranges when it reads a configuration; the
+dataclasses themselves do not.
 """
 
 from __future__ import annotations
@@ -21,41 +21,44 @@ from dist_moe.stats.settings import StatisticsConfig
 
 
 def num_safe_rows(batch_size: int, safe_ratio: float) -> int:
-    """Safe rows in a batch; the others are unsafe. Rounds half to even, as Python's `round` does."""
+    """Number of safe rows in a batch; the others are unsafe. Rounds half to even, as Python's `round` does."""
     return round(batch_size * safe_ratio)
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     path: Path
-    """Directory of the base model in Hugging Face format (safetensors, config, tokenizer)."""
+    """Directory of the base model in Hugging Face format: safetensors files, config.json and tokenizer."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Data type of the weights in memory; `auto` keeps the checkpoint's."""
+    """Data type of the model's weights in memory. auto: the data type of the checkpoint."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     paths: Annotated[tuple[Path, ...], MinLen(1)]
-    """Prompt files: .jsonl, .parquet, .csv, or directories of a saved Hugging Face dataset."""
+    """Prompt files, one or several: .jsonl, .parquet, .csv, or the directory of a saved Hugging Face dataset."""
     refusal: Text = "I'm sorry, but I can't help with that."
-    """Response for unsafe rows that have none."""
+    """The response that unsafe rows without a response are trained to give."""
     max_length: Annotated[int, Interval(ge=8, lt=2**31)] = 1024
-    """Longest row in tokens. A longer row loses the start of its prompt first, never silently its response."""
+    """Maximum length of a row in tokens, prompt and response together. A longer row is cut at the start of its prompt;
+    only when one prompt token is left, at the end of its response. The console says how many rows were cut."""
     chat_template: Path | None = None
-    """A Jinja file that replaces the tokenizer's own chat template."""
+    """A file with a Jinja chat template to use instead of the tokenizer's own. None: the tokenizer's."""
     template_date: Text = "2025-01-01"
-    """What a chat template is told that asks for the date: so the same rows give the same tokens on any day."""
+    """The date that the chat template sees when it asks for today's date, as YYYY-MM-DD. It is fixed, so that the same
+    rows give the same tokens on every day."""
     template_kwargs: tuple[Text, ...] = ()
-    """Variables that a chat template asks for, each `name=value`, a value of JSON or else text: `enable_thinking=false`
-    lets many reasoning models start with the answer, as they are trained here."""
+    """Extra variables for the chat template, each as name=value; the value is JSON, or else plain text. Set
+    enable_thinking=false for reasoning models whose template knows this variable, because responses are trained without
+    a thinking part."""
 
 
 @dataclass(kw_only=True, slots=True)
 class BatchConfig:
     batch_size: Annotated[int, Interval(ge=2, lt=2**31)] = 16
-    """Rows in a batch, safe and unsafe together."""
+    """Rows in a batch, safe and unsafe rows together. Larger batches identify experts more reliably."""
     safe_ratio: Annotated[float, Interval(gt=0, lt=1)] = 0.5
-    """Share of a batch's rows that are safe; both kinds need at least one row."""
+    """Fraction of a batch's rows that are safe, rounded to whole rows. A batch needs at least one row of each label."""
 
 
 if TYPE_CHECKING:
@@ -70,122 +73,142 @@ else:
         "rule",
         RULES,
         "threshold_top_k",
-        "How a batch's unsafe experts are chosen, see docs/statistics.md; some rules are controls, to compare with.",
+        "Rule that selects each batch's experts. docs/statistics.md describes all rules; load, lowest, random and "
+        "random_matched are controls: they select other experts on purpose, to compare with.",
     )
 
 
 @dataclass(kw_only=True, slots=True)
 class AnalysisConfig(RuleSettings):
     tokens: Literal["content", "prompt", "completion", "all", "span", "generated"] = "content"
-    """Which tokens are counted; padding never is. content: the prompt's with a character of its messages' own texts.
-    prompt: all of the prompt's, those that the chat template writes too. completion: the answer and the token that ends
-    its turn. span: those with a character of the row's `span`, a piece of its
-    text; of a row without one, none. generated: those of the model's own answer, counted while it decodes, but for the
-    answer's last, which no forward pass reads."""
+    """Which tokens of a row have their routing counted. Padding is never counted. content: tokens of the prompt's
+    messages, without those that only the chat template adds. prompt: the whole prompt, with the chat template's tokens.
+    completion: the response and the token that ends it. all: prompt and response. span: the tokens of the text in the
+    row's `span` column; rows without a span are left out. generated: the tokens of an answer that the model generates
+    itself, except its last, which is never fed back to the model."""
     max_new_tokens: Count = 64
-    """Length of the model's own answers, for tokens: generated."""
+    """Maximum length in tokens of the answers that `tokens: generated` lets the model generate."""
     temperature: NonNegative = 0.0
-    """How they are sampled; 0 is greedy, else they are drawn from `seed`."""
+    """Sampling temperature of those answers. 0: greedy decoding. Above 0: sampled, reproducibly from `seed`."""
     gates: bool = True
-    """Keep each prompt's sums of routing weights beside its counts; a rule may need them."""
+    """Also store, for each prompt and expert, the sum of the routing weights. The rule esft_gate needs it."""
     micro_batch_tokens: Count = 8192
-    """Tokens in one forward pass, padding included; rows of like length go together, a longer row alone. Counts do not
-    depend on the number of ranks. In bfloat16 they depend on this, as other passes round a near tie of two experts
-    the other way: set analysis.dtype to float32 to be rid of that."""
+    """Maximum number of tokens in one forward pass, padding included. Lower it when memory runs out. Rows of similar
+    length share a pass; a row that is longer than this has a pass to itself. In bfloat16 the value can change a few
+    counts, because rounding decides near ties between two experts; analysis.dtype float32 avoids that."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Data type in which the analysis computes; weights are converted when they are loaded. float32 takes twice the
-    memory of a bfloat16 model. None: as model.dtype says."""
+    """Data type of the model while it counts; the weights are converted when they are loaded. None: model.dtype.
+    float32 makes counts practically independent of how rows are grouped, and takes twice the memory of bfloat16."""
     ep_size: Count = 1
-    """Ranks that share the experts of one copy of the model while they count, as of one too large for a single GPU.
-    1: each rank has a whole copy. Must divide the number of ranks; not with a rule that needs gradients."""
+    """Number of ranks that together hold one copy of the model's experts while counting (expert parallelism). 1: every
+    rank holds the whole model. Raise it when the model does not fit on one GPU. It must divide the world size, and must
+    be 1 with a rule that needs gradients."""
     part: Text | None = None
-    """I/N: do the I-th of N shares. N jobs can so share an analysis, in any order, and each twice: first they count,
-    then, when all is counted, they write masks. The last completes the store, exactly as one job would have. A job
-    without this setting does all that is left."""
+    """Split the analysis over N independent jobs: I/N does the I-th share, such as 3/8. Start every job twice, in any
+    order: the first round counts, the second selects experts, and the last job finishes the result, which is the same
+    as a single job's. None: do everything that is left."""
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
     masks: Text | None = None
-    """Mask store, a directory or a URL that fsspec knows; default: masks.zarr in the run directory."""
+    """Mask store to train with: a directory, or a URL that fsspec can read. None: masks.zarr in run_dir. Masks that
+    `dist-moe select --out NAME` wrote are in RUN_DIR/NAME.zarr."""
     revisions: tuple[Text, ...] = ()
-    """Other masks in the middle of the run, each STEP:STORE, such as 40:masks.r1.zarr: after step 40 each batch has its
-    mask of that store, which has the same batches. Experts that stay in the union of all batches' masks go on with
-    their optimizer state; others start without; those that leave keep what they have learned."""
+    """Change the masks during training. Each item is STEP:STORE, such as 40:masks.r1.zarr: after step 40, each batch
+    has its mask from that store, which must hold the same batches. Experts that remain in the union of the batches'
+    masks keep their optimizer state, new ones start with none, and those that leave keep the weights they have reached.
+    """
     mode: Literal["route", "update"] = "route"
-    """route: experts outside the batch's mask are not routable. update: routing untouched, only they are updated."""
+    """What tokens can be routed to during training; in both modes only the experts of the batch's mask are updated.
+    route: only the mask's experts, as `fill` and `scope` say. update: any expert; routing is not changed. With `route`,
+    the model is trained in a state in which it is not used later, because inference has no mask; compare both."""
     fill: Literal["shrink", "best", "bias"] = "shrink"
-    """What `route` does in a layer with fewer allowed experts than k. shrink: route to the allowed ones only. best: add
-    the best others by the router's logits, frozen. bias: forbid nothing, add route_bias to the allowed ones' logits."""
+    """For mode `route`: how the mask restricts routing. A layer in which the mask has no expert is never restricted.
+    shrink: only the mask's experts can be chosen, so a token may go to fewer than k experts (k: the model's experts per
+    token). best: like shrink, but free places up to k go to the other experts with the highest router logits; those
+    stay frozen. bias: every expert can be chosen, but route_bias is added to the router logits of the mask's experts.
+    """
     scope: Literal["all", "unsafe"] = "all"
-    """Which rows of a batch `route` masks: all, or the unsafe ones only; safe rows then route as without a mask."""
+    """For mode `route`: the rows of a batch that are routed under the mask. all: all rows. unsafe: the unsafe rows;
+    safe rows are routed without a mask."""
     route_bias: Positive = 3.0
-    """How far `fill: bias` lifts the logits of the batch's experts."""
+    """For `fill: bias`: the number that is added to the router logits of the mask's experts."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     epochs: Count = 1
-    """Passes over all batches."""
+    """Number of passes over all batches. An optimizer step is taken for each batch."""
     lr: Positive = 1e-5
     """Peak learning rate."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
-    """AdamW's moment decay rates."""
+    """AdamW's decay rates of the first and second moment."""
     eps: Positive = 1e-8
     """AdamW's epsilon."""
     weight_decay: NonNegative = 0.0
-    """Decoupled weight decay, on the experts that step only."""
+    """AdamW's decoupled weight decay. It applies to an expert only in the steps in which it is updated."""
     max_norm: NonNegative = 1.0
-    """Global gradient norm over all active experts is clipped to this; 0 turns clipping off."""
+    """Maximum gradient norm, taken over all experts that the step updates; larger gradients are scaled down. 0: no
+    clipping."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up."""
+    """Learning rate after the warm-up. constant: stays at the peak. linear, cosine: falls to 0 at the last step."""
     warmup_steps: NonNegativeInt = 0
-    """Steps of linear warm-up."""
+    """Number of steps over which the learning rate rises linearly from 0 to its peak."""
     audit: NonNegativeInt = 100
-    """Steps from one to the next in which a digest of every expert's weights and optimizer state outside the batch's
-    mask, and of every dense weight, is compared before and after, and so in the first and last; 0: in none."""
+    """Every how many steps to verify that nothing outside the batch's mask has changed, by checksums of all weights and
+    of the optimizer state before and after the step; the first and the last step are always verified. Such a step takes
+    about twice as long. 0: never."""
     trackers: tuple[Text, ...] = ("console",)
-    """Where a record of each step goes, beside metrics.jsonl. console: a line each."""
+    """Where to report each step, in addition to metrics.jsonl, which is always written. console: one line a step."""
     micro_batch_size: Count | None = None
-    """Rows a rank passes through the model at once; default: all its rows of the batch."""
+    """Rows that a rank passes through the model at once; gradients of a batch are accumulated over such passes. None:
+    all the batch's rows on this rank. Lower it when memory runs out."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     deepspeed_config: Path | None = None
-    """A DeepSpeed JSON file, see ds_configs/; the settings that dist_moe must own are refused in it."""
+    """A DeepSpeed JSON file for the engine deepspeed; ds_configs/ has examples. Settings that dist_moe sets itself,
+    such as the optimizer and the batch size, are refused in it."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
     ep_size: Count | None = None
-    """Ranks that share one replica's experts (expert parallelism); default: all. Must divide the number of ranks, need
-    not divide that of experts. With several replicas, too, an expert's optimizer state is on one rank of the job."""
+    """Number of ranks over which one copy of the experts is split in training (expert parallelism). It must divide the
+    world size. None: all ranks. Smaller values make several data-parallel replicas of the experts; an expert's
+    optimizer state is still on one rank only."""
     offload_optimizer: Literal["none", "cpu"] = "none"
-    """cpu: optimizer state lives in CPU memory, and steps there; gradients go there and new weights come back."""
+    """Where the optimizer state is kept and updated. none: on the device of the weights. cpu: in CPU memory, which
+    saves GPU memory; gradients and new weights are copied in every step."""
     placement: Literal["balanced", "contiguous"] = "balanced"
-    """How training splits each layer's experts over ranks. balanced: the same number of trained experts on each rank,
-    and each batch's on as many ranks as possible. contiguous: equal runs in the order of the experts."""
+    """How training splits each layer's experts over ranks. balanced: every rank has the same number of trained experts,
+    and those of one batch are spread over as many ranks as possible. contiguous: equal blocks of experts in the order
+    of their numbers."""
 
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     every: NonNegativeInt = 0
-    """Steps from one checkpoint to the next; 0: only when the run is asked to stop."""
+    """Save a checkpoint every so many steps, to resume from. 0: only when the run is asked to stop."""
     keep: Count = 2
-    """How many checkpoints remain."""
+    """Number of checkpoints to keep; older ones are deleted."""
     asynchronous: bool = False
-    """Write a checkpoint beside the next steps: a copy of the optimizer state is held meanwhile, in main memory."""
+    """Write checkpoints in the background while training goes on. Until a checkpoint is written, it holds a copy of the
+    optimizer state in CPU memory."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: an unfinished run in run_dir goes on from its last good checkpoint. never: such a run is an error."""
+    """What to do when run_dir holds an unfinished training run. auto: resume from its last complete checkpoint. never:
+    stop with an error."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
     max_new_tokens: Count = 24
-    """Length of the greedy answers in which a refusal is looked for."""
+    """Maximum length in tokens of the greedy answers that are checked for a refusal."""
     micro_batch_tokens: Count = 8192
-    """Tokens in one forward pass, padding and the answers to come included."""
+    """Maximum number of tokens in one forward pass, padding and the answers to be generated included. Lower it when
+    memory runs out."""
     ep_size: Count = 1
-    """Ranks that share the experts of one copy of the model while it is scored, as of one too large for a single GPU.
-    1: each rank has a whole copy. Must divide the number of ranks. Scores of shared experts differ in their rounding,
-    and with that perhaps an answer."""
+    """Number of ranks that together hold one copy of the model's experts during evaluation (expert parallelism). 1:
+    every rank holds the whole model. Raise it when the model does not fit on one GPU. It must divide the world size.
+    Above 1, rounding can differ slightly, and with it a generated answer."""
     refusal_phrases: tuple[Text, ...] = (
         "i'm sorry",
         "i am sorry",
@@ -195,13 +218,15 @@ class EvaluationConfig:
         "i'm not able",
         "i am not able",
     )
-    """An answer that starts with one of these (lower case) counts as a refusal; data.refusal always does."""
+    """An answer that starts with one of these phrases, in any case, counts as a refusal, as does one that starts with
+    data.refusal."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Config:
     run_dir: Path
-    """Where config, masks, metrics, trained experts and evaluation of this run lie."""
+    """Directory for everything that this run writes: configuration, counts, masks, metrics, checkpoints, trained
+    experts and evaluation."""
     model: ModelConfig
     data: DataConfig
     batches: BatchConfig = field(default_factory=BatchConfig)
@@ -211,11 +236,14 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: Literal["auto", "local", "deepspeed", "fsdp"] = "auto"
-    """auto: deepspeed when a launcher started the process, else local. fsdp: FSDP2 shards the frozen dense weights."""
+    """What runs the training steps. auto: deepspeed if a launcher (deepspeed, torchrun) has started the process, else
+    local. local: one process, plain PyTorch. deepspeed: many processes; the dense (non-expert) weights are replicated,
+    or sharded by ZeRO-3. fsdp: many processes; the dense weights are sharded by FSDP2."""
     seed: NonNegativeInt = 0
-    """Seed of batching, of the order of batches, and of everything else that is drawn."""
+    """Seed of everything random: how rows are put into batches, the order of batches, sampling, resampling."""
     overwrite: bool = False
-    """Replace results of an earlier run in run_dir, when the new are whole; without it they are an error."""
+    """Replace the results of an earlier run in run_dir; the old ones are removed once the new ones are complete.
+    Without it, existing results are an error."""
     rehash: bool = False
-    """Read all weights for the model's hash. Without it the hash is the one that is kept beside the model, as long as
-    sizes and times of its files are the same."""
+    """Read all weights again to compute the model's hash. Without it, a hash that was stored beside the model is reused
+    while the sizes and modification times of its files are unchanged."""

@@ -20,7 +20,8 @@ class CrossEntropy(Term):
     name = "cross_entropy"
 
     weight: NonNegative = 1.0
-    """Of the mean cross-entropy of the loss tokens, - log p(token), by the model under the mask in force; 0: off."""
+    """Weight of the cross-entropy of the response tokens, the usual language-model loss (mean of -log p(token),
+    computed under the batch's mask). 0: off."""
 
     def losses(self, inputs: Inputs) -> Tensor:
         log_p_mV = inputs.logits_mV.float().log_softmax(-1)

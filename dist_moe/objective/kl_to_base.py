@@ -21,12 +21,12 @@ class KLToBase(Term):
     needs = frozenset({"logits", "base_logits"})
 
     weight: NonNegative = 0.0
-    """Of the mean KL divergence (base || model) at the loss tokens, in nats: the base model is the one that training
-    has started from, without a mask, and the model is under the mask in force. 0: off. Else each rank keeps a frozen
-    copy of its experts that any batch trains, and a step has one more forward pass, without gradients."""
+    """Weight of the KL divergence KL(base || model), in nats, averaged over response tokens. The base is the model
+    before training, without a mask; the model is computed under the batch's mask. 0: off. Otherwise each rank keeps a
+    frozen copy of its experts that any batch trains, and a step takes one more forward pass without gradients."""
     rows: Literal["all", "safe", "unsafe"] = "safe"
-    """Rows of a batch whose loss tokens the divergence is a mean over: all, the safe or the unsafe ones. A batch
-    without such a token has 0 of it."""
+    """Rows of a batch over whose response tokens the term is averaged: all, the safe or the unsafe ones. A batch
+    without such tokens contributes 0."""
 
     def losses(self, inputs: Inputs) -> Tensor:
         assert inputs.base_logits_mV is not None

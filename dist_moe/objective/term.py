@@ -39,10 +39,10 @@ class Term:
     """What of `Inputs` it reads beside the targets."""
 
     weight: NonNegative = 0.0
-    """What the term's mean is multiplied by in the sum that is trained; 0: off, and then it costs nothing."""
+    """Weight of the term in the sum that training minimizes. 0: off, at no cost."""
     rows: Literal["all", "safe", "unsafe"] = "all"
-    """Rows of a batch whose loss tokens the term is a mean over: all, the safe or the unsafe ones. A batch without such
-    a token has 0 of it."""
+    """Rows of a batch over whose response tokens the term is averaged: all, the safe or the unsafe ones. A batch
+    without such tokens contributes 0."""
 
     def losses(self, inputs: Inputs) -> Tensor:
         """[m], float32: the loss of each token, with a graph where the logits have one."""

@@ -19,7 +19,7 @@ class BudgetPerLayer(OfDifference):
     name = "budget_per_layer"
     has_null = False
     per_layer: Count = 4
-    """Experts that are taken in each layer."""
+    """Number of experts selected in each layer."""
 
     def choose(self, diff_LE: np.ndarray) -> np.ndarray:
         return first_of_each_layer(diff_LE, np.full(len(diff_LE), self.per_layer))

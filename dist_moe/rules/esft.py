@@ -17,7 +17,8 @@ class TopP(Rule):
     """The fewest experts of each layer whose shares reach top_p."""
 
     top_p: Share = 0.2
-    """Share of a layer's routing that the chosen experts have together."""
+    """In each layer, experts are selected, most used first, until together they receive at least this share of the
+    unsafe prompts' routing."""
 
     def reaching(self, share_LE: np.ndarray) -> np.ndarray:
         """Those experts, bool [L, E]."""

@@ -21,9 +21,10 @@ class Significant(Rule):
     name = "significant"
     needs = frozenset({"tests"})
     alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.05
-    """Largest q-value, or family-wise p, of a selected expert."""
+    """Significance level: an expert is selected if its q-value (or family-wise p-value) is at most this."""
     correction: Literal["fdr", "family"] = "fdr"
-    """What is compared with alpha. fdr: Benjamini-Hochberg q-values. family: p adjusted for all experts."""
+    """Correction for testing many experts. fdr: Benjamini-Hochberg q-values, which control the false discovery rate.
+    family: family-wise p-values (max-T), which control the chance of any false selection."""
 
     def select(self, batch: Evidence) -> np.ndarray:
         p_LE = batch.test.q_LE if self.correction == "fdr" else batch.test.family_p_LE

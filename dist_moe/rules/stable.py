@@ -20,7 +20,8 @@ class Stable(Thresholded):
     name = "stable"
     needs = frozenset({"draws"})
     frequency: Share = 0.8
-    """Share of half-samples in which an expert must be selected."""
+    """An expert is selected if threshold and top_k select it in at least this fraction of random half-samples of the
+    batch's prompts."""
 
     def select(self, batch: Evidence) -> np.ndarray:
         return self.stability(batch) >= self.frequency

@@ -18,7 +18,7 @@ class TopK(Rule):
     """With a largest number."""
 
     top_k: Count = 50
-    """At most this many unsafe experts a batch, over all layers."""
+    """Maximum number of experts selected for a batch, over all layers together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,9 @@ class Threshold(Rule):
     """With a least risk_diff."""
 
     threshold: Annotated[float, Interval(ge=-1, lt=1)] = 0.05
-    """An expert is unsafe for a batch when its risk_diff (the rule shrunk: its shrunk risk_diff) is above this."""
+    """An expert can be selected for a batch only if its risk_diff there is above this (with the rule shrunk: its shrunk
+    risk_diff). risk_diff is the expert's usage by unsafe prompts minus that by safe prompts, each as the fraction of
+    tokens for which it is among the k chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,19 @@ from dist_moe.ranges import Count, NonNegativeInt
 @dataclass(kw_only=True, slots=True)
 class StatisticsConfig:
     permutations: NonNegativeInt = 2000
-    """Labelings of a batch's prompts that its tests compare with; all of them, where there are fewer. 0: no statistics,
-    and then no rule that tests."""
+    """Number of permutations of the prompts' safe/unsafe labels that each batch's tests compare with. Where a batch has
+    fewer distinct ones, all are used and p-values are exact. 0: compute no statistics; a rule that needs tests then
+    cannot be used."""
     resamples: Count = 200
-    """Bootstrap samples of an interval, and half-samples of stability."""
+    """Number of bootstrap samples for each confidence interval, and of half-samples for `stability`."""
     null_draws: Count = 100
-    """Labelings on which the rule runs to say how many experts it selects by chance."""
+    """Number of label permutations on which the rule is run, to see how many experts it selects by chance."""
     confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""
     estimate: Literal["micro", "macro"] = "micro"
-    """What tests, intervals and stability look at. micro: tokens pooled, as risk_diff is defined. macro: the mean of
-    the prompts' rates, in which long prompts do not weigh more."""
+    """The difference between unsafe and safe prompts that tests, intervals and stability use. micro: of rates over all
+    tokens pooled, as in risk_diff, so long prompts weigh more. macro: of the means of the prompts' rates, so each
+    prompt weighs the same."""
     statistic: Literal["difference", "standardized"] = "standardized"
-    """What family-wise p takes the largest of over experts: the difference, or the difference in units of what it
-    varies by when labels are permuted."""
+    """What the family-wise test takes the maximum of, over experts. difference: the difference itself. standardized:
+    the difference divided by its spread under label permutations, so that experts with large variance do not decide."""

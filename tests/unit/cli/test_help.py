@@ -37,12 +37,15 @@ def test_a_command_shows_the_settings_that_it_reads(command, capsys):
 def test_a_setting_has_its_kind_its_help_and_its_default(capsys):
     text = shown(capsys, "train")
     assert " --train.lr FLOAT Peak learning rate. (default: 1e-05) " in text
-    assert " --train.betas FLOAT FLOAT AdamW's moment decay rates. (default: [0.9, 0.999]) " in text
+    assert (
+        " --train.betas FLOAT FLOAT AdamW's decay rates of the first and second moment. (default: [0.9, 0.999]) "
+        in text
+    )
     assert " --train.schedule constant|linear|cosine Learning rate after the warm-up. " in text
     assert " --data.paths PATH ... Prompt files: " in text
     assert (
-        " --run_dir PATH Where config, masks, metrics, trained experts and evaluation of this run lie. (required)"
-        in text
+        " --run_dir PATH Directory for everything that this run writes: configuration, counts, masks, metrics, "
+        "checkpoints, trained experts and evaluation. (required)" in text
     )
 
 
