@@ -1,5 +1,5 @@
 """Print the tables of docs/statistics.md, of made-up batches: how often the tests are wrong, and what they find; how
-often intervals hold the truth; and both where prompts have several rows.
+often intervals contain the truth; and both where prompts have several rows.
 
 python -m tools.power       some minutes on one core
 """

@@ -1,4 +1,4 @@
-"""Arguments of our commands: argparse whose every error is one line with the nearest name, and checked kinds."""
+"""The argument parser of all commands: argparse, but every error is one line that suggests the nearest valid name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ N = TypeVar("N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line, like every other error of a user, in place of usage and error.
+    """An argparse parser that reports a wrong command line as a one-line `UserError`, without the usage text.
 
-    What is parsed has this parser, or the inner one of a command, as `parser`.
+    The parsed namespace has the parser of the chosen command as its attribute `parser`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,27 +31,27 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(parser=self)
 
     def take_settings(self, *sections: str) -> None:
-        """Leave further words to the configuration; the help shows its settings at the top and those of `sections`."""
+        """Accept settings as arguments; the help lists the top-level ones and those of `sections`."""
         self._sections = sections
         self.usage = f"{self.prog} --config FILE [--SETTING VALUE ...]"
 
     @property
     def takes_settings(self) -> bool:
-        """Whether words that it does not know may be settings."""
+        """Whether arguments that this parser does not know may be settings of the configuration."""
         return bool(self._sections)
 
     def intermixes(self) -> None:
-        """Take options between the words of a list, too."""
+        """Accept options between the items of a positional list."""
         self._intermixes = True
 
     def add_settings(self) -> None:
-        """Add the settings as arguments, for help and completion: what reads them is `dist_moe.config`."""
+        """Add the settings as arguments, for help and completion only; `dist_moe.config` parses their values."""
         if not self._sections or self._shows_settings:
             return
         self._shows_settings = True
         from dist_moe.config.describe import described  # only needed here
 
-        groups = {name: self.add_argument_group(name or "at the top") for name in ("", *self._sections)}
+        groups = {name: self.add_argument_group(name or "top-level settings") for name in ("", *self._sections)}
         for each in described():
             if each.section in groups:
                 default = "required" if each.required else f"default: {json.dumps(each.default, ensure_ascii=False)}"
@@ -63,12 +63,12 @@ class Parser(argparse.ArgumentParser):
                 )
 
     def format_help(self) -> str:
-        """With the settings."""
+        """The help text, settings included."""
         self.add_settings()
         return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Remembers what was given, for a hint."""
+        """As argparse's; also keeps the arguments, so that an error message can suggest a correction."""
         self._given = list(args or ())
         if self._intermixes:
             self._intermixes = False  # what follows calls this again
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """One line, with the option that may have been meant where one is missing."""
+        """Raise a one-line `UserError`. If a required option is missing, suggest the given option that resembles it."""
         program, *commands = self.prog.split()
         see = f"{self.prog} --help" if commands or program == "dist-moe" else "--help"
         missing = re.findall(r"--[\w-]+", message) if "are required: " in message else []
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}{' ' if message.endswith('?') else '; '}see {see}")
 
     def refuse(self, unknown: Sequence[str]) -> None:
-        """One line for the first argument that the parser does not know, if there is any."""
+        """Raise a one-line `UserError` for the first unknown argument, if there is one."""
         if unknown:
             self.error(
                 f"unrecognized arguments: {shown(unknown[0])[1:-1]}{nearest(unknown[0], self._option_string_actions)}"
@@ -103,13 +103,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """What to add to a message on a name that there is not: the one that may be meant, or nothing."""
+    """The text "; did you mean X?" for the name most similar to `word`, or "" if none is similar."""
     found = get_close_matches(word, names, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def text(word: str) -> str:
-    """A name or place: something. A blank one is what is left of a shell variable that is not set."""
+    """A name, path or URL, not blank: a blank argument usually comes from an unset shell variable."""
     if not word.strip():
         raise argparse.ArgumentTypeError(f"{word!r} is blank: is a shell variable not set?")
     if "://" not in word and is_too_long(word):

@@ -15,17 +15,17 @@ def add_config_commands(commands: Any) -> None:
     """Add them to the subparsers of `dist-moe`."""
     command = commands.add_parser("config", help="write, show or compare configurations")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    action = actions.add_parser("init", help="a commented file with every setting, its default and its help")
-    action.add_argument("--out", type=path, help="new YAML file (default: print it)")
+    action = actions.add_parser("init", help="write a configuration file with every setting, its default and its help")
+    action.add_argument("--out", type=path, help="new YAML file (default: print to the console)")
     action.set_defaults(run_command=_init)
-    what = "every setting of a run, and where its value comes from: default, file or command line"
-    action = actions.add_parser("show", help=what, description=what)
+    what = "print every setting of a run, and whether its value comes from the default, the file or the command line"
+    action = actions.add_parser("show", help=what, description=f"{what[0].upper()}{what[1:]}.")
     action.add_argument("--config", type=path, required=True, help="YAML file of the run")
     action.take_settings(*SECTIONS)
     action.set_defaults(run_command=_show)
-    action = actions.add_parser("diff", help="settings in which two files differ; status 1 if any")
-    action.add_argument("first", type=path, help="YAML file of a run, or the analyze.yaml or train.yaml of one")
-    action.add_argument("second", type=path, help="another one")
+    action = actions.add_parser("diff", help="print the settings in which two files differ; exit status 1 if any do")
+    action.add_argument("first", type=path, help="YAML file of a run, or analyze.yaml or train.yaml of a run directory")
+    action.add_argument("second", type=path, help="YAML file to compare it with")
     action.set_defaults(run_command=_diff)
 
 

@@ -1,26 +1,26 @@
-"""Look into a mask store: which experts are unsafe, for which batches and categories.
+"""Print what is in a mask store: which experts were selected for which batches and categories, and how they compare.
 
-    dist-moe inspect runs/olmoe/masks.zarr                    counts per batch and layer, origin
-    dist-moe inspect runs/olmoe/masks.zarr batch 3            one batch's unsafe experts
-    dist-moe inspect runs/olmoe/masks.zarr expert 8 42        one expert over all batches (or: L08_E42)
-    dist-moe inspect runs/olmoe/masks.zarr layers             experts a layer; what is left of the routing
-    dist-moe inspect runs/olmoe/masks.zarr overlap            Jaccard matrices, experts of many categories
-    dist-moe inspect runs/olmoe/masks.zarr overlap 3 4        what two batches share
-    dist-moe inspect runs/olmoe/masks.zarr categories         all categories: sizes, how alike batches are
-    dist-moe inspect runs/olmoe/masks.zarr category hacking   which experts answer for a category
-    dist-moe inspect runs/olmoe/masks.zarr growth             how the union grows with the batches
-    dist-moe inspect runs/olmoe/masks.zarr aggregated         unsafe experts over all prompts
-    dist-moe inspect runs/olmoe/masks.zarr diff runs/b/masks.zarr         what differs from another store
-    dist-moe inspect runs/olmoe/masks.zarr diff threshold=0.02 top_k=20   what another rule would select
-    dist-moe inspect runs/olmoe/masks.zarr diff name=lowest               likewise, by name
-    dist-moe inspect runs/olmoe/masks.zarr prefill            reading the prompts against answering them
-    dist-moe inspect runs/olmoe/masks.zarr check              compare every file with its digest
-    dist-moe inspect runs/olmoe/masks.zarr plots --out DIR    pictures, PNG and SVG (needs matplotlib)
+    dist-moe inspect runs/olmoe/masks.zarr                    summary: origin, experts per batch and per layer
+    dist-moe inspect runs/olmoe/masks.zarr batch 3            the unsafe experts of one batch
+    dist-moe inspect runs/olmoe/masks.zarr expert 8 42        one expert in all batches (layer 8, expert 42; or L08_E42)
+    dist-moe inspect runs/olmoe/masks.zarr layers             experts per layer; share of routing slots a mask leaves
+    dist-moe inspect runs/olmoe/masks.zarr overlap            Jaccard matrices; experts that many categories share
+    dist-moe inspect runs/olmoe/masks.zarr overlap 3 4        experts that two batches share
+    dist-moe inspect runs/olmoe/masks.zarr categories         all categories: sizes, similarity of their batches
+    dist-moe inspect runs/olmoe/masks.zarr category hacking   how often each expert is selected in a category
+    dist-moe inspect runs/olmoe/masks.zarr growth             how the union of all masks grows with more batches
+    dist-moe inspect runs/olmoe/masks.zarr aggregated         unsafe experts when all prompts are pooled
+    dist-moe inspect runs/olmoe/masks.zarr diff runs/b/masks.zarr         how another store differs
+    dist-moe inspect runs/olmoe/masks.zarr diff threshold=0.02 top_k=20   what other parameters would select
+    dist-moe inspect runs/olmoe/masks.zarr diff name=lowest               what another rule would select
+    dist-moe inspect runs/olmoe/masks.zarr prefill            tokens: generated only: prompts against answers
+    dist-moe inspect runs/olmoe/masks.zarr check              compare every file with its checksum
+    dist-moe inspect runs/olmoe/masks.zarr plots --out DIR    write plots as PNG and SVG (needs matplotlib)
 
-A store is a directory, or a URL that fsspec knows. Rates are not in it: they are computed from the counts, which are
-looked for beside it, as counts.zarr, or at --counts. A batch is named by its index or its id. Each view takes --json
-(everything) or --csv (the main table). The status is 0, or 2 for a wrong question or store. Nothing is written to the
-store; neither torch nor the model is needed.
+A store is a directory, or a URL that fsspec can read. A batch is given by its index or its id. Routing rates are
+computed from the counts that the masks were selected from: counts.zarr in the same directory, or --counts. Nothing is
+written to the store, and neither torch nor the model is needed. The exit status is 0, or 2 for invalid arguments or a
+damaged store.
 """
 
 from __future__ import annotations
@@ -42,19 +42,23 @@ def add_inspect_command(commands: Any) -> None:
     """Add it to the subparsers of `dist-moe`."""
     command = commands.add_parser(
         "inspect",
-        help="look into a mask store",
+        help="print what is in a mask store: tables, comparisons, plots",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("store", type=text, help="the mask store, a directory such as masks.zarr, or a URL")
+    command.add_argument("store", type=text, help="mask store: a directory such as masks.zarr, or a URL")
     command.add_argument(
-        "view", nargs="*", type=text, help="one of the views above, with its arguments; default: summary"
+        "view", nargs="*", type=text, help="one of the views above with its arguments (default: summary)"
     )
     form = command.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="facts and all tables as JSON")
-    form.add_argument("--csv", action="store_true", help="the main table as CSV")
-    command.add_argument("--out", type=path, help="where plots writes its pictures")
-    command.add_argument("--counts", type=text, help="what the masks were selected from (default: counts.zarr beside)")
+    form.add_argument("--json", action="store_true", help="print everything as JSON")
+    form.add_argument("--csv", action="store_true", help="print the main table as CSV")
+    command.add_argument("--out", type=path, help="directory to write the plots to")
+    command.add_argument(
+        "--counts",
+        type=text,
+        help="counts store that the masks were selected from (default: counts.zarr in the directory of the mask store)",
+    )
     command.intermixes()
     command.set_defaults(run_command=_inspect)
 

@@ -1,5 +1,7 @@
-"""`dist-moe`: one tree of commands, which launch/*.py start too. What a command needs is imported when it is called, so
-that help is quick."""
+"""The `dist-moe` program: the tree of all commands. launch/*.py start the same commands on many ranks.
+
+A command imports what it needs when it is called, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,14 @@ from dist_moe.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a `UserError` is one line on stderr and status 2, anything else keeps its traceback."""
-    launcher = os.getppid() if "RANK" in os.environ else None  # first of all, as it may die at any moment
+    """Run one command. A `UserError` becomes one line on stderr and exit status 2; any other error is raised."""
+    launcher = os.getppid() if "RANK" in os.environ else None  # asked first, because the launcher may die at any moment
     words = list(sys.argv[1:] if argv is None else argv)
     return run_process(lambda output: _run(words, launcher, output))
 
 
 def launched_main(command: str) -> int:
-    """What launch/*.py run: a command as one process of many."""
+    """Run a command as one of the processes that a launcher started; the entry point of launch/*.py."""
     return main([command, *sys.argv[1:]])
 
 
@@ -50,11 +52,14 @@ def _run(words: list[str], launcher: int | None, output: Output) -> int:
 
 
 def command_tree() -> Parser:
-    """The parser of all commands. What it has parsed has the function that runs the command as `run_command`."""
-    tree = Parser("dist-moe", description="Find the experts that answer for unsafe behaviour, and repair only them.")
+    """The parser of all commands. The parsed namespace has the function that runs the command as `run_command`."""
+    tree = Parser(
+        "dist-moe",
+        description="Find the experts of a mixture-of-experts model that unsafe prompts use, and train only those.",
+    )
     tree.add_argument("--version", action="version", version=f"dist-moe {__version__}")
     tree.add_argument(
-        "--print-completion", choices=SHELLS, action=_PrintCompletion, help="print a script for the shell to source"
+        "--print-completion", choices=SHELLS, action=_PrintCompletion, help="print a completion script for the shell"
     )
     commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run_commands(commands)

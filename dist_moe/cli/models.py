@@ -12,36 +12,50 @@ from dist_moe.cli.call import Call
 
 def add_model_commands(commands: Any) -> None:
     """Add them to the subparsers of `dist-moe`."""
-    command = commands.add_parser("export", help="a trained run -> a Hugging Face checkpoint, or a delta")
-    command.add_argument("run", type=path, help="run directory")
-    command.add_argument("--out", type=path, required=True, help="new directory for the checkpoint, or new delta file")
+    command = commands.add_parser(
+        "export", help="write a trained run as a Hugging Face checkpoint, or as a small delta"
+    )
+    command.add_argument("run", type=path, help="run directory in which training has finished")
+    command.add_argument(
+        "--out", type=path, required=True, help="new directory for the checkpoint, or new file for the delta"
+    )
     form = command.add_mutually_exclusive_group()
     form.add_argument(
         "--link",
         action="store_true",
-        help="hard-link the shards without changes instead of copying them: editing one later edits the base's too",
+        help="hard-link unchanged checkpoint shards instead of copying them: saves disk space, but the base model and "
+        "the export then share these files",
     )
-    form.add_argument("--delta", action="store_true", help="write only the trained experts, as one safetensors file")
+    form.add_argument("--delta", action="store_true", help="write one safetensors file with the trained experts only")
     command.set_defaults(run_command=_export)
-    command = commands.add_parser("apply", help="a base and a delta -> the checkpoint that export would write")
-    command.add_argument("base", type=path, help="base model directory that the delta was made from")
-    command.add_argument("delta", type=path, help="delta file")
+    command = commands.add_parser(
+        "apply", help="apply a delta to its base model: writes the checkpoint that export would write"
+    )
+    command.add_argument("base", type=path, help="directory of the base model that the delta was made from")
+    command.add_argument("delta", type=path, help="file that `dist-moe export --delta` wrote")
     command.add_argument("--out", type=path, required=True, help="new directory for the checkpoint")
     command.set_defaults(run_command=_apply)
-    command = commands.add_parser("verify", help="prove that only the union's experts differ; status 1 if not")
-    command.add_argument("base", type=path, help="base model directory")
-    command.add_argument("model", type=path, help="exported model directory")
+    command = commands.add_parser(
+        "verify", help="prove, byte by byte, that only the masks' experts differ from the base"
+    )
+    command.add_argument("base", type=path, help="directory of the base model")
+    command.add_argument("model", type=path, help="directory of the exported model")
     command.add_argument(
-        "--masks", type=text, required=True, action="append", help="mask store of the run, once for each that it has"
+        "--masks",
+        type=text,
+        required=True,
+        action="append",
+        help="mask store of the run; give the option once for each store if the run had several (train.revisions). "
+        "The exit status is 1 if anything else differs",
     )
     command.set_defaults(run_command=_verify)
-    command = commands.add_parser("inspect-model", help="what a model is to dist-moe: layers, experts, routing, sizes")
-    command.add_argument("model", type=path, help="model directory")
-    command.add_argument("--json", action="store_true", help="one JSON object")
+    command = commands.add_parser("inspect-model", help="print a model's MoE layers, experts, routing and sizes")
+    command.add_argument("model", type=path, help="directory of the model")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run_command=_inspect_model)
-    command = commands.add_parser("families", help="which model types work with the installed transformers, by trying")
-    command.add_argument("types", nargs="*", metavar="TYPE", help="model types; default: all")
-    command.add_argument("--json", action="store_true", help="a JSON array, one object a model type")
+    command = commands.add_parser("families", help="test which model types work with the installed transformers")
+    command.add_argument("types", nargs="*", metavar="TYPE", help="model types to test (default: all)")
+    command.add_argument("--json", action="store_true", help="print a JSON array with one object for each model type")
     command.set_defaults(run_command=_families)
 
 

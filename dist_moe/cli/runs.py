@@ -28,21 +28,21 @@ def add_run_commands(commands: Any) -> None:
     add_configured(
         commands,
         "count",
-        "prompts -> counts: count the routing of every prompt",
+        "run the model on all prompts and count which experts their tokens are routed to",
         _count,
         ("model", "data", "batches", "analysis"),
     )
     add_configured(
         commands,
         "analyze",
-        "prompts -> masks: count, and then select each batch's unsafe experts",
+        "find each batch's unsafe experts: count, then select",
         _analyze,
         ("model", "data", "batches", "analysis"),
     )
     add_configured(
         commands,
         "train",
-        "masks -> repaired experts: train only each batch's experts",
+        "train each batch's unsafe experts, and nothing else",
         _train,
         ("model", "data", "batches", "train", "parallel", "checkpoint", "evaluation"),
     )
@@ -52,15 +52,15 @@ def add_run_commands(commands: Any) -> None:
     command.add_argument("--ep-size", type=count, help="ranks that share experts, instead of evaluation.ep_size")
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; not used
     command.set_defaults(run_command=_evaluate)
-    command = commands.add_parser("checkpoint", help="what is in a run's checkpoints, after a check of every byte")
-    command.add_argument("action", choices=["show"])
+    command = commands.add_parser("checkpoint", help="verify a run's checkpoints and print what they contain")
+    command.add_argument("action", choices=["show"], help="verify every byte, then print the contents")
     command.add_argument("path", type=path, help="run directory, or one checkpoint in it")
     command.set_defaults(run_command=_checkpoint)
-    command = commands.add_parser("demo", help="the whole path on a small model made on the spot")
+    command = commands.add_parser("demo", help="run the whole pipeline on a small model that is made on the spot")
     command.add_argument(
-        "--out", type=path, default=Path("runs/demo"), help="directory of the demo (default: %(default)s)"
+        "--out", type=path, default=Path("runs/demo"), help="directory to write everything to (default: %(default)s)"
     )
-    command.add_argument("--fast", action="store_true", help="a smaller demo, about a minute")
+    command.add_argument("--fast", action="store_true", help="a smaller demo that takes about a minute")
     command.set_defaults(run_command=_demo)
 
 
@@ -68,9 +68,13 @@ def add_configured(
     commands: Any, name: str, what: str, work: Callable[[Config, Comm, Call], object], sections: tuple[str, ...]
 ) -> None:
     """A command that reads a configuration, on one process or as one of many."""
-    further = "A setting may stand in the file or on the command line, which comes first: --data.max_length 512."
-    command = commands.add_parser(name, help=what, description=f"{what}. {further}")
-    command.add_argument("--config", type=path, required=True, help="YAML file of the run; see dist-moe config init")
+    further = (
+        "Settings come from the YAML file; those given on the command line, as --data.max_length 512, override it."
+    )
+    command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}. {further}")
+    command.add_argument(
+        "--config", type=path, required=True, help="YAML file of the run; `dist-moe config init` writes one"
+    )
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; not used
     command.take_settings(*sections)
     command.set_defaults(

@@ -11,18 +11,20 @@ from dist_moe.errors import UserError
 
 def add_select_command(commands: Any) -> None:
     """Add it to the subparsers of `dist-moe`."""
-    what = "counts -> masks: choose each batch's unsafe experts by a rule, in seconds, without the model"
-    command = commands.add_parser("select", help=what, description=f"{what}.")
-    command.add_argument("run", type=path, help="run directory with counts.zarr, as `dist-moe count` leaves it")
+    what = "select each batch's unsafe experts from stored counts, by any rule; takes seconds, needs no model"
+    command = commands.add_parser("select", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    command.add_argument("run", type=path, help="run directory in which `dist-moe count` or `analyze` has finished")
     command.add_argument(
         "parameters",
         nargs="*",
         type=text,
         metavar="NAME=VALUE",
-        help="parameters of the rule, such as threshold=0.1; the others are as in the run's configuration",
+        help="parameters of the rule, such as threshold=0.1 (default: those of the run's configuration)",
     )
-    command.add_argument("--rule", type=text, help="name of the rule (default: as in the run's configuration)")
-    command.add_argument("--out", type=text, default="masks", help="the mask set becomes RUN/OUT.zarr (default: masks)")
+    command.add_argument("--rule", type=text, help="name of the rule (default: that of the run's configuration)")
+    command.add_argument(
+        "--out", type=text, default="masks", help="name for the new masks, stored in RUN/OUT.zarr (default: masks)"
+    )
     command.intermixes()
     command.set_defaults(run_command=_select)
 

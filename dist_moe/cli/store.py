@@ -12,15 +12,17 @@ def add_store_commands(commands: Any) -> None:
     """Add both to the subparsers of `dist-moe`."""
     store = commands.add_parser("store", help="check, copy or compare stores")
     actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
-    action = actions.add_parser("check", help="every file against its digest; status 1 if damaged or incomplete")
+    action = actions.add_parser("check", help="compare every file with its checksum; exit status 1 if one is damaged")
     action.add_argument("stores", nargs="+", type=text, metavar="STORE", help="directory or URL")
-    action = actions.add_parser("copy", help="the same bytes elsewhere, each file compared with its digest")
+    action = actions.add_parser("copy", help="copy a store, comparing every file with its checksum")
     action.add_argument("store", type=text, metavar="STORE", help="directory or URL")
-    action.add_argument("place", type=text, metavar="PLACE", help="new directory or URL, where nothing is yet")
-    action = actions.add_parser("diff", help="facts, batches and experts in which two stores differ; status 1 if any")
+    action.add_argument("place", type=text, metavar="PLACE", help="new directory or URL to copy to")
+    action = actions.add_parser(
+        "diff", help="print the attributes, batches and experts in which two stores differ; exit status 1 if any do"
+    )
     action.add_argument("first", type=text, metavar="STORE", help="directory or URL")
     action.add_argument("second", type=text, metavar="STORE", help="directory or URL")
-    action.add_argument("--json", action="store_true", help="one JSON object")
+    action.add_argument("--json", action="store_true", help="print one JSON object")
     store.set_defaults(run_command=_store)
     command = commands.add_parser("import", help="what an older pickle is; to a table, or to counts and masks")
     command.add_argument("file", type=path, help="sft_dataset_*.pkl, batch_data_*.pkl, or an activation table")

@@ -36,7 +36,7 @@ class ModelConfig:
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     paths: Annotated[tuple[Path, ...], MinLen(1)]
-    """Prompt files, one or several: .jsonl, .parquet, .csv, or the directory of a saved Hugging Face dataset."""
+    """Prompt files: .jsonl, .parquet, .csv, or directories that hold a saved Hugging Face dataset."""
     refusal: Text = "I'm sorry, but I can't help with that."
     """The response that unsafe rows without a response are trained to give."""
     max_length: Annotated[int, Interval(ge=8, lt=2**31)] = 1024
@@ -73,8 +73,9 @@ else:
         "rule",
         RULES,
         "threshold_top_k",
-        "Rule that selects each batch's experts. docs/statistics.md describes all rules; load, lowest, random and "
-        "random_matched are controls: they select other experts on purpose, to compare with.",
+        "Rule that selects each batch's experts; docs/statistics.md describes them all. Some are controls, which "
+        "select other experts on purpose, to compare with: all_experts, load, lowest, pooled, random, random_matched, "
+        "union.",
     )
 
 

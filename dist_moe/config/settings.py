@@ -105,7 +105,7 @@ def from_words(key: str, words: Sequence[str], where: str) -> Any:
     if setting.optional and words[0] == "None":
         return None
     value = list(words) if setting.several else words[0]
-    _require_text(value, where, blank=False)  # what is left of a shell variable that is not set
+    _require_text(value, where, blank=False)  # a blank argument usually comes from an unset shell variable
     try:
         found = setting.adapter.validate_python(value)
     except ValidationError as error:
