@@ -92,7 +92,7 @@ def problems(root: Path, mutation: Mutation) -> list[str]:
 def table(mutations: list[Mutation]) -> str:
     """The mutations as Markdown."""
     rows = [f"| {m.what} | `{m.file}` | `{m.test.removeprefix('tests/')}` |" for m in mutations]
-    return "\n".join(["| mutation | where | test that goes red |", "|---|---|---|", *rows, ""])
+    return "\n".join(["| edit | file | test that fails |", "|---|---|---|", *rows, ""])
 
 
 def write_table(root: Path) -> None:
