@@ -10,6 +10,8 @@
 Nothing is printed: what the commands print is logged by Python's `logging`, under `dist_moe`, at level INFO. In a
 process that a launcher (torchrun, deepspeed) has started, `count`, `analyze`, `train` and `evaluate` are one rank's
 part of the work, as in launch/*.py: one call a process, the same on all ranks.
+
+What needs torch is imported by the function that needs it, so `select` and all that reads a store do without.
 """
 
 from __future__ import annotations
@@ -17,23 +19,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from dist_moe.config import Config, load_config
 from dist_moe.errors import UserError
 from dist_moe.evaluation.record import Table, read_evaluation
-from dist_moe.parallel.launch import process_group
 from dist_moe.store import Counts, MaskStore
-from dist_moe.weights.facts import Facts, RunFacts
-from dist_moe.weights.verify import Verification
-from dist_moe.workflows import analyze as analyze_workflow
-from dist_moe.workflows import count as count_workflow
-from dist_moe.workflows import evaluate as evaluate_workflow
-from dist_moe.workflows import export as export_workflow
-from dist_moe.workflows import select as select_workflow
-from dist_moe.workflows import train as train_workflow
-from dist_moe.workflows.run_dir import RunDir, TrainedRun
+from dist_moe.workflows.run_dir import RunDir
+from dist_moe.workflows.select import select as select_masks
+
+if TYPE_CHECKING:
+    from dist_moe.weights.facts import Facts, RunFacts
+    from dist_moe.weights.verify import Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +94,12 @@ def count(config: Config | str | Path) -> Counts:
     Example:
         >>> dist_moe.count("run.yaml").risk_diff[0].max()
     """
+    from dist_moe.parallel.launch import process_group
+    from dist_moe.workflows import count as workflow
+
     config = _config(config)
     with process_group() as comm:
-        count_workflow.count(config, comm)
+        workflow.count(config, comm)
     run = RunDir(config.run_dir)
     if not run.counts.exists():
         raise UserError(f"{run.path}: a part of the counting is left to other jobs: call it again when they are done")
@@ -114,7 +116,7 @@ def select(run: str | Path, rule: str | None = None, *, out: str = "masks", **pa
         **parameters: of the rule; the others are as in the run's configuration.
 
     Returns:
-        The mask set.
+        The mask set: `masks` bool [B, L, E] for B batches, L MoE layers and E experts a layer.
 
     Raises:
         UserError: there are no counts, the rule is wrong or selects nothing, or there is a mask set of that name.
@@ -123,7 +125,7 @@ def select(run: str | Path, rule: str | None = None, *, out: str = "masks", **pa
         >>> dist_moe.select("runs/my-run", "lowest", out="lowest", threshold=0.1).union().sum()
     """
     words = {name: str(value) for name, value in parameters.items()}
-    return select_workflow.select(Path(run), words if rule is None else {"name": rule, **words}, out)
+    return select_masks(Path(run), words if rule is None else {"name": rule, **words}, out)
 
 
 def analyze(config: Config | str | Path) -> MaskStore:
@@ -142,9 +144,12 @@ def analyze(config: Config | str | Path) -> MaskStore:
         >>> store = dist_moe.analyze("run.yaml")
         >>> store.masks[0].sum()  # unsafe experts of the first batch
     """
+    from dist_moe.parallel.launch import process_group
+    from dist_moe.workflows import analyze as workflow
+
     config = _config(config)
     with process_group() as comm:
-        analyze_workflow.analyze(config, comm)
+        workflow.analyze(config, comm)
     run = RunDir(config.run_dir)
     if run.analysis.exists() or not run.masks.exists():
         raise UserError(f"{run.path}: a part of the analysis is left to other jobs: call it again when they are done")
@@ -157,6 +162,9 @@ def train(config: Config | str | Path) -> Trained:
     Args:
         config: a configuration, or the path of its YAML file.
 
+    Returns:
+        The run: its union of experts, the facts of its training, and its metrics, one line for each step.
+
     Raises:
         UserError: the input is wrong, or somebody has asked the run to stop before its end.
 
@@ -164,9 +172,13 @@ def train(config: Config | str | Path) -> Trained:
         >>> trained = dist_moe.train("run.yaml")
         >>> trained.metrics["loss"].iloc[-1]
     """
+    from dist_moe.parallel.launch import process_group
+    from dist_moe.workflows import train as workflow
+    from dist_moe.workflows.trained_run import TrainedRun
+
     config = _config(config)
     with process_group() as comm:
-        train_workflow.train(config, comm)
+        workflow.train(config, comm)
     unfinished = RunDir(config.run_dir).training if config.overwrite else None
     if (unfinished is not None and unfinished.exists()) or not RunDir(config.run_dir).experts.exists():
         raise UserError(f"{config.run_dir}: stopped before its end, as asked, and saved: train again to go on")
@@ -177,14 +189,24 @@ def train(config: Config | str | Path) -> Trained:
 def evaluate(run: str | Path, data: Sequence[str | Path] = ()) -> Evaluated:
     """Score a run's own prompts, or those in the files `data`, with the base and the trained experts, without a mask.
 
+    Args:
+        run: a run directory in which training has ended.
+        data: files of prompts; none: those of the training.
+
+    Returns:
+        Tables of before and after, with a line for each batch, for each category, and for all rows.
+
     Raises:
         UserError: there is no finished training in `run`, or a file is not what the experts were trained from.
 
     Example:
         >>> dist_moe.evaluate("runs/my-run", ["held-out.jsonl"]).category["refused (unsafe)"]
     """
+    from dist_moe.parallel.launch import process_group
+    from dist_moe.workflows import evaluate as workflow
+
     with process_group() as comm:
-        evaluate_workflow.evaluate(Path(run), tuple(map(Path, data)), comm)
+        workflow.evaluate(Path(run), tuple(map(Path, data)), comm)
     path = RunDir(Path(run)).evaluation
     found = read_evaluation(path)
     return Evaluated(path, _frame(found.batch), _frame(found.category), _frame(found.all), found.trained_on)
@@ -197,7 +219,10 @@ def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool 
         run: a run directory in which training has ended.
         out: where nothing is yet.
         link: hard-link the shards without changes instead of copying them; not with `delta`.
-        delta: write only the trained experts, as one safetensors file, for `dist-moe apply`.
+        delta: write only the trained experts, as one safetensors file, for `apply`.
+
+    Returns:
+        Where it is, and the facts of the run that it comes from.
 
     Raises:
         UserError: there is no finished training in `run`, its base model is another one now, or `out` exists.
@@ -205,11 +230,35 @@ def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool 
     Example:
         >>> dist_moe.export("runs/my-run", "repaired").facts.num_trained_experts
     """
+    from dist_moe.workflows import export as workflow
+
     if link and delta:
         raise UserError("a delta has no shards to link: give link or delta")
     if delta:
-        return Exported(Path(out), export_workflow.export_delta(Path(run), Path(out)))
-    return Exported(Path(out), export_workflow.export(Path(run), Path(out), link=link))
+        return Exported(Path(out), workflow.export_delta(Path(run), Path(out)))
+    return Exported(Path(out), workflow.export(Path(run), Path(out), link=link))
+
+
+def apply(base: str | Path, delta: str | Path, out: str | Path) -> Exported:
+    """Write to the new directory `out` what `export` would have written for the run that a delta comes from.
+
+    Args:
+        base: directory of the model that the run was trained from.
+        delta: file that `export` has written with `delta=True`.
+        out: where nothing is yet.
+
+    Returns:
+        The checkpoint, and what the delta says of its run.
+
+    Raises:
+        UserError: one of them cannot be read, the delta is of another base, or `out` exists.
+
+    Example:
+        >>> dist_moe.apply("base", "delta.safetensors", "repaired").path
+    """
+    from dist_moe.workflows import export as workflow
+
+    return Exported(Path(out), workflow.apply(Path(base), Path(delta), Path(out)))
 
 
 def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verification:
@@ -230,11 +279,13 @@ def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verificat
         >>> dist_moe.verify("base", "repaired", "runs/my-run/masks.zarr").violations
         []
     """
-    return export_workflow.verify(Path(base), Path(model), [str(each) for each in masks])
+    from dist_moe.workflows import export as workflow
+
+    return workflow.verify(Path(base), Path(model), [str(each) for each in masks])
 
 
 def _config(config: Config | str | Path) -> Config:
-    return config if isinstance(config, Config) else load_config(Path(config))
+    return config if isinstance(config, Config) else load_config(config)
 
 
 def _frame(table: Table) -> pd.DataFrame:

@@ -2,12 +2,13 @@
 
 docs/configuration.md is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring
 under each field) and of stats/settings.py, and from the selection rules and the terms of the objective, whose
-parameters are settings. The table in docs/families.md is what `dist-moe families` finds with the installed
-transformers, in some minutes; the tests say when it is stale.
+parameters are settings; docs/python.md from the docstrings of the functions that dist_moe offers. The table in
+docs/families.md is what `dist-moe families` finds with the installed transformers, in some minutes; the tests say when
+it is stale.
 
-    python tools/make_docs.py               rewrite docs/configuration.md, check the links
+    python tools/make_docs.py               rewrite docs/configuration.md and docs/python.md, check the links
     python tools/make_docs.py --families    rewrite the table in docs/families.md too
-    python tools/make_docs.py --check       write nothing; status 1 when the configuration is stale or a link is dead
+    python tools/make_docs.py --check       write nothing; status 1 when a page is stale or a link is dead
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import dist_moe
 from dist_moe.config import schema
 from dist_moe.objective import TERMS
 from dist_moe.registry import parameters
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = Path("dist_moe/config/schema.py")
 STATISTICS = Path("dist_moe/stats/settings.py")
 PAGE = Path("docs/configuration.md")
+PYTHON = Path("docs/python.md")
 FAMILIES = Path("docs/families.md")
 FAMILIES_TABLE = re.compile(r"^\| model type \|.*\n(?:\|.*\n)*", re.MULTILINE)
 
@@ -47,6 +51,16 @@ have no default.
     dist-moe config diff a.yaml b.yaml           # print the settings in which two files differ
     dist-moe train --help                        # the settings that a command reads
     source <(dist-moe --print-completion bash)    enable completion of settings and values in this shell (or zsh)
+"""
+
+PYTHON_HEADER = """# Python
+
+<!-- Written by tools/make_docs.py from the docstrings of what dist_moe offers: edit those, then run `make docs`. -->
+
+`import dist_moe` takes no time: what it offers is loaded when it is first named, and torch by those functions only that
+need a model. Each function does what the command of its name does, and returns values; bad input is a
+`dist_moe.UserError` of one line. `Counts` and `MaskStore` open the stores ([file formats](formats.md)), and a `Config`
+has all [settings](configuration.md). The [notebook](../examples/tiny_model.ipynb) uses it all.
 """
 
 
@@ -146,6 +160,23 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def render_python() -> str:
+    """The page of the Python interface: each function with its docstring."""
+    functions = [getattr(dist_moe, name) for name in dist_moe.__all__]
+    return "\n".join([PYTHON_HEADER, *(_function(each) for each in functions if inspect.isfunction(each))])
+
+
+def _function(function: Callable[..., object]) -> str:
+    text = inspect.getdoc(function)
+    if text is None or not all(f"\n{part}:\n" in text for part in ("Args", "Returns", "Raises", "Example")):
+        sys.exit(f"make_docs: {function.__name__}: expected a docstring with Args, Returns, Raises and Example")
+    (node,) = ast.parse(inspect.getsource(function)).body
+    assert isinstance(node, ast.FunctionDef)
+    assert node.returns is not None
+    signature = f"{node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
+    return f"## {node.name}\n\n```python\n{signature}\n```\n\n```text\n{text}\n```\n"
+
+
 def markdown_files(root: Path) -> list[Path]:
     """The project's Markdown files, without those of hidden directories and of runs."""
     folders = [folder for folder in root.iterdir() if folder.is_dir() and not re.match(r"\.|runs$", folder.name)]
@@ -196,11 +227,11 @@ def update(root: Path, *, check: bool) -> list[str]:
     sections = {"RuleSettings": rule_settings()} | objective_sections()
     for path in sources:
         sections |= read_sections((root / path).read_text(encoding="utf-8"))
-    page = render(sections)
-    if not check:
-        (root / PAGE).write_text(page, encoding="utf-8")
-    elif not (root / PAGE).exists() or (root / PAGE).read_text(encoding="utf-8") != page:
-        problems.append(f"{PAGE} is not what {SCHEMA} says: run `make docs`")
+    for page, text in ((PAGE, render(sections)), (PYTHON, render_python())):
+        if not check:
+            (root / page).write_text(text, encoding="utf-8")
+        elif not (root / page).exists() or (root / page).read_text(encoding="utf-8") != text:
+            problems.append(f"{page} is not what the code says: run `make docs`")
     return problems + [f"dead link: {link}" for file in markdown_files(root) for link in dead_links(file)]
 
 

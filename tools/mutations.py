@@ -36,7 +36,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = Path("tests/mutations")
 PAGE = Path("docs/testing.md")
-TABLE = re.compile(r"^\| mutation \|.*\n(?:\|.*\n)*", re.MULTILINE)
+TABLE = re.compile(r"^\| edit \|.*\n(?:\|.*\n)*", re.MULTILINE)
 LIMIT_SECONDS = 600
 LOG, TEMPORARY = "pytest.log", "pytest.tmp"
 LIBRARIES = ("pandas", "pytest", "torch", "zarr", "transformers.models.qwen3_moe.modeling_qwen3_moe")

@@ -32,15 +32,24 @@ class Resolved:
     """Dotted key -> `FILE:LINE` or `command line`."""
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The run's configuration, checked.
 
-    `overrides` are command-line arguments (`--train.lr 1e-5`, `--overwrite`, `--data.paths a b`). Relative paths are
-    relative to the current working directory.
+    Args:
+        path: of a YAML file; relative paths in it are relative to the current working directory.
+        overrides: command-line arguments (`--train.lr 1e-5`, `--overwrite`, `--data.paths a b`), which come first.
 
-    Raises UserError, one line, for a file or a value that is wrong.
+    Returns:
+        All settings, with the defaults of those that are not given.
+
+    Raises:
+        UserError: a file or a value is wrong.
+
+    Example:
+        >>> dist_moe.load_config("run.yaml", ["--train.lr", "1e-5"]).train.lr
+        1e-05
     """
-    return resolve(path, overrides).config
+    return resolve(None if path is None else Path(path), overrides).config
 
 
 def resolve(path: Path | None, overrides: Sequence[str] = ()) -> Resolved:

@@ -24,8 +24,8 @@ from dist_moe.report.evaluation import MEASURES, before_after, score_frame
 from dist_moe.training.save import load_experts
 from dist_moe.weights.facts import Arms
 from dist_moe.workflows.inputs import Inputs, read_inputs
-from dist_moe.workflows.run_dir import TrainedRun, result_settings
 from dist_moe.workflows.run_lock import run_lock
+from dist_moe.workflows.trained_run import TrainedRun, result_settings
 
 log = logging.getLogger(__name__)
 

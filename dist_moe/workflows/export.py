@@ -25,7 +25,7 @@ from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
 from dist_moe.weights.trained import ADVICE
 from dist_moe.weights.verify import Verification, verify_checkpoint
-from dist_moe.workflows.run_dir import TrainedRun
+from dist_moe.workflows.trained_run import TrainedRun
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def export_delta(run_dir: Path, out: Path) -> Facts:
     return facts
 
 
-def apply(base: Path, delta: Path, out: Path) -> None:
+def apply(base: Path, delta: Path, out: Path) -> Facts:
     """Write to the new directory `out` what `export` would have written for the run that `delta` comes from."""
     require_absent(out, "choose another --out or remove it")
     facts = read_facts(delta)
@@ -66,6 +66,7 @@ def apply(base: Path, delta: Path, out: Path) -> None:
     places = delta_places(delta, facts, layout)
     export_checkpoint(base, delta_changes(delta, layout, places), out, model_card(facts, base))
     log.info(f"Exported {out}: {facts.num_trained_experts} experts from {delta}, everything else as in {base}")
+    return facts
 
 
 def _facts(run: TrainedRun) -> Facts:

@@ -15,7 +15,8 @@ from dist_moe.training.checkpoint import Checkpoint, checkpoint_directories, las
 from dist_moe.training.ledger import keep_lines
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.workflows.inputs import Inputs
-from dist_moe.workflows.run_dir import RunDir, require_absent, result_settings
+from dist_moe.workflows.run_dir import RunDir, require_absent
+from dist_moe.workflows.trained_run import result_settings
 
 log = logging.getLogger(__name__)
 

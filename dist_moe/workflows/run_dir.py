@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dist_moe.artefacts import checked
-from dist_moe.config.load import load_config
-from dist_moe.config.objective import active_settings
-from dist_moe.config.schema import Config
-from dist_moe.errors import UserError, shown
+from dist_moe.errors import UserError
 from dist_moe.trackers.metrics import METRICS
-from dist_moe.weights.facts import RunFacts
-from dist_moe.weights.parts import INDEX
-from dist_moe.weights.trained import ADVICE, TrainedExperts
-from dist_moe.workflows.results import require_published
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,72 +65,6 @@ class RunDir:
     def resolved(self, command: str) -> Path:
         """The configuration that a command ran with."""
         return self.path / f"{command}.yaml"
-
-
-FREE = (
-    "masks",
-    "revisions",
-    "objective",
-    "trackers",
-    "audit",
-    "micro_batch_size",
-    "activation_checkpointing",
-    "deepspeed_config",
-)
-"""Settings of the train section that change where and how a step is computed, not what; the objective's are apart."""
-
-
-def result_settings(config: Config) -> dict[str, Any]:
-    """The settings that training's results follow from, beside what is in the files that it names; JSON values."""
-    train = {f"train.{key}": value for key, value in asdict(config.train).items() if key not in FREE}
-    train |= {f"train.objective.{key}": value for key, value in active_settings(config.train.objective).items()}
-    return {
-        "model.dtype": config.model.dtype,
-        "data.max_length": config.data.max_length,
-        "data.refusal": config.data.refusal,
-        "batches.batch_size": config.batches.batch_size,
-        "batches.safe_ratio": config.batches.safe_ratio,
-        "seed": config.seed,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in train.items()},
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedRun:
-    """A run directory in which training has ended, every byte of whose experts was checked."""
-
-    dir: RunDir
-    config: Config
-    """What training ran with."""
-    experts: TrainedExperts
-    facts: RunFacts
-
-    @classmethod
-    def open(cls, path: Path) -> TrainedRun:
-        """Read and check all but the base model.
-
-        Raises:
-            UserError: something is missing or not as it was written, or train.yaml is not what training ran with.
-        """
-        run = RunDir(path)
-        file = run.resolved("train")
-        if not path.is_dir():
-            raise UserError(f"no run directory {path}: expected one that `dist-moe train` has written")
-        require_published(path, "train")
-        if not file.is_file() or not run.experts.is_dir():
-            raise UserError(
-                f"{path}: no finished training there: expected train.yaml and experts/; run `dist-moe train` first"
-            )
-        config, experts = load_config(file), TrainedExperts.open(run.experts)
-        facts = checked(RunFacts, experts.facts, f"{run.experts / INDEX}: facts", ADVICE)
-        here = result_settings(config)
-        for key, there in facts.settings.items():
-            if here.get(key) != there:
-                raise UserError(
-                    f"{file}: {key} is {shown(here.get(key))}, but {run.experts} was trained with {shown(there)}: "
-                    "restore it"
-                )
-        return cls(run, config, experts, facts)
 
 
 def require_absent(path: Path, overwrite: bool) -> None:

@@ -14,7 +14,7 @@ from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.weights.facts import Arms, Numbers, Revision, RunFacts
 from dist_moe.workflows.inputs import Inputs
-from dist_moe.workflows.run_dir import result_settings
+from dist_moe.workflows.trained_run import result_settings
 
 
 def freeze_plan(masks: MaskRevisions, model: MoEModel) -> FreezePlan:

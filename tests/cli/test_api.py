@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import dist_moe
-from dist_moe.cli.main import main
 from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.verify import Verification
 from tools.soak.compare import differing_bits
@@ -84,7 +83,8 @@ def test_export_and_verify(trained, tmp_path, capsys):
     assert seen.num_union == dist_moe.MaskStore.open(trained.masks).union().sum()
     assert dist_moe.export(trained.run_dir, delta, delta=True).path == delta
     assert nothing_printed(capsys)
-    assert main(["apply", str(trained.model), str(delta), "--out", str(tmp_path / "applied")]) == 0
+    applied = dist_moe.apply(trained.model, delta, tmp_path / "applied")
+    assert (applied.path, applied.facts) == (tmp_path / "applied", exported.facts)
     assert read_tensors(tmp_path / "applied").keys() == read_tensors(out).keys()
 
     config = json.loads((out / "config.json").read_text())
@@ -103,6 +103,7 @@ def test_bad_input_is_a_users_error(trained, fresh, tmp_path):
         lambda: dist_moe.evaluate(tmp_path),
         lambda: dist_moe.export(trained.run_dir, trained.model),
         lambda: dist_moe.export(trained.run_dir, tmp_path / "new", link=True, delta=True),
+        lambda: dist_moe.apply(trained.model, trained.masks, tmp_path / "new"),
         lambda: dist_moe.verify(trained.model, tmp_path, trained.masks),
     ):
         with pytest.raises(dist_moe.UserError) as caught:

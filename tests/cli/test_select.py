@@ -50,6 +50,18 @@ def test_another_rule_is_another_mask_set_and_loads_no_torch(run):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_the_function_loads_no_torch_either(run):
+    """Nor does naming what else the package offers, as a notebook's completion does."""
+    code = (
+        f"import sys, dist_moe\nmasks = dist_moe.select({str(run)!r}, 'lowest', out='by-function')\n"
+        "offered = [getattr(dist_moe, name) for name in dist_moe.__all__]\n"
+        "print(masks.digest, sorted({'torch', 'transformers', 'deepspeed', 'datasets'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{MaskStore.open(run / 'by-function.zarr').digest} []\n"
+
+
 def test_the_same_rule_gives_the_same_bytes_as_the_analysis(run):
     assert main(["select", str(run), "--out", "again"]) == 0
     assert MaskStore.open(run / "again.zarr").digest == MaskStore.open(run / "masks.zarr").digest

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
-from tools.make_docs import FAMILIES, PAGE, dead_links, markdown_files, read_sections, render, update, update_families
+import dist_moe
+from tools.make_docs import (
+    FAMILIES,
+    PAGE,
+    PYTHON,
+    dead_links,
+    markdown_files,
+    read_sections,
+    render,
+    render_python,
+    update,
+    update_families,
+)
 from tools.make_docs import SCHEMA as SCHEMA_PATH
 
 SCHEMA = '''
@@ -75,12 +88,30 @@ def test_hidden_directories_and_runs_are_not_searched(tmp_path: Path) -> None:
 
 
 def test_stale_page_is_found_until_it_is_rewritten(tmp_path: Path) -> None:
-    for name, text in ((SCHEMA_PATH, SCHEMA), (PAGE, "# Configuration\n")):
-        (tmp_path / name).parent.mkdir(parents=True)
+    for name, text in ((SCHEMA_PATH, SCHEMA), (PAGE, "# Configuration\n"), (PYTHON, "# Python\n")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert update(tmp_path, check=True) == [f"{PAGE} is not what {SCHEMA_PATH} says: run `make docs`"]
+    (tmp_path / "docs/formats.md").touch()
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples/tiny_model.ipynb").touch()
+    stale = [f"{page} is not what the code says: run `make docs`" for page in (PAGE, PYTHON)]
+    assert update(tmp_path, check=True) == stale
     assert update(tmp_path, check=False) == []
     assert update(tmp_path, check=True) == []
+
+
+def test_the_python_page_has_every_function_that_the_package_offers() -> None:
+    offered = [name for name in dist_moe.__all__ if inspect.isfunction(getattr(dist_moe, name))]
+    assert {"count", "select", "analyze", "train", "evaluate", "export", "apply", "verify"} <= {*offered}
+    page = render_python()
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [f"## {name}" for name in offered]
+    assert all(f">>> dist_moe.{name}(" in page or f" = dist_moe.{name}(" in page for name in offered)
+
+
+def test_a_function_without_an_example_is_refused_by_name(monkeypatch) -> None:
+    monkeypatch.setattr(dist_moe.select, "__doc__", dist_moe.select.__doc__.replace("Example:", "Once:"))
+    with pytest.raises(SystemExit, match="select: expected a docstring"):
+        render_python()
 
 
 def test_families_table_is_replaced_and_nothing_else(tmp_path: Path) -> None:
