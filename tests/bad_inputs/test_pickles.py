@@ -58,9 +58,38 @@ def twice(frame):
     return pd.concat([frame, frame[["risk_diff"]]], axis=1)
 
 
+def called_by_a_list(frame):
+    names = frame.columns.to_numpy(object)
+    names[-2] = ["d2"]
+    frame.columns = pd.Index(names, dtype=object)
+    return frame
+
+
 def key_twice():
     # {"a": 1, "a": 2} as no dict writes it: protocol 2, one SETITEMS with the same key
     write("old.pkl", b"\x80\x02}(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00aK\x02u.")
+
+
+def long_number(contents):
+    contents["num_experts_per_tok"] = 10**5000
+
+
+def expert(number):
+    return lambda contents: contents["batch_unsafe_experts"].append([(0, number)])
+
+
+def doubled(contents):
+    """2^60 lists, which are 60."""
+    for _ in range(60):
+        contents["more"] = [contents.get("more")] * 2
+
+
+def no_tokens_of_many_layers(contents):
+    contents["batch_data_list"][0]["safe_routings"] = [np.zeros((2**34, 0, 4), np.float16)]
+
+
+def the_same_list_often(contents):
+    contents["batch_unsafe_experts"] = [[(0, 1)] * 1000] * 5000
 
 
 CASES = [
@@ -99,6 +128,18 @@ CASES = [
     Case("layers that are no whole numbers", table(lambda t: t.assign(layer=0.5)), LOOK, ("layer is float64",)),
     Case("a negative expert", table(lambda t: t.assign(expert=-1)), LOOK, ("expert is -1 in line 0",)),
     Case("rates of NaN", table(lambda t: t.assign(a1=np.nan)), LOOK, ("a1 is nan in line 0",)),
+    Case("a number of 5,000 digits", old(long_number), STORE, ("has a number of 16610 bits",)),
+    Case("an expert of 40 digits", old(lambda v: v["batch_unsafe_experts"].append([(0, 10**39)])), LOOK, ("bits",)),
+    Case(
+        "an expert of 20 digits",
+        old(lambda v: v["batch_unsafe_experts"].append([(0, 10**20)])),
+        LOOK,
+        ("is not lists",),
+    ),
+    Case("a list twice in a list twice in ...", old(doubled), LOOK, ("stands for more than 64 times its own size",)),
+    Case("layers without a token", old(no_tokens_of_many_layers), STORE, ("stands for more than 64 times",)),
+    Case("one list for all batches", old(the_same_list_often), LOOK, ("stands for more than 64 times",)),
+    Case("a column called by a list", table(called_by_a_list), LOOK, ("has a DataFrame of an unknown form",)),
     Case("a column twice", table(twice), LOOK, ("has the column 'risk_diff' twice",)),
     Case("a table without risk_diff", table(lambda t: t.drop(columns="risk_diff")), LOOK, ("is no older analysis",)),
     Case("a threshold of NaN", nothing, STORE.replace("0.1", "nan"), ("--threshold", "nan")),

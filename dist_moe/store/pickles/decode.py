@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,35 +13,59 @@ from dist_moe.store.pickles.machine import Call, Name
 
 PLAIN = re.compile(r"[biuf](1|2|4|8)")
 DEEPEST = 64
+MOST_BITS = 128
+TIMES, LEAST = 64, 1 << 20
+"""How much a file may stand for: so many times its bytes, and so much in any case."""
 MOST_COLUMNS = 1000
 
 
 class Decoder:
     """Makes plain values of a `read_pickle` result; each shared part once."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, num_bytes: int) -> None:
+        """`place` is how errors call the file, which has so many bytes."""
         self.place = place
-        self._made: dict[int, Any] = {}
+        self._size, self._most = 0, LEAST + TIMES * num_bytes
+        self._made: dict[int, tuple[Any, int]] = {}
 
     def value(self, what: Any, depth: int = 0) -> Any:
         """The same value with `Call`s made into arrays, tables and numbers.
 
+        Whoever looks at every part of it is done soon: a part that the file has once and names often counts each time.
+
         Raises:
-            UserError: something in it is not known, or nested too deep.
+            UserError: something in it is not known, nested too deep, or larger than a file of this size can mean.
         """
         if depth > DEEPEST:
             raise UserError(f"{self.place} is nested more than {DEEPEST} deep: no older analysis is")
         if not isinstance(what, list | tuple | dict | Call | Name | set | frozenset):
+            if isinstance(what, int) and what.bit_length() > MOST_BITS:
+                raise UserError(f"{self.place} has a number of {what.bit_length()} bits: no older analysis has")
+            self._count(1 + (len(what) if isinstance(what, str | bytes | bytearray) else 0))
             return what
-        if id(what) not in self._made:
-            try:
-                self._made[id(what)] = self._make(what, depth)
-            except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-                if isinstance(error, UserError):
-                    raise
-                kind = what.name if isinstance(what, Call | Name) else type(what).__name__
-                raise UserError(f"{self.place} has a {kind} of an unknown form") from None
-        return self._made[id(what)]
+        if id(what) in self._made:
+            made, size = self._made[id(what)]
+            self._count(size)
+            return made
+        before = self._size
+        self._count(1)
+        try:
+            made = self._make(what, depth)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            if isinstance(error, UserError):
+                raise
+            kind = what.name if isinstance(what, Call | Name) else type(what).__name__
+            raise UserError(f"{self.place} has a {kind} of an unknown form") from None
+        self._made[id(what)] = made, self._size - before
+        return made
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > self._most:
+            raise UserError(
+                f"{self.place} stands for more than {TIMES} times its own size, as it repeats its parts or claims "
+                "large empty ones: no older analysis does"
+            )
 
     def _make(self, what: Any, depth: int) -> Any:
         if isinstance(what, list):
@@ -48,7 +73,9 @@ class Decoder:
         if isinstance(what, tuple):
             return tuple(self.value(item, depth + 1) for item in what)
         if isinstance(what, dict):
-            return {self.value(key, depth + 1): self.value(item, depth + 1) for key, item in what.items()}
+            made = {self.value(key, depth + 1): self.value(item, depth + 1) for key, item in what.items()}
+            _require(len(made) == len(what))
+            return made
         if isinstance(what, set | frozenset):
             return {self.value(item, depth + 1) for item in what}
         return self._called(what, depth)
@@ -60,9 +87,9 @@ class Decoder:
             case "_reconstruct" | "ndarray", _:
                 return self._array(call, depth)
             case "_frombuffer", (buffer, dtype, shape, order):
-                return _filled(_raw(buffer), _dtype(dtype), shape, order)
+                return self._filled(_raw(buffer), _dtype(dtype), shape, order)
             case "scalar", (dtype, data):
-                return _filled(_raw(data), _dtype(dtype), (), "C").item()
+                return self._filled(_raw(data), _dtype(dtype), (), "C").item()
             case "slice", arguments:
                 return slice(*map(_optional_int, arguments))
             case "DataFrame", ():
@@ -72,7 +99,7 @@ class Decoder:
             case "_new_Index", (Name(), dict() as facts):
                 return pd.Index(self.value(facts["data"], depth + 1))
             case "ArrowStringArray", _:
-                return _texts(call.state["_pa_array"])
+                return self._texts(call.state["_pa_array"])
             case "encode" | "bytearray" | "bytes", _:
                 return _raw(call)
             case "set", (list() as items,):
@@ -86,7 +113,29 @@ class Decoder:
             values = np.empty(len(data), object)
             values[:] = [self.value(item, depth + 1) for item in data]
             return values.reshape(_shape(shape), order="F" if is_fortran else "C")
-        return _filled(_raw(data), _dtype(dtype), shape, "F" if is_fortran else "C")
+        return self._filled(_raw(data), _dtype(dtype), shape, "F" if is_fortran else "C")
+
+    def _filled(self, data: bytes, dtype: np.dtype, shape: Any, order: str) -> np.ndarray:
+        sizes = _shape(shape)
+        self._count(dtype.itemsize * prod(max(1, size) for size in sizes))
+        _require(dtype.itemsize * prod(sizes) == len(data))
+        values = np.frombuffer(data, dtype).reshape(sizes, order="F" if order == "F" else "C")
+        return values.astype(dtype.newbyteorder("="))
+
+    def _texts(self, call: Any) -> np.ndarray:
+        """An Arrow array of text without gaps, as pandas 3 stores it."""
+        _require(call.name == "_restore_array")
+        kind, length, nulls, offset, buffers = call.arguments[0][:5]
+        _require(kind.name == "type_for_alias" and kind.arguments == ("large_string",))
+        _require(nulls == 0 and offset == 0)
+        ends, text = (_raw(buffer.arguments[0]) for buffer in buffers[1:])
+        self._count(len(ends) + len(text))
+        ends_n = np.frombuffer(ends, "<i8")[: length + 1]
+        _require(len(ends_n) == length + 1 and ends_n[0] == 0 and ends_n[-1] <= len(text))
+        _require((np.diff(ends_n) >= 0).all())
+        values = np.empty(length, object)
+        values[:] = [text[start:end].decode() for start, end in itertools.pairwise(ends_n)]
+        return values
 
     def _frame(self, state: dict[str, Any], depth: int) -> pd.DataFrame:
         manager = state["_mgr"] if "_mgr" in state else state["_data"]
@@ -103,7 +152,7 @@ class Decoder:
             axes, blocks = facts["0.14.1"]["axes"], facts["0.14.1"]["blocks"]
             parts = [(self.value(b["values"], depth + 1), self.value(b["mgr_locs"], depth + 1)) for b in blocks]
         columns, index = (self.value(axis, depth + 1) for axis in axes)
-        _require(len(columns) <= MOST_COLUMNS)
+        _require(len(columns) <= MOST_COLUMNS and all(isinstance(name, str | int) for name in columns))
         found: dict[int, np.ndarray] = {}
         for values, places in parts:
             rows = values[None] if values.ndim == 1 else values
@@ -132,16 +181,6 @@ def _type_name(call: Any) -> str:
     return name
 
 
-def _filled(data: bytes, dtype: np.dtype, shape: Any, order: str) -> np.ndarray:
-    sizes = _shape(shape)
-    count = 1
-    for size in sizes:
-        count *= size
-    _require(count * dtype.itemsize == len(data))
-    values = np.frombuffer(data, dtype).reshape(sizes, order="F" if order == "F" else "C")
-    return values.astype(dtype.newbyteorder("="))
-
-
 def _shape(shape: Any) -> tuple[int, ...]:
     _require(isinstance(shape, tuple) and len(shape) <= 8)
     _require(all(type(size) is int and size >= 0 for size in shape))
@@ -150,34 +189,18 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 def _raw(data: Any) -> bytes:
     """Bytes as protocols 2 to 5 write them."""
+    if isinstance(data, Call) and data.name == "bytearray" and len(data.arguments) == 1:
+        (data,) = data.arguments
     match data:
         case bytes() | bytearray():
             return bytes(data)
         case Call(name="encode", arguments=(str() as text, "latin1")):
             return text.encode("latin1")
-        case Call(name="bytearray", arguments=(inner,)):
-            return _raw(inner)
         case Call(name="bytearray" | "bytes", arguments=()):
             return b""
         case Call(name="bytearray", arguments=(str() as text, "latin-1")):
             return text.encode("latin-1")
     raise TypeError
-
-
-def _texts(call: Any) -> np.ndarray:
-    """An Arrow array of text without gaps, as pandas 3 stores it."""
-    _require(call.name == "_restore_array")
-    kind, length, nulls, offset, buffers = call.arguments[0][:5]
-    _require(kind.name == "type_for_alias" and kind.arguments == ("large_string",))
-    _require(nulls == 0 and offset == 0)
-    ends, text = (_raw(buffer.arguments[0]) for buffer in buffers[1:])
-    ends_n = np.frombuffer(ends, "<i8")[: length + 1]
-    _require(len(ends_n) == length + 1 and ends_n[0] == 0 and ends_n[-1] <= len(text))
-    _require((np.diff(ends_n) >= 0).all())
-    words = [text[start:end].decode() for start, end in itertools.pairwise(ends_n)]
-    values = np.empty(length, object)
-    values[:] = words
-    return values
 
 
 def _int(value: Any) -> int:

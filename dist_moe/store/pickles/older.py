@@ -53,7 +53,7 @@ def read_older(path: Path) -> Older:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    value = Decoder(str(path)).value(read_pickle(data, str(path)))
+    value = Decoder(str(path), len(data)).value(read_pickle(data, str(path)))
     if _is_table(value):
         _check_table(path, value)
         return Older(path, value, (), {}, (sign_of(value), order_of(value)))
@@ -188,7 +188,9 @@ def _masks_against(batches: Sequence[tuple[tuple[int, int], ...]], masks: Any) -
     if not isinstance(masks, list) or len(masks) != len(batches):
         return "batch_expert_masks: not one mask a batch"
     differing = sum(
-        not isinstance(mask, np.ndarray) or sorted(map(tuple, np.argwhere(mask).tolist())) != sorted(pairs)
+        not isinstance(mask, np.ndarray)
+        or mask.dtype.kind not in "biuf"
+        or sorted(map(tuple, np.argwhere(mask).tolist())) != sorted(pairs)
         for pairs, mask in zip(batches, masks, strict=True)
     )
     return f"batch_expert_masks: {len(masks) - differing} of {len(masks)} are those of the lists"
@@ -197,7 +199,7 @@ def _masks_against(batches: Sequence[tuple[tuple[int, int], ...]], masks: Any) -
 def _pairs(path: Path, pairs: Any) -> tuple[tuple[int, int], ...]:
     if isinstance(pairs, list) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         flat = [part for pair in pairs for part in pair]
-        if all(type(part) is int and part >= 0 for part in flat):
+        if all(type(part) is int and 0 <= part < 1 << 31 for part in flat):
             return tuple((layer, expert) for layer, expert in pairs)
     raise UserError(f"{path}: {EXPERTS} is not lists of (layer, expert) as whole numbers from 0")
 

@@ -36,7 +36,7 @@ TABLES = {
 
 def through(tmp_path, value, protocol):
     path = write_pickle(tmp_path / "x.pkl", value, protocol)
-    return Decoder("x.pkl").value(read_pickle(path.read_bytes(), "x.pkl"))
+    return Decoder("x.pkl", 1000).value(read_pickle(path.read_bytes(), "x.pkl"))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -81,7 +81,7 @@ def test_a_table_of_pandas_1_0():
     blocks.append({"values": array(np.array([[7, 8]])), "mgr_locs": array(np.array([0]))})
     facts = {"0.14.1": {"axes": [columns, index], "blocks": blocks}}
     manager = Call("BlockManager", (), ([columns, index], [], [], facts))
-    table = Decoder("x").value(Call("DataFrame", (), {"_data": manager, "_typ": "dataframe", "_metadata": []}))
+    table = Decoder("x", 1000).value(Call("DataFrame", (), {"_data": manager, "_typ": "dataframe", "_metadata": []}))
     pd.testing.assert_frame_equal(table, pd.DataFrame({"a": [7, 8], "b": [1.5, 2.5]}), check_column_type=False)
 
 
@@ -90,5 +90,5 @@ def test_a_table_of_pandas_2_with_another_index():
     index = Call("_new_Index", (Name("Int64Index"), {"data": array(np.array([5, 3])), "name": None}))
     block = Call("_unpickle_block", (array(np.array([[1, 2]])), Call("slice", (0, 1, 1)), 2))
     manager = Call("BlockManager", ((block,), [columns, index]))
-    table = Decoder("x").value(Call("DataFrame", (), {"_mgr": manager}))
+    table = Decoder("x", 1000).value(Call("DataFrame", (), {"_mgr": manager}))
     pd.testing.assert_frame_equal(table, pd.DataFrame({"a": [1, 2]}, index=[5, 3]), check_column_type=False)

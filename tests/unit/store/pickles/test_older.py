@@ -80,6 +80,13 @@ def test_lists_that_were_sorted(tmp_path):
     assert "the longest has 3 experts, and 3 have as many" in found
 
 
+def test_masks_that_hold_more_than_numbers_are_not_those_of_the_lists(tmp_path):
+    value = analysis()
+    value["batch_expert_masks"][1] = np.array([np.ones(2), np.ones(3)], object)
+    found = "\n".join(read_older(write_pickle(tmp_path / "x.pkl", value)).findings)
+    assert "batch_expert_masks: 2 of 3 are those of the lists" in found
+
+
 def test_wrong_files(tmp_path):
     for value, words in (
         ([1, 2], "is no older analysis: expected a dict with batch_unsafe_experts"),
