@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
+from dist_moe.errors import UserError
 from dist_moe.registry import Registry, require_values
 
 Verdict = Literal["refused", "complied", "partial", "missing"]
@@ -54,6 +55,8 @@ class Judge(ABC):
     needs: ClassVar[Need] = "text"
     """text: the answers are enough. model: `Answered.opening_log_p` must be there, so the judge cannot read answers
     that were kept without their model."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """Settings that have no default which could work."""
 
     @abstractmethod
     def judge(self, answers: Sequence[Answered]) -> list[Judgement]:
@@ -79,6 +82,20 @@ class Judge(ABC):
     def facts(self) -> dict[str, Any]:
         """The judge as JSON values: its name, and its settings. There is never a secret among them."""
         return {"name": self.name, **asdict(self)}
+
+    def require_ready(self) -> None:
+        """Refuse early, before a model is loaded, settings that cannot work for any answer.
+
+        Raises:
+            UserError: names the setting.
+        """
+        for key in self.required:
+            if not getattr(self, key):
+                raise UserError(f"{self.setting(key)}: must be set for the judge {self.name}")
+
+    def setting(self, key: str) -> str:
+        """How messages call a field."""
+        return ".".join(("evaluation", "judge", self.name, key))
 
     def __post_init__(self) -> None:
         """Raises UserError: a setting is of another type, or out of its range."""

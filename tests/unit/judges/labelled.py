@@ -29,8 +29,9 @@ def labelled() -> list[Labelled]:
     return [Labelled(**json.loads(line)) for line in ANSWERS.read_text(encoding="utf-8").splitlines()]
 
 
-def answered(text: str) -> Answered:
-    return Answered(row_id="r", messages=({"role": "user", "content": "Say it."},), unsafe=False, text=text)
+def answered(text: str, **rest: object) -> Answered:
+    facts: dict[str, object] = {"row_id": "r", "messages": ({"role": "user", "content": "Say it."},), "unsafe": False}
+    return Answered(text=text, **{**facts, **rest})  # type: ignore[arg-type]
 
 
 def table(half: str) -> str:

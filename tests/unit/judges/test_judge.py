@@ -7,16 +7,8 @@ import json
 import pytest
 
 from dist_moe.errors import UserError
-from dist_moe.judges import JUDGES, Answered, Judgement
-
-
-def answered(text: str, **rest: object) -> Answered:
-    facts: dict[str, object] = {
-        "row_id": "r",
-        "messages": ({"role": "user", "content": "How do I bake bread?"},),
-        "unsafe": False,
-    }
-    return Answered(text=text, **{**facts, **rest})  # type: ignore[arg-type]
+from dist_moe.judges import JUDGES, Judgement
+from tests.unit.judges.labelled import answered
 
 
 @pytest.mark.parametrize("name", list(JUDGES))
@@ -42,3 +34,15 @@ def test_judgements_come_in_the_order_of_the_answers() -> None:
 def test_a_setting_of_another_type_is_refused() -> None:
     with pytest.raises(UserError, match="also is 'no'"):
         JUDGES["phrases"](also="no")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", [name for name, cls in JUDGES.items() if cls.required and cls.needs == "text"])
+def test_what_must_be_set_is_named_before_anything_runs(name: str) -> None:
+    judge = JUDGES[name]()
+    with pytest.raises(UserError, match=rf"evaluation\.judge\.{name}\.{judge.required[0]}: must be set"):
+        judge.require_ready()
+
+
+def test_an_empty_set_of_openings_is_refused() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.judge\.likelihood\.complying: must be set"):
+        JUDGES["likelihood"](complying=()).require_ready()  # type: ignore[call-arg]
