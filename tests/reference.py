@@ -1,6 +1,7 @@
 """What is right: masked training in one process with plain transformers and torch.optim.AdamW, no code of ours.
 
-The base model that a divergence is taken from is a second, frozen model.
+The base model that a divergence is taken from is a second, frozen model. Router logits are those that the routers give
+back, which is before `_route` masks them.
 
 Routing masks are applied to a router's output by recomputing it from the definition; each expert has a torch AdamW of
 its own, which steps only when the expert is in the batch's mask and has a gradient.
@@ -54,14 +55,35 @@ class Reference:
         kl: float = 0.0,
         kl_rows: str = "safe",
         cross_entropy: float = 1.0,
+        drift: float = 0.0,
+        drift_rows: str = "all",
+        consistency: float = 0.0,
+        refusals: float = 0.0,
+        answers: float = 0.0,
     ) -> None:
-        """`kl` weighs the divergence from the base model over the loss tokens of `kl_rows`."""
+        """`kl` weighs the divergence from the base model over the loss tokens of `kl_rows`; `drift` that of the routers
+        over the tokens of `drift_rows`; `consistency` that of mean unsafe from mean safe routing; `refusals` and
+        `answers` the cross-entropy of the unsafe and of the safe rows."""
         self.model, self.mode, self.scope = tiny_model(family), mode, scope
         self.base = tiny_model(family)
-        self.weights_of_terms, self.kl_rows = (cross_entropy, kl), kl_rows
+        self.weights_of_terms = {
+            "cross_entropy": cross_entropy,
+            "kl_to_base": kl,
+            "router_drift": drift,
+            "router_consistency": consistency,
+            "refusals": refusals,
+            "answers": answers,
+        }
+        self.kl_rows, self.drift_rows = kl_rows, drift_rows
         self.model.requires_grad_(False)
         self.experts = [m for name, m in self.model.named_modules() if name.endswith(".experts")]
-        self.routers = [m for name, m in self.model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
+        self.routers, base_routers = (
+            [m for name, m in model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
+            for model in (self.model, self.base)
+        )
+        self.router_logits, self.base_router_logits = {}, {}
+        for layer, router in enumerate(base_routers):
+            router.register_forward_hook(lambda m, args, out, at=layer: self.base_router_logits.update({at: out[0]}))
         self.names = [name for name in WEIGHTS if hasattr(self.experts[0], name)]
         self.rule = {"deepseek_v3": deepseek_v3, "gpt_oss": gpt_oss}.get(family, softmax)
         self.config = CONFIGS[family]()
@@ -73,6 +95,7 @@ class Reference:
         self.rows, self.adamw, self.allowed = {}, {}, None
 
     def _route(self, layer, out):
+        self.router_logits[layer] = out[0]
         if self.allowed is None:
             return out
         forbidden_TE = ~self.allowed[layer] & self.masked_T[:, None]
@@ -117,18 +140,50 @@ class Reference:
         return loss.item(), float(norm)
 
     def _loss(self, logits, input_ids, labels, unsafe):
-        cross_entropy = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        self.terms = {"cross_entropy": cross_entropy.item()}
-        if not self.weights_of_terms[1]:
-            return self.weights_of_terms[0] * cross_entropy
-        chosen = {"all": torch.ones_like(unsafe), "safe": ~unsafe, "unsafe": unsafe}[self.kl_rows]
-        counted = (labels[:, 1:] != -100) & chosen[:, None]
+        """The sum over the terms with a weight; `terms` are their means. Padding has token 0."""
+        rows = {"all": torch.ones_like(unsafe), "safe": ~unsafe, "unsafe": unsafe}
         with torch.no_grad():
             base = self.base(input_ids=input_ids, use_cache=False).logits
-        target, log_model = torch.softmax(base[:, :-1][counted], -1), torch.log_softmax(logits[:, :-1][counted], -1)
-        kl = F.kl_div(log_model, target, reduction="sum") / max(int(counted.sum()), 1)
-        self.terms["kl_to_base"] = kl.item()
-        return self.weights_of_terms[0] * cross_entropy + self.weights_of_terms[1] * kl
+
+        def cross_entropy(which):
+            labelled = labels[:, 1:].masked_fill(~rows[which][:, None], -100)
+            number = max(int((labelled != -100).sum()), 1)
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), labelled.flatten(), reduction="sum") / number
+
+        def kl_to_base():
+            counted = (labels[:, 1:] != -100) & rows[self.kl_rows][:, None]
+            target, log_model = base[:, :-1][counted].softmax(-1), logits[:, :-1][counted].log_softmax(-1)
+            return F.kl_div(log_model, target, reduction="sum") / max(int(counted.sum()), 1)
+
+        def routers(which, logits_of):
+            tokens = ((input_ids != 0) & rows[which][:, None]).flatten()
+            return [logits_of[layer].flatten(0, -2)[tokens] for layer in range(L)]
+
+        def router_drift():
+            old, new = (routers(self.drift_rows, of) for of in (self.base_router_logits, self.router_logits))
+            each = [
+                F.kl_div(y.log_softmax(-1), x.softmax(-1), reduction="sum") / max(len(x), 1)
+                for x, y in zip(old, new, strict=True)
+            ]
+            return sum(each) / L
+
+        def router_consistency():
+            if unsafe.all() or not unsafe.any():
+                return torch.zeros(())
+            safe, other = ([x.softmax(-1).mean(0) for x in routers(w, self.router_logits)] for w in ("safe", "unsafe"))
+            return sum((p * (p.log() - q.log())).sum() for p, q in zip(safe, other, strict=True)) / L
+
+        means = {
+            "cross_entropy": lambda: cross_entropy("all"),
+            "refusals": lambda: cross_entropy("unsafe"),
+            "answers": lambda: cross_entropy("safe"),
+            "kl_to_base": kl_to_base,
+            "router_drift": router_drift,
+            "router_consistency": router_consistency,
+        }
+        found = {name: means[name]() for name, weight in self.weights_of_terms.items() if weight}
+        self.terms = {name: mean.item() for name, mean in found.items()}
+        return sum(self.weights_of_terms[name] * mean for name, mean in found.items())
 
     def weights(self):
         return {

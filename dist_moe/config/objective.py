@@ -30,7 +30,12 @@ def active_terms(objective: ObjectiveConfig) -> tuple[Term, ...]:
 
 def needs_base(objective: ObjectiveConfig) -> bool:
     """Whether an active term compares the model with the base model."""
-    return any("base_logits" in term.needs for term in active_terms(objective))
+    return any(term.needs & {"base_logits", "base_router_logits"} for term in active_terms(objective))
+
+
+def router_terms(objective: ObjectiveConfig) -> list[str]:
+    """Names of the active terms that read router logits."""
+    return [term.name for term in active_terms(objective) if term.needs & {"router_logits", "base_router_logits"}]
 
 
 def active_settings(objective: ObjectiveConfig) -> dict[str, Any]:

@@ -33,6 +33,7 @@ TOP_K_NAMES = (
     "moe_k",
     "top_k",
 )
+UNMASKABLE = "train.mode route cannot mask: set train.mode to update"
 HASH_TABLE = "tid2eid"
 """The buffer of a router that maps token numbers to experts (deepseek_v4)."""
 EXTRA_ROUTER_ROWS = 16
@@ -103,14 +104,14 @@ def moe_shape(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> MoEShape:
     return MoEShape(len(layers), sizes[0], top_k, tuple(layer.name for layer in layers))
 
 
-def require_routers(model: PreTrainedModel) -> None:
-    """Refuse a model in which some layers look experts up by token number: no mask could change their routing."""
+def require_routers(model: PreTrainedModel, why: str = UNMASKABLE) -> None:
+    """Refuse a model in which some layers look experts up by token number, without a router's logits.
+
+    `why` they are needed, and what to do, ends the message.
+    """
     hashed = [name for name, _ in model.named_buffers() if name.endswith(HASH_TABLE)]
     if hashed:
-        raise UserError(
-            f"{hashed[0]}: model type '{model.config.model_type}' has hash-routed layers, which train.mode route "
-            "cannot mask: set train.mode to update"
-        )
+        raise UserError(f"{hashed[0]}: model type '{model.config.model_type}' has hash-routed layers, which {why}")
 
 
 def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tuple[nn.Module, tuple[int, ...]]:

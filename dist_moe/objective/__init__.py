@@ -5,6 +5,6 @@ A term is one object: a dataclass in a module of this package, which registers i
 a run and what it resumes from follow from the object.
 """
 
-from dist_moe.objective.term import TERMS, Inputs, Rows, Term
+from dist_moe.objective.term import TERMS, ContrastTerm, Inputs, Over, Rows, Term, TokenTerm
 
-__all__ = ["TERMS", "Inputs", "Rows", "Term"]
+__all__ = ["TERMS", "ContrastTerm", "Inputs", "Over", "Rows", "Term", "TokenTerm"]

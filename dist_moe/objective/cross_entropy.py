@@ -1,11 +1,11 @@
-"""The usual loss of language models."""
+"""The usual loss of language models: over all rows, and with a weight of its own for each label."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from dist_moe.objective.term import TERMS, Inputs, Term
+from dist_moe.objective.term import TERMS, Inputs, TokenTerm
 from dist_moe.ranges import NonNegative
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @TERMS.register
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy(Term):
+class CrossEntropy(TokenTerm):
     """- log p(token), by the model under the mask in force."""
 
     name = "cross_entropy"
@@ -26,3 +26,30 @@ class CrossEntropy(Term):
     def losses(self, inputs: Inputs) -> Tensor:
         log_p_mV = inputs.logits_mV.float().log_softmax(-1)
         return -log_p_mV.gather(1, inputs.target_m[:, None]).squeeze(1)
+
+
+@TERMS.register
+@dataclass(frozen=True, kw_only=True)
+class Refusals(CrossEntropy):
+    """Cross-entropy on unsafe rows, whose answers are refusals: a weight of its own for them."""
+
+    name = "refusals"
+
+    weight: NonNegative = 0.0
+    """Of the mean cross-entropy of the unsafe rows' loss tokens alone, as cross_entropy has it for all; 0: off. With
+    answers and refusals each label has a weight of its own; set cross_entropy.weight to 0 then."""
+    rows: Literal["all", "safe", "unsafe"] = "unsafe"
+    """Rows of a batch whose loss tokens the term is a mean over. A batch without such a token has 0 of it."""
+
+
+@TERMS.register
+@dataclass(frozen=True, kw_only=True)
+class Answers(CrossEntropy):
+    """Cross-entropy on safe rows, whose answers are helpful ones: a weight of its own for them."""
+
+    name = "answers"
+
+    weight: NonNegative = 0.0
+    """Of the mean cross-entropy of the safe rows' loss tokens alone, as cross_entropy has it for all; 0: off."""
+    rows: Literal["all", "safe", "unsafe"] = "safe"
+    """Rows of a batch whose loss tokens the term is a mean over. A batch without such a token has 0 of it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dist_moe.objective.term import TERMS, Inputs, Term
+from dist_moe.objective.term import TERMS, Inputs, TokenTerm
 from dist_moe.ranges import NonNegative
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @TERMS.register
 @dataclass(frozen=True, kw_only=True)
-class KLToBase(Term):
+class KLToBase(TokenTerm):
     """KL(base || model) over the whole vocabulary, at each loss token. The base answers as in use, without a mask."""
 
     name = "kl_to_base"

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_moe.objective import Inputs, Rows, Term
+from dist_moe.data.tokens import TokenBatch
+from dist_moe.objective import ContrastTerm, Inputs, Over, Rows, Term, TokenTerm
+from dist_moe.training.loss import at_labels
 
-Numbers = Mapping[Rows, int]
-"""Loss tokens of a whole batch, over all ranks, by the rows that they are in."""
+Numbers = Mapping[tuple[Over, Rows], int]
+"""Tokens of a whole batch, over all ranks: loss tokens (answers) or all of the rows' own, by the rows they are in."""
+LABELS: tuple[Rows, Rows] = ("safe", "unsafe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,67 +21,172 @@ class TermResult:
     """A term in one step."""
 
     mean: float
-    """Over the loss tokens of the whole batch's chosen rows, without its weight; 0 where there is no token."""
+    """Over the term's tokens in the whole batch's chosen rows, without its weight; 0 where there is no token. Of a
+    contrast: its value."""
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
-class LossTokens:
-    """The n loss tokens of a micro-batch."""
+class Read:
+    """What a forward pass leaves."""
 
     logits_nV: torch.Tensor
+    """At the loss tokens of the rows that it was asked for."""
+    router_logits_TW: Sequence[torch.Tensor] = ()
+    """Of each MoE layer, at all T positions of the micro-batch, padding included; empty: not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a micro-batch: n loss tokens, and T positions in all."""
+
     target_n: torch.Tensor
     unsafe_n: torch.Tensor
     """bool, whether a token's row is unsafe."""
-    base_logits: torch.Tensor | None
-    """[of the tokens in the objective's `base_rows`, V]; None: not needed."""
+    at_n: torch.Tensor
+    """The position from which each is predicted, of the T."""
+    live_T: torch.Tensor
+    unsafe_T: torch.Tensor
+    model: Read
+    base: Read | None
+    """At the rows in the objective's `base_rows`; None: not needed."""
+
+    @classmethod
+    def of(cls, batch: TokenBatch, model: Read, base: Read | None) -> Tokens:
+        """Those of a micro-batch, and what passes over it have left."""
+        positions_RS = torch.arange(batch.live.numel(), device=batch.live.device).view_as(batch.live)
+        target_n, unsafe_n, at_n = (
+            at_labels(values_RS, batch.labels)
+            for values_RS in (batch.labels.roll(-1, 1), batch.is_unsafe, positions_RS)
+        )
+        return cls(target_n, unsafe_n, at_n, batch.live.reshape(-1), batch.is_unsafe.reshape(-1), model, base)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A contrast term in one batch."""
+
+    value: float
+    direction: Mapping[Rows, Sequence[torch.Tensor]]
+    """By label, how the value changes with the values of one of its tokens."""
 
 
 class Objective:
-    """A sum over terms of weight * mean, and each mean is one of all ranks' loss tokens in the term's rows."""
+    """A sum over terms of weight * mean, and each mean is one of all ranks' tokens in the term's rows."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
         assert terms, "an objective without a term"
+        for term in terms:
+            assert term.over == "answers" or not term.needs & {"logits", "base_logits"}, f"{term.name}: no logits there"
         self.terms = tuple(terms)
-        rows = {term.rows for term in terms if "base_logits" in term.needs}
+        self.contrasted = tuple(term for term in terms if isinstance(term, ContrastTerm))
+        needing = [term for term in terms if term.needs & {"base_logits", "base_router_logits"}]
+        rows = {_rows(term) for term in needing}
+        self.base_terms = tuple(needing)
         self.base_rows: Rows | None = rows.pop() if len(rows) == 1 else "all" if rows else None
-        """Rows whose base logits some term needs. None: no term needs any."""
+        """Rows of which some term needs what the base model computes. None: no term does."""
+        self.reads_routers = any("router_logits" in term.needs for term in terms)
+        self.reads_base_routers = any("base_router_logits" in term.needs for term in terms)
 
-    def losses(self, tokens: LossTokens, numbers: Numbers) -> dict[str, torch.Tensor]:
-        """By term, the loss of each token of its rows, [m] float32; with the graph of the logits, if m is 0 too."""
-        return {term.name: self._losses(term, tokens, numbers) for term in self.terms}
+    def needs_base(self, numbers: Numbers) -> bool:
+        """Whether a batch with so many tokens needs the base model."""
+        return any(numbers[term.over, _rows(term)] > 0 for term in self.base_terms)
+
+    def sums(self, tokens: Tokens) -> dict[str, list[torch.Tensor]]:
+        """Of each contrast's values, the sums over safe and over unsafe tokens: [2, N] each, float64."""
+        found = {}
+        for term in self.contrasted:
+            by_label = [term.values(self._inputs(term, tokens, label)) for label in LABELS]
+            found[term.name] = [torch.stack([v.double().sum(0) for v in pair]) for pair in zip(*by_label, strict=True)]
+        return found
+
+    def contrasts(self, sums: Mapping[str, Sequence[torch.Tensor]], numbers: Numbers) -> dict[str, Contrast]:
+        """From the `sums` of all ranks' micro-batches."""
+        return {term.name: _contrast(term, sums[term.name], numbers) for term in self.contrasted}
+
+    def losses(
+        self, tokens: Tokens, numbers: Numbers, contrasts: Mapping[str, Contrast] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """By term, the loss of each token of its rows, [m] float32; with the graph of the logits, if m is 0 too.
+
+        Of a contrast it is what has its gradient: the token's values along its direction.
+        """
+        found = {}
+        for term in self.terms:
+            if isinstance(term, ContrastTerm):
+                assert contrasts is not None
+                losses = self._along(term, tokens, contrasts[term.name])
+            else:
+                assert isinstance(term, TokenTerm)
+                empty = numbers[term.over, term.rows] == 0  # nothing to ask the term, whose inputs may lack the base's
+                losses = _nothing(tokens) if empty else term.losses(self._inputs(term, tokens, term.rows))
+            # through the output layer, so that backward visits all layers, and in the same order, on every rank
+            found[term.name] = losses if term.over == "answers" else torch.cat([losses, _nothing(tokens)])
+        return found
 
     def total(self, losses: Mapping[str, torch.Tensor], numbers: Numbers) -> torch.Tensor:
-        """A micro-batch's share of what is minimized: shares of all micro-batches on all ranks add up to it."""
+        """A micro-batch's share of what is minimized: shares of all micro-batches on all ranks add up to it.
+
+        Of a contrast its value does not add up to that, but its gradient does.
+        """
         total = None
         for term in self.terms:
-            mean = losses[term.name].sum() / max(numbers[term.rows], 1)
+            number = numbers[term.over, term.rows] if isinstance(term, TokenTerm) else 1
+            mean = losses[term.name].sum() / max(number, 1)
             mean = mean if term.weight == 1 else term.weight * mean
             total = mean if total is None else total + mean
         assert total is not None
         return total
 
-    def results(self, sums: torch.Tensor, numbers: Numbers) -> tuple[float, dict[str, TermResult]]:
+    def results(
+        self, sums: torch.Tensor, numbers: Numbers, contrasts: Mapping[str, Contrast] | None = None
+    ) -> tuple[float, dict[str, TermResult]]:
         """What was minimized, and each term of it, from the sums of all ranks' losses in the order of the terms."""
         results = {}
         for term, loss_sum in zip(self.terms, sums.tolist(), strict=True):
-            number = numbers[term.rows]
-            results[term.name] = TermResult(loss_sum / max(number, 1), number)
+            number = numbers[term.over, _rows(term)]
+            value = contrasts[term.name].value if contrasts and term.name in contrasts else loss_sum / max(number, 1)
+            results[term.name] = TermResult(value, number)
         return sum(term.weight * results[term.name].mean for term in self.terms), results
 
-    def _losses(self, term: Term, tokens: LossTokens, numbers: Numbers) -> torch.Tensor:
-        if numbers[term.rows] == 0:  # nothing to ask the term, whose inputs may lack the base's logits
-            return tokens.logits_nV[:0].float().sum(-1)
-        logits, target, base = tokens.logits_nV, tokens.target_n, None
-        if term.rows != "all":
-            chosen_n = in_rows(tokens.unsafe_n, term.rows)
-            logits, target = logits[chosen_n], target[chosen_n]
-        if "base_logits" in term.needs:
-            base = tokens.base_logits
-            assert base is not None
-            if self.base_rows != term.rows:
-                base = base[in_rows(tokens.unsafe_n, term.rows)]
-        return term.losses(Inputs(logits_mV=logits, target_m=target, base_logits_mV=base))
+    def _along(self, term: ContrastTerm, tokens: Tokens, contrast: Contrast) -> torch.Tensor:
+        """[m], float32: safe tokens first."""
+        parts = []
+        for label in LABELS:
+            values = term.values(self._inputs(term, tokens, label))
+            along = [(v * d.float()).sum(1) for v, d in zip(values, contrast.direction[label], strict=True)]
+            parts.append(torch.stack(along).sum(0))
+        return torch.cat(parts)
+
+    def _inputs(self, term: Term, tokens: Tokens, rows: Rows) -> Inputs:
+        base_logits = None
+        if term.over == "tokens":
+            logits, target = tokens.model.logits_nV[:0], tokens.target_n[:0]
+            at = torch.nonzero(tokens.live_T & in_rows(tokens.unsafe_T, rows)).flatten()
+        else:
+            logits, target, at = tokens.model.logits_nV, tokens.target_n, tokens.at_n
+            if rows != "all":
+                chosen_n = in_rows(tokens.unsafe_n, rows)
+                logits, target, at = logits[chosen_n], target[chosen_n], at[chosen_n]
+            if "base_logits" in term.needs:
+                assert tokens.base is not None
+                base_logits = tokens.base.logits_nV
+                if self.base_rows != rows:
+                    base_logits = base_logits[in_rows(tokens.unsafe_n, rows)]
+        routers: Sequence[torch.Tensor] = ()
+        base_routers: Sequence[torch.Tensor] = ()
+        if "router_logits" in term.needs:
+            routers = [logits_TW[at] for logits_TW in tokens.model.router_logits_TW]
+        if "base_router_logits" in term.needs:
+            assert tokens.base is not None
+            base_routers = [logits_TW[at] for logits_TW in tokens.base.router_logits_TW]
+        return Inputs(
+            logits_mV=logits,
+            target_m=target,
+            base_logits_mV=base_logits,
+            router_logits_mW=routers,
+            base_router_logits_mW=base_routers,
+        )
 
 
 def in_rows(unsafe: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -86,3 +194,25 @@ def in_rows(unsafe: torch.Tensor, rows: Rows) -> torch.Tensor:
     if rows == "all":
         return torch.ones_like(unsafe)
     return unsafe if rows == "unsafe" else ~unsafe
+
+
+def _contrast(term: ContrastTerm, sums: Sequence[torch.Tensor], numbers: Numbers) -> Contrast:
+    counts = [numbers["tokens", label] for label in LABELS]
+    if not all(counts):
+        return Contrast(0.0, {label: [torch.zeros_like(each[0]) for each in sums] for label in LABELS})
+    with torch.enable_grad():
+        safe, unsafe = ([(each[i] / n).requires_grad_() for each in sums] for i, n in enumerate(counts))
+        value = term.contrast(safe, unsafe)
+        grads = torch.autograd.grad(value, [*safe, *unsafe])
+    halves = grads[: len(sums)], grads[len(sums) :]
+    scaled = [[grad / n for grad in half] for half, n in zip(halves, counts, strict=True)]
+    return Contrast(value.item(), dict(zip(LABELS, scaled, strict=True)))
+
+
+def _rows(term: Term) -> Rows:
+    return term.rows if isinstance(term, TokenTerm) else "all"
+
+
+def _nothing(tokens: Tokens) -> torch.Tensor:
+    """No loss, [0] float32, with the graph of the logits."""
+    return tokens.model.logits_nV[:0].float().sum(-1)

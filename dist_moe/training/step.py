@@ -15,10 +15,11 @@ from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.audit import StepAudit
 from dist_moe.training.engine import Engine
-from dist_moe.training.loss import LabelledLogits, at_labels, token_losses
+from dist_moe.training.loss import token_losses
 from dist_moe.training.monitor import MaskMonitor
-from dist_moe.training.objective import LossTokens, Numbers, Objective, TermResult, in_rows
+from dist_moe.training.objective import Contrast, Numbers, Objective, TermResult
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.passes import Passes, next_pass
 from dist_moe.training.promise import Promises
 
 
@@ -54,9 +55,8 @@ class MaskedStep:
         self.model, self.optimizer, self.engine, self.comm = model, optimizer, engine, comm
         self.settings, self.promises = settings, promises
         self.objective = Objective(active_terms(settings.objective))
-        assert self.objective.base_rows is None or model.originals is not None, "the objective needs the originals"
-        self.labelled = LabelledLogits(model.module)
         self.monitor = MaskMonitor(model, optimizer, comm, settings, promises)
+        self.passes = Passes(model, engine, self.monitor, self.objective)
         self.audit = StepAudit(model, optimizer, engine, comm)
 
     def promise(self, promises: Promises) -> None:
@@ -85,12 +85,14 @@ class MaskedStep:
         plan = route_plan(self.settings, mask_LE)
         trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
         first_layer = trained[0] if trained else None
-        numbers, num_tokens = _count_tokens(micro_batches, self.comm)
+        numbers = _count_tokens(micro_batches, self.comm)
         sums = torch.zeros(len(self.objective.terms), dtype=torch.float64, device=self.comm.device)
         with self.model.batch(route=plan, first_layer=first_layer), self.monitor.during(batch_id):
+            contrasts = self._contrasts(micro_batches, plan, numbers)
             self.optimizer.begin(mask_LE)
             for i, batch in enumerate(micro_batches):
-                losses = self._losses(batch.to(self.comm.device), plan, numbers)
+                tokens = self.passes.trained(batch.to(self.comm.device), plan, numbers)
+                losses = self.objective.losses(tokens, numbers, contrasts)
                 sums += torch.stack([each.detach().double().sum() for each in losses.values()])
                 loss = self.objective.total(losses, numbers)
                 if loss.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
@@ -99,51 +101,33 @@ class MaskedStep:
                 if last:
                     seen_hash = self.monitor.check()
                 self.engine.step(last=last)
-        loss_value, terms = self.objective.results(self.comm.sum_(sums), numbers)
+        loss_value, terms = self.objective.results(self.comm.sum_(sums), numbers, contrasts)
         return StepResult(
             loss=loss_value,
             terms=terms,
             grad_norm=self.optimizer.last_norm,
             num_active=int(mask_LE.sum()),
             num_stepped=self.optimizer.num_stepped,
-            num_loss_tokens=numbers["all"],
-            num_tokens=num_tokens,
+            num_loss_tokens=numbers["answers", "all"],
+            num_tokens=numbers["tokens", "all"],
             mask_hash=seen_hash,
         )
 
-    def _losses(self, batch: TokenBatch, plan: RoutePlan | None, numbers: Numbers) -> dict[str, torch.Tensor]:
-        base_logits = self._base_logits(batch, numbers)
-        _next_pass(self.model, batch, plan)
-        self.monitor.watch(batch)
-        with self.labelled.at(batch.labels):
-            logits = self.engine.forward(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            )
-        tokens = LossTokens(
-            *self.labelled.of(logits, batch.labels), at_labels(batch.is_unsafe, batch.labels), base_logits
-        )
-        return self.objective.losses(tokens, numbers)
-
-    def _base_logits(self, batch: TokenBatch, numbers: Numbers) -> torch.Tensor | None:
-        """The base model's logits at the loss tokens of the rows that the objective needs them for, without a mask."""
-        rows = self.objective.base_rows
-        if rows is None or numbers[rows] == 0:  # on all ranks alike, as a pass takes all that share experts
-            return None
-        assert self.model.originals is not None
-        chosen_RS = in_rows(batch.is_unsafe, rows)
-        labels = batch.labels.masked_fill(~chosen_RS, IGNORED)
-        with (
-            torch.no_grad(),
-            self.monitor.aside(),
-            self.model.batch(batch.live & chosen_RS),
-            self.model.originals.in_force(),
-            self.labelled.at(labels),
-        ):
-            logits = self.model.module(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
-        self.engine.release()
-        return self.labelled.of(logits, labels)[0]
+    def _contrasts(
+        self, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, numbers: Numbers
+    ) -> dict[str, Contrast]:
+        """The objective's contrasts in this batch, for which all its tokens must have been seen."""
+        if not self.objective.contrasted:
+            return {}
+        passes = [self.objective.sums(self.passes.ahead(batch.to(self.comm.device), plan)) for batch in micro_batches]
+        sums = {
+            name: [
+                self.comm.sum_(torch.stack(parts).sum(0))
+                for parts in zip(*(each[name] for each in passes), strict=True)
+            ]
+            for name in passes[0]
+        }
+        return self.objective.contrasts(sums, numbers)
 
 
 def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None:
@@ -155,33 +139,32 @@ def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None
 
 def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm) -> float:
     """Mean loss of a batch without training, under a route plan or none. Called by all ranks together."""
-    numbers, _ = _count_tokens(micro_batches, comm)
+    numbers = _count_tokens(micro_batches, comm)
     total = torch.zeros((), dtype=torch.float64, device=comm.device)
     with torch.no_grad(), model.batch(route=plan):
         for batch in micro_batches:
             batch = batch.to(comm.device)
-            _next_pass(model, batch, plan)
+            next_pass(model, batch, plan)
             logits = model.module(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             ).logits
             total += token_losses(logits, batch.labels)[0].double().sum()
-    return float(comm.sum_(total)) / max(numbers["all"], 1)
+    return float(comm.sum_(total)) / max(numbers["answers", "all"], 1)
 
 
-def _next_pass(model: MoEModel, batch: TokenBatch, plan: RoutePlan | None) -> None:
-    """Before a micro-batch's forward pass; stays until its backward pass, which may recompute the forward, is done."""
-    model.next_pass(batch.live, batch.is_unsafe if plan is not None and plan.scope == "unsafe" else None)
-
-
-def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> tuple[Numbers, int]:
-    """Loss tokens, by the rows that they are in, and real tokens of the whole batch, over all ranks."""
-    counts = torch.tensor(
-        [
-            sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in micro_batches),
-            sum(int(((b.labels != IGNORED) & b.is_unsafe)[:, 1:].sum()) for b in micro_batches),
-            sum(int(b.live.sum()) for b in micro_batches),
-        ],
-        device=comm.device,
-    )
-    num_all, num_unsafe, num_tokens = comm.sum_(counts).tolist()
-    return {"all": num_all, "safe": num_all - num_unsafe, "unsafe": num_unsafe}, num_tokens
+def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> Numbers:
+    """Of the whole batch, over all ranks."""
+    counts = torch.zeros(2, 2, dtype=torch.int64)
+    for batch in micro_batches:
+        for row, counted_RS in enumerate(((batch.labels != IGNORED)[:, 1:], batch.live)):
+            unsafe_RS = batch.is_unsafe[:, : counted_RS.shape[1]]
+            counts[row] += torch.stack([counted_RS.sum(), (counted_RS & unsafe_RS).sum()])
+    (answers, unsafe_answers), (tokens, unsafe_tokens) = comm.sum_(counts.to(comm.device)).tolist()
+    return {
+        ("answers", "all"): answers,
+        ("answers", "safe"): answers - unsafe_answers,
+        ("answers", "unsafe"): unsafe_answers,
+        ("tokens", "all"): tokens,
+        ("tokens", "safe"): tokens - unsafe_tokens,
+        ("tokens", "unsafe"): unsafe_tokens,
+    }

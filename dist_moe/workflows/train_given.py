@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_moe.config.objective import router_terms
 from dist_moe.config.schema import Config
 from dist_moe.engines.build import EngineName, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
@@ -65,6 +66,8 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
         if config.train.mode == "route":
             require_routers(model.module)
+        for term in router_terms(config.train.objective):
+            require_routers(model.module, f"train.objective.{term} has no logits of: set its weight to 0")
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
     return Given(

@@ -14,8 +14,10 @@ from dist_moe.engines.deepspeed import DeepSpeedEngine
 from dist_moe.engines.fsdp import FsdpEngine
 from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import adopt
-from dist_moe.objective.cross_entropy import CrossEntropy
+from dist_moe.objective.cross_entropy import Answers, CrossEntropy, Refusals
 from dist_moe.objective.kl_to_base import KLToBase
+from dist_moe.objective.router_consistency import RouterConsistency
+from dist_moe.objective.router_drift import RouterDrift
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
@@ -50,6 +52,11 @@ class Case:
     kl: float = 0.0
     kl_rows: str = "safe"
     cross_entropy: float = 1.0
+    drift: float = 0.0
+    drift_rows: str = "all"
+    consistency: float = 0.0
+    refusals: float = 0.0
+    answers: float = 0.0
 
     def __str__(self) -> str:
         """What differs from the first case."""
@@ -106,6 +113,17 @@ CASES = [
     Case(kl=20.0, cross_entropy=0.0, engine="fsdp", masks="adversarial", kl_rows="all", micro_batch_size=2),
     Case(kl=0.5, zero=3, family="deepseek_v3", kl_rows="unsafe", masks="adversarial", micro_batch_size=2),
     Case(kl=20.0, ep_size=2, family="mixtral", mode="update", micro_batch_size=1, placement="balanced"),
+    # terms on router logits, alone and beside others
+    Case(drift=20.0, consistency=20.0, micro_batch_size=2, checkpointing=True),
+    Case(drift=20.0, consistency=20.0, cross_entropy=0.0, engine="fsdp", masks="adversarial", micro_batch_size=1),
+    Case(consistency=20.0, masks="adversarial", rows=1, drift=5.0, drift_rows="unsafe"),  # no row of the kind
+    Case(
+        drift=5.0, consistency=20.0, cross_entropy=0.0, zero=3, family="deepseek_v3", mode="update", micro_batch_size=2
+    ),
+    Case(consistency=20.0, drift=5.0, drift_rows="unsafe", kl=1.0, engine="fsdp", family="olmoe", scope="unsafe"),
+    Case(consistency=20.0, ep_size=2, family="gpt_oss", mode="update", micro_batch_size=1, checkpointing=True),
+    # a weight of its own for each label
+    Case(cross_entropy=0.0, refusals=2.0, answers=0.5, kl=3.0, micro_batch_size=2),
 ]
 
 
@@ -212,7 +230,7 @@ def train_case(comm, case):
     model = adopt(tiny_model(case.family, case.dtype), mesh.ep, placement_of(case, mesh.ep.size))
     if case.checkpointing:
         model.checkpoint_activations()
-    if case.kl:
+    if case.kl or case.drift:
         model.keep_originals(masks.any(0))
     optimizer = CountingAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -236,7 +254,12 @@ def train_case(comm, case):
         return Promise.of(masks[int(batch_id)].numpy(), [row.unsafe for row in rows])
 
     objective = ObjectiveConfig(
-        cross_entropy=CrossEntropy(weight=case.cross_entropy), kl_to_base=KLToBase(weight=case.kl, rows=case.kl_rows)
+        cross_entropy=CrossEntropy(weight=case.cross_entropy),
+        kl_to_base=KLToBase(weight=case.kl, rows=case.kl_rows),
+        router_drift=RouterDrift(weight=case.drift, rows=case.drift_rows),
+        router_consistency=RouterConsistency(weight=case.consistency),
+        refusals=Refusals(weight=case.refusals),
+        answers=Answers(weight=case.answers),
     )
     settings = TrainConfig(mode=case.mode, scope=case.scope, objective=objective)
     step = MaskedStep(model, optimizer, engine, comm, settings, promise)
@@ -298,6 +321,11 @@ def ranks():
     return answers
 
 
+def reference_of(case: Case) -> Reference:
+    weights = ("kl", "kl_rows", "cross_entropy", "drift", "drift_rows", "consistency", "refusals", "answers")
+    return Reference(case.family, case.mode, case.scope, **{name: getattr(case, name) for name in weights})
+
+
 CLOSE = {torch.float32: (1e-5, 1e-5, 1e-5), torch.bfloat16: (0.015, 0.01, 4e-4)}
 """Loss and norm; a weight; the mean over weights, which move by 0.0015 in the mean. bfloat16, too, is compared with a
 float32 model: routing and small gradients differ here and there."""
@@ -307,7 +335,7 @@ float32 model: routing and small gradients differ here and there."""
 def test_equals_plain_transformers_and_torch_adamw(ranks, num_ranks, number):
     case, answers = CASES[number], ranks(num_ranks, number)
     close, close_weight, close_mean = CLOSE[case.dtype]
-    reference = Reference(case.family, case.mode, case.scope, case.kl, case.kl_rows, case.cross_entropy)
+    reference = reference_of(case)
     for i, mask in enumerate(masks_of(case)):
         loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
         for answer in answers:

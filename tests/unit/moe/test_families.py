@@ -130,6 +130,8 @@ def test_fill_best_is_the_masks_experts_and_the_best_others_of_each_token():
 
 
 def test_hash_routed_layers_are_refused_for_route_masks():
-    with pytest.raises(UserError, match="'deepseek_v4' has hash-routed layers"):
+    with pytest.raises(UserError, match=r"'deepseek_v4' has hash-routed layers, which train\.mode route cannot mask"):
         require_routers(build("deepseek_v4"))
+    with pytest.raises(UserError, match="'deepseek_v4' has hash-routed layers, which a term has no logits of"):
+        require_routers(build("deepseek_v4"), "a term has no logits of")
     require_routers(build("deepseek_v3"))

@@ -1,23 +1,31 @@
 """Terms against torch's own functions, on the rows that they name."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_moe.objective import TERMS, Inputs
-from dist_moe.objective.cross_entropy import CrossEntropy
+from dist_moe.objective import TERMS, ContrastTerm, Inputs
+from dist_moe.objective.cross_entropy import Answers, CrossEntropy, Refusals
 from dist_moe.objective.kl_to_base import KLToBase
+from dist_moe.objective.router_consistency import RouterConsistency
+from dist_moe.objective.router_drift import RouterDrift
 from dist_moe.registry import parameters
 from dist_moe.trackers.console import Console
 from dist_moe.trackers.tracker import Place
-from dist_moe.training.objective import LossTokens, Objective, TermResult
+from dist_moe.training.objective import Objective, Read, TermResult, Tokens
 
 V = 50
 UNSAFE = torch.tensor([False, True, True, False, False])
-NUMBERS = {"all": 5, "safe": 3, "unsafe": 2}
+NUMBERS = {("answers", "all"): 5, ("answers", "safe"): 3, ("answers", "unsafe"): 2}
+LIVE_T = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 0, 1], dtype=torch.bool)
+UNSAFE_T = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0, 0, 0], dtype=torch.bool)
+AT = torch.tensor([0, 3, 5, 7, 9])
+NUMBERS |= {("tokens", "all"): 8, ("tokens", "safe"): 4, ("tokens", "unsafe"): 4}
+NUM_LAYERS, W = 2, 6
 
 
 def logits(seed, dtype=torch.float32):
@@ -25,6 +33,18 @@ def logits(seed, dtype=torch.float32):
 
 
 TARGET = torch.tensor([3, 49, 0, 7, 7])
+
+
+def routers(seed):
+    """Of each layer [T, W]; padding has what must not count."""
+    generator = torch.Generator().manual_seed(seed)
+    found = [2 * torch.randn(len(LIVE_T), W, generator=generator) for _ in range(NUM_LAYERS)]
+    return [logits_TW.masked_fill(~LIVE_T[:, None], float("nan")) for logits_TW in found]
+
+
+def tokens_of(model_logits, base=None, unsafe=UNSAFE, routed=(), base_routed=()):
+    base = None if base is None else Read(base, base_routed)
+    return Tokens(TARGET, unsafe, AT, LIVE_T, UNSAFE_T, Read(model_logits, routed), base)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -63,7 +83,7 @@ def test_the_sum_of_weighted_means_over_each_terms_rows(rows, kl_rows):
     objective = Objective([CrossEntropy(weight=0.5, rows=rows), KLToBase(weight=2.0, rows=kl_rows)])
     chosen = {"all": torch.ones_like(UNSAFE), "safe": ~UNSAFE, "unsafe": UNSAFE}
     base = logits(2)
-    tokens = LossTokens(logits(1), TARGET, UNSAFE, base[chosen[objective.base_rows]])
+    tokens = tokens_of(logits(1), base[chosen[objective.base_rows]])
     losses = objective.losses(tokens, NUMBERS)
     cross_entropy = F.cross_entropy(logits(1), TARGET, reduction="none")[chosen[rows]].mean()
     target = torch.softmax(base, -1)
@@ -72,8 +92,8 @@ def test_the_sum_of_weighted_means_over_each_terms_rows(rows, kl_rows):
     loss, terms = objective.results(torch.stack([each.double().sum() for each in losses.values()]), NUMBERS)
     assert loss == pytest.approx(float(0.5 * cross_entropy + 2 * kl), rel=1e-5)
     assert {name: term.tokens for name, term in terms.items()} == {
-        "cross_entropy": NUMBERS[rows],
-        "kl_to_base": NUMBERS[kl_rows],
+        "cross_entropy": NUMBERS["answers", rows],
+        "kl_to_base": NUMBERS["answers", kl_rows],
     }
     assert terms["kl_to_base"].mean == pytest.approx(float(kl), rel=1e-5)
 
@@ -84,17 +104,101 @@ def test_terms_of_other_rows_share_one_base_pass():
 
     objective = Objective([KLToBase(weight=1.0), OfUnsafe(weight=1.0, rows="unsafe")])
     assert objective.base_rows == "all"
-    losses = objective.losses(LossTokens(logits(1), TARGET, UNSAFE, logits(2)), NUMBERS)
+    losses = objective.losses(tokens_of(logits(1), logits(2)), NUMBERS)
     every = KLToBase().losses(Inputs(logits_mV=logits(1), target_m=TARGET, base_logits_mV=logits(2)))
     assert torch.equal(losses["kl_to_base"], every[~UNSAFE])
     assert torch.equal(losses["of_unsafe"], every[UNSAFE])
 
 
+@pytest.mark.parametrize("rows", ["all", "safe", "unsafe"])
+def test_router_drift_is_over_all_real_tokens_of_its_rows(rows):
+    objective = Objective([RouterDrift(weight=3.0, rows=rows)])
+    ours = [each.requires_grad_() for each in routers(1)]
+    theirs = [each.requires_grad_() for each in routers(1)]
+    tokens = tokens_of(logits(1).requires_grad_(), logits(1), routed=ours, base_routed=routers(2))
+    losses = objective.losses(tokens, NUMBERS)
+    total = objective.total(losses, NUMBERS)
+    total.backward()
+    chosen = LIVE_T & {"all": torch.ones_like(UNSAFE_T), "safe": ~UNSAFE_T, "unsafe": UNSAFE_T}[rows]
+    expected = sum(
+        F.kl_div(x[chosen].log_softmax(-1), y[chosen].softmax(-1), reduction="batchmean")
+        for x, y in zip(theirs, routers(2), strict=True)
+    )
+    (3 * expected / NUM_LAYERS).backward()
+    torch.testing.assert_close(total, 3 * expected / NUM_LAYERS)
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x.grad[chosen], y.grad[chosen])
+        assert not x.grad[~chosen].any()
+
+
+def consistency(routed):
+    """By definition, from all tokens at once: KL(safe || unsafe) of mean distributions, a mean over layers."""
+    of = [[x[LIVE_T & rows].softmax(-1).mean(0) for x in routed] for rows in (~UNSAFE_T, UNSAFE_T)]
+    return sum((p * (p / q).log()).sum() for p, q in zip(*of, strict=True)) / NUM_LAYERS
+
+
+@pytest.mark.parametrize(
+    "parts", [[slice(0, 10)], [slice(0, 4), slice(4, 10)], [slice(0, 3), slice(3, 7), slice(7, 10)]]
+)
+def test_router_consistency_and_its_gradient_are_the_whole_batchs_in_parts(starts):
+    parts = [slice(*each) for each in pairwise([*starts, len(LIVE_T)])]
+    objective = Objective([CrossEntropy(weight=0.5), RouterConsistency(weight=2.0)])
+    ours, theirs = ([each.requires_grad_() for each in routers(1)] for _ in range(2))
+
+    def part(where):
+        read = Read(logits(1)[:0], [x[where] for x in ours])
+        none = torch.zeros(0, dtype=torch.int64)
+        return Tokens(none, none.bool(), none, LIVE_T[where], UNSAFE_T[where], read, None)
+
+    with torch.no_grad():
+        sums = [objective.sums(part(where))["router_consistency"] for where in parts]
+    contrasts = objective.contrasts({"router_consistency": [sum(each) for each in zip(*sums, strict=True)]}, NUMBERS)
+    sum(objective.total(objective.losses(part(w), NUMBERS, contrasts), NUMBERS) for w in parts).backward()
+    expected = consistency(theirs)
+    (2 * expected).backward()
+    assert expected > 0.01
+    loss, terms = objective.results(torch.zeros(2, dtype=torch.float64), NUMBERS, contrasts)
+    assert terms["router_consistency"] == TermResult(pytest.approx(expected.item(), rel=1e-5), 8)
+    assert loss == pytest.approx(2 * expected.item(), rel=1e-5)
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x.grad[LIVE_T], y.grad[LIVE_T], rtol=1e-4, atol=1e-7)
+        assert not x.grad[~LIVE_T].any()
+
+
+def test_a_contrast_that_lacks_a_label_is_0_and_has_no_gradient():
+    objective = Objective([RouterConsistency(weight=2.0)])
+    ours, none = [each.requires_grad_() for each in routers(1)], NUMBERS | {("tokens", "unsafe"): 0}
+    tokens = tokens_of(logits(1).requires_grad_(), routed=ours)
+    contrasts = objective.contrasts(objective.sums(tokens), none)
+    objective.total(objective.losses(tokens, none, contrasts), none).backward()
+    assert objective.results(torch.zeros(1), none, contrasts)[0] == 0
+    assert not any(x.grad[LIVE_T].any() for x in ours)
+
+
+def test_a_term_over_all_tokens_goes_through_the_output_layer():
+    """Ranks go through all layers backwards together, and sharded weights come in that order."""
+    model_logits = logits(1).requires_grad_()
+    tokens = tokens_of(model_logits, logits(1), routed=routers(1), base_routed=routers(2))
+    objective = Objective([RouterDrift(weight=1.0)])
+    objective.total(objective.losses(tokens, NUMBERS), NUMBERS).backward()
+    assert model_logits.grad is not None
+    assert not model_logits.grad.any()
+
+
+@pytest.mark.parametrize(("term", "rows"), [(Refusals, "unsafe"), (Answers, "safe")])
+def test_each_label_has_a_cross_entropy_of_its_own(term, rows):
+    objective = Objective([term(weight=0.25)])
+    losses = objective.losses(tokens_of(logits(1)), NUMBERS)
+    chosen = UNSAFE if rows == "unsafe" else ~UNSAFE
+    expected = F.cross_entropy(logits(1)[chosen], TARGET[chosen])
+    torch.testing.assert_close(objective.total(losses, NUMBERS), 0.25 * expected)
+
+
 def test_rows_without_a_token_give_0_and_a_graph():
     model_logits = logits(1).requires_grad_()
     objective = Objective([KLToBase(weight=1.0)])
-    none = {"all": 5, "safe": 0, "unsafe": 5}
-    losses = objective.losses(LossTokens(model_logits, TARGET, torch.ones_like(UNSAFE), None), none)
+    none = NUMBERS | {("answers", "safe"): 0, ("answers", "unsafe"): 5}
+    losses = objective.losses(tokens_of(model_logits, unsafe=torch.ones_like(UNSAFE)), none)
     total = objective.total(losses, none)
     total.backward()
     assert total == 0
@@ -123,4 +227,5 @@ def test_every_term_says_what_its_settings_are():
     assert {name: term().weight for name, term in TERMS.items() if term().weight} == {"cross_entropy": 1}
     for term in TERMS.values():
         assert term.__doc__
-        assert {"weight", "rows"} <= {parameter.name for parameter in parameters(term)}  # each with help
+        expected = {"weight"} if issubclass(term, ContrastTerm) else {"weight", "rows"}
+        assert expected <= {parameter.name for parameter in parameters(term)}  # each with help
