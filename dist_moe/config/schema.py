@@ -159,7 +159,8 @@ class TrainConfig:
     of the optimizer state before and after the step; the first and the last step are always verified. Such a step takes
     about twice as long. 0: never."""
     trackers: tuple[Text, ...] = ("console",)
-    """Where to report each step, in addition to metrics.jsonl, which is always written. console: one line a step."""
+    """Where to report each step, in addition to metrics.jsonl, which is always written. console: one line a step.
+    csv: the table steps.csv in the run directory."""
     micro_batch_size: Count | None = None
     """Rows that a rank passes through the model at once; gradients of a batch are accumulated over such passes. None:
     all the batch's rows on this rank. Lower it when memory runs out."""

@@ -14,6 +14,7 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
 from dist_moe.training.step import MaskedStep
+from tests.ranks.test_training import Case, batch_rows, masks_of, padded, reference_of, train_case
 from tests.tiny import random_masks, tiny_model, token_ids
 
 CPU = SoloComm(torch.device("cpu"))
@@ -125,6 +126,20 @@ def test_the_audit_sees_an_original_that_changes(monkeypatch):
     monkeypatch.setattr(step.engine, "step", lambda last: (engine_step(last=last), row.add_(1e-3)))
     with pytest.raises(AssertionError, match="changed the original L"):
         step.audited("the batch", MASK, batches)
+
+
+def test_terms_on_router_logits_equal_plain_transformers():
+    """Several micro-batches; `tests/ranks/test_training.py` has the same on ranks."""
+    case = Case(drift=20.0, consistency=20.0, refusals=0.5, micro_batch_size=2)
+    answer, reference = train_case(CPU, case), reference_of(case)
+    for i, mask in enumerate(masks_of(case)):
+        loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
+        assert answer["losses"][i] == pytest.approx(loss, abs=1e-5)
+        assert answer["norms"][i] == pytest.approx(norm, abs=1e-5)
+        assert answer["terms"][i] == pytest.approx(reference.terms, abs=1e-6)
+    assert min(reference.terms.values()) > 1e-4
+    for key, expected in reference.weights().items():
+        torch.testing.assert_close(torch.from_numpy(answer["weights"][key]), expected, rtol=0, atol=1e-5)
 
 
 def test_an_objective_that_needs_the_base_is_not_run_without():
