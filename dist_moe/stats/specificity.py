@@ -47,23 +47,36 @@ def _means(jaccard_Q: np.ndarray, same_Q: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class UnionGrowth:
-    """Size of the union of the first n batches over random orders; element n - 1 of each array."""
+    """Size of the union of n batches, over all choices of n of the B batches; element n - 1 of each array."""
 
     mean_B: np.ndarray
-    low_B: np.ndarray
-    """2.5 % quantile over orders."""
-    high_B: np.ndarray
-    """97.5 % quantile."""
+    """float64 [B]."""
+    deviation_B: np.ndarray
+    """float64 [B]: the standard deviation; 0 for all batches together."""
 
 
-def union_growth(masks_BLE: np.ndarray, num_orders: int, generator: np.random.Generator) -> UnionGrowth:
-    """How many different experts the masks of 1, 2, ... B batches have together; `num_orders` random orders."""
+EXPERTS_AT_ONCE = 1024
+
+
+def union_growth(masks_BLE: np.ndarray) -> UnionGrowth:
+    """How many different experts the masks of 1, 2, ... B batches have together, exactly.
+
+    n batches drawn without replacement miss an expert that is in m of the B masks with the chance C(B - m, n) / C(B, n)
+    (hypergeometric; rarefaction, Hurlbert 1971). They miss two experts with the chance of one that is in each mask that
+    has one or both. Sums of these chances give mean and variance.
+    """
     num_batches = len(masks_BLE)
-    batch_of, expert_of = np.nonzero(masks_BLE.reshape(num_batches, -1))
-    experts, expert_of = np.unique(expert_of, return_inverse=True)
-    sizes_NB = np.empty((num_orders, num_batches), np.int64)
-    for sizes_B in sizes_NB:
-        first_X = np.full(len(experts), num_batches)
-        np.minimum.at(first_X, expert_of, generator.permutation(num_batches)[batch_of])
-        sizes_B[:] = np.cumsum(np.bincount(first_X, minlength=num_batches))
-    return UnionGrowth(sizes_NB.mean(axis=0), *np.quantile(sizes_NB, [0.025, 0.975], axis=0))
+    drawn_B, masks_M1 = np.arange(num_batches), np.arange(num_batches + 1)[:, None]
+    # The chance that the next batch misses them too; a product of these, and 0 from n = B - m + 1 on.
+    missed_MB = np.cumprod(np.maximum(num_batches - masks_M1 - drawn_B, 0) / (num_batches - drawn_B), axis=1)
+    of_expert_BX = masks_BLE.reshape(num_batches, -1)
+    of_expert_BX = of_expert_BX[:, of_expert_BX.any(axis=0)].astype(np.float32)  # exact to 2^24 batches
+    masks_X = of_expert_BX.sum(axis=0).astype(np.int64)
+    num_pairs_M = np.zeros(num_batches + 1, np.int64)
+    for start in range(0, len(masks_X), EXPERTS_AT_ONCE):
+        some = slice(start, start + EXPERTS_AT_ONCE)
+        both_YX = (of_expert_BX[:, some].T @ of_expert_BX).astype(np.int64)
+        num_pairs_M += np.bincount((masks_X[some, None] + masks_X - both_YX).ravel(), minlength=num_batches + 1)
+    missing_B = np.bincount(masks_X, minlength=num_batches + 1) @ missed_MB
+    variance_B = num_pairs_M @ missed_MB - missing_B**2
+    return UnionGrowth(len(masks_X) - missing_B, np.sqrt(np.maximum(variance_B, 0.0)))

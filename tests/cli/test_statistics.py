@@ -56,7 +56,7 @@ def test_report_shows_how_sure_each_number_is(run, capsys):
         shown = f"[{low:.4f}, {high:.4f}] +{values['q_value'][place]:.4f} +{values['stability'][place]:.2f} "
         assert re.search(re.escape(shown).replace(r"\ \+", " +"), printed)
     assert (f"WARNING: {weak} of 2 batches select no more" in printed) == (weak > 0)
-    assert re.search(r"Experts in the union of n batches .*: 1: \d+ \(\d+ to \d+\), 2: \d+", printed)
+    assert re.search(r"Experts in the union of n batches .*: 1: \d+ \(sd \d+\), 2: \d+ \(sd \d+\)", printed)
 
 
 def test_the_same_seed_gives_the_same_store_and_another_does_not(run, capsys):

@@ -3,6 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from dist_moe.stats import specificity
 from dist_moe.stats.specificity import category_specificity, union_growth
 
 CATEGORIES = ("a", "a", "b", "b")
@@ -43,18 +44,36 @@ def test_without_pairs_of_both_kinds_there_is_no_answer(categories):
     assert category_specificity(MASKS_BLE, categories, 10, np.random.default_rng(0)) is None
 
 
-def test_union_growth_over_all_orders():
-    sizes_NB = [
-        [MASKS_BLE[list(order[:n])].any(axis=0).sum() for n in (1, 2, 3, 4)] for order in permutations(range(4))
-    ]
-    growth = union_growth(MASKS_BLE, 3000, np.random.default_rng(0))
-    np.testing.assert_allclose(growth.mean_B, np.mean(sizes_NB, axis=0), atol=0.05)
-    assert growth.mean_B[-1] == growth.low_B[-1] == growth.high_B[-1] == 4
-    assert (growth.low_B <= growth.mean_B).all()
-    assert (growth.mean_B <= growth.high_B).all()
-    assert growth.low_B[0] == 1
-    assert growth.high_B[0] == 3
+def test_union_growth_is_that_of_all_orders():
+    masks_BLE = np.random.default_rng(0).random((6, 2, 9)) < np.linspace(0, 0.6, 9)
+    assert not masks_BLE[..., 0].any()  # in no mask
+    sizes_NB = [[masks_BLE[list(order[:n])].any(axis=0).sum() for n in range(1, 7)] for order in permutations(range(6))]
+    growth = union_growth(masks_BLE)
+    np.testing.assert_allclose(growth.mean_B, np.mean(sizes_NB, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(growth.deviation_B, np.std(sizes_NB, axis=0), rtol=1e-9, atol=1e-6)
+    assert growth.deviation_B[-1] == 0
+
+
+def test_union_growth_is_that_of_many_random_orders(monkeypatch):
+    monkeypatch.setattr(specificity, "EXPERTS_AT_ONCE", 7)  # parts, the last of them shorter
+    generator = np.random.default_rng(1)
+    masks_BLE = generator.random((40, 3, 20)) < generator.random((3, 20)) ** 3
+    num_orders = 4000
+    sizes_NB = np.empty((num_orders, 40))
+    for sizes_B in sizes_NB:
+        seen_BLE = np.logical_or.accumulate(masks_BLE[generator.permutation(40)], axis=0)
+        sizes_B[:] = seen_BLE.sum(axis=(1, 2))
+    growth = union_growth(masks_BLE)
+    assert (np.abs(growth.mean_B - sizes_NB.mean(axis=0)) <= 5 * growth.deviation_B / np.sqrt(num_orders) + 1e-9).all()
+    np.testing.assert_allclose(growth.deviation_B, sizes_NB.std(axis=0), rtol=0.07, atol=0.03)
 
 
 def test_empty_masks_have_an_empty_union():
-    assert union_growth(np.zeros((3, 2, 2), bool), 5, np.random.default_rng(0)).mean_B.tolist() == [0, 0, 0]
+    growth = union_growth(np.zeros((3, 2, 2), bool))
+    assert growth.mean_B.tolist() == growth.deviation_B.tolist() == [0, 0, 0]
+
+
+def test_masks_that_are_alike_grow_no_further():
+    growth = union_growth(np.tile(MASKS_BLE[:1], (2000, 1, 1)))
+    assert growth.mean_B.tolist() == [2] * 2000
+    assert growth.deviation_B.tolist() == [0] * 2000
