@@ -166,5 +166,7 @@ def _check_batch(config: Config) -> None:
 
 def _check_objective(config: Config) -> None:
     if not active_terms(config.train.objective):
-        keys = " or ".join(f"train.objective.{name}.weight" for name in TERMS)
-        raise UserError(f"train.objective: every term has weight 0, so nothing would be trained: set {keys} above 0")
+        raise UserError(
+            "train.objective: every term has weight 0, so nothing would be trained: set train.objective.TERM.weight "
+            f"above 0 for one of {', '.join(TERMS)}"
+        )

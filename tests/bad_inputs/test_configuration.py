@@ -156,7 +156,7 @@ CONFIGS = [
         "no term of the objective has a weight",
         after_good("train: {objective: {cross_entropy: {weight: 0}}}\n"),
         "train --config bad.yaml",
-        ("train.objective: every term has weight 0", "set train.objective.cross_entropy.weight or train.objective.kl_"),
+        ("train.objective: every term has weight 0", "TERM.weight above 0 for one of answers, cross_entropy, "),
     ),
     Case("resolved: broken", put("train: {", "run/train.yaml"), "export run --out out", ("run/train.yaml", NO_YAML)),
     Case("resolved: NUL", put(b"\0", "run/train.yaml"), "evaluate run", ("run/train.yaml", NO_YAML)),
