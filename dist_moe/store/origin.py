@@ -23,7 +23,7 @@ def require_same_origin(
         model_hash: this run's; likewise the others. None: this run has no such thing to compare.
         tokenizer_hash: see model_hash.
         data_hash: see model_hash.
-        tokens_hash: see model_hash. A store of a version that kept none is refused.
+        tokens_hash: see model_hash.
         batch_ids: this run's batches in their order.
 
     Raises:
@@ -36,14 +36,9 @@ def require_same_origin(
         ("tokens", tokens_hash, "data.chat_template, data.template_kwargs, data.template_date and data.max_length"),
     )
     for what, here, key in given:
-        stored = store.provenance.get(f"{what}_hash")
         if here is None:
             continue
-        if stored is None:
-            raise UserError(
-                f"{store.path} does not say of which {what} it was made, as an older version wrote it: "
-                "run the analysis again"
-            )
+        stored = store.provenance[f"{what}_hash"]
         if here != stored:
             raise UserError(
                 f"{store.path} was made from other {what}: hash {stored[:12]} there, {here[:12]} in this run; "

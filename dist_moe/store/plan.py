@@ -16,7 +16,7 @@ from dist_moe.store.layout import Kind, batches_per_file, encode_texts
 from dist_moe.store.zarr_arrays import ArraySpec, encode_file
 
 R = TypeVar("R")
-HASHES = ("model_hash", "tokenizer_hash", "data_hash")
+HASHES = ("model_hash", "tokenizer_hash", "data_hash", "tokens_hash")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class StorePlan(Generic[R]):
     layer_names: tuple[str, ...]
     """The model's module name of each MoE layer, L of them."""
     provenance: Mapping[str, Any]
-    """JSON values; at least model_hash, tokenizer_hash and data_hash, and whatever else made the batches."""
+    """JSON values; at least the `HASHES`, and whatever else made the batches."""
 
     def __post_init__(self) -> None:
         assert set(HASHES) <= self.provenance.keys()

@@ -75,10 +75,6 @@ def root(change):
     return lambda: reroot(STORE, change)
 
 
-def lose_provenance(attributes):
-    del attributes["provenance"]["data_hash"]
-
-
 def lose_array(attributes):
     del attributes["complete"]["arrays"]["batch_signs"]
 
@@ -114,7 +110,11 @@ FORGED = {
     "a threshold of NaN": (root(lambda a: a["selection_rule"].update(threshold=float("nan"))), ("threshold is nan",)),
     "a negative top_k": (root(lambda a: a["selection_rule"].update(top_k=-3)), ("top_k is -3",)),
     "a top_k of true": (root(lambda a: a["selection_rule"].update(top_k=True)), ("top_k is True",)),
-    "provenance without data_hash": (root(lambda a: lose_provenance(a)), ("provenance has no data_hash",)),
+    "provenance without data_hash": (
+        root(lambda a: a["provenance"].pop("data_hash")),
+        ("provenance has no data_hash",),
+    ),
+    "provenance without tokens_hash": (root(lambda a: a["provenance"].pop("tokens_hash")), ("has no tokens_hash",)),
     "provenance is text": (root(lambda a: a.update(provenance="x")), ("provenance is 'x'",)),
     "no layer names": (root(lambda a: a.update(layer_names=[])), ("layer_names",)),
     "layer names are numbers": (root(lambda a: a.update(layer_names=[1, 2, 3])), ("layer_names.0",)),

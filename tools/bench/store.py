@@ -19,7 +19,7 @@ from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.table import risk_table
 from dist_moe.store import Counts, CountsPlan, MaskPlan, MaskResults, MaskStore, StoreWriter
-from dist_moe.store.plan import StorePlan
+from dist_moe.store.plan import HASHES, StorePlan
 from dist_moe.store.store import Store
 from tools.bench.setup import BATCH_ROWS, Options
 from tools.bench.timing import Fact
@@ -126,7 +126,7 @@ def _facts(num_batches: int, num_layers: int, num_experts: int, rows: int) -> di
         "experts_per_token": 8,
         "counted_tokens": "prompt",
         "layer_names": tuple(f"model.layers.{layer}.mlp.experts" for layer in range(num_layers)),
-        "provenance": {"model_hash": "", "tokenizer_hash": "", "data_hash": ""},
+        "provenance": dict.fromkeys(HASHES, ""),
     }
 
 

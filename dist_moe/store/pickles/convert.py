@@ -13,6 +13,7 @@ from dist_moe.stats.names import expert_name
 from dist_moe.stats.table import risk_table
 from dist_moe.store.counts_plan import CountsPlan
 from dist_moe.store.pickles.older import Older
+from dist_moe.store.plan import HASHES
 
 UNKNOWN = "unknown: imported"
 
@@ -29,46 +30,48 @@ def plan_and_counts(older: Older) -> tuple[CountsPlan, RoutingCounts]:
             f"{older.path} has no batch_data_list with its prompts' routing and num_experts_per_tok, so no counts "
             "can be made of it: write its tables instead (--out NAME.parquet or NAME.csv)"
         )
-    counts, unsafe, batch_of = [], [], []
-    for batch, item in enumerate(data):
-        for arm, key in enumerate(("safe_routings", "unsafe_routings")):
-            for logits_LTE in item[key] if isinstance(item, dict) and isinstance(item.get(key), list) else ():
-                counts.append(_counts(older.path, batch, logits_LTE, k))
-                unsafe.append(bool(arm))
-                batch_of.append(batch)
-    if len({counts_LE.shape for counts_LE, _ in counts}) != 1:
-        raise UserError(
-            f"{older.path}: the prompts' routings have different numbers of layers or experts, or there are none"
-        )
-    counts_PLE = np.stack([counts_LE for counts_LE, _ in counts])
-    tokens_P = np.array([tokens for _, tokens in counts])
-    unsafe_P, batch_of_P = np.array(unsafe), np.array(batch_of)
+    all_counts, unsafe_P, batch_of_P = _prompts(older.path, data, k)
     names = [f"{older.path} batch {batch}" for batch in range(len(data))]
-    all_counts = RoutingCounts(counts_PLE, tokens_P, k)
     risk_table(all_counts, unsafe_P, batch_of_P, len(data), names)  # for its error
     digest = hashlib.sha256(older.path.read_bytes()).hexdigest()
     index = BatchIndex(
         ids=tuple(hashlib.sha256(f"{digest} {batch}".encode()).hexdigest()[:16] for batch in range(len(data))),
         categories=(UNKNOWN,) * len(data),
         starts_B1=np.searchsorted(batch_of_P, np.arange(len(data) + 1)),
-        prompt_ids=tuple(f"batch {batch} prompt {number}" for number, batch in enumerate(batch_of)),
+        prompt_ids=tuple(f"batch {batch} prompt {number}" for number, batch in enumerate(batch_of_P)),
         unsafe_P=unsafe_P,
         cluster_P=None,
         pair_P=None,
     )
+    num_layers, num_experts = all_counts.counts_PLE.shape[1:]
     plan = CountsPlan(
         index=index,
-        num_experts=counts_PLE.shape[2],
+        num_experts=num_experts,
         experts_per_token=k,
         counted_tokens="generated",
-        layer_names=tuple(f"layer {layer}" for layer in range(counts_PLE.shape[1])),
+        layer_names=tuple(f"layer {layer}" for layer in range(num_layers)),
         provenance={
-            **{f"{what}_hash": UNKNOWN for what in ("model", "tokenizer", "data")},
+            **dict.fromkeys(HASHES, UNKNOWN),
             "imported_from": older.path.name,
             "imported_sha256": digest,
         },
     )
     return plan, all_counts
+
+
+def _prompts(path: Path, data: list[Any], k: int) -> tuple[RoutingCounts, np.ndarray, np.ndarray]:
+    """Of all batches' prompts: their counts, bool [P] whether they are unsafe, and int [P] their batches."""
+    counts, unsafe, batch_of = [], [], []
+    for batch, item in enumerate(data):
+        for arm, key in enumerate(("safe_routings", "unsafe_routings")):
+            for logits_LTE in item[key] if isinstance(item, dict) and isinstance(item.get(key), list) else ():
+                counts.append(_counts(path, batch, logits_LTE, k))
+                unsafe.append(bool(arm))
+                batch_of.append(batch)
+    if len({counts_LE.shape for counts_LE, _ in counts}) != 1:
+        raise UserError(f"{path}: the prompts' routings have different numbers of layers or experts, or there are none")
+    counts_PLE, tokens_P = np.stack([counts_LE for counts_LE, _ in counts]), np.array([tokens for _, tokens in counts])
+    return RoutingCounts(counts_PLE, tokens_P, k), np.array(unsafe), np.array(batch_of)
 
 
 def _counts(path: Path, batch: int, logits_LTE: Any, k: int) -> tuple[np.ndarray, int]:

@@ -46,7 +46,7 @@ def peak_bytes(tmp_path, num_batches):
         experts_per_token=K,
         counted_tokens="prompt",
         layer_names=tuple(map(str, range(L))),
-        provenance={"model_hash": "m", "tokenizer_hash": "t", "data_hash": "d"},
+        provenance={"model_hash": "m", "tokenizer_hash": "t", "data_hash": "d", "tokens_hash": "k"},
     )
     directory = config.run_dir / "analysis"
     comm = SoloComm(torch.device("cpu"))
