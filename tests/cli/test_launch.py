@@ -100,7 +100,13 @@ FSDP = ("torchrun", "--nproc_per_node", "--engine", "fsdp")
 ZERO3 = ("deepspeed", "--num_gpus", "--train.deepspeed_config", "ds_configs/stage3.json")
 
 
-@pytest.mark.parametrize("launcher", [FSDP, ZERO3], ids=["torchrun fsdp", "deepspeed ZeRO-3"])
+@pytest.mark.parametrize(
+    "launcher",
+    [  # tests/ranks trains with ZeRO-3 and replicas, but without a launcher
+        pytest.param(FSDP, id="torchrun fsdp"),
+        pytest.param(ZERO3, id="deepspeed ZeRO-3", marks=pytest.mark.long),
+    ],
+)
 def test_sharded_dense_weights_and_replicas_are_one_process(trained, tmp_path, launcher):
     program, number, *settings = launcher
     command = [Path(sys.executable).with_name(program), number, 4, "--master_port", PORT, "launch/train.py"]
@@ -168,7 +174,13 @@ def program(engine: str) -> list[object]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("engine", "victim"), [("fsdp", "launcher"), ("deepspeed", "rank")])
+@pytest.mark.parametrize(
+    ("engine", "victim"),
+    [  # that ranks end without their launcher is in tests/unit/training/test_stop.py too
+        pytest.param("fsdp", "launcher", marks=pytest.mark.long),
+        ("deepspeed", "rank"),
+    ],
+)
 def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_path, engine, victim):
     settings = ["--config", trained.config, "--train.masks", trained.masks, "--engine", engine]
     settings += ["--train.epochs", "10", "--checkpoint.every", "2", "--run-dir"]

@@ -1,5 +1,6 @@
 """`dist-moe select` as a person types it: several mask sets of one run's counts, without torch."""
 
+import json
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from dist_moe.cli.main import main
 from dist_moe.store import MaskStore
 
+SETS = ("two.zarr", "masks.zarr")
 WITHOUT_TORCH = """
 import sys
 from dist_moe.cli.main import main
@@ -83,3 +85,7 @@ def test_a_run_trains_by_any_of_its_mask_sets(run, trained, tmp_path):
         assert main(["train", "--config", str(trained.config), *settings]) == 0
     finally:
         (run / "gone.zarr").rename(run / "counts.zarr")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    two, first = ({each.id: each.mask_hash for each in MaskStore.open(run / name).batches} for name in SETS)
+    assert {line["batch_id"]: line["mask_hash"] for line in lines} == two != first
+    assert max(line["num_active"] for line in lines) <= 2

@@ -36,7 +36,8 @@ def state(model: MoEModel) -> list:
     """All that can be set for a batch, and what the model computes with it."""
     layers = [(layer.live_T, layer.anchor, layer.grads) for layer in model.layers]
     mask, tap = model.route_mask, model.tap
-    masks = [mask.plan, mask.masked_T, mask.applied, mask._routing, tap._tally, tap._first_key_T]
+    applied = [each is not None for each in mask.applied]  # now, as the pass below changes it
+    masks = [mask.plan, mask.masked_T, applied, mask._routing, tap._tally, tap._first_key_T]
     modes = torch._C._len_torch_function_stack()
     logits = model.module(input_ids=IDS, use_cache=False).logits
     required = [logits.requires_grad, *(p.requires_grad for p in model.module.parameters())]
