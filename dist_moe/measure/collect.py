@@ -58,7 +58,9 @@ def count_rows(
         return count_given(model, chosen, tokens, pad_id, gates=gates)
 
     def length(row: Encoded) -> int:
-        return len(row.prompt_ids) + (tokens.max_new_tokens if isinstance(tokens, Sampling) else len(row.response_ids))
+        if isinstance(tokens, Sampling):
+            return len(row.inference_ids) + tokens.max_new_tokens
+        return len(row.prompt_ids) + len(row.response_ids)
 
     sums = map_rows(
         rows,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dist_moe.weights.export import BASE_CARD, CARD
-from dist_moe.weights.facts import Arms, Facts, Numbers, Quoted
+from dist_moe.weights.facts import Arms, Facts, Numbers, Quoted, Selected
 
 FRONT_MATTER = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
 NOT_INHERITED = re.compile(r"^(?:model-index|base_model\w*):.*\n(?:[ \t-].*\n|\n)*", re.MULTILINE)
@@ -31,7 +31,8 @@ LIMITS = (
 
 def model_card(facts: Facts, base: Path) -> str:
     """The card as Markdown; the front matter is that of the base's card."""
-    name, rule = facts.model_name, facts.rule
+    name = facts.model_name
+    is_control = any(masks.rule.is_control for masks in (facts, *facts.mask_revisions))
     share = 100 * facts.num_union_parameters / facts.num_parameters
     has_card = (base / CARD).is_file()
     origin = (
@@ -43,11 +44,8 @@ def model_card(facts: Facts, base: Path) -> str:
         ("Base model", f"{name}, hash `{facts.model_hash}`"),
         ("Data", f"{_arms(facts.prompts)}hash `{facts.data_hash}`"),
         ("Batches", f"{sum(facts.batches.values())}: " + ", ".join(f"{c} {n}" for c, n in facts.batches.items())),
-        ("Selection rule", f"{rule.name}, counted tokens: {facts.counted_tokens}"),
-        ("It takes of a batch's experts", rule.in_words),
-        *_chosen(facts.chosen),
-        ("Masks", f"digest `{facts.masks_digest}`"),
-        *((f"Masks after step {r.after_step}", f"digest `{r.masks_digest}`") for r in facts.mask_revisions),
+        *_masks(facts, ""),
+        *(row for later in facts.mask_revisions for row in _masks(later, f" after step {later.after_step}")),
         ("Mode", f"route, fill {facts.fill}, scope {facts.scope}" if facts.mode == "route" else facts.mode),
         ("Steps", facts.num_steps),
         ("Experts open to training", f"{len(facts.union)}, {share:.2f} % of all parameters"),
@@ -55,13 +53,13 @@ def model_card(facts: Facts, base: Path) -> str:
         ("Made with", f"dist_moe {facts.dist_moe_version}"),
     ]
     lines = [
-        f"# {name} with {'experts trained as a control' if rule.is_control else 'repaired experts'}",
+        f"# {name} with {'experts trained as a control' if is_control else 'repaired experts'}",
         "",
         f"This model is derived from {name}. Routing was measured on safe and unsafe prompts, and in each batch of "
         "them only the experts that a rule selects were trained. Every other weight, the configuration and the "
         f"tokenizer are the base's, bit for bit. {origin}",
         "",
-        *((CONTROL, "") if rule.is_control else ()),
+        *((CONTROL, "") if is_control else ()),
         *_table(("", ""), table),
         "",
         *_before_after(facts.evaluation),
@@ -79,11 +77,21 @@ def _arms(prompts: Arms) -> str:
     return f"{prompts.safe} safe and {prompts.unsafe} unsafe prompts, "
 
 
-def _chosen(chosen: Numbers) -> list[tuple[str, object]]:
+def _masks(masks: Selected, when: str) -> list[tuple[str, object]]:
+    """How these masks were selected."""
+    return [
+        (f"Selection rule{when}", f"{masks.rule.name}, counted tokens: {masks.counted_tokens}"),
+        (f"It takes of a batch's experts{when}", masks.rule.in_words),
+        (f"Choices of an expert for a batch{when}", _chosen(masks.chosen)),
+        (f"Masks{when}", f"digest `{masks.masks_digest}`"),
+    ]
+
+
+def _chosen(chosen: Numbers) -> str:
     """Of what sign the trained experts' risk_diff is: a rule may take experts that safe prompts use more."""
     total = chosen.above_0 + chosen.below_0 + chosen.of_0
     signs = f"used more by unsafe prompts in {chosen.above_0}, by safe prompts in {chosen.below_0}"
-    return [("Choices of an expert for a batch", f"{total}: {signs}, by both alike in {chosen.of_0}")]
+    return f"{total}: {signs}, by both alike in {chosen.of_0}"
 
 
 def _front_matter(card: str) -> str:

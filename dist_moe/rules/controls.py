@@ -27,10 +27,6 @@ class Control(Thresholded):
     def counted_as(self) -> ThresholdTopK:
         return self.like(ThresholdTopK)
 
-    def number(self, batch: Evidence) -> int:
-        """How many experts `threshold_top_k` takes."""
-        return int(self.counted_as.select(batch).sum())
-
     @property
     def in_words(self) -> str:
         return f"control: {self.which}, as many as have a risk_diff above {self.threshold}, at most {self.top_k}"
@@ -39,17 +35,28 @@ class Control(Thresholded):
         return self.counted_as.stability(batch)
 
 
+class Ranked(Control):
+    """Those experts that come first by some number."""
+
+    def rank(self, batch: Evidence) -> np.ndarray:
+        """[L, E]: the largest are taken."""
+        raise NotImplementedError
+
+    def select(self, batch: Evidence) -> np.ndarray:
+        return largest(self.rank(batch), int(self.counted_as.select(batch).sum()))
+
+
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
-class Random(Control):
+class Random(Ranked):
     """Experts drawn at random over all layers, anew for each batch."""
 
     name = "random"
     needs = frozenset({"draws"})
     which = "drawn at random"
 
-    def select(self, batch: Evidence) -> np.ndarray:
-        return largest(batch.generator("random").random(batch.risk_diff_LE.shape), self.number(batch))
+    def rank(self, batch: Evidence) -> np.ndarray:
+        return batch.generator("random").random(batch.risk_diff_LE.shape)
 
 
 @RULES.register
@@ -79,23 +86,23 @@ class RandomMatched(Control):
 
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
-class Load(Control):
+class Load(Ranked):
     """The experts that the batch's prompts use most, safe and unsafe together."""
 
     name = "load"
     which = "most used by safe and unsafe prompts together"
 
-    def select(self, batch: Evidence) -> np.ndarray:
-        return largest(batch.counts.counts_PLE.sum(axis=0), self.number(batch))
+    def rank(self, batch: Evidence) -> np.ndarray:
+        return batch.counts.counts_PLE.sum(axis=0)
 
 
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
-class Lowest(Control):
+class Lowest(Ranked):
     """The lowest risk_diff, the experts of safe prompts."""
 
     name = "lowest"
     which = "lowest risk_diff, which are safe prompts' experts"
 
-    def select(self, batch: Evidence) -> np.ndarray:
-        return largest(-batch.risk_diff_LE, self.number(batch))
+    def rank(self, batch: Evidence) -> np.ndarray:
+        return -batch.risk_diff_LE

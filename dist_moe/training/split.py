@@ -43,6 +43,6 @@ class Rows:
     rank: int
     pad_id: int
 
-    def local(self, batch: int) -> list[TokenBatch]:
-        """This rank's micro-batches of a batch."""
-        return self.split.local(self.of(batch), self.rank, self.pad_id)
+    def local(self, rows: list[Encoded]) -> list[TokenBatch]:
+        """This rank's micro-batches of a batch's rows."""
+        return self.split.local(rows, self.rank, self.pad_id)

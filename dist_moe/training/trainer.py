@@ -67,12 +67,11 @@ class Trainer:
         batch, lr = store.batches[scheduled.batch], self.step.optimizer.param_groups[0]["lr"]
         is_audited = self._is_audited(scheduled.step)
         take = self.step.audited if is_audited else self.step
-        mask_LE, micro_batches = torch.from_numpy(store.masks[scheduled.batch]), self.rows.local(scheduled.batch)
+        mask_LE, rows = torch.from_numpy(store.masks[scheduled.batch]), self.rows.of(scheduled.batch)
         weight = self.state.batch_weights[scheduled.batch]
-        result = take(batch.id, mask_LE, micro_batches, weight)
+        result = take(batch.id, mask_LE, self.rows.local(rows), weight)
         seconds = time.perf_counter() - started
-        num_rows = len(self.rows.of(scheduled.batch))
-        done = Done(result.num_tokens, result.num_loss_tokens, num_rows)
+        done = Done(result.num_tokens, result.num_loss_tokens, len(rows))
         self.state = self.state.after(scheduled.step, scheduled.position, in_force, done)
         self._record(
             {
@@ -84,7 +83,7 @@ class Trainer:
                 "mode": self.step.settings.mode,
                 "mask_revision": in_force.number,
                 "weight": weight,
-                "num_rows": num_rows,
+                "num_rows": len(rows),
                 **asdict(result),
                 "lr": lr,
                 "audited": is_audited,

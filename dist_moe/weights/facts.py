@@ -31,34 +31,46 @@ class Arms:
     unsafe: int
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """Other masks that the run has gone on with after some step, and the digest of their store."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """Where masks come from."""
 
-    after_step: int
     masks_digest: str
+    """Of their store."""
+    selection_rule: dict[str, Any]
+    """Name and parameters, as `dist_moe.rules.Rule.facts`."""
+    counted_tokens: str
+    chosen: Numbers
+    """All choices of an expert for a batch, that is of the masks, by the sign of risk_diff."""
+
+    @property
+    def rule(self) -> Rule:
+        return from_facts(self.selection_rule, "the run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingFacts:
-    """Those that may be told outside of the run: names and hashes, no paths of the machine it ran on."""
+class Revision(Selected):
+    """Other masks that the run has gone on with after some step."""
+
+    after_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFacts(Selected):
+    """Those that may be told outside of the run: names and hashes, no paths of the machine it ran on.
+
+    What is said of masks here is of those that the run has begun with.
+    """
 
     dist_moe_version: str
     model_hash: str
     data_hash: str
-    masks_digest: str
-    """Of the masks that the run has begun with, like `selection_rule` and `chosen`."""
     mask_revisions: list[Revision] = field(default_factory=list)
     """Those that came later, in order."""
-    selection_rule: dict[str, Any]
-    """Name and parameters, as `dist_moe.rules.Rule.facts`."""
-    counted_tokens: str
     batches: dict[str, int]
     """Number of batches of each category."""
     prompts: Arms
     """Of all batches."""
-    chosen: Numbers
-    """All choices of an expert for a batch, that is of the masks, by the sign of risk_diff."""
     mode: Literal["route", "update"]
     fill: str
     scope: str
@@ -68,6 +80,11 @@ class TrainingFacts:
     num_union_parameters: int
     num_parameters: Annotated[int, Ge(1)]
     """Of the whole model."""
+
+    def require_rules(self, what: str) -> None:
+        """Raises `UserError` if one of the rules is none that there is; `what` says where they stand."""
+        for masks in (self, *self.mask_revisions):
+            from_facts(masks.selection_rule, what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +122,6 @@ class Facts(TrainingFacts):
         told = {field.name: getattr(run, field.name) for field in fields(TrainingFacts)}
         return cls(**told, model_name=model_name, num_trained_experts=num_trained_experts, evaluation=evaluation)
 
-    @property
-    def rule(self) -> Rule:
-        return from_facts(self.selection_rule, "the run")
-
     @classmethod
     def parse(cls, value: object, what: str, advice: str) -> Facts:
         """From plain values.
@@ -117,5 +130,5 @@ class Facts(TrainingFacts):
             UserError: one of them is missing, of another type, or the rule is none that there is.
         """
         facts = checked(cls, value, what, advice)
-        from_facts(facts.selection_rule, what)
+        facts.require_rules(what)
         return facts

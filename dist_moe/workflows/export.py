@@ -14,7 +14,6 @@ from dist_moe.files import require_absent
 from dist_moe.model.model import check_model_dir
 from dist_moe.moe.layout import hub_layout
 from dist_moe.report.card import model_card
-from dist_moe.rules import from_facts
 from dist_moe.selection.stored import open_masks
 from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
@@ -75,7 +74,7 @@ def _facts(run: TrainedRun) -> Facts:
     outside = sorted({*experts} - {*facts.union})
     if outside:
         raise UserError(f"{run.dir.experts}: {expert_name(*outside[0])} is not in the run's union of experts: {ADVICE}")
-    from_facts(facts.selection_rule, str(run.dir.experts))
+    facts.require_rules(str(run.dir.experts))
     return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 COPY_AGAIN = "copy or download the checkpoint again"
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The same on all ranks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """All but the hash of the model, for which every byte of it is read."""
 
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
@@ -44,8 +44,6 @@ class Inputs:
     """With which the model ends an answer: the tokenizer's end, and those that the checkpoint's settings name."""
     tokenizer_hash: str
     tokens_hash: str
-    model_hash: str = ""
-    """Known when all ranks have read the rest."""
 
     @property
     def facts(self) -> dict[str, object]:
@@ -67,6 +65,13 @@ class Inputs:
         return [self.encoded.rows[i] for i in self.plan.taken_P[self.batches.rows(batches)]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs(Read):
+    """The same on all ranks."""
+
+    model_hash: str
+
+
 def read_inputs(config: Config, comm: Comm) -> Inputs:
     """Read and check everything but the weights; tells what a user should know of the data. Called by all ranks.
 
@@ -76,10 +81,11 @@ def read_inputs(config: Config, comm: Comm) -> Inputs:
     with together(comm) as same:
         found = _read(config)
         same |= found.facts
-    return replace(found, model_hash=shared_model_hash(config.model.path, comm, rehash=config.rehash))
+    model_hash = shared_model_hash(config.model.path, comm, rehash=config.rehash)
+    return Inputs(**{field.name: getattr(found, field.name) for field in fields(Read)}, model_hash=model_hash)
 
 
-def _read(config: Config) -> Inputs:
+def _read(config: Config) -> Read:
     """On one rank, and without the hash of the model, for which all bytes are read."""
     path, data = config.model.path, config.data
     check_model_dir(path)
@@ -97,7 +103,7 @@ def _read(config: Config) -> Inputs:
     for line in (*prompts.notes, *_lengths(data, model), *_findings(encoded.findings, data), *describe(plan)):
         log.info(line)
     pad_id = pad_token_id(tokenizer)
-    return Inputs(
+    return Read(
         tokenizer=tokenizer,
         prompts=prompts,
         encoded=encoded,

@@ -28,7 +28,7 @@ def tell_route_cost(
     scheduled = schedule.next(state)
     assert scheduled is not None
     first = scheduled.batch
-    micro_batches = rows.local(first)
+    micro_batches = rows.local(rows.of(first))
     unmasked = batch_loss(model, micro_batches, None, comm)
     masked = batch_loss(model, micro_batches, route_plan(train, masks[first]), comm)
     which = " of unsafe rows" if train.scope == "unsafe" else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from dist_moe import __version__
 from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
 from dist_moe.selection.stored import stored_rule
+from dist_moe.store import MaskStore
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.weights.facts import Arms, Numbers, Revision, RunFacts
@@ -28,20 +30,19 @@ def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: Freeze
     """What the experts are trained from and how; saved with them, and shown in an export's model card."""
     store = masks.first
     num_safe, num_unsafe = store.arms_B2.sum(axis=0).tolist()
-    above, below, zero = store.signs_B3.sum(axis=0).tolist()
     return RunFacts(
         dist_moe_version=__version__,
         model_path=str(config.model.path),
         model_hash=inputs.model_hash,
         tokenizer_hash=inputs.tokenizer_hash,
         data_hash=inputs.prompts.data_hash,
-        masks_digest=store.digest,
-        mask_revisions=[Revision(end, store.digest) for end, store in zip(masks.ends, masks.stores[1:], strict=True)],
-        selection_rule=stored_rule(store).facts,
-        counted_tokens=store.counted_tokens,
+        **_selected(store),
+        mask_revisions=[
+            Revision(after_step=end, **_selected(later))
+            for end, later in zip(masks.ends, masks.stores[1:], strict=True)
+        ],
         batches=dict(Counter(store.categories)),
         prompts=Arms(safe=num_safe, unsafe=num_unsafe),
-        chosen=Numbers(above_0=above, below_0=below, of_0=zero),
         mode=config.train.mode,
         fill=config.train.fill,
         scope=config.train.scope,
@@ -51,3 +52,14 @@ def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: Freeze
         num_parameters=plan.num_parameters,
         settings=result_settings(config),
     )
+
+
+def _selected(store: MaskStore) -> dict[str, Any]:
+    """The fields of `Selected`."""
+    above, below, zero = store.signs_B3.sum(axis=0).tolist()
+    return {
+        "masks_digest": store.digest,
+        "selection_rule": stored_rule(store).facts,
+        "counted_tokens": store.counted_tokens,
+        "chosen": Numbers(above_0=above, below_0=below, of_0=zero),
+    }

@@ -1,5 +1,7 @@
 """Routing of the model's own answers, against transformers alone: generate, then a recount of each token's routing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,19 @@ def test_small_micro_batches_give_the_same_counts_in_the_users_order():
     assert (whole.counts_PLE == parts.counts_PLE).all()
     backwards = count(rows[::-1])
     assert (whole.counts_PLE == backwards.counts_PLE[::-1]).all()
+
+
+def test_a_pass_is_as_long_as_what_inference_is_given(monkeypatch):
+    """Which may have more tokens than what stands before the answer when the whole row is read."""
+    model, widths = adopt(tiny_model("mixtral"), CPU), []
+    generate = model.module.generate
+    monkeypatch.setattr(model.module, "generate", lambda ids, **how: widths.append(ids.shape) or generate(ids, **how))
+    rows = [replace(row, alone_ids=row.prompt_ids + (9,) * 20) for row in prompts()]
+    sampling, budget = Sampling(max_new_tokens=NEW, temperature=0.0, seed=0, eos_ids=()), 2 * (NEW + 31)
+    count_rows(model, rows, tokens=sampling, micro_batch_tokens=budget, pad_id=0, comm=CPU)
+    assert sum(num_rows for num_rows, _ in widths) == len(rows)
+    assert max(num_rows for num_rows, _ in widths) == 2
+    assert all(num_rows * (width + NEW) <= budget for num_rows, width in widths)
 
 
 def test_prompts_are_counted_apart_as_they_are_without_an_answer():

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dist_moe.report.card import ROUTE_LIMIT, model_card
-from dist_moe.weights.facts import Arms, Quoted
+from dist_moe.weights.facts import Arms, Numbers, Quoted, Revision
 
 BASE_CARD = """---
 license: apache-2.0
@@ -62,6 +62,29 @@ def test_facts(facts, tmp_path):
         "Experts changed": "4",
         "Made with": "dist_moe 9.8.7",
     }
+
+
+def test_each_revision_of_the_masks_is_described(facts, tmp_path):
+    """A run that has gone on with a control's masks is no repaired model either."""
+    lowest = {"name": "lowest", "threshold": 0.1, "top_k": 7}
+    chosen = Numbers(above_0=0, below_0=4, of_0=1)
+    later = Revision(after_step=40, masks_digest="f" * 64, selection_rule=lowest, counted_tokens="all", chosen=chosen)
+    card = model_card(replace(facts, mask_revisions=[later]), write_base(tmp_path / "b"))
+    first, found = table(model_card(facts, tmp_path / "b")), table(card)
+    assert first.items() <= found.items()
+    assert {key: found[key] for key in found.keys() - first.keys()} == {
+        "Selection rule after step 40": "lowest, counted tokens: all",
+        "It takes of a batch's experts after step 40": (
+            "control: lowest risk_diff, which are safe prompts' experts, "
+            "as many as have a risk_diff above 0.1, at most 7"
+        ),
+        "Choices of an expert for a batch after step 40": (
+            "5: used more by unsafe prompts in 0, by safe prompts in 4, by both alike in 1"
+        ),
+        "Masks after step 40": f"digest `{'f' * 64}`",
+    }
+    assert "# tiny with experts trained as a control" in card
+    assert "**This is a control.**" in card
 
 
 def test_front_matter_is_the_bases_but_for_its_results_and_origin(facts, tmp_path):
