@@ -51,6 +51,7 @@ have no default.
     dist-moe config diff a.yaml b.yaml           # print the settings in which two files differ
     dist-moe train --help                        # the settings that a command reads
     source <(dist-moe --print-completion bash)    enable completion of settings and values in this shell (or zsh)
+    dist-moe --print-completion fish | source     the same in fish
 """
 
 PYTHON_HEADER = """# Python

@@ -62,7 +62,7 @@ COMMANDS = [
     wrong("config diff run.yaml", "required: second"),
     wrong("config diff run.yaml nowhere.yaml", "nowhere.yaml: cannot read the config file"),
     wrong("config diff run.yaml run.yaml --seed 1", "unrecognized arguments: --seed"),
-    wrong("--print-completion fish", "'fish' is none of bash, zsh"),
+    wrong("--print-completion tcsh", "'tcsh' is none of bash, zsh, fish"),
     wrong("demo --quick", "unrecognized arguments: --quick; see dist-moe demo --help"),
     Case("many words", nothing, f"export run --out out {'x' * 3000}", ("unrecognized arguments: xxx", "...")),
     Case("a long command", nothing, "y" * 3000, ("is none of count, analyze",)),
