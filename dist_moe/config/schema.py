@@ -36,7 +36,8 @@ class ModelConfig:
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     paths: Annotated[tuple[Path, ...], MinLen(1)]
-    """Prompt files: .jsonl, .parquet, .csv, or directories that hold a saved Hugging Face dataset."""
+    """Prompt files: .jsonl, .parquet, .csv, or directories that hold a saved Hugging Face dataset. NAME=FILE is a file
+    of a published suite, such as `xstest=xstest_prompts.csv`: docs/judges.md lists the names."""
     refusal: Text = "I'm sorry, but I can't help with that."
     """The response that unsafe rows without a response are trained to give."""
     max_length: Annotated[int, Interval(ge=8, lt=2**31)] = 1024

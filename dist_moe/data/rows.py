@@ -9,13 +9,14 @@ columns, and other keys of a message, are ignored. An empty cell, a blank text a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from dist_moe.data.formats import Row, listed, read_rows
+from dist_moe.data.suites import read_suite, suite_of
 from dist_moe.errors import UserError, shown
 
 COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id", "span")
@@ -69,7 +70,9 @@ class PromptSet:
 
 
 def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
-    """All rows of all files. `refusal` becomes the response of unsafe rows that have none, and part of their content.
+    """All rows of all files; `NAME=FILE` is a file of the suite of that name.
+
+    `refusal` becomes the response of unsafe rows that have none, and part of their content.
 
     A row without id is named by the first 16 hex digits of its content's sha256; exact copies of it are dropped.
     Raises UserError with file and line for a row that cannot be used, and for an id that is given twice.
@@ -77,8 +80,8 @@ def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
     prompts: dict[str, Prompt] = {}
     unnamed: set[str] = set()
     num_copies = num_refusals = num_silent = 0
-    for path in paths:
-        for number, row, names in read_rows(path, COLUMNS):
+    for path, rows in map(_file, paths):
+        for number, row, names in rows:
             parsed = parse_row(row, f"{path}:{number}", names)
             prompt = replace(parsed, response=refusal) if parsed.unsafe and parsed.response is None else parsed
             if not prompt.id:
@@ -103,6 +106,12 @@ def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
     )
     data_hash = sha256(json.dumps([[prompt.id, prompt.content] for prompt in ordered]).encode()).hexdigest()
     return PromptSet(ordered, data_hash, tuple(f"{count} {note}" for count, note in notes if count))
+
+
+def _file(path: Path) -> tuple[Path, Iterator[tuple[int, Row, Sequence[str]]]]:
+    """A file, and its rows as `read_rows` has them."""
+    suite = suite_of(path)
+    return (path, read_rows(path, COLUMNS)) if suite is None else (suite[1], read_suite(*suite))
 
 
 def parse_row(row: Row, source: str, names: Sequence[str] | None = None) -> Prompt:
