@@ -113,12 +113,12 @@ def describe(plan: BatchPlan) -> list[str]:
     index = plan.index
     num_unsafe = int(index.unsafe_P[index.rows(0)].sum())
     counts = Counter(index.categories)
-    lines = [f"batches: {len(index)} of {index.sizes_B[0] - num_unsafe} safe + {num_unsafe} unsafe rows"]
+    lines = [f"Batches: {len(index)}, each of {index.sizes_B[0] - num_unsafe} safe + {num_unsafe} unsafe rows"]
     for name in sorted(counts.keys() | plan.left_over_unsafe.keys()):
         left = plan.left_over_unsafe.get(name, 0)
-        why = " (the safe rows ran out)" if left >= num_unsafe else ""
-        lines.append(f"  {name}: {counts[name]}; unsafe rows left over: {left}{why}")
-    lines.append(f"safe rows left over: {plan.left_over_safe}")
+        why = " (too few safe rows)" if left >= num_unsafe else ""
+        lines.append(f"  {name}: {counts[name]}; unsafe rows not used: {left}{why}")
+    lines.append(f"safe rows not used: {plan.left_over_safe}")
     return lines
 
 

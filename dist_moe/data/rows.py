@@ -100,9 +100,9 @@ def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
             num_silent += parsed.response is None and not parsed.unsafe
     ordered = tuple(prompts[name] for name in sorted(prompts))
     notes = (
-        (num_copies, "exact copies of other rows: dropped"),
-        (num_refusals, "unsafe rows without a response: data.refusal is used"),
-        (num_silent, "safe rows without a response: they give no loss and no completion tokens"),
+        (num_copies, "exact copies of other rows: removed"),
+        (num_refusals, "unsafe rows without a response: they get data.refusal"),
+        (num_silent, "safe rows without a response: they are not trained, and have no completion tokens"),
     )
     data_hash = sha256(json.dumps([[prompt.id, prompt.content] for prompt in ordered]).encode()).hexdigest()
     return PromptSet(ordered, data_hash, tuple(f"{count} {note}" for count, note in notes if count))

@@ -77,7 +77,7 @@ def process_group() -> Iterator[Comm]:
             raise
         raise LostRankError(
             f"rank {comm.rank}: another rank has ended before its work was done, by a signal or an error of its own; "
-            "the same command goes on from the last checkpoint"
+            "run the same command again to resume from the last checkpoint"
         ) from None
     dist.destroy_process_group()
 

@@ -39,7 +39,7 @@ def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
     yield from _counts(store)
     if store.statistics and "smallest_p_value" in store.statistics:
         smallest = store.statistics["smallest_p_value"][:]
-        yield f"Smallest p that a batch's labels can give: {smallest.min():.2g} to {smallest.max():.2g}"
+        yield f"Smallest p-value that is possible in a batch: {smallest.min():.2g} to {smallest.max():.2g}"
     if 1 < len(store.batches) <= MOST_BATCHES:
         yield from _overlap(store, seed)
     selected = len(overall(store))
@@ -47,7 +47,7 @@ def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
     if settings.permutations and can_be_pooled(counts.index, settings):
         pooled = pooled_evidence(counts.index, counts.of_batches(range(len(counts.index))), settings, seed)
         table = add_statistics(table, pooled, stored_rule(store))
-    yield (f"Global unsafe experts (threshold and top_k, pooled over all prompts): {selected}; top 10 by risk_diff:")
+    yield (f"Global unsafe experts (by threshold and top_k, all prompts pooled): {selected}; top 10 by risk_diff:")
     yield _table(table, 10)
     first = {batch.category: batch for batch in reversed(store.batches)}
     for batch in sorted(first.values(), key=lambda batch: batch.index):
@@ -62,14 +62,14 @@ def _counts(store: MaskStore) -> Iterator[str]:
     for batch in store.batches[:MOST_BATCHES]:
         line = f"  Batch {batch.index} ({batch.category}): {batch.num_unsafe_experts}"
         if has_null:
-            line += f" (permuted labels: mean {mean_B[batch.index]:.1f}, 95 % quantile {high_B[batch.index]:.0f})"
+            line += f" (with permuted labels: mean {mean_B[batch.index]:.1f}, 95 % quantile {high_B[batch.index]:.0f})"
         yield f"{line} NOT ABOVE CHANCE" if batch.index in weak else line
     if len(store.batches) > MOST_BATCHES:
         yield f"  ... and {len(store.batches) - MOST_BATCHES} more, which dist-moe inspect {store.path} lists"
     if weak:
         yield (
-            f"WARNING: {len(weak)} of {len(store.batches)} batches select no more experts than the 95 % quantile under "
-            "permuted labels: their masks may be noise. Take larger batches, or a stricter rule (docs/statistics.md)"
+            f"WARNING: {len(weak)} of {len(store.batches)} batches have no more experts than the 95 % quantile with "
+            "permuted labels: their masks may be noise. Use larger batches or a stricter rule (docs/statistics.md)"
         )
 
 
@@ -78,8 +78,8 @@ def _overlap(store: MaskStore, seed: int) -> Iterator[str]:
     found = category_specificity(masks_BLE, store.categories, 1000, np.random.default_rng([seed, *b"specificity"]))
     if found is not None:
         yield (
-            f"Overlap of batches (mean Jaccard): {found.within:.3f} within categories, {found.between:.3f} between; "
-            f"p = {found.p:.3g} if categories mean nothing"
+            f"Similarity of the batches' masks (mean Jaccard): {found.within:.3f} within categories, "
+            f"{found.between:.3f} between; p = {found.p:.3g} with permuted categories"
         )
     growth = union_growth(masks_BLE)
     steps = sorted({min(len(masks_BLE), 2**power) for power in range(len(masks_BLE).bit_length() + 1)})

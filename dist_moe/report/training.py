@@ -32,7 +32,7 @@ def before_training(
     yield f"Engine: {engine}, {mesh.world.size} rank(s); mode {config.train.mode}"
     yield _placement_line(config, model, plan, mesh)
     if config.overwrite:
-        yield f"Until this run has ended, its results are in {work}, and earlier ones stay"
+        yield f"Until training has finished, its results are in {work}; earlier results are kept"
 
 
 def _placement_line(config: Config, model: MoEModel, plan: FreezePlan, mesh: Mesh) -> str:

@@ -75,27 +75,27 @@ def warnings(arms: Mapping[str, Any], counted_tokens: str, num_batches: int) -> 
     """A line for each thing in these facts that may make a difference of routing that is no risk."""
     if number := arms.get("prompts_in_both_arms"):
         yield (
-            f"{number} of {arms['prompts']} prompts are in both arms ({arms['rows_of_prompts_in_both_arms']} rows): "
-            "their rows exchange labels with each other only"
+            f"{number} of {arms['prompts']} prompts have both safe and unsafe rows "
+            f"({arms['rows_of_prompts_in_both_arms']} rows): in tests, these rows exchange labels only with each other"
         )
     if number := arms.get("batches_with_one_prompt_in_an_arm"):
         yield (
-            f"WARNING: in {number} of {num_batches} batches all rows of an arm have the same prompt, so nothing says "
-            "what other prompts would have shown: no interval, no stability, and p is large. Add prompts"
+            f"WARNING: in {number} of {num_batches} batches, all safe or all unsafe rows have the same prompt, so that "
+            "nothing shows how other prompts would differ: no interval, no stability, and large p-values. Add prompts"
         )
-    share = "share of counted tokens that are the chat template's"
+    share = "share of counted tokens that belong to the chat template"
     for name, what, unit in (("tokens", "number of counted tokens", "{:.1f}"), ("template_share", share, "{:.0%}")):
         found = arms.get(name)
         if found is None or (found["p"] > arms["level"] and not found["batches"]):
             continue
         means = [unit.format(found[arm]) for arm in ("unsafe", "safe")]
-        some = f"; by itself in {len(found['batches'])} of {num_batches} batches" if found["batches"] else ""
-        other = " or count the prompts' own text only (analysis.tokens: content)" * (
+        some = f"; also within {len(found['batches'])} of {num_batches} batches" if found["batches"] else ""
+        other = " or count only the text of the messages (analysis.tokens: content)" * (
             counted_tokens in ("prompt", "all")
         )
         advice = f"match the prompts' lengths{',' if other else ''}{other}"
         yield (
-            f"WARNING: the arms differ in the {what}: {means[0]} of unsafe and {means[1]} of safe prompts, "
-            f"p = {found['p']:.2g} if labels mean nothing (level {arms['level']}){some}. Experts may differ by that "
-            f"alone: {advice}"
+            f"WARNING: unsafe and safe prompts differ in the {what}: {means[0]} against {means[1]}, "
+            f"p = {found['p']:.2g} with permuted labels (level {arms['level']}){some}. Experts may differ for this "
+            f"reason alone: {advice}"
         )

@@ -206,7 +206,7 @@ def last_checkpoint(root: Path, facts: dict[str, Any]) -> Checkpoint | None:
         except OtherVersionError:
             raise
         except UserError as error:
-            log.info(f"{error}; the one before it is used")
+            log.info(f"{error}; the previous one is used")
             continue
         for key, here in facts.items():
             stored = found.index.facts.get(key)

@@ -57,7 +57,7 @@ class Trainer:
             self.stop.done(stopped=stopping)
         if stopping:
             done = f"step {self.state.step} of {self.schedule.num_steps}"
-            log.info(f"Stopped after {done}, as asked, and saved: the same command goes on")
+            log.info(f"Stopped after {done}, as requested, with a checkpoint: run the same command again to resume")
         return not stopping
 
     def _take(self, scheduled: Scheduled) -> None:

@@ -72,7 +72,9 @@ def identify(path: Path, *, rehash: bool = False) -> Identity:
     file, before = path / KEPT_HASH, _states(path)
     kept = None if rehash else _kept(file)
     if kept is not None and kept.files == before:
-        log.info(f"The model's hash is that in {file}, as no file has changed since; --rehash reads them again")
+        log.info(
+            f"The model's hash is taken from {file}, because no file has changed since; --rehash computes it again"
+        )
         return kept
     found = Identity(model_hash(path), before)
     newest = max(max(state.mtime_ns, state.ctime_ns) for state in before.values())
@@ -104,4 +106,4 @@ def _keep(file: Path, found: Identity) -> None:
     try:
         write_sealed(file, KIND, VERSION, asdict(found))
     except OSError as error:
-        log.info(f"{file}: cannot keep the model's hash ({error.strerror}), so each start reads all weights")
+        log.info(f"{file}: cannot store the model's hash ({error.strerror}), so every start reads all weights")

@@ -44,7 +44,7 @@ def analyze(config: Config, comm: Comm) -> None:
         if is_finished("analyze", config, lock, comm, (run.analysis,)):
             if lock is not None:
                 shutil.rmtree(run.analysis, ignore_errors=True)
-            log.info(f"Masks: {run.masks}; an earlier start had only to put them there")
+            log.info(f"Masks: {run.masks} (they were complete; only the move to this place was left)")
         else:
             _analyze(config, comm, lock)
 
@@ -116,12 +116,12 @@ def _publish_if_whole(config: Config, counts: Counts, writer: StoreWriter[MaskRe
     """Of jobs that share an analysis the last one publishes it; while it does none is at work there."""
     run = RunDir(config.run_dir)
     if not writer.missing and not lock.alone():
-        log.info("Written: all masks; another job that shares the analysis puts them in their place when it ends")
+        log.info("All masks are written; another job of this analysis finishes the store when it ends")
     elif not writer.path.exists():
-        log.info(f"Masks: {run.masks}, put there by another job that shares the analysis")
+        log.info(f"Masks: {run.masks}, finished by another job of this analysis")
     elif writer.missing:
         left = sum(map(len, writer.missing))
-        log.info(f"Written: masks of {left} of {len(writer.plan.index)} batches are left to other jobs")
+        log.info(f"Masks of {left} of {len(writer.plan.index)} batches are left to other jobs")
     else:
         _publish(config, counts, writer)
 

@@ -51,7 +51,7 @@ def count(config: Config, comm: Comm) -> None:
     run = RunDir(config.run_dir)
     with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
         if is_finished("count", config, lock, comm, (run.analysis,)):
-            log.info(f"Counts: {run.counts}; an earlier start had only to put them there")
+            log.info(f"Counts: {run.counts} (they were complete; only the move to this place was left)")
             return
         with together(comm):
             require_absent(run.counts, config.overwrite)
@@ -104,7 +104,8 @@ def counted(config: Config, counting: Counting, comm: Comm) -> Path | None:
     missing = comm.gather(parts.missing(range(len(parts.parts))) if comm.rank == 0 else None)[0]
     if missing:
         log.info(
-            f"Counted: {len(missing)} of {len(parts.parts)} parts are left to other jobs; run again when they are done"
+            f"{len(missing)} of {len(parts.parts)} parts are left to other jobs; run the command again when these have "
+            "counted them"
         )
         return None
     with together(comm), writing(run.analysis):
@@ -165,10 +166,10 @@ def _publish(config: Config, unfinished: Path, lock: RunLock) -> None:
     """Of jobs that share the counting the last one publishes it; while it does none is at work there."""
     run = RunDir(config.run_dir)
     if not lock.alone():
-        log.info("Counted: all parts; another job that shares them puts the counts in their place when it ends")
+        log.info("All parts are counted; another job of this analysis finishes the store when it ends")
         return
     if not unfinished.exists():
-        log.info(f"Counts: {run.counts}, put there by another job that shares the counting")
+        log.info(f"Counts: {run.counts}, finished by another job of this analysis")
         return
     remove_partial(unfinished, "*", within=True)  # killed attempts, not only of this job
     for line in Counts.open(unfinished).warnings:

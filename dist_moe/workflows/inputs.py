@@ -223,5 +223,5 @@ def _findings(found: Findings, data: DataConfig) -> list[str]:
     if found.date_asked:
         said.append(f"The chat template asks for the date: it is told data.template_date = {data.template_date}")
     if found.example is not None:
-        said.append(f"Trained is what is between >>> and <<<: {found.example}")
+        said.append(f"One row, its trained part between >>> and <<<: {found.example}")
     return said

@@ -52,7 +52,7 @@ def unfinished_run(work: RunDir, config: Config, facts: dict[str, Any]) -> Check
         except UserError as error:
             if not config.overwrite:
                 raise
-            log.info(f"Starting anew, as overwrite is set: {error}")
+            log.info(f"Starting again from step 0, because overwrite is set: {error}")
             return None
         if found is not None:
             return found

@@ -94,7 +94,8 @@ def _locked(path: Path, *, shared: bool) -> int:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 log.info(
-                    f"{path}: no locks there ({error.strerror}): see to it yourself that one job at a time uses it"
+                    f"{path}: the file system has no locks ({error.strerror}): make sure that only one job at a time "
+                    "uses this directory"
                 )
                 return lock
             holder = os.pread(lock, 200, 0).decode(errors="replace")

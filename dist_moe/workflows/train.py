@@ -57,7 +57,7 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
     with run_lock(run.path, comm) as lock:
         stop.begin()
         if is_finished("train", config, lock, comm, (run.checkpoints, run.training)):
-            log.info(f"Trained experts: in {run.experts}; an earlier start had only to put them there")
+            log.info(f"Trained experts: in {run.experts} (they were complete; only the move to this place was left)")
         else:
             _train(config, comm, stop)
 
@@ -165,9 +165,9 @@ def _begin(
     """Experts, optimizer and learning rate as they were at `state`."""
     if found is not None:
         load_checkpoint(found, saver.optimizer, saver.schedule)
-        log.info(f"Going on after step {found.step} of {schedule.num_steps}, from {found.path}")
+        log.info(f"Resuming after step {found.step} of {schedule.num_steps}, from {found.path}")
         if found.layout != saver.layout:
-            here = f"here {saver.layout}: the same but for rounding, not bit for bit"
+            here = f"here {saver.layout}: the results are equal up to rounding, not bit for bit"
             log.info(f"  It was written by {found.layout}; {here}")
     elif config.checkpoint.every:
         saver.save(state)

@@ -73,9 +73,9 @@ def test_jobs_that_share_an_analysis_give_the_store_of_one(fresh, counted, writt
     assert (counted, written) == ([16, 16], [0, 1])
     shared = ["--run-dir", str(tmp_path / "shared"), "--analysis.part"]
     for part, num_counted, batches, said in (
-        ("2/2", [16], [], "Counted: 1 of 2 parts are left to other jobs; run again when they are done"),
-        ("2/2", [], [], "Counted: 1 of 2 parts are left to other jobs; run again when they are done"),
-        ("1/2", [16], [0], "Written: masks of 1 of 2 batches are left to other jobs"),
+        ("2/2", [16], [], "1 of 2 parts are left to other jobs; run the command again when these have counted them"),
+        ("2/2", [], [], "1 of 2 parts are left to other jobs; run the command again when these have counted them"),
+        ("1/2", [16], [0], "Masks of 1 of 2 batches are left to other jobs"),
         ("2/2", [], [1], f"Masks: {tmp_path / 'shared' / 'masks.zarr'}"),
     ):
         assert not (tmp_path / "shared" / "masks.zarr").exists()

@@ -51,12 +51,12 @@ def test_what_may_be_why_nothing_is_selected_is_said_with_the_refusal(run, capsy
     assert main(["analyze", "--config", str(run.config), "--overwrite", "--data.paths", str(data)]) == 2
     said = capsys.readouterr()
     assert "no expert of any batch has a risk_diff above" in said.err
-    assert "8 of 8 prompts are in both arms (32 rows)" in said.out
+    assert "8 of 8 prompts have both safe and unsafe rows (32 rows)" in said.out
 
 
 def test_questions_of_both_arms_are_counted_and_spread(run, capsys):
     printed, store = analyze(run, capsys, rows_of(lambda label, n: n // 2), "--analysis.tokens", "completion")
-    assert "8 of 8 prompts are in both arms (32 rows)" in printed
+    assert "8 of 8 prompts have both safe and unsafe rows (32 rows)" in printed
     kinship, batches = store.counts.index.kinship, store.counts.prompts["batch"].to_numpy()
     questions = {one.id: one.question for one in read_prompts([run.data.with_name("other.jsonl")], "no").prompts}
     names = [questions[name] for name in store.counts.prompts["id"]]
@@ -80,15 +80,18 @@ def test_a_length_that_differs_between_the_arms_is_said(run, capsys):
     assert found["tokens"]["unsafe"] - found["tokens"]["safe"] == 3
     assert found["tokens"]["p"] < 0.01
     assert found["tokens"]["batches"] == [0, 1]
-    assert "WARNING: the arms differ in the number of counted tokens: " in printed
+    assert "WARNING: unsafe and safe prompts differ in the number of counted tokens: " in printed
     share = found["template_share"]
     assert share["safe"] > share["unsafe"]
     assert share["p"] < 0.01
-    assert "WARNING: the arms differ in the share of counted tokens that are the chat template's: " in printed
+    assert (
+        "WARNING: unsafe and safe prompts differ in the share of counted tokens that belong to the chat template: "
+        in printed
+    )
     assert json.dumps(list(store.counts.warnings))
     printed, store = analyze(run, capsys, different)
     assert "template_share" not in store.counts.attributes["arms"]
     alike = rows_of(lambda label, n: n + 16 * (label == "safe"))
     printed, store = analyze(run, capsys, alike, "--analysis.tokens", "prompt")
-    assert "WARNING: the arms differ" not in printed
+    assert "WARNING: unsafe and safe prompts differ" not in printed
     assert store.counts.attributes["arms"]["tokens"]["p"] == 1

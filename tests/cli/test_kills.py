@@ -64,7 +64,7 @@ def judge(out, name, num_kills, num_steps):
     assert names == ["checkpoints", "experts", "metrics.jsonl", "train.yaml"]
     assert len(list((out / name / "checkpoints").iterdir())) == 2
     logs = [(out / f"{name}-{i:03}.log").read_text() for i in range(num_kills)]
-    assert sum(bool(re.search("Going on after step [1-9]", log)) for log in logs) >= num_kills // 2, logs
+    assert sum(bool(re.search("Resuming after step [1-9]", log)) for log in logs) >= num_kills // 2, logs
     assert not any("Traceback" in log for log in logs), logs
     return logs
 

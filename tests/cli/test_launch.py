@@ -207,7 +207,7 @@ def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_p
     else:
         again = launch([*program(engine), *settings, tmp_path / "run"])
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "Going on after step" in again.stdout
+    assert "Resuming after step" in again.stdout
     assert not (tmp_path / "run" / ".lock").exists()
     assert differing_bits(tmp_path / "run", tmp_path / "undisturbed") == 0
 

@@ -42,9 +42,9 @@ def test_deepspeed_then_fsdp_then_one_process(trained, tmp_path, capsys):
     )
     assert done.returncode == 0, done.stderr
     assert "Stopped after step 1 of 4" in (tmp_path / "deepspeed.log").read_text()
-    assert "Going on after step 1 of 4" in (tmp_path / "fsdp.log").read_text()
+    assert "Resuming after step 1 of 4" in (tmp_path / "fsdp.log").read_text()
     assert main(["train", "--config", str(trained.config), "--run-dir", str(run_dir), *masks]) == 0
-    assert "Going on after step 2 of 4" in capsys.readouterr().out
+    assert "Resuming after step 2 of 4" in capsys.readouterr().out
     assert_same_training(trained.run_dir, run_dir)
 
 

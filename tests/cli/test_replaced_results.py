@@ -100,7 +100,7 @@ def test_what_replaces_an_earlier_run_goes_on_too(trained, old, tmp_path, capsys
     assert main(["checkpoint", "show", str(run)]) == 0
     assert "after step 1" in capsys.readouterr().out
     assert main([*arguments, "--train.lr", "0.5"]) == 0  # other settings are not mixed up with it
-    assert "Starting anew, as overwrite is set: " in capsys.readouterr().out
+    assert "Starting again from step 0, because overwrite is set: " in capsys.readouterr().out
     assert not (run / "training").exists()
 
 

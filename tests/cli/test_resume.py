@@ -48,7 +48,7 @@ def test_stop_file(trained, undisturbed, tmp_path, capsys):
         assert not (run_dir / "STOP").exists()
         assert not (run_dir / "experts").exists()
     assert main(arguments(trained, run_dir)) == 0
-    assert "Going on after step 3 of 40" in capsys.readouterr().out
+    assert "Resuming after step 3 of 40" in capsys.readouterr().out
     assert result(run_dir) == undisturbed
 
 
@@ -98,8 +98,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(trained, undisturbed, stop
     assert main(arguments(trained, stopped)) == 0
     out = capsys.readouterr().out
     assert f"{last}" in out
-    assert "damaged; the one before it is used" in out
-    assert "Going on after step 1 of 40" in out
+    assert "damaged; the previous one is used" in out
+    assert "Resuming after step 1 of 40" in out
     assert result(stopped) == undisturbed
 
 

@@ -43,10 +43,8 @@ def test_report_shows_how_sure_each_number_is(run, capsys):
     weak = 0
     for batch in store.batches:
         mean, high = values["null_mean"][batch.index], values["null_high"][batch.index]
-        line = (
-            f"  Batch {batch.index} ({batch.category}): {batch.num_unsafe_experts} (permuted labels: mean {mean:.1f}, "
-        )
-        line += f"95 % quantile {high:.0f})"
+        line = f"  Batch {batch.index} ({batch.category}): {batch.num_unsafe_experts} "
+        line += f"(with permuted labels: mean {mean:.1f}, 95 % quantile {high:.0f})"
         not_above = batch.num_unsafe_experts <= high
         assert line + (" NOT ABOVE CHANCE" if not_above else "") + "\n" in printed
         weak += not_above
@@ -55,7 +53,7 @@ def test_report_shows_how_sure_each_number_is(run, capsys):
         low, high = values["interval_low"][place], values["interval_high"][place]
         shown = f"[{low:.4f}, {high:.4f}] +{values['q_value'][place]:.4f} +{values['stability'][place]:.2f} "
         assert re.search(re.escape(shown).replace(r"\ \+", " +"), printed)
-    assert (f"WARNING: {weak} of 2 batches select no more" in printed) == (weak > 0)
+    assert (f"WARNING: {weak} of 2 batches have no more" in printed) == (weak > 0)
     assert re.search(r"Experts in the union of n batches .*: 1: \d+ \(sd \d+\), 2: \d+ \(sd \d+\)", printed)
 
 
@@ -149,7 +147,7 @@ def test_pairs_are_tested_as_pairs(run, tmp_path, capsys):
     data = write_jsonl(tmp_path / "pairs.jsonl", rows)
     printed, store = analyze(run, capsys, "--data.paths", str(data))
     assert store.statistics["smallest_p_value"][:].tolist() == [2.0**-8, 2.0**-8]
-    assert "Smallest p that a batch's labels can give: 0.0039 to 0.0039" in printed
+    assert "Smallest p-value that is possible in a batch: 0.0039 to 0.0039" in printed
 
 
 def test_reading_the_prompts_is_kept_apart_from_answering(run, capsys):

@@ -92,7 +92,7 @@ def test_a_tracker_that_fails_ends_the_run_which_goes_on_from_its_checkpoint(
     assert "the notebook is full: buy another" in capsys.readouterr().err
     monkeypatch.setattr(Notes, "fails_at", 0)
     assert train(*arguments) == 0
-    assert "Going on after step 2 of 4" in capsys.readouterr().out
+    assert "Resuming after step 2 of 4" in capsys.readouterr().out
     assert [line["step"] for line, _ in notes.seen] == [1, 2, 3, 4]
 
 

@@ -83,7 +83,7 @@ def test_a_job_that_is_told_of_its_time_limit_is_requeued_and_goes_on(
     assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), job.log
     assert cluster.record(told)["Restarts"] == "1"
     assert "as asked, and saved" in job.log
-    assert "Going on after step" in job.log
+    assert "Resuming after step" in job.log
     assert not (workplace / "told" / "REQUEUE").exists()
 
     undisturbed = cluster.wait(submit("undisturbed"), LIMIT_S)

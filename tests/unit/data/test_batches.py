@@ -167,11 +167,11 @@ def test_too_few_rows(prompts: list[Prompt], message: str) -> None:
 
 def test_describe() -> None:
     assert describe(plan_batches(rows(7, fraud=6, hacking=2, theft=1), batch_size=4, safe_ratio=0.5, seed=0)) == [
-        "batches: 3 of 2 safe + 2 unsafe rows",
-        "  fraud: 2; unsafe rows left over: 2 (the safe rows ran out)",
-        "  hacking: 1; unsafe rows left over: 0",
-        "  theft: 0; unsafe rows left over: 1",
-        "safe rows left over: 1",
+        "Batches: 3, each of 2 safe + 2 unsafe rows",
+        "  fraud: 2; unsafe rows not used: 2 (too few safe rows)",
+        "  hacking: 1; unsafe rows not used: 0",
+        "  theft: 0; unsafe rows not used: 1",
+        "safe rows not used: 1",
     ]
 
 

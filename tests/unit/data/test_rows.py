@@ -94,8 +94,8 @@ def test_every_format_gives_the_same_rows(write: Writer, tmp_path: Path) -> None
     assert prompts["Give me a virus"].id == "7"
     assert prompts['A "quoted", text'].response is None
     assert read_set.notes == (
-        "1 unsafe rows without a response: data.refusal is used",
-        "1 safe rows without a response: they give no loss and no completion tokens",
+        "1 unsafe rows without a response: they get data.refusal",
+        "1 safe rows without a response: they are not trained, and have no completion tokens",
     )
 
 
@@ -240,8 +240,8 @@ def test_copies_without_id_are_kept_once_and_noted(tmp_path: Path) -> None:
     read_set = read_prompts([write_jsonl(tmp_path, [row, row, row | {"response": REFUSAL}])], REFUSAL)
     assert [prompt.source for prompt in read_set.prompts] == [f"{tmp_path}/rows.jsonl:1"]
     assert read_set.notes == (
-        "2 exact copies of other rows: dropped",
-        "1 unsafe rows without a response: data.refusal is used",
+        "2 exact copies of other rows: removed",
+        "1 unsafe rows without a response: they get data.refusal",
     )
 
 

@@ -41,7 +41,7 @@ def test_prompts_in_both_arms_and_arms_of_one_prompt_are_counted(tmp_path):
     assert (arms["prompts"], arms["prompts_in_both_arms"], arms["rows_of_prompts_in_both_arms"]) == (5, 1, 2)
     assert arms["batches_with_one_prompt_in_an_arm"] == 3
     both, single = store.warnings
-    assert both.startswith("1 of 5 prompts are in both arms (2 rows)")
+    assert both.startswith("1 of 5 prompts have both safe and unsafe rows (2 rows)")
     assert single.startswith("WARNING: in 3 of 3 batches all rows of an arm have the same prompt")
     facts = summary(masks).facts
     assert facts["arms"] == arms
@@ -65,8 +65,8 @@ def test_arms_that_differ_in_length_are_said(tmp_path):
     assert (found["safe"], found["unsafe"], found["p"], found["batches"]) == (20, 60, 0.001, [])
     (line,) = store.warnings
     assert line == (
-        "WARNING: the arms differ in the number of counted tokens: 60.0 of unsafe and 20.0 of safe prompts, p = 0.001 "
-        "if labels mean nothing (level 0.05). Experts may differ by that alone: match the prompts' lengths, or count "
+        "WARNING: unsafe and safe prompts differ in the number of counted tokens: 60.0 against 20.0, p = 0.001 "
+        "with permuted labels (level 0.05). Experts may differ for this alone: match the prompts' lengths, or count "
         "the prompts' own text only (analysis.tokens: content)"
     )
 

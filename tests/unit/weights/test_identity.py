@@ -44,7 +44,8 @@ def test_the_bytes_are_read_once(model: Path, num_read: list[Path], caplog: pyte
         assert identify(model).model_hash == expected
     assert len(num_read) == 1
     assert caplog.messages == [
-        f"The model's hash is that in {model / KEPT_HASH}, as no file has changed since; --rehash reads them again"
+        f"The model's hash is taken from {model / KEPT_HASH}, because no file has changed since; "
+        "--rehash computes it again"
     ]
     assert identify(model, rehash=True).model_hash == expected
     assert len(num_read) == 2
@@ -144,7 +145,7 @@ def test_a_model_that_cannot_be_written_beside_is_read_each_time(
         assert identify(model).model_hash == identify(model).model_hash == model_hash(model)
     assert len(num_read) == 2
     assert caplog.messages[0].endswith(
-        "cannot keep the model's hash (Read-only file system), so each start reads all weights"
+        "cannot keep the model's hash (Read-only file system), so every start reads all weights"
     )
 
 
