@@ -181,7 +181,9 @@ def train(config: Config | str | Path) -> Trained:
         workflow.train(config, comm)
     unfinished = RunDir(config.run_dir).training if config.overwrite else None
     if (unfinished is not None and unfinished.exists()) or not RunDir(config.run_dir).experts.exists():
-        raise UserError(f"{config.run_dir}: stopped before its end, as asked, and saved: train again to go on")
+        raise UserError(
+            f"{config.run_dir}: stopped before its end, as requested, with a checkpoint: call train again to resume"
+        )
     facts = TrainedRun.open(config.run_dir).facts
     return Trained(config.run_dir, tuple(sorted(facts.union)), facts)
 

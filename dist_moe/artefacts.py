@@ -70,7 +70,7 @@ def read_sealed(
         )
     written = document.pop("sha256", None)
     if _digest({"format": kind, "version": version, **document}) != written:
-        raise UserError(f"{path} is damaged: its contents do not have the digest that it names: {advice}")
+        raise UserError(f"{path} is damaged: its contents do not match its digest: {advice}")
     return checked(of, document, str(path), advice), written
 
 
@@ -107,11 +107,11 @@ def check_files(directory: Path, written: Mapping[str, Written], besides: Iterab
     for name, expected in written.items():
         path = directory / name
         if Path(name).name != name:
-            raise UserError(f"{directory}: {shown(name)} is no file name: {advice}")
+            raise UserError(f"{directory}: {shown(name)} is not a file name: {advice}")
         if not path.is_file():
             raise UserError(f"{path} is missing: {advice}")
         if path.stat().st_size != expected.num_bytes or hash_file(path) != expected.sha256:
-            raise UserError(f"{path} is not as it was written: {advice}")
+            raise UserError(f"{path} has changed since it was written: {advice}")
     known = {*written, *besides}
     for path in sorted(directory.iterdir()):
         if path.name not in known and not path.name.startswith("."):

@@ -48,7 +48,7 @@ def read_text(path: Path, what: str, *, most: int | None = None) -> str:
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"{path}: cannot read {what}: it is no regular file")
+            raise UserError(f"{path}: cannot read {what}: it is not a regular file")
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(-1 if most is None else most + 1)
     except OSError as error:
@@ -73,14 +73,14 @@ def parse_json(text: str, where: str) -> Any:
     """
 
     def refuse(constant: str) -> Any:
-        raise UserError(f"{where}: not valid JSON: {constant} is no JSON number; write null or leave the key out")
+        raise UserError(f"{where}: not valid JSON: {constant} is not a JSON number; write null or leave the key out")
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(found)
         if len(value) < len(found):
             keys = [key for key, _ in found]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise UserError(f"{where}: the key {shown(twice)} is there twice in one object: keep one")
+            raise UserError(f"{where}: the key {shown(twice)} occurs twice in one object: keep one")
         return value
 
     try:
@@ -289,7 +289,7 @@ def writing(path: Path) -> Iterator[None]:
         where = name if inside else path
         also = "" if inside or ".partial-" in name else f", at {name}"
         raise UserError(
-            f"cannot write {where}: {error.strerror}{also}; when that is mended, give the same command again"
+            f"cannot write {where}: {error.strerror}{also}; solve that, then run the same command again"
         ) from None
 
 

@@ -71,7 +71,7 @@ def _inspect(call: Call) -> int:
     store = MaskStore.open_whole(args.store)
     store.counts_place = args.counts or store.counts_place
     if (args.view == ["plots"]) != (args.out is not None):
-        raise UserError("pictures need both: the view plots and --out DIR")
+        raise UserError("plots need both the view plots and --out DIR")
     if args.out is not None:
         call.output.outlive_reader()
         from dist_moe.report.plots import write_plots

@@ -53,7 +53,7 @@ def read_document(path: Path) -> tuple[Any, dict[str, int]]:
     yaml.Constructor = _Constructor
     node = _ask(path, lambda: yaml.compose(StringIO(text)))
     if _num_values(node, {}) > MOST_VALUES:
-        raise UserError(f"{path}: more than {MOST_VALUES:,} values, aliases counted: this is no configuration")
+        raise UserError(f"{path}: more than {MOST_VALUES:,} values, aliases counted: this is not a configuration")
     return _ask(path, lambda: yaml.load(text)), dict(_key_lines(node))
 
 

@@ -117,7 +117,7 @@ class _Encoder:
 
     def rows(self, prompts: Sequence[Prompt], texts: Sequence[Rendered]) -> list[Encoded]:
         with refused_by_library(
-            f"{self.tokenizer.name_or_path}: the tokenizer does not take the text of the rows",
+            f"{self.tokenizer.name_or_path}: the tokenizer cannot encode the text of the rows",
             "copy the checkpoint's tokenizer files again, or take another tokenizer.json",
         ):
             whole = self.backend.encode_batch([text.text for text in texts], add_special_tokens=False)

@@ -48,7 +48,7 @@ def _reader(path: Path) -> Any:
     if path.suffix not in _READERS:
         raise UserError(f"{path}: unknown extension {path.suffix!r}; expected {', '.join(_READERS)} or a saved dataset")
     if not path.is_file():
-        raise UserError(f"{path}: no regular file, which each rank could read for itself; {MENDING}")
+        raise UserError(f"{path}: not a regular file, which every rank can read for itself; {MENDING}")
     return _READERS[path.suffix]
 
 
@@ -155,7 +155,9 @@ def _read_saved_dataset(path: Path, columns: Collection[str]) -> Iterator[tuple[
 def _require_commas(path: Path, header: Sequence[str], columns: Collection[str]) -> None:
     for mark in (";", "\t"):
         if len(header) == 1 and set(header[0].split(mark)) & {*columns} and mark in header[0]:
-            raise UserError(f"{path}:1: its cells are parted by {mark!r}, expected commas: save the file as CSV again")
+            raise UserError(
+                f"{path}:1: its cells are separated by {mark!r}, expected commas: save the file as CSV again"
+            )
 
 
 def _require_once(path: Path, names: Sequence[str], columns: Collection[str]) -> None:

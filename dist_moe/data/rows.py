@@ -173,5 +173,5 @@ def _text(row: Row, key: str, where: str) -> str | None:
     if not isinstance(value, str):
         raise UserError(f"{where}: `{key}` must be text, got {shown(value)}")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{where}: `{key}` has half of a surrogate pair (\\ud800-\\udfff), which no tokenizer takes")
+        raise UserError(f"{where}: `{key}` has half of a surrogate pair (\\ud800-\\udfff), which no tokenizer accepts")
     return value

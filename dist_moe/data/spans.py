@@ -67,7 +67,7 @@ def span_place(span: str, text: str, source: str) -> Range:
         )
     if text.find(span, start + 1) >= 0:
         raise UserError(
-            f"{source}: `span` {shown(span)} is more than once in this row, as the chat template writes it: "
-            "make it longer, until it is there only once"
+            f"{source}: `span` {shown(span)} occurs more than once in this row, as the chat template writes it: "
+            "make it longer, so that it occurs only once"
         )
     return start, start + len(span)

@@ -42,7 +42,8 @@ class ChatTemplate:
         self._marked: dict[tuple[tuple[str, ...], bool], str] = {}
         self._noon = datetime.combine(today, time(12))
         with refused_by_library(
-            f"{_place(tokenizer)}: the chat template is no Jinja", "correct it, or name another in data.chat_template"
+            f"{_place(tokenizer)}: the chat template is not valid Jinja",
+            "correct it, or name another in data.chat_template",
         ):
             compiled = _compile_jinja_template(self.text)
         self.variables = dict(variables or {})
@@ -57,7 +58,7 @@ class ChatTemplate:
         """
         turns = [{"role": message.role, "content": message.content} for message in messages]
         with refused_by_library(
-            f"{source}: the chat template does not take this row",
+            f"{source}: the chat template fails on this row",
             "change the row, or the template (the tokenizer's own, or data.chat_template)",
         ):
             text = self.tokenizer.apply_chat_template(

@@ -186,7 +186,7 @@ def _own_directory(out: Path) -> Iterator[None]:
             shutil.rmtree(earlier, ignore_errors=True)
             out.rename(earlier)
         elif os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"{out} exists and is no earlier demo: choose another --out")
+            raise UserError(f"{out} exists and is not an earlier demo: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
         (out / MARKER).touch()
     try:

@@ -41,5 +41,5 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Raises UserError: it cannot be read, or is not as it was written."""
+    """Raises UserError: it cannot be read, or has changed since it was written."""
     return read_sealed(path, FORMAT, VERSION, Evaluation, ADVICE)[0]

@@ -84,7 +84,7 @@ class CountedParts:
         path = self._path(part)
         data = path.read_bytes()
         if _digest(path, data[:-32]) != data[-32:]:
-            raise UserError(f"{path} is damaged: remove it, and give the same command again")
+            raise UserError(f"{path} is damaged: remove it, and run the same command again")
         stored = safetensors.numpy.load(data[:-32])
         experts_per_token = int(stored.pop("experts_per_token")[0])
         counts_PLE, tokens_P = stored.pop("counts").astype(np.int64), stored.pop("tokens")

@@ -112,7 +112,7 @@ def check_model_dir(path: Path) -> None:
     """Refuse, in one line each, what is no model directory with complete safetensors weights; reads headers only."""
     if not os.path.isdir(path):  # unlike Path.is_dir, false for a name that no file can have
         raise UserError(f"model.path: no directory {shown(str(path), 200)}: expected a model in Hugging Face format")
-    with refused_by_library(f"model.path: {path} cannot be read", "give yourself the right to", (OSError,)):
+    with refused_by_library(f"model.path: {path} cannot be read", "get permission to read it", (OSError,)):
         names = os.listdir(path)
     if CONFIG not in names or not os.path.isfile(path / CONFIG):
         raise UserError(f"model.path: {path} has no config.json: expected a model in Hugging Face format")
@@ -153,8 +153,8 @@ def adopt(module: PreTrainedModel, comm: Comm, placement: Placement | None = Non
 def _place(shape: MoEShape, comm: Comm, placement: Placement | None) -> Placement:
     if shape.num_experts < comm.size:
         raise UserError(
-            f"{shape.num_experts} experts a layer do not go over {comm.size} ranks: start fewer ranks, or lower "
-            "parallel.ep_size"
+            f"{shape.num_experts} experts per layer cannot be split over {comm.size} ranks: start fewer ranks, or "
+            "lower parallel.ep_size"
         )
     if placement is None:
         return Placement.contiguous(shape.num_layers, shape.num_experts, comm.size)

@@ -139,4 +139,4 @@ def _top_k(config: PreTrainedConfig) -> int:
             value = getattr(part, name, None)
             if type(value) is int:
                 return value
-    raise UserError(f"model type '{config.model_type}': its config names no number of experts per token")
+    raise UserError(f"model type '{config.model_type}': its configuration has no number of experts per token")

@@ -173,7 +173,7 @@ def _connect(launch: Launch) -> dist.Store:
     if launch.rank > 0 and not _listens(launch, STRAY_S if is_beyond else TIMEOUT.total_seconds()):
         if is_beyond:
             raise UserError(f"{_beyond(launch.rank, launch.num_ranks)}: start as many processes as WORLD_SIZE says")
-        raise UserError(f"{launch.place}: rank {launch.rank} has waited there for rank 0 in vain for {TIMEOUT}")
+        raise UserError(f"{launch.place}: rank {launch.rank} has waited there for rank 0 for {TIMEOUT}")
     if launch.rank == 0 and not dist.is_torchelastic_launched():
         _require_free(launch)
     found: list[dist.Store] = []
@@ -230,6 +230,6 @@ def _require_free(launch: Launch) -> None:
             one.bind(("", launch.port))
         except OSError as error:
             raise UserError(
-                f"MASTER_PORT {launch.port} is not to be had on {socket.gethostname()} ({error.strerror}): choose "
-                "another (--master_port), or end the job that has it"
+                f"MASTER_PORT {launch.port} is not available on {socket.gethostname()} ({error.strerror}): choose "
+                "another (--master_port), or end the job that uses it"
             ) from None

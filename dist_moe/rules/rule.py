@@ -59,8 +59,8 @@ class Rule(ABC):
     def none_selected(self, largest_risk_diff: float, num_batches: int) -> str:
         """What to say where no batch has an expert; `largest_risk_diff` is that of any expert of any batch."""
         return (
-            f"analysis.rule = {self.name} selects no expert in any of {num_batches} batches: loosen its setting "
-            "(see docs/statistics.md), use larger batches, or choose another rule"
+            f"analysis.rule = {self.name} selects no expert in any of {num_batches} batches: make its parameters less "
+            "strict (see docs/statistics.md), use larger batches, or choose another rule"
         )
 
     @property
@@ -105,7 +105,7 @@ def from_facts(facts: Mapping[str, Any], where: str) -> Rule:
     name = facts.get("name")
     cls = RULES.get(name) if isinstance(name, str) else None
     if cls is None or set(facts) != {"name", *(field.name for field in fields(cls))}:
-        raise UserError(f"{where}: its selection rule is {shown(dict(facts))}, which no rule of this version writes")
+        raise UserError(f"{where}: its selection rule is {shown(dict(facts))}, which no rule of this version has")
     try:
         return cls(**{key: value for key, value in facts.items() if key != "name"})
     except UserError as error:

@@ -52,6 +52,6 @@ class ThresholdTopK(Thresholded, OfDifference):
 
     def none_selected(self, largest_risk_diff: float, num_batches: int) -> str:
         return (
-            f"no expert of any batch has a risk_diff above analysis.threshold = {self.threshold}: the largest is "
+            f"no expert in any batch has a risk_diff above analysis.threshold = {self.threshold}: the largest is "
             f"{largest_risk_diff:.6g}; set analysis.threshold below that"
         )

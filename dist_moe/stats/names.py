@@ -18,7 +18,7 @@ def parse_expert_name(name: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"L([0-9]+)_E([0-9]+)", name)
     if match is None:
-        raise UserError(f"{name!r} is no expert's name: expected the form L08_E42 (MoE layer 8, expert 42)")
+        raise UserError(f"{name!r} is not the name of an expert: expected the form L08_E42 (MoE layer 8, expert 42)")
     return int(match[1]), int(match[2])
 
 

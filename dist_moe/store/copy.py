@@ -45,11 +45,11 @@ def _checked_files(store: Store) -> Iterator[tuple[str, bytes]]:
             yield f"{array}/{file}", files.read(array, file)
         sums = files.source.read(f"{array}/{SUMS}")
         if sums is None or sha256(sums) != digest:
-            raise damaged(str(store.path), f"array {array} is not as it was written ({SUMS})")
+            raise damaged(str(store.path), f"array {array} has changed since it was written ({SUMS})")
         yield f"{array}/{SUMS}", sums
     root = files.source.read(ROOT_METADATA)
     if root is None or root_digest(json.loads(root), files.array_digests) != store.digest:
-        raise damaged(str(store.path), f"{ROOT_METADATA} is not as it was when the copy began")
+        raise damaged(str(store.path), f"{ROOT_METADATA} has changed since the copy began")
     yield ROOT_METADATA, root
 
 
@@ -69,7 +69,9 @@ def _remote_writer(url: str) -> Callable[[str, bytes], None]:
 
     def put(key: str, data: bytes) -> None:
         path = f"{root}/{key}"
-        with refused_by_library(f"cannot write {url}", "see whether it can be, and remove what is there before that"):
+        with refused_by_library(
+            f"cannot write {url}", "make sure that it can be written, and first remove what is there"
+        ):
             files.makedirs(path.rpartition("/")[0], exist_ok=True)
             files.pipe_file(path, data)
 

@@ -16,7 +16,7 @@ ADDED = "does not belong to the store"
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that is not as it was written."""
+    """One thing that has changed since it was written."""
 
     array: str
     file: str
@@ -71,7 +71,7 @@ class CheckedFiles:
         expected = self.sums(array).get(file)
         data = self.source.read(key)
         if data is None or sha256(data) != expected:
-            raise damaged(self.source.place, f"array {array} is not as it was written ({file})")
+            raise damaged(self.source.place, f"array {array} has changed since it was written ({file})")
         self._kept[key] = data
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > KEPT_BYTES:
             self._kept.popitem(last=False)
@@ -86,7 +86,7 @@ class CheckedFiles:
         if array not in self._sums:
             sums = stored_sums(self.source, array, self.array_digests[array])
             if sums is None or METADATA not in sums:
-                raise damaged(self.source.place, f"array {array} is not as it was written")
+                raise damaged(self.source.place, f"array {array} has changed since it was written")
             self._sums[array] = sums
         return self._sums[array]
 
@@ -95,7 +95,7 @@ class CheckedFiles:
         try:
             sums = self.sums(array)
         except UserError:
-            return [Damage(array, SUMS, "is not as it was written")]
+            return [Damage(array, SUMS, "has changed since it was written")]
         found = {key.removeprefix(f"{array}/") for key in self.source.files(array)} - {SUMS}
         wrong = [Damage(array, file, ADDED) for file in sorted(found - sums.keys())]
         for file in sorted(sums):
@@ -103,7 +103,7 @@ class CheckedFiles:
             if data is None:
                 wrong.append(Damage(array, file, "is missing"))
             elif sha256(data) != sums[file]:
-                wrong.append(Damage(array, file, "is not as it was written"))
+                wrong.append(Damage(array, file, "has changed since it was written"))
         return wrong
 
     def facts(self) -> list[dict[str, Any]]:

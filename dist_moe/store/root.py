@@ -162,20 +162,20 @@ def _read(source: Source, kind: Kind) -> bytes:
         return data
     if source.read(FACTS) is not None:
         raise UserError(
-            f"{place} is incomplete, its writing was stopped: run the analysis again, which goes on with it"
+            f"{place} is incomplete, because writing it was interrupted: run the analysis again, which resumes it"
         )
     if not source.exists():
         first = "`dist-moe count`" if kind is COUNTS else "the analysis"
         raise UserError(f"no {kind.name} at {place}: check the path, or run {first} first")
-    raise UserError(f"{place} is no {kind.name}: expected a Zarr v3 group, a directory with {ROOT_METADATA} in it")
+    raise UserError(f"{place} is not a {kind.name}: expected a Zarr v3 group, a directory with {ROOT_METADATA} in it")
 
 
 def _attributes(place: str, data: bytes, kind: Kind) -> dict[str, Any]:
-    with refused_by_library(f"{place} is damaged: {ROOT_METADATA} is no JSON", ADVICE, (ValueError, RecursionError)):
+    with refused_by_library(f"{place} is damaged: {ROOT_METADATA} is not JSON", ADVICE, (ValueError, RecursionError)):
         root = json.loads(data)
     attributes = root.get("attributes", {}) if isinstance(root, dict) else {}
     if not isinstance(attributes, dict) or attributes.get("format") != kind.format:
-        raise UserError(f"{place} is no {kind.name}: its {ROOT_METADATA} does not say format {kind.format!r}")
+        raise UserError(f"{place} is not a {kind.name}: its {ROOT_METADATA} does not say format {kind.format!r}")
     version = attributes.get("format_version")
     if isinstance(version, int) and version > kind.version:
         raise UserError(
@@ -188,8 +188,10 @@ def _attributes(place: str, data: bytes, kind: Kind) -> dict[str, Any]:
             f"not read: {AGAIN[kind]}"
         )
     if "complete" not in attributes:
-        raise UserError(f"{place} is incomplete, its writing was stopped: remove it and run the analysis again")
+        raise UserError(
+            f"{place} is incomplete, because writing it was interrupted: remove it and run the analysis again"
+        )
     complete = attributes["complete"]
     if not isinstance(complete, dict) or root_digest(root, complete.get("arrays")) != complete.get("digest"):
-        raise damaged(place, f"{ROOT_METADATA} is not as it was written")
+        raise damaged(place, f"{ROOT_METADATA} has changed since it was written")
     return attributes

@@ -55,7 +55,7 @@ class Shapes:
         """
         texts = decode_texts(self.array(name)[:])
         if texts is None:
-            raise damaged(self._files.source.place, f"array {name} is no JSON list of text")
+            raise damaged(self._files.source.place, f"array {name} is not a JSON list of text")
         return texts
 
     def _check(self, name: str, rows: StoredRows) -> None:

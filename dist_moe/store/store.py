@@ -86,7 +86,9 @@ class Store:
             UserError: a file was changed, added or lost.
         """
         for wrong in self.damage():
-            raise damaged(str(self.path), f"array {wrong.array} is not as it was written ({wrong.file} {wrong.how})")
+            raise damaged(
+                str(self.path), f"array {wrong.array} has changed since it was written ({wrong.file} {wrong.how})"
+            )
 
     @property
     def arrays(self) -> pd.DataFrame:

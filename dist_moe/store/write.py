@@ -170,7 +170,7 @@ class StoreWriter(Generic[R]):
         differing = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
         what = f"{differing[0]} was {old.get(differing[0])!r}" if differing else "its prompts or batches were others"
         raise UserError(
-            f"{self.path} was begun by another analysis ({what}): choose another path, or remove it to begin anew"
+            f"{self.path} was begun by another analysis ({what}): choose another path, or remove it to start again"
         )
 
     def _record(self, index: int) -> Path:

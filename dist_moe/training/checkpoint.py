@@ -213,7 +213,7 @@ def last_checkpoint(root: Path, facts: dict[str, Any]) -> Checkpoint | None:
             if stored != here:
                 raise UserError(
                     f"{path} is of another run: {key} is {_short(stored)} there, {_short(here)} here; "
-                    "restore it, choose another run_dir, or set overwrite to start anew"
+                    "restore it, choose another run_dir, or set overwrite to start again"
                 )
         return found
     return None

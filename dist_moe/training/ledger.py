@@ -51,5 +51,6 @@ def check_ledger(metrics: Path, schedule: Schedule, masks: MaskRevisions, first:
 
 def _proves_nothing(metrics: Path) -> UserError:
     return UserError(
-        f"{metrics} is not the run's schedule, so it proves nothing: see what else writes to it, and train again"
+        f"{metrics} does not follow the run's order of batches, so it proves nothing: find out what else "
+        "writes to it, and train again"
     )

@@ -76,12 +76,12 @@ def read_facts(path: Path) -> Facts:
     except SafetensorError as error:
         raise UserError(f"{path}: not a complete safetensors file ({error}): {advice}") from None
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is no delta: its metadata does not say format '{FORMAT}'")
+        raise UserError(f"{path} is not a delta: its metadata does not say format '{FORMAT}'")
     if metadata.get("version") != VERSION:
         raise UserError(f"{path}: expected delta version {VERSION}, found {shown(metadata.get('version'))}")
     digest = metadata.get("digest", "")
     if not DIGEST.fullmatch(digest) or _digest(path, digest) != digest:
-        raise UserError(f"{path} is damaged: its bytes do not have the digest that it names; {advice}")
+        raise UserError(f"{path} is damaged: its bytes do not match its digest; {advice}")
     return Facts.parse(parse_json(metadata.get("facts", ""), f"{path}: its facts"), f"{path}: facts", advice)
 
 
@@ -96,7 +96,9 @@ def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
     expert_of = {str(place): expert for place, expert in of_union}
     for name in found:
         if name not in expert_of:
-            raise UserError(f"{path}: {name} is no tensor of an expert that its facts name: it is another model's")
+            raise UserError(
+                f"{path}: {name} is no tensor of an expert that its facts name: it belongs to another model"
+            )
     experts = {expert_of[name] for name in found}
     places = [place for place, expert in of_union if expert in experts]
     for place in places:
@@ -122,7 +124,7 @@ def delta_changes(path: Path, layout: HubLayout, places: Iterable[Place]) -> Ite
         there, stored = place.of(layout.stored), tensors[str(place)]
         if (there.dtype, there.shape) != (stored.dtype, stored.shape):
             raise UserError(
-                f"{path}: {place} is no {stored.dtype} {list(stored.shape)} of the base: it is another model's"
+                f"{path}: {place} is no {stored.dtype} {list(stored.shape)} of the base: it belongs to another model"
             )
         yield place, stored.bytes()
 

@@ -143,7 +143,7 @@ def weight_files(path: Path) -> WeightFiles:
     if lost == list(shards):
         raise UserError(f"{path} has no *.safetensors file that {first} names ({shown(lost[0])}, ...): {AGAIN}")
     if lost:
-        raise UserError(f"{index}: names the shard {shown(lost[0])}, which is not there: {AGAIN}")
+        raise UserError(f"{index}: names the shard {shown(lost[0])}, which does not exist: {AGAIN}")
     return WeightFiles(first, shards, weight_map)
 
 
@@ -180,7 +180,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             continue
         fields = dict(entry)
         if name in tensors:
-            raise UserError(f"{file}: tensor {shown(name)} is there twice: {AGAIN}")
+            raise UserError(f"{file}: tensor {shown(name)} occurs twice: {AGAIN}")
         start, stop = (8 + length + offset for offset in fields["data_offsets"])
         tensors[name] = StoredTensor(file, fields["dtype"], tuple(fields["shape"]), start, stop)
     return tensors

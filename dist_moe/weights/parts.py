@@ -85,7 +85,7 @@ def check_parts(directory: Path, parts: Mapping[str, Part], tensors: Mapping[str
 
 
 def _check_tensors(path: Path, expected: Mapping[str, TensorFacts], advice: str) -> None:
-    with refused_by_library(f"{path} is no safetensors file", advice):
+    with refused_by_library(f"{path} is not a safetensors file", advice):
         stream = safe_open(path, "pt")
     with stream:
         names = set(stream.keys())

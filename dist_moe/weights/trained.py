@@ -52,7 +52,7 @@ class TrainedExperts:
         """Read and check all.
 
         Raises:
-            UserError: training has not ended there, or something is not as it was written; names the file and tensor.
+            UserError: training has not ended there, or something has changed since; names the file and tensor.
         """
         if not (path / INDEX).is_file():
             raise UserError(f"{path}: no trained experts: expected {INDEX}; run training to its end first")
@@ -76,13 +76,13 @@ class TrainedExperts:
             if found.get(name) != shapes.get(name):
                 raise UserError(
                     f"{self.path}: an expert's {name} is {found.get(name)} there, and {shapes.get(name)} in the model: "
-                    f"they are of another model; {ADVICE}"
+                    f"they belong to another model; {ADVICE}"
                 )
         for layer, expert in self.experts:
             if layer >= num_layers or expert >= num_experts:
                 raise UserError(
                     f"{self.path}: expert {layer}.{expert} is not one of the model's {num_layers} x {num_experts}: "
-                    f"they are of another model; {ADVICE}"
+                    f"they belong to another model; {ADVICE}"
                 )
 
     def weights(self) -> Iterator[tuple[Expert, dict[str, torch.Tensor]]]:

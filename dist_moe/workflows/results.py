@@ -56,7 +56,7 @@ def finish_publishing(run_dir: Path, lock: RunLock) -> list[str]:
     found = [command for command in RESULTS if _is_under_way(command, run_dir)]
     if found and not lock.alone():
         raise UserError(
-            f"{run_dir} is in use by another job, which puts results in their place: wait until it has ended"
+            f"{run_dir} is in use by another job, which is moving results into place: wait until it has ended"
         )
     for command in found:
         _finish(command, run_dir)

@@ -67,7 +67,7 @@ def _require_metrics(run: RunDir, found: Checkpoint) -> None:
     if written is not None and hash_first_lines(run.metrics, found.step) != written:
         raise UserError(
             f"{run.metrics}: its first {found.step} lines are not those that the run had written at {found.path}: "
-            "restore it, or set overwrite to start anew"
+            "restore it, or set overwrite to start again"
         )
 
 

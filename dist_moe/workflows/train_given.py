@@ -94,7 +94,7 @@ def _read_masks(config: Config) -> MaskRevisions:
     later = [_revision(text) for text in config.train.revisions]
     ends = [end for end, _ in later]
     if sorted(set(ends)) != ends:
-        raise UserError(f"train.revisions: expected steps that rise, got {', '.join(map(str, ends))}")
+        raise UserError(f"train.revisions: expected ascending steps, got {', '.join(map(str, ends))}")
     paths = [config.train.masks or RunDir(config.run_dir).masks, *(path for _, path in later)]
     return MaskRevisions(tuple(open_masks(path) for path in paths), tuple(ends))
 

@@ -240,7 +240,7 @@ SHARDS = [
     ("offsets the wrong way round", first(data_offsets=[8, 0]), DAMAGED),
     ("offsets overlapping", header(lambda e: [x.update(next(iter(e.values()))) for x in e.values()] and None), DAMAGED),
     ("offsets missing", header(lambda entries: next(iter(entries.values())).pop("data_offsets") and None), DAMAGED),
-    ("a tensor twice", header(twice), ("model-00001-of", "is there twice")),
+    ("a tensor twice", header(twice), ("model-00001-of", "occurs twice")),
     ("metadata a number", header(lambda entries: entries.update({"__metadata__": {"x": 1}})), DAMAGED),
     ("not there", lambda: shard().unlink(), ("model-00001-of", "not there")),
     ("a directory", lambda: in_its_place(shard().name, Path.mkdir)(), ("model-00001-of", "not there")),

@@ -136,8 +136,8 @@ PLACES = {
     "a directory": (lambda: Path("bad.yaml").mkdir(), "cannot read the config file: Is a directory"),
     "a link to nothing": (lambda: Path("bad.yaml").symlink_to("gone"), "cannot read the config file: No such file"),
     "a link to itself": (lambda: Path("bad.yaml").symlink_to("bad.yaml"), "cannot read the config file: "),
-    "a fifo": (lambda: os.mkfifo("bad.yaml"), "cannot read the config file: it is no regular file"),
-    "a device": (lambda: Path("bad.yaml").symlink_to("/dev/zero"), "it is no regular file"),
+    "a fifo": (lambda: os.mkfifo("bad.yaml"), "cannot read the config file: it is not a regular file"),
+    "a device": (lambda: Path("bad.yaml").symlink_to("/dev/zero"), "it is not a regular file"),
 }
 CONFIGS = [
     *(Case(name, change, "train --config bad.yaml", ("bad.yaml", says)) for name, (change, says) in TEXTS.items()),
@@ -166,8 +166,8 @@ DEEPSPEED = {
     "cut off": ('{"zero_optimization": {', "not valid JSON"),
     "a list": ("[]", "expected a JSON object"),
     "null": ("null", "expected a JSON object"),
-    "NaN": ('{"communication_data_type": NaN}', "NaN is no JSON number"),
-    "key twice": ('{"wall_clock_breakdown": true, "wall_clock_breakdown": false}', "is there twice in one object"),
+    "NaN": ('{"communication_data_type": NaN}', "NaN is not a JSON number"),
+    "key twice": ('{"wall_clock_breakdown": true, "wall_clock_breakdown": false}', "occurs twice in one object"),
     "not UTF-8": (b'{"a": "\xe9"}', "train.deepspeed_config is not UTF-8 text"),
     "deep nesting": ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep"),
     "long number": (f'{{"a": {"9" * 5000}}}', "a number has too many digits"),

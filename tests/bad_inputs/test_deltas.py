@@ -59,12 +59,15 @@ CASES = [
     Case("cut in the header", lambda: cut(FILE, 60), APPLY, ("not a complete safetensors file",)),
     Case("text", lambda: write(FILE, "{}" * 40), APPLY, ("not a complete safetensors file",)),
     Case(
-        "a shard of the base", lambda: Path(min(Path("model").glob("*.safetensors"))).rename(FILE), APPLY, ("no delta",)
+        "a shard of the base",
+        lambda: Path(min(Path("model").glob("*.safetensors"))).rename(FILE),
+        APPLY,
+        ("not a delta",),
     ),
-    Case("one bit", lambda: flip(FILE), APPLY, ("is damaged: its bytes do not have the digest",)),
+    Case("one bit", lambda: flip(FILE), APPLY, ("is damaged: its bytes do not match its digest",)),
     Case("another version", lambda: redelta(FILE, lambda t, m: m.update(version="1")), APPLY, ("found '1'",)),
     Case("no version", lambda: redelta(FILE, lambda t, m: m.pop("version")), APPLY, ("found None",)),
-    Case("another format", lambda: redelta(FILE, lambda t, m: m.update(format="x")), APPLY, ("is no delta",)),
+    Case("another format", lambda: redelta(FILE, lambda t, m: m.update(format="x")), APPLY, ("is not a delta",)),
     Case("a digest that is none", lambda: redelta(FILE, lambda t, m: m.update(digest="")), APPLY, ("is damaged",)),
     Case("no facts", lambda: redelta(FILE, lambda t, m: m.pop("facts")), APPLY, ("its facts",)),
     Case("facts no JSON", raw_facts("{"), APPLY, ("its facts",)),
@@ -98,7 +101,7 @@ CASES = [
     Case("a dense tensor", tensors(lambda t: t.update({"lm_head.weight": torch.zeros(128, 32)})), APPLY, ("lm_head",)),
     Case("a foreign tensor", tensors(lambda t: t.update({"x[3:1]": torch.zeros(2)})), APPLY, ("x[3:1] is no tensor",)),
     Case("another dtype", change_first(lambda t: t.half()), APPLY, ("is no F16",)),
-    Case("another shape", change_first(lambda t: t.reshape(-1)), APPLY, ("of the base: it is another model's",)),
+    Case("another shape", change_first(lambda t: t.reshape(-1)), APPLY, ("of the base: it belongs to another model",)),
     Case("NaN", filled(torch.nan), APPLY, ("NaN or infinite",)),
     Case("infinity", filled(-torch.inf), APPLY, ("NaN or infinite",)),
 ]

@@ -55,8 +55,8 @@ CASES = [
     Case("import: there is something", in_the_way("x.csv", older), "import older.pkl --out x.csv", ("x.csv exists",)),
     Case("export: a link to nothing", lambda: Path("x").symlink_to("gone"), "export run --out x", ("x exists",)),
     Case("import: unknown kind", older, "import older.pkl --out x.txt", (".parquet or .csv, or a new directory's",)),
-    Case("demo: a file", in_the_way("x"), "demo --out x", ("x exists and is no earlier demo",)),
-    Case("demo: another directory", lambda: None, "demo --out model", ("model exists and is no earlier demo",)),
+    Case("demo: a file", in_the_way("x"), "demo --out x", ("x exists and is not an earlier demo",)),
+    Case("demo: another directory", lambda: None, "demo --out model", ("model exists and is not an earlier demo",)),
     Case("demo: a file in the path", in_the_way("x"), "demo --out x/demo", ("cannot write x/demo: Not a directory",)),
     Case(
         "evaluate: a directory in the way",

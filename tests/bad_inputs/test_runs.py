@@ -64,10 +64,10 @@ def replaced_shard():
 
 HARMS = {
     "no shard": (lambda: Path(SHARD).unlink(), ("experts-00000.safetensors is missing",)),
-    "a shard cut short": (lambda: cut(SHARD), ("experts-00000.safetensors is not as it was written",)),
-    "an empty shard": (lambda: write(SHARD, b""), ("experts-00000.safetensors is not as it was written",)),
-    "one bit": (lambda: flip(SHARD), ("experts-00000.safetensors is not as it was written", "train again")),
-    "another run's shard": (replaced_shard, ("experts-00000.safetensors is not as it was written",)),
+    "a shard cut short": (lambda: cut(SHARD), ("experts-00000.safetensors has changed since it was written",)),
+    "an empty shard": (lambda: write(SHARD, b""), ("experts-00000.safetensors has changed since it was written",)),
+    "one bit": (lambda: flip(SHARD), ("experts-00000.safetensors has changed since it was written", "train again")),
+    "another run's shard": (replaced_shard, ("experts-00000.safetensors has changed since it was written",)),
     "a directory in the shard's place": (lambda: directory(SHARD), ("experts-00000.safetensors is missing",)),
     "a file more": (lambda: write("run/experts/more.safetensors", b""), ("more.safetensors does not belong there",)),
     "no index": (lambda: Path(INDEX).unlink(), ("no trained experts: expected index.json",)),
@@ -93,7 +93,7 @@ HARMS = {
     ),
     "forged: a file elsewhere": (
         lambda: reseal(INDEX, lambda d: d["files"].update({"../x": d["files"]["experts-00000.safetensors"]})),
-        ("'../x' is no file name",),
+        ("'../x' is not a file name",),
     ),
     "forged: a layer that is not there": (lambda: reseal(INDEX, other_layer), ("tensor 0.", "not one that its index")),
     "forged: a tensor less": (lambda: retensor("run/experts", drop_one), ("is missing", "tensor")),
@@ -153,7 +153,7 @@ RUNS = [
     ),
 ]
 CHECKPOINT_HARMS = {
-    "one bit": (lambda: flip(f"{STEP}/experts-00000.safetensors"), ("not as it was written",)),
+    "one bit": (lambda: flip(f"{STEP}/experts-00000.safetensors"), ("has changed since it was written",)),
     "no file": (lambda: Path(f"{STEP}/experts-00000.safetensors").unlink(), ("is missing",)),
     "a file more": (lambda: write(f"{STEP}/x", ""), ("does not belong there",)),
     "an index cut short": (lambda: cut(f"{STEP}/index.json", 90), ("index.json",)),

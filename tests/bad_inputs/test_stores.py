@@ -80,22 +80,22 @@ def lose_array(attributes):
 
 
 FILES = {
-    "no zarr.json": (lambda: Path(ROOT).unlink(), ("is no mask store",)),
-    "zarr.json is empty": (lambda: write(ROOT, b""), ("zarr.json is no JSON",)),
-    "zarr.json cut short": (lambda: cut(ROOT, 100), ("zarr.json is no JSON",)),
-    "zarr.json a directory": (lambda: directory(ROOT), ("is no mask store",)),
-    "zarr.json not UTF-8": (lambda: write(ROOT, b"\xff\xfe{}"), ("zarr.json is no JSON",)),
-    "zarr.json nested too deep": (lambda: write(ROOT, "[" * 100_000), ("zarr.json is no JSON",)),
+    "no zarr.json": (lambda: Path(ROOT).unlink(), ("is not a mask store",)),
+    "zarr.json is empty": (lambda: write(ROOT, b""), ("zarr.json is not JSON",)),
+    "zarr.json cut short": (lambda: cut(ROOT, 100), ("zarr.json is not JSON",)),
+    "zarr.json a directory": (lambda: directory(ROOT), ("is not a mask store",)),
+    "zarr.json not UTF-8": (lambda: write(ROOT, b"\xff\xfe{}"), ("zarr.json is not JSON",)),
+    "zarr.json nested too deep": (lambda: write(ROOT, "[" * 100_000), ("zarr.json is not JSON",)),
     "zarr.json a list": (lambda: write(ROOT, "[]"), ("does not say format",)),
     "zarr.json of another format": (root(lambda a: a.update(format="x")), ("does not say format",)),
     "an older version": (root(lambda a: a.update(format_version=2)), ("has format version 2, which an older",)),
     "a newer version": (root(lambda a: a.update(format_version=4)), ("has format version 4",)),
     "changed and not sealed": (
         lambda: write(ROOT, Path(ROOT).read_text().replace('"counted_tokens": "', '"counted_tokens": "x')),
-        ("zarr.json is not as it was written",),
+        ("zarr.json has changed since it was written",),
     ),
     "no such store": (lambda: shutil.rmtree(STORE), ("no mask store at",)),
-    "a file in the store's place": (lambda: (shutil.rmtree(STORE), write(STORE, b"x")), ("is no mask store",)),
+    "a file in the store's place": (lambda: (shutil.rmtree(STORE), write(STORE, b"x")), ("is not a mask store",)),
 }
 CASES = [Case(f"{name}, inspect", harm, COMMANDS["inspect"], says) for name, (harm, says) in FILES.items()]
 CASES += [
@@ -137,8 +137,8 @@ FORGED = {
     "a batch of masks less": (forge("masks", lambda m: m[:1]), ("array ",)),
     "a category less": (texts("batch_categories", "hacking"), ("batch_categories has 1 entries: expected 2",)),
     "a batch id more": (texts("batch_ids", "a", "b", "c"), ("entries",)),
-    "ids that are numbers": (lambda: retext(STORE, "batch_ids", "[1, 2]"), ("batch_ids is no JSON list of text",)),
-    "ids that are no JSON": (lambda: retext(STORE, "batch_ids", "x"), ("batch_ids is no JSON list of text",)),
+    "ids that are numbers": (lambda: retext(STORE, "batch_ids", "[1, 2]"), ("batch_ids is not a JSON list of text",)),
+    "ids that are no JSON": (lambda: retext(STORE, "batch_ids", "x"), ("batch_ids is not a JSON list of text",)),
     "hashes of another length": (forge("batch_mask_hashes", lambda h: h[:, :31]), ("hashes", "axis 1 to be 32")),
     "a statistic of another shape": (forge("statistic_q_value", lambda q: q[:, :, :7]), ("axis 2 to be 8",)),
     "an array's metadata no JSON": (lambda: refile(STORE, "masks", {"zarr.json": b"x"}), ("zarr.json is no array's",)),
@@ -185,14 +185,14 @@ FORGED_COUNTS = {
     ),
     "ids that are an object": (
         of_counts(lambda: retext(COUNTS, "prompt_ids", "{}")),
-        ("prompt_ids is no JSON list of text",),
+        ("prompt_ids is not a JSON list of text",),
     ),
     "gates of another type": (
         recount("prompt_gates", lambda g: g.astype(np.float64)),
         ("prompt_gates is float64",),
     ),
     "an older version of counts": (root_of_counts(lambda a: a.update(format_version=0)), ("has format version 0",)),
-    "counts of another format": (root_of_counts(lambda a: a.update(format="x")), ("is no counts store",)),
+    "counts of another format": (root_of_counts(lambda a: a.update(format="x")), ("is not a counts store",)),
     "a table of a bad name": (root_of_counts(lambda a: a["tables"].append("../x")), ("'../x' is no name",)),
 }
 CASES += [Case(f"forged: {name}, inspect", harm, COMMANDS["inspect"], says) for name, (harm, says) in FORGED.items()]
@@ -280,7 +280,7 @@ CASES += [
         "masks in the place of counts",
         lambda: (shutil.rmtree(COUNTS), shutil.copytree(STORE, COUNTS)),
         SELECT,
-        ("is no counts store",),
+        ("is not a counts store",),
     ),
     Case("select over masks", nothing, "select run", ("run/masks.zarr exists",)),
     Case("select over counts", nothing, "select run --out counts", ("--out is 'counts'",)),
@@ -291,7 +291,7 @@ CASES += [
     Case("select a wrong parameter", nothing, "select run --out x thresh=1", ("no parameter 'thresh'",)),
     Case("select a wrong value", nothing, "select run --out x threshold=nan", ("threshold=nan",)),
     Case("select a parameter twice", nothing, "select run --out x top_k=1 top_k=2", ("each name once",)),
-    Case("select nothing", nothing, "select run --out x threshold=0.99", ("no expert of any batch",)),
+    Case("select nothing", nothing, "select run --out x threshold=0.99", ("no expert in any batch",)),
     Case("select without a run", nothing, "select nowhere", ("no counts store at nowhere/counts.zarr",)),
 ]
 
@@ -325,7 +325,7 @@ def test_each_artefact_file_of_a_store(copy, capsys, array, harm):
     assert f"array {array}: " in capsys.readouterr().out
     assert main(["store", "copy", store, "new.zarr"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"array {array} is not as it was written" in line
+    assert f"array {array} has changed since it was written" in line
     assert not Path("new.zarr").exists()
 
 

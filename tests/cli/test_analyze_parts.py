@@ -139,7 +139,7 @@ def test_damaged_counts_are_one_line(fresh, capsys, monkeypatch):
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["analyze", "--config", str(fresh.config)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == f"dist-moe: error: {path} is damaged: remove it, and give the same command again"
+    assert error == f"dist-moe: error: {path} is damaged: remove it, and run the same command again"
     path.unlink()
     analyzed(fresh)
 

@@ -50,7 +50,7 @@ def test_what_may_be_why_nothing_is_selected_is_said_with_the_refusal(run, capsy
     data = write_jsonl(run.data.with_name("other.jsonl"), rows_of(lambda label, n: n // 2))
     assert main(["analyze", "--config", str(run.config), "--overwrite", "--data.paths", str(data)]) == 2
     said = capsys.readouterr()
-    assert "no expert of any batch has a risk_diff above" in said.err
+    assert "no expert in any batch has a risk_diff above" in said.err
     assert "8 of 8 prompts have both safe and unsafe rows (32 rows)" in said.out
 
 

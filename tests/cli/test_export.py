@@ -134,4 +134,4 @@ def test_a_damaged_delta(trained, exported, tmp_path, capsys):
 def test_a_delta_of_another_kind(trained, tmp_path, capsys):
     shard = min(trained.model.glob("*.safetensors"))
     line = refused(capsys, tmp_path, "apply", trained.model, shard, "--out", tmp_path / "out")
-    assert f"{shard} is no delta" in line
+    assert f"{shard} is not a delta" in line

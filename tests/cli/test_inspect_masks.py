@@ -108,7 +108,7 @@ def test_json_has_full_precision(store):
         ("batch 3", "no batch '3' in {store}: expected an index from 0 to 2, or a batch's id"),
         ("category hexs", "no category 'hexs' in {store}: did you mean 'hexes'?"),
         ("expert 2 0", "no expert L02_E00 in {store}: expected a layer from 0 to 1 and an expert from 0 to 3"),
-        ("expert 2", "'2' is no expert's name: expected the form L08_E42 (MoE layer 8, expert 42)"),
+        ("expert 2", "'2' is not the name of an expert: expected the form L08_E42 (MoE layer 8, expert 42)"),
         (
             "batch",
             "no view 'batch': expected summary, batch N, expert L E, layers, overlap [A B], categories, category NAME, "
@@ -117,8 +117,8 @@ def test_json_has_full_precision(store):
         ("diff thresh=1", "the rule threshold_top_k has no parameter 'thresh': expected threshold, top_k"),
         ("diff name=esft", "no rule 'esft': expected one of "),
         ("diff top_k=1.5", "top_k=1.5: expected a whole number, got 1.5"),
-        ("plots", "pictures need both: the view plots and --out DIR"),
-        ("summary --out x", "pictures need both: the view plots and --out DIR"),
+        ("plots", "plots need both the view plots and --out DIR"),
+        ("summary --out x", "plots need both the view plots and --out DIR"),
         ("--jsn", "unrecognized arguments: --jsn; did you mean --json? see dist-moe inspect --help"),
         ("--json --csv", "argument --csv: not allowed with argument --json; see dist-moe inspect --help"),
     ],
@@ -130,10 +130,10 @@ def test_a_wrong_question_is_one_line_and_status_2(store, arguments, message):
 
 def test_a_wrong_store_is_one_line_and_status_2(tmp_path):
     assert "no mask store at" in refusal(tmp_path / "nothing.zarr")
-    assert "is no mask store" in refusal(tmp_path)
+    assert "is not a mask store" in refusal(tmp_path)
     path = write_example(tmp_path / "masks.zarr")
     (path / "masks" / "zarr.json").unlink()
-    assert "is damaged: array masks is not as it was written" in refusal(path, "batch", 0)
+    assert "is damaged: array masks has changed since it was written" in refusal(path, "batch", 0)
 
 
 def test_counts_may_be_elsewhere(tmp_path):

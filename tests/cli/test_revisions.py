@@ -101,7 +101,7 @@ def test_the_monitor_sees_a_revision_that_only_some_parts_know(trained, masks, t
         (["x:{}"], "train.revisions: expected STEP:STORE"),
         (["0:{}"], "train.revisions: expected STEP:STORE"),
         (["3:"], "train.revisions: expected STEP:STORE"),
-        (["3:{}", "3:{}"], "train.revisions: expected steps that rise, got 3, 3"),
+        (["3:{}", "3:{}"], "train.revisions: expected ascending steps, got 3, 3"),
         (["8:{}"], "train.revisions: masks after step 8 would train nothing, as the run has 8 steps"),
         (["3:nowhere"], "nowhere"),
     ],

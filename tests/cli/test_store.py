@@ -35,7 +35,7 @@ def test_check(store, run, tmp_path):
     other = write_example(tmp_path / "other.zarr")
     status, text = run("check", store, other)
     assert status == 1
-    assert f"{store}: array masks: c/0/0/0 is not as it was written" in text
+    assert f"{store}: array masks: c/0/0/0 has changed since it was written" in text
     assert f"{store} is damaged: 1 files; restore it from a copy, or remove it and run the analysis again" in text
     assert f"{other} is whole" in text
 
@@ -44,7 +44,7 @@ def test_check_of_what_is_not_finished(run, tmp_path):
     StoreWriter(tmp_path / "begun.zarr", example_contents().plan)
     status, text = run("check", tmp_path / "begun.zarr")
     assert status == 1
-    assert "is incomplete, its writing was stopped: run the analysis again" in text
+    assert "is incomplete, because writing it was interrupted: run the analysis again" in text
 
 
 def test_check_of_nothing(run, tmp_path):
@@ -73,7 +73,7 @@ def test_copy(store, run, tmp_path):
     assert run("copy", store, place) == (2, f"dist-moe: error: {place} exists: choose another place or remove it\n")
     hurt(store / "masks" / "c" / "0" / "0" / "0")
     status, text = run("copy", store, tmp_path / "damaged.zarr")
-    assert (status, "array masks is not as it was written" in text) == (2, True)
+    assert (status, "array masks has changed since it was written" in text) == (2, True)
     assert not (tmp_path / "damaged.zarr").exists()
 
 
@@ -86,4 +86,4 @@ def test_counts_are_checked_and_copied_likewise(store, run, tmp_path):
     assert visible(place) == visible(counts)
     hurt(counts / "prompt_tokens" / "c" / "0" / "0")
     status, text = run("check", counts)
-    assert (status, "array prompt_tokens: c/0/0 is not as it was written" in text) == (1, True)
+    assert (status, "array prompt_tokens: c/0/0 has changed since it was written" in text) == (1, True)

@@ -22,7 +22,7 @@ def overlap(store: MaskStore) -> View:
     unions_CLE = np.stack([masks_BLE[category_B == name].any(axis=0) for name in names])
     if len(masks_BLE) > MOST_BATCHES:
         raise UserError(
-            f"{store.path} has {len(masks_BLE)} batches, and a table of every two is for {MOST_BATCHES} at most: "
+            f"{store.path} has {len(masks_BLE)} batches, but a table of all pairs has at most {MOST_BATCHES}: "
             "compare two with overlap A B, or look at categories"
         )
     by_batch = pd.DataFrame(jaccard_matrix(masks_BLE), columns=[str(index) for index in range(len(masks_BLE))])

@@ -42,11 +42,11 @@ def prefill(store: MaskStore) -> View:
     """
     if "prefill_counts" not in store.counts.table_names:
         raise UserError(
-            f"{store.path} has no counts of its prompts apart from answers: only analysis.tokens = generated has both"
+            f"{store.path} has no separate counts for prompts and answers: only analysis.tokens = generated has both"
         )
     rule = stored_rule(store)
     if lacking := sorted(rule.needs & TABLES.keys()):
-        raise UserError(f"the rule {rule.name} needs {lacking[0]}, which are measured of answers only")
+        raise UserError(f"the rule {rule.name} needs {lacking[0]}, which are measured for answers only")
     return _against(store, rule, {"first": "answers", "second": "prompts", "rule": rule.facts}, prefix="prefill_")
 
 

@@ -88,7 +88,7 @@ def test_a_long_prompt_without_response_is_cut_and_counted(
         ("{{ messages[0]['content'] }}", "the chat template does not write the answer"),
         (
             "{{ raise_exception('No system role') }}",
-            "the chat template does not take this row (TemplateError: No system role)",
+            "the chat template fails on this row (TemplateError: No system role)",
         ),
         ("{% if messages | length == 3 %}{{ messages[2]['content'] }}{% endif %}", "renders this prompt to no token"),
     ],

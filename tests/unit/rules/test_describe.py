@@ -38,9 +38,9 @@ def test_these_are_controls():
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("best", {}, "which no rule of this version writes"),
-        ("threshold_top_k", {"x": 1}, "which no rule of this version writes"),
-        ("threshold_top_k", {"alpha": 0.05}, "which no rule of this version writes"),
+        ("best", {}, "which no rule of this version has"),
+        ("threshold_top_k", {"x": 1}, "which no rule of this version has"),
+        ("threshold_top_k", {"alpha": 0.05}, "which no rule of this version has"),
         ("threshold_top_k", {"threshold": float("nan")}, "threshold is nan: expected less than 1"),
         ("threshold_top_k", {"threshold": float("inf")}, "threshold is inf"),
         ("threshold_top_k", {"threshold": "0.1"}, "threshold is '0.1'"),

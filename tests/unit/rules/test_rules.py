@@ -266,7 +266,7 @@ def test_no_expert_above_the_threshold_in_any_batch_is_an_error_that_names_the_l
     with pytest.raises(UserError) as error:
         require_experts(np.zeros(2, np.int64), 0.0312, made(name, threshold=0.05, top_k=50))
     assert str(error.value) == (
-        "no expert of any batch has a risk_diff above analysis.threshold = 0.05: the largest is 0.0312; "
+        "no expert in any batch has a risk_diff above analysis.threshold = 0.05: the largest is 0.0312; "
         "set analysis.threshold below that"
     )
 
@@ -275,7 +275,7 @@ def test_another_rule_that_selects_nothing_is_an_error():
     with pytest.raises(UserError) as error:
         require_experts(np.zeros(1, np.int64), 0.2, made("significant", alpha=1e-9))
     assert str(error.value) == (
-        "analysis.rule = significant selects no expert in any of 1 batches: loosen its setting (see "
+        "analysis.rule = significant selects no expert in any of 1 batches: make its parameters less strict (see "
         "docs/statistics.md), use larger batches, or choose another rule"
     )
 

@@ -92,7 +92,7 @@ def state(path: Path) -> str:
     try:
         MaskStore.open(path).check()
     except UserError as error:
-        for kind in ("is incomplete", "no mask store at", "is no mask store"):
+        for kind in ("is incomplete", "no mask store at", "is not a mask store"):
             if kind in str(error):
                 return kind
         raise

@@ -66,7 +66,7 @@ def test_no_zarr_v3_group(tmp_path, kind):
         zarr.create_group(store=path, zarr_format=2)
     else:
         path.mkdir()
-    assert "is no mask store: expected a Zarr v3 group" in refused(path)
+    assert "is not a mask store: expected a Zarr v3 group" in refused(path)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"format": "anndata", "complete": {}}])
@@ -97,7 +97,7 @@ def test_older_version(path):
 
 def test_no_marker(path):
     edit_root(path, lambda attributes: attributes.pop("complete"))
-    assert "is incomplete, its writing was stopped: remove it and run the analysis again" in refused(path)
+    assert "is incomplete, because writing it was interrupted: remove it and run the analysis again" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_no_marker(path):
 )
 def test_edited_metadata(path, change):
     edit_root(path, change)
-    assert "zarr.json is not as it was written" in refused(path)
+    assert "zarr.json has changed since it was written" in refused(path)
 
 
 def test_any_flipped_bit_of_the_metadata_is_refused(path):
@@ -138,7 +138,7 @@ def test_a_flipped_bit_of_any_array_is_refused(path):
             flipped = bytearray(whole)
             flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
             file.write_bytes(flipped)
-            assert f"array {file.relative_to(path).parts[0]} is not as it was written" in refused(path)
+            assert f"array {file.relative_to(path).parts[0]} has changed since it was written" in refused(path)
         file.write_bytes(whole)
     MaskStore.open(path).check()
 
@@ -156,12 +156,12 @@ def test_lost_and_added_files(path, kind):
         shard.write_bytes(shard.read_bytes()[:-1])
     else:
         shard.write_bytes(shard.read_bytes() + b"\0")
-    assert "array masks is not as it was written" in refused(path)
+    assert "array masks has changed since it was written" in refused(path)
 
 
 def test_a_resized_array_is_refused(path):
     zarr.open_group(path, mode="r+")["masks"].resize((2, 2, 1))
-    assert "array masks is not as it was written" in refused(path)
+    assert "array masks has changed since it was written" in refused(path)
 
 
 def test_files_of_a_file_system_do_not_count(path):
@@ -190,9 +190,9 @@ def damage(path, array):
 def test_nothing_damaged_is_decoded(path, array, use):
     damage(path, array)
     store = MaskStore.open(path)
-    with pytest.raises(UserError, match=f"array {array} is not as it was written"):
+    with pytest.raises(UserError, match=f"array {array} has changed since it was written"):
         use(store)
-    with pytest.raises(UserError, match=f"array {array} is not as it was written"):
+    with pytest.raises(UserError, match=f"array {array} has changed since it was written"):
         store.check()
 
 
@@ -210,16 +210,16 @@ def test_nothing_damaged_is_decoded(path, array, use):
 def test_nothing_damaged_of_counts_is_decoded(path, array, use):
     damage(path.parent / "counts.zarr", array)
     counts = Counts.open(path.parent / "counts.zarr")
-    with pytest.raises(UserError, match=f"array {array} is not as it was written"):
+    with pytest.raises(UserError, match=f"array {array} has changed since it was written"):
         use(counts)
-    with pytest.raises(UserError, match=f"array {array} is not as it was written"):
+    with pytest.raises(UserError, match=f"array {array} has changed since it was written"):
         counts.check()
 
 
 def test_one_kind_of_store_is_not_taken_for_the_other(path):
-    with pytest.raises(UserError, match=r"is no counts store: its zarr\.json does not say format"):
+    with pytest.raises(UserError, match=r"is not a counts store: its zarr\.json does not say format"):
         Counts.open(path)
-    with pytest.raises(UserError, match=r"is no mask store: its zarr\.json does not say format"):
+    with pytest.raises(UserError, match=r"is not a mask store: its zarr\.json does not say format"):
         MaskStore.open(path.parent / "counts.zarr")
 
 

@@ -44,14 +44,14 @@ def test_damage_behind_a_url(url):
     whole = memory.cat_file(key)
     store = MaskStore.open(url)
     memory.pipe_file(key, whole[:-1])
-    with pytest.raises(UserError, match=f"{URL} is damaged: array masks is not as it was written"):
+    with pytest.raises(UserError, match=f"{URL} is damaged: array masks has changed since it was written"):
         store.check()
     memory.rm(key)
-    with pytest.raises(UserError, match="array masks is not as it was written"):
+    with pytest.raises(UserError, match="array masks has changed since it was written"):
         MaskStore.open(url).masks[0]
     memory.pipe_file(key, whole)
     memory.pipe_file(key[:-1] + "9", b"")
-    with pytest.raises(UserError, match="array masks is not as it was written"):
+    with pytest.raises(UserError, match="array masks has changed since it was written"):
         MaskStore.open(url).check()
 
 

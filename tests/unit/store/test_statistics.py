@@ -40,7 +40,7 @@ def test_a_store_without_statistics_has_none(tmp_path):
 def test_a_damaged_statistic_is_refused(path):
     (shard,) = (file for file in (path / "statistic_null_count" / "c").rglob("*") if file.is_file())
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
-    with pytest.raises(UserError, match="array statistic_null_count is not as it was written"):
+    with pytest.raises(UserError, match="array statistic_null_count has changed since it was written"):
         MaskStore.open(path).check()
 
 

@@ -32,7 +32,7 @@ def test_parts_in_any_order_are_the_store_of_one_writer(tmp_path):
     write(other, one.missing[:1])
     with pytest.raises(UserError, match="is incomplete: batches 64 to 127 and 0 others are not written yet"):
         one.seal()
-    with pytest.raises(UserError, match="is incomplete, its writing was stopped: run the analysis again"):
+    with pytest.raises(UserError, match="is incomplete, because writing it was interrupted: run the analysis again"):
         MaskStore.open(path)
     write(other, other.missing)
     one.seal()

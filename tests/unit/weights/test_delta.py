@@ -122,8 +122,8 @@ def test_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "is no delta"),
-        ({"format": "pt"}, "is no delta"),
+        (None, "is not a delta"),
+        ({"format": "pt"}, "is not a delta"),
         ({"format": "dist_moe delta", "version": "1"}, "expected delta version 2, found '1'"),
         ({"format": "dist_moe delta", "version": "2"}, "is damaged"),
     ],
@@ -138,7 +138,7 @@ def test_experts_that_the_base_has_not(delta, trained):
     """Of another model: the facts name experts of this one, and the file has tensors of others."""
     layout = hub_layout(trained.base)
     facts = replace(trained.facts, union=trained.facts.union[1:])
-    with pytest.raises(UserError, match="is no tensor of an expert that its facts name: it is another model's"):
+    with pytest.raises(UserError, match="is no tensor of an expert that its facts name: it belongs to another model"):
         delta_places(delta, facts, layout)
 
 
