@@ -1,4 +1,4 @@
-"""Settings that a registry makes: a name of it, and the parameters of all that have one."""
+"""Makes the configuration settings of registered classes: one that names a class, and all parameters of the classes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dist_moe.registry import Registry
 
 
 def chosen_settings(class_name: str, key: str, registry: Registry[Any], default: str, text: str) -> type:
-    """A dataclass for a section of the configuration to inherit from.
+    """Make a dataclass with these settings, from which a section of the configuration inherits.
 
-    Each field's metadata has its `help`, and its type as it is `written` in the source.
+    The metadata of each field has its `help`, and under `written` its type as in the source text.
 
     Args:
-        class_name: of the dataclass.
-        key: the setting that takes one of the registry's names.
-        registry: all parameters of its classes become settings; their help says which of the classes read them.
-        default: a name.
+        class_name: name of the new dataclass.
+        key: name of the setting that takes the name of a registered class.
+        registry: the parameters of all its classes become settings; their help says which classes read them.
+        default: default value of `key`.
         text: help of `key`.
 
     Raises:
-        AssertionError: two of the classes differ in a parameter that both have; or, later, the section that inherits
-            has a setting of its own with the name of a parameter.
+        AssertionError: two classes have parameters of the same name that differ; or, later, the inheriting section has
+            a setting with the name of a parameter.
     """
     names = Literal[tuple(registry)]  # type: ignore[valid-type]  # not known before all modules are loaded
     written = f"Literal[{', '.join(map(repr, registry))}]"

@@ -1,4 +1,4 @@
-"""Every setting as help, completion and `dist-moe config` show it: its kind, default and docstring."""
+"""Describes every setting (type, default, help) for the help of commands, shell completion and `dist-moe config`."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ WORDS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "true|fals
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Described:
-    """One setting."""
+    """Description of one setting."""
 
     key: str
-    """Dotted."""
+    """Dotted name, such as `train.lr`."""
     kind: str
-    """As in `FLOAT`, `route|update`, `PATH ...`."""
+    """Type as shown to users: `FLOAT`, `route|update`, `PATH ...`."""
     choices: tuple[str, ...]
-    """All its values, if they are few."""
+    """All possible values, if there are few; else empty."""
     required: bool
     default: Any
-    """A plain value, as in YAML; None where it is required."""
+    """The default as a plain YAML value; None if the setting is required."""
     help: str
 
     @property
     def section(self) -> str:
-        """The first part of the key, or "" at the top."""
+        """First part of the key; "" for top-level settings."""
         return self.key.partition(".")[0] if "." in self.key else ""
 
 
 @cache
 def described() -> tuple[Described, ...]:
-    """All settings: those at the top first, then section by section, in the schema's order."""
+    """All settings: first the top-level ones, then section by section in the order of the schema."""
     found = list(_described(Config))
     return (*(each for each in found if not each.section), *(each for each in found if each.section))
 
 
 def plain(value: Any) -> Any:
-    """A setting's value as YAML has it."""
+    """A setting's value as plain YAML data: paths as text, tuples as lists."""
     if isinstance(value, tuple):
         return [plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value

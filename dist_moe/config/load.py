@@ -1,4 +1,4 @@
-"""Read and write the run configuration: defaults < YAML file < command line.
+"""Reads and writes configurations. The command line takes precedence over the YAML file, and the file over defaults.
 
 Every path, in the file or on the command line, is relative to the current working directory, not to the file.
 """
@@ -25,25 +25,25 @@ COMMAND_LINE = "command line"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Resolved:
-    """A configuration, and where each setting comes from that has not its default."""
+    """A configuration, and for each setting that was given, where it was given."""
 
     config: Config
     sources: dict[str, str]
-    """Dotted key -> `FILE:LINE` or `command line`."""
+    """Dotted key -> `FILE:LINE` or `command line`. Settings with their default are absent."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The run's configuration, checked.
+    """Read and check a configuration.
 
     Args:
-        path: of a YAML file; relative paths in it are relative to the current working directory.
-        overrides: command-line arguments (`--train.lr 1e-5`, `--overwrite`, `--data.paths a b`), which come first.
+        path: YAML file. Relative paths in it are relative to the current working directory. None: only `overrides`.
+        overrides: command-line arguments (`--train.lr 1e-5`, `--overwrite`, `--data.paths a b`), which take precedence.
 
     Returns:
-        All settings, with the defaults of those that are not given.
+        All settings; those that are not given have their default.
 
     Raises:
-        UserError: a file or a value is wrong.
+        UserError: the file or a value is wrong; one line that says where.
 
     Example:
         >>> dist_moe.load_config("run.yaml", ["--train.lr", "1e-5"]).train.lr
@@ -53,7 +53,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def resolve(path: Path | None, overrides: Sequence[str] = ()) -> Resolved:
-    """Like `load_config`, with the place where each value stands."""
+    """Like `load_config`; also returns where each value was given."""
     values, sources = _read_values(path) if path else ({}, {})
     for key, value in _read_words(overrides):
         values[key], sources[key] = value, COMMAND_LINE
@@ -77,7 +77,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def _read_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Dotted key -> checked value, and -> its place, for the settings that stand in the YAML file."""
+    """The settings in the YAML file: dotted key -> checked value, and dotted key -> place."""
     document, lines = read_document(path)
     if document is None:
         raise UserError(f"{path}: the config file is empty; expected at least {', '.join(sorted(REQUIRED))}")
@@ -100,7 +100,7 @@ def _read_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _items(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of the settings, going down into the sections that the schema knows."""
+    """(dotted key, value) of all settings in nested mappings."""
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if key in SECTIONS and isinstance(value, dict):
@@ -110,7 +110,7 @@ def _items(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _read_words(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Dotted key and checked value for the settings on the command line; of one that is given twice the last holds.
+    """(dotted key, checked value) of the settings on the command line. If one is given twice, the last value counts.
 
     A setting is `--key value`, `--key=value`, `--key value value` (a list), and `--key` or `--no-key` (true or false).
     """
@@ -136,7 +136,7 @@ def _read_words(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """The section from dotted values; what they lack is as the schema says."""
+    """A section from values by dotted key; missing ones get their default."""
     types = get_type_hints(section)
     arguments = {}
     for field in dataclasses.fields(section):
@@ -149,7 +149,7 @@ def _build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    """Nested dicts, lists, text and numbers."""
+    """A value as nested dicts, lists, text and numbers."""
     plain: dict[str, Any] = TypeAdapter(Config).dump_python(config, mode="json")
     return plain
 

@@ -1,4 +1,4 @@
-"""Every setting of the schema by its dotted key, and the check of a value for it: one line for one that is wrong."""
+"""All settings by dotted key, and the check of a single value, with a one-line error if it is wrong."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ OF_WORDS = {
     "bool_parsing": "expected true or false",
     "missing": "expected a value here too",
 }
-"""In place of what pydantic says of text that is no such value."""
+"""What to say instead of pydantic's message, by the type of its error."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """One leaf of the schema."""
+    """One setting, with what is needed to parse it."""
 
     adapter: TypeAdapter[Any]
     required: bool
     flag: bool
-    """Its name alone, on the command line, means true, and with `no-` false."""
+    """It is a bool: on the command line `--name` means true and `--no-name` false."""
     optional: bool
-    """None is a value of it."""
+    """None is a possible value."""
     several: bool
-    """Its value is several values."""
+    """It takes a list of values."""
     words: tuple[str, ...]
-    """If only some words are values of it: these."""
+    """The possible values of a setting that takes one of a few words; else empty."""
 
 
 def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    """Of a section and of the sections below it."""
+    """(dotted key, setting) of a section and of the sections below it."""
     types = get_type_hints(section, include_extras=True)
     plain = get_type_hints(section)
     for field in dataclasses.fields(section):
@@ -73,11 +73,11 @@ SECTIONS = {key[: dot.start()] for key in SETTINGS for dot in re.finditer(r"\.",
 
 
 def checked(key: str, value: Any, where: str) -> Any:
-    """A plain value (as of JSON) in its Python type: a path for text, a tuple for a list. Kinds are strict: "3" is no
-    number.
+    """Convert a plain JSON value to the setting's Python type: text to a path, a list to a tuple. Types are strict: "3"
+    is not a number.
 
     Raises:
-        UserError: one line that names `where`, the key, what is expected and the value.
+        UserError: the value is wrong; one line with `where`, the key, what is expected and the value.
     """
     _require_text(value, f"{where}: {key}", blank=True)
     try:
@@ -92,10 +92,10 @@ def checked(key: str, value: Any, where: str) -> Any:
 
 
 def from_words(key: str, words: Sequence[str], where: str) -> Any:
-    """The value that words of a command line give a setting.
+    """Convert the words that the command line gives for a setting to its value.
 
     Raises:
-        UserError: one line that names `where`, what is expected and the words.
+        UserError: the value is wrong; one line with `where`, what is expected and the words.
     """
     setting = SETTINGS[key]
     if setting.flag and not words:
@@ -115,7 +115,7 @@ def from_words(key: str, words: Sequence[str], where: str) -> Any:
 
 
 def suggestion(key: str) -> str:
-    """What to add to a message on a key that there is not."""
+    """What to add to the error message on an unknown key: "; did you mean ...?" or the known top-level keys."""
     name = key.rpartition(".")[2]
     same_name = [known for known in SETTINGS if known.rpartition(".")[2] == name]
     same_name = get_close_matches(key, same_name, n=1, cutoff=0.85) or same_name
@@ -125,13 +125,13 @@ def suggestion(key: str) -> str:
 
 
 def _nearest(setting: Setting, value: Any) -> str:
-    """What to add to a message on a word that is no value of the setting."""
+    """What to add to the error message on an unknown word: "; did you mean ...?" or ""."""
     nearest = get_close_matches(value, setting.words, n=1) if isinstance(value, str) else []
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def clipped(key: str) -> str:
-    """A key as a message names it."""
+    """A key as it is shown in a message, shortened if it is long."""
     return shown(key)[1:-1]
 
 
@@ -143,8 +143,8 @@ def _refused(error: ValidationError, where: str, value: str) -> UserError:
 
 
 def _require_text(value: Any, where: str, *, blank: bool) -> None:
-    """No path is empty, as Path("") would be the current directory; none has a NUL, or bytes that are no UTF-8;
-    without `blank` no text is of spaces only either."""
+    """Refuse empty text (Path("") would be the current directory), NUL characters and invalid UTF-8; without `blank`
+    also text of white space only."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, str) and (each == "" or not (blank or each.strip())):
             raise UserError(f"{where}: expected text that is not blank, got {shown(each)}")
@@ -153,7 +153,7 @@ def _require_text(value: Any, where: str, *, blank: bool) -> None:
 
 
 def _require_short(value: Any, where: str) -> Any:
-    """The value, in which no path is too long for any file."""
+    """Refuse paths that are too long for the file system; returns the value."""
     for each in value if isinstance(value, tuple) else (value,):
         if isinstance(each, Path) and is_too_long(str(each)):
             raise UserError(f"{where}: File name too long: {shown(str(each))}")

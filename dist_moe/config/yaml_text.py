@@ -1,7 +1,7 @@
-"""A configuration as YAML text: read with the line of each key, and written.
+"""Reads a configuration from YAML text, with the line number of each key, and writes one.
 
-YAML is version 1.2 (`1e-5` is a number, `no` is text, a key given twice is an error) and builds plain values only, so
-a file runs no code; dates stay text.
+The YAML version is 1.2: `1e-5` is a number, `no` is text, and a key that is given twice is an error. Only plain values
+are built, so that a file cannot run code. Dates stay text.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from dist_moe.files import read_text
 
 MOST_CHARACTERS = 1_000_000
 MOST_VALUES = 10_000
-"""In one file, each alias counted as what it stands for: a few lines of aliases of aliases can be billions."""
+"""Limit for one file. An alias counts as all the values that it stands for: a few lines of nested aliases can be
+billions."""
 
 
 class _Constructor(SafeConstructor):
-    """Plain values, but a date stays the text that stands in the file (`run_dir: 2030-01-31` is a path)."""
+    """Builds plain values; dates stay text, because `run_dir: 2030-01-31` is a path."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 class _Representer(SafeRepresenter):
-    """ruamel writes U+0085 bare and reads it as a line break; in double quotes it is escaped."""
+    """Quotes text with U+0085, which ruamel would write unquoted and read back as a line break."""
 
     def represent_str(self, text: str) -> ScalarNode:
         style = '"' if "\x85" in text else None
@@ -43,10 +44,10 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 
 def read_document(path: Path) -> tuple[Any, dict[str, int]]:
-    """The document of a YAML file, and the line of each dotted key.
+    """Read a YAML file; returns its content, and the line of each dotted key.
 
     Raises:
-        UserError: one line that names the file and where it is known the line.
+        UserError: the file cannot be read; one line with file and, where it is known, line.
     """
     text = read_text(path, "the config file", most=MOST_CHARACTERS)
     yaml = YAML(typ="safe", pure=True)
@@ -58,7 +59,7 @@ def read_document(path: Path) -> tuple[Any, dict[str, int]]:
 
 
 def yaml_text(values: dict[str, Any]) -> str:
-    """Plain values as YAML that reads back as the same."""
+    """Plain values as YAML text that reads back to equal values."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = False
@@ -69,7 +70,7 @@ def yaml_text(values: dict[str, Any]) -> str:
 
 
 def _ask(path: Path, question: Callable[[], Any]) -> Any:
-    """What ruamel answers; its refusal has a line, if it is one of its own kind."""
+    """Call ruamel; its errors become a `UserError` with the line, if ruamel gives one."""
     with refused_by_library(f"{path}: not valid YAML", "expected settings as `key: value`, see docs/configuration.md"):
         try:
             return question()
@@ -80,7 +81,7 @@ def _ask(path: Path, question: Callable[[], Any]) -> Any:
 
 
 def _num_values(node: Node | None, known: dict[int, int]) -> int:
-    """How many values a node stands for; a node that holds itself is without end."""
+    """Number of values that a node stands for, aliases expanded; very large for a node that contains itself."""
     if id(node) not in known:
         known[id(node)] = MOST_VALUES + 1  # as long as it is being counted
         children: list[Node] = []

@@ -1,7 +1,7 @@
-"""Deal prompts into batches of safe and unsafe rows, and batches over epochs and ranks.
+"""Puts prompts into batches of safe and unsafe rows, orders batches in an epoch, and splits a batch over ranks.
 
-Everything is drawn from the seed and the rows' ids alone: the order of the rows in their files changes nothing. Each
-purpose has its own random stream, so that one more category leaves the shuffles of the others as they were.
+Everything follows from the seed and the ids of the rows; the order of rows in files does not matter. Each random draw
+has a generator of its own, so that adding a category does not change the shuffles of the others.
 """
 
 from __future__ import annotations
@@ -30,23 +30,25 @@ UNCATEGORISED = "uncategorised"
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """Batches sorted by category, safe rows first in each, and how many rows are in none of them."""
+    """The batches, sorted by category, with the safe rows of each first, and the rows that are in none."""
 
     index: BatchIndex
     taken_P: tuple[int, ...]
-    """For each of the index' prompts, which it is of those that were dealt."""
+    """Index into the list of all prompts, for each prompt of `index`."""
     left_over_safe: int
     left_over_unsafe: dict[str, int]
-    """By category."""
+    """Number of unused unsafe rows by category."""
 
 
 def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, seed: int) -> BatchPlan:
-    """Batches of one unsafe category each; no prompt is in two of them.
+    """Put prompts into batches of one unsafe category each. No prompt is in two batches.
 
-    Safe rows, of any category, come from one shuffled list, a batch's unsafe rows' partners (`pair_id`) first. Rows of
-    one prompt are in different batches as far as possible. The categories take turns, so that when safe rows run short
-    each loses its last batches rather than the last categories all of theirs. Raises UserError where the rows do not
-    fill a single batch.
+    Safe rows may be of any category; the partners (`pair_id`) of a batch's unsafe rows are taken first. Rows of one
+    prompt go to different batches as far as possible. Categories take turns, so that if safe rows run out, every
+    category loses its last batches, and no category loses all.
+
+    Raises:
+        UserError: there are too few rows for a single batch.
     """
     num_safe = num_safe_rows(batch_size, safe_ratio)
     num_unsafe = batch_size - num_safe
@@ -86,7 +88,7 @@ def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, 
 
 
 def _index(prompts: Sequence[Prompt], batches: Sequence[tuple[str, list[int]]]) -> BatchIndex:
-    """Of batches, each of a category and some rows, whose prompts are these."""
+    """The BatchIndex of batches, each given as (category, rows); `prompts` are those of all batches in order."""
     sizes = [len(rows) for _, rows in batches]
     batch_of_P = np.repeat(np.arange(len(sizes)), sizes)
     starts = [0, *np.cumsum(sizes).tolist()]
@@ -101,7 +103,7 @@ def _index(prompts: Sequence[Prompt], batches: Sequence[tuple[str, list[int]]]) 
 
 
 def _turns(most: dict[str, int], total: int) -> list[str]:
-    """The categories in turn, each at most so often, and so often together."""
+    """The categories in turn, each at most as often as `most` says, `total` in all."""
     turns: list[str] = []
     for number in range(max(most.values(), default=0)):
         turns += [name for name, batches in most.items() if batches > number]
@@ -109,7 +111,7 @@ def _turns(most: dict[str, int], total: int) -> list[str]:
 
 
 def describe(plan: BatchPlan) -> list[str]:
-    """Lines for the console: the batches in all and by category, and the rows left over."""
+    """Lines for the console: number of batches in total and by category, and of rows that are not used."""
     index = plan.index
     num_unsafe = int(index.unsafe_P[index.rows(0)].sum())
     counts = Counter(index.categories)
@@ -123,24 +125,25 @@ def describe(plan: BatchPlan) -> list[str]:
 
 
 def epoch_order(num_batches: int, seed: int, epoch: int) -> np.ndarray:
-    """[num_batches] the order of the batches in this epoch: a permutation, the same on every rank."""
+    """Order of the batches in an epoch: int64 [num_batches], a permutation, the same on every rank."""
     return _generator(seed, "epoch", epoch).permutation(num_batches)
 
 
 def shard_rows(num_rows: int, rank: int, world_size: int) -> range:
-    """This rank's rows of a batch: contiguous, sizes differ by at most one; some are empty if ranks outnumber rows."""
+    """The rows of a batch that belong to this rank: contiguous, with sizes that differ by at most one; may be empty."""
     return range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
 
 
 def micro_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """The items in order, `size` at a time; the last part may be smaller. No item: no part."""
+    """Split items into consecutive parts of `size`; the last one may be smaller. No items: no parts."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows, longest first, in parts of padded size (rows times longest) at most `budget`; a longer row goes alone.
+    """Group rows into forward passes, longest first, each with a padded size (rows times longest) of at most `budget`.
 
-    Depends on the lengths alone, so parts are the same on any number of ranks. Returns indices into `lengths`.
+    A row that is longer than the budget has a pass to itself. The result depends on the lengths alone, so it is the
+    same for any number of ranks. Returns indices into `lengths`.
     """
     parts: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
@@ -161,5 +164,5 @@ def _shuffled(indices: list[int], *key: int | str) -> list[int]:
 
 
 def _generator(*key: int | str) -> np.random.Generator:
-    """A random stream of its own for each key, (seed, purpose, ...)."""
+    """A separate random generator for each key (seed, purpose, ...)."""
     return np.random.default_rng(int.from_bytes(sha256(json.dumps(key).encode()).digest()))

@@ -1,7 +1,7 @@
-"""Shuffled rows, dealt a batch at a time so that rows of one prompt are in different batches as far as possible.
+"""Deals shuffled rows batch by batch, so that rows of one prompt go to different batches as far as possible.
 
-Where no two rows have a prompt in common, the next rows are simply the first ones. A batch looks at about as many
-prompts as it has rows, so that dealing all rows takes time in proportion to them.
+If no two rows share a prompt, a batch simply gets the next rows. A batch looks at about as many prompts as it has rows,
+so dealing takes time proportional to the number of rows.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence, Set
 
 
 class Deck:
-    """What is left of some rows, in an order."""
+    """Rows that are not dealt yet, in an order."""
 
     def __init__(self, rows: Iterable[int], prompt_of: Sequence[str]) -> None:
-        """`prompt_of` says of each row number what its prompt is."""
+        """`prompt_of[row]` is the prompt of a row."""
         self._prompt_of = prompt_of
         self._place: dict[int, int] = {row: place for place, row in enumerate(rows)}  # of the rows that are left
         self._rows: dict[str, deque[int]] = {}  # of each prompt, in order; some may be gone
@@ -33,11 +33,11 @@ class Deck:
 
     @property
     def rows(self) -> list[int]:
-        """What is left, in order."""
+        """The rows that are left, in order."""
         return sorted(self._place, key=self._place.__getitem__)
 
     def remove(self, rows: Iterable[int]) -> list[int]:
-        """Take those of these rows that are left, in order."""
+        """Take out those of the given rows that are left; returns them in order."""
         found = sorted((row for row in rows if row in self._place), key=self._place.__getitem__)
         for row in found:
             del self._place[row]
@@ -46,7 +46,7 @@ class Deck:
         return found
 
     def put_first(self, rows: Sequence[int]) -> None:
-        """From now on these rows come before all others."""
+        """Move these rows to the front."""
         for row in reversed(rows):
             self._first -= 1
             self._place[row] = self._first
@@ -55,11 +55,11 @@ class Deck:
         self._note({self._prompt_of[row] for row in rows})
 
     def deal(self, number: int, batches_left: int, present: Set[str]) -> list[int]:
-        """Take rows of the next of `batches_left` batches, in order; all that are left if these are fewer.
+        """Take `number` rows for the next of `batches_left` batches, or all that are left if there are fewer.
 
-        A batch gets one row of a prompt, and none of the prompts that it has already (`present`): their rows wait for
-        later batches. Prompts with as many rows as there are batches to come are first. Where the prompts cannot fill
-        all these batches so, each takes its part of what must be twice in one.
+        A batch gets at most one row of a prompt, and none of the prompts that it already has (`present`); their other
+        rows wait for later batches. Prompts that have as many rows left as there are batches to come are taken first.
+        If there are too few prompts for that, rows of one prompt share a batch, evenly over the batches.
         """
         needed = min(number * batches_left, len(self))
         number = min(number, len(self))
@@ -113,7 +113,8 @@ class Deck:
 
 
 class SafeDeck:
-    """Safe rows: those of a batch's pairs first, then rows of no pair, then those that other batches may want."""
+    """Deck of safe rows. A batch first gets the partners of its unsafe rows, then rows without a pair, then the
+    other rows."""
 
     def __init__(self, rows: Iterable[int], prompt_of: Sequence[str], pair_of: Sequence[str | None]) -> None:
         self._prompt_of, self._pair_of = prompt_of, pair_of
@@ -126,7 +127,7 @@ class SafeDeck:
         return len(self._front) + len(self._free) + len(self._others)
 
     def deal(self, number: int, batches_left: int, present: Set[str], pairs: Set[str]) -> list[int]:
-        """Take rows as `Deck.deal` does; at least `number` must be left. `pairs` are those of the batch."""
+        """Take rows as `Deck.deal` does; at least `number` rows must be left. `pairs` are the pair ids of the batch."""
         if pairs:
             self._bring_forward(pairs)
         dealt = self._front[:number]
@@ -159,16 +160,17 @@ class SafeDeck:
 
 
 TRIED = 100
-"""Batches that are asked whether they would take a row."""
+"""Number of batches that are tried as a place for a row."""
 
 
 def separate(
     batches: Sequence[list[int]], num_safe: int, prompt_of: Sequence[str], pair_of: Sequence[str | None]
 ) -> None:
-    """Swap safe rows, the first `num_safe` of each batch, so that fewer are with another row of their prompt; in place.
+    """Swap safe rows (the first `num_safe` of each batch) between batches, in place, so that fewer share a batch with
+    another row of their prompt.
 
-    The prompts of a batch's unsafe rows are known only when it is dealt, and the last batches have little choice. A row
-    stays with its partner.
+    This is needed because the unsafe prompts of a batch are known only when it is dealt, and the last batches have
+    little choice. Rows stay with the partner of their pair.
     """
     prompts = [Counter(prompt_of[row] for row in rows) for rows in batches]
     pairs = [{pair_of[row] for row in rows[num_safe:]} - {None} for rows in batches]

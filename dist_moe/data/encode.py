@@ -1,8 +1,8 @@
-"""From prompts to token ids, as inference makes them, and what of a row is trained.
+"""Turns prompts and responses into token ids, in the same way as inference does, and marks what is trained.
 
-A row's whole text, with the answer, is tokenised once, and cut where the answer begins: a token with a character of the
-answer is the answer's. Trained are these tokens and the next special one, which ends the turn. What the template writes
-before the answer is prompt; what it writes between the two is read but not trained; what comes after is left out.
+The text of a row, with its answer, is tokenised once and split where the answer begins. Trained are the tokens with a
+character of the answer, and the special token after it, which ends the turn. What the template writes before the answer
+is prompt; what it writes between the answer and that token is read but not trained; what follows is left out.
 docs/design.md says why.
 """
 
@@ -31,36 +31,37 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What encoding found out, in numbers of rows."""
+    """What encoding found, mostly as numbers of rows; the console reports it."""
 
     max_length: int
     prompts_cut: int
-    """Of more than `max_length` tokens: they lost the start of the prompt."""
+    """Longer than `max_length` tokens: the prompt lost its start."""
     responses_cut: int
-    """They lost the end of the response."""
+    """The response lost its end."""
     spans_cut: int
-    """They lost tokens of their span."""
+    """The span lost tokens."""
     straddling: int
-    """A token has characters both of the answer and of what stands before it."""
+    """A token has characters both of the answer and of the text before it."""
     other_prompts: int
-    """The tokens before the answer are others than those of the prompt alone, not by such a token only."""
+    """The tokens before the answer differ from those of the prompt tokenised alone, and not only by a straddling token.
+    """
     changed: int
-    """The template writes another answer than the row gives."""
+    """The template writes another answer than the row has."""
     endless: int
-    """No token ends the answer's turn."""
+    """No token ends the turn of the answer."""
     lost: int
-    """The template leaves out a message, or changes it: it is no content."""
+    """The template leaves out a message or changes it, so that it does not count as content."""
     date_asked: bool
-    """The template has asked for the date."""
+    """The template asked for the date."""
     other_prompt: str | None
-    """Of the first such row: what the template writes before the answer, and what where the model is to answer."""
+    """For the first row of `other_prompts`: the text before the answer in training, against that in inference."""
     example: str | None
     """The first row with a response, its trained part between >>> and <<<."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSet:
-    """Rows in the order of the prompts."""
+    """Encoded rows in the order of the prompts, and what was found."""
 
     rows: tuple[Encoded, ...]
     findings: Findings
@@ -76,15 +77,22 @@ def encode(
     end_ids: Collection[int] = (),
     variables: Mapping[str, Any] | None = None,
 ) -> EncodedSet:
-    """Token ids of each prompt and response, at most `max_length` together.
+    """Token ids of each prompt and response, at most `max_length` tokens together.
 
-    A longer row first loses the start of its prompt, down to one token, then the end of its response. `end_ids` are
-    what the model may end an answer with, beside the tokenizer's special tokens; `today` is the template's date,
-    `variables` are what it asks for besides the conversation.
+    A longer row first loses the start of its prompt, down to one token, then the end of its response.
+
+    Args:
+        prompts: the rows.
+        tokenizer: of the model.
+        max_length: maximum number of tokens of a row.
+        chat_template: Jinja text; None: the tokenizer's own.
+        today: the date that the template sees.
+        end_ids: ids that may end an answer, in addition to the tokenizer's special tokens.
+        variables: further variables of the template.
 
     Raises:
-        UserError: there is no chat template, it refuses a row or does not write its answer, the tokenizer refuses it,
-            or a row's span is not in its text exactly once.
+        UserError: there is no chat template, it fails on a row or does not write its answer, the tokenizer fails, or
+            the span of a row does not occur in its text exactly once.
     """
     template = ChatTemplate(tokenizer, chat_template, today, variables)
     encoder = _Encoder(tokenizer, max_length, end_ids)
@@ -104,7 +112,7 @@ def encode(
 
 
 class _Encoder:
-    """One tokenizer, and what it has found so far."""
+    """Encodes rows with one tokenizer, and collects findings."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, end_ids: Collection[int]) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
@@ -159,7 +167,7 @@ class _Encoder:
     def _answer(
         self, answer: tuple[int, int], ids: Sequence[int], offsets: Sequence[tuple[int, int]]
     ) -> tuple[int, int, int]:
-        """Where the answer's tokens begin and stop, and where its turn does."""
+        """First token of the answer, end of its last one, and end of its turn."""
         first, last = tokens_with(answer, offsets)
         if first < last and offsets[first][0] < answer[0] and ids[first] in self.ends:
             first += 1  # a special token that swallows blanks after it is the template's all the same
@@ -192,7 +200,7 @@ class _Encoder:
         alone_ids: list[int],
         places: tuple[int, int, int],
     ) -> None:
-        """What a user should know of a row with an answer."""
+        """Collect findings about a row with an answer."""
         assert text.answer is not None
         first, last, end = places
         straddles = first < len(ids) and offsets[first][0] < text.answer[0]
@@ -208,7 +216,7 @@ class _Encoder:
 
 
 def _marked(before: str, answer: str, gap: str, turn_end: str, after: str) -> str:
-    """A row's text on one line, shortened, with what is trained between >>> and <<<."""
+    """A row's text on one line, shortened, with its trained part between >>> and <<<."""
     if len(answer) > 80:
         answer = f"{answer[:50]} ... {answer[-20:]}"
     trained = f">>>{answer}<<<{gap}>>>{turn_end}<<<{after}" if gap else f">>>{answer}{turn_end}<<<{after}"
@@ -217,7 +225,7 @@ def _marked(before: str, answer: str, gap: str, turn_end: str, after: str) -> st
 
 
 def _difference(before: str, asked: str) -> str:
-    """Two texts behind what they have in common."""
+    """How two texts differ, after the part that they have in common."""
     if before == asked:
         return "the same text, which is split otherwise when an answer follows"
     same = num_common(before, asked)
@@ -228,14 +236,14 @@ def _difference(before: str, asked: str) -> str:
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokenizer's padding id, else its end-of-sequence id, else 0: no result depends on it."""
+    """The tokenizer's padding id, else its end-of-sequence id, else 0. No result depends on it."""
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> str:
-    """sha256 of the fast tokenizer's serialised backend, its special tokens and the chat template in use.
+    """SHA-256 of the fast tokenizer's serialised backend, its special tokens and the chat template in use.
 
-    Padding and truncation are left out: they are settings of the last call, not of the tokenizer.
+    Padding and truncation are excluded: they are settings of the last call, not of the tokenizer.
     """
     backend = json.loads(_backend(tokenizer).to_str()) | {"padding": None, "truncation": None}
     state = [backend, tokenizer.special_tokens_map, template_text(tokenizer, chat_template)]

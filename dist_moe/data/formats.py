@@ -1,7 +1,6 @@
-"""The file formats of prompts: .jsonl, .csv, .parquet, and a directory that `datasets.save_to_disk` wrote.
+"""Reads prompt files: .jsonl, .csv, .parquet, and directories written by `datasets.save_to_disk`.
 
-Each reader yields a place (line, or row from 1) and the cells by column name; what a row means, and so which
-columns there are, is `rows`' matter.
+Each reader yields a place (line, or row from 1) and the cells by column name. `rows.py` interprets them.
 """
 
 from __future__ import annotations
@@ -20,9 +19,11 @@ MENDING = "data.paths takes .jsonl, .csv and .parquet files and saved datasets"
 
 
 def read_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row, Sequence[str]]]:
-    """Line (in binary formats: row) number from 1, the row's cells in those of `columns` that it has, all its columns.
+    """Yield for each row: line number (in binary formats the row number) from 1, its cells in those of `columns` that
+    the file has, and the names of all columns of the file.
 
-    Other columns are left out in every format alike. Raises UserError for what cannot be read.
+    Raises:
+        UserError: the file cannot be read.
     """
     reader = _reader(path)
     num_rows = 0
@@ -53,10 +54,10 @@ def _reader(path: Path) -> Any:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends, without a byte order mark.
+    """The lines of a text file with their line ends, without a byte order mark.
 
     Raises:
-        UserError: one is not UTF-8 text; with its number.
+        UserError: a line is not UTF-8 text; says which.
     """
     # A byte that is not UTF-8 reads as half of a surrogate pair, which no UTF-8 text has.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -167,7 +168,7 @@ def _require_once(path: Path, names: Sequence[str], columns: Collection[str]) ->
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
-    """Names of columns as a message has them."""
+    """Column names as text for a message."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(shown(name, 30)[1:-1] for name in names[:most]) or "none") + more
 

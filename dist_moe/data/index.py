@@ -1,7 +1,6 @@
-"""Which prompts are in which batch: one value, from the data to the evaluation.
+"""BatchIndex: which prompts are in which batch. Used by everything from the data to the evaluation.
 
-`P` prompts stand in the order of their `B` batches, so that a batch's prompts are a slice of everything that is known
-of prompts: rows, counts, scores.
+P prompts are sorted by their B batches, so that a batch is a slice of every array over prompts: rows, counts, scores.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ from dist_moe.stats.names import batch_name
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchIndex:
-    """Some consecutive batches of an analysis, and the prompts in them."""
+    """Consecutive batches of an analysis (all, or a part), and the prompts in them."""
 
     ids: tuple[str, ...]
-    """The batches' ids: of each a hash of its rows."""
+    """Id of each batch, a hash of its rows."""
     categories: tuple[str, ...]
     """Category of each batch."""
     starts_B1: np.ndarray
-    """int64 [B + 1]: where each batch's prompts begin, and where the last one's end."""
+    """int64 [B + 1]: where the prompts of each batch begin; the last entry is P."""
     prompt_ids: tuple[str, ...]
     unsafe_P: np.ndarray
-    """bool [P]: the prompts' labels."""
+    """bool [P]: label of each prompt."""
     cluster_P: np.ndarray | None
-    """uint64 [P]: equal for rows of one prompt. None: nobody knows, as of an imported file."""
+    """uint64 [P]: equal for rows of one prompt. None: unknown, as in an imported file."""
     pair_P: np.ndarray | None
-    """uint64 [P]: equal for rows of one `pair_id`, 0 for rows without. None where `cluster_P` is."""
+    """uint64 [P]: equal for rows with one `pair_id`, 0 for rows without. None if `cluster_P` is None."""
     first: int = 0
-    """Number of the first batch in the whole analysis."""
+    """Number of the first of these batches in the whole analysis."""
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.categories) == len(self.starts_B1) - 1
@@ -56,7 +55,7 @@ class BatchIndex:
         unsafe: Sequence[bool],
         kinship: Kinship | None,
     ) -> BatchIndex:
-        """All batches of an analysis, from the number of prompts of each, and what is known of batches and prompts."""
+        """All batches of an analysis, from the number of prompts of each."""
         return BatchIndex(
             ids=tuple(ids),
             categories=tuple(categories),
@@ -68,25 +67,25 @@ class BatchIndex:
         )
 
     def __len__(self) -> int:
-        """B."""
+        """Number of batches, B."""
         return len(self.ids)
 
     @property
     def num_prompts(self) -> int:
-        """P."""
+        """Number of prompts, P."""
         return len(self.prompt_ids)
 
     def rows(self, batches: int | range) -> slice:
-        """The prompts of one of these batches, or of some consecutive ones."""
+        """The prompts of one batch, or of consecutive batches, as a slice."""
         some = range(batches, batches + 1) if isinstance(batches, int) else batches
         return slice(int(self.starts_B1[some.start]), int(self.starts_B1[some.stop]))
 
     def each(self) -> list[slice]:
-        """The prompts of each batch."""
+        """The prompts of each batch in turn, as slices."""
         return [self.rows(batch) for batch in range(len(self))]
 
     def of(self, batches: range) -> BatchIndex:
-        """Some consecutive ones of these batches."""
+        """A part of these batches: consecutive ones."""
         rows, some = self.rows(batches), slice(batches.start, batches.stop)
         return BatchIndex(
             ids=self.ids[some],
@@ -101,26 +100,26 @@ class BatchIndex:
 
     @property
     def sizes_B(self) -> np.ndarray:
-        """int64 [B]: how many prompts each batch has."""
+        """int64 [B]: number of prompts of each batch."""
         return np.diff(self.starts_B1)
 
     @cached_property
     def batch_of_P(self) -> np.ndarray:
-        """int64 [P]: in which of these batches each prompt is, counted from 0."""
+        """int64 [P]: batch of each prompt, counted from 0."""
         return np.repeat(np.arange(len(self)), self.sizes_B)
 
     @property
     def place_P(self) -> np.ndarray:
-        """int64 [P]: which prompt of its batch each is, counted from 0."""
+        """int64 [P]: position of each prompt in its batch, counted from 0."""
         return np.arange(self.num_prompts) - self.starts_B1[self.batch_of_P]
 
     def name(self, batch: int) -> str:
-        """How tables and messages call one of these batches."""
+        """Name of a batch for tables and messages."""
         return batch_name(self.first + batch, self.categories[batch], self.ids[batch])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """`name` of each batch."""
+        """Names of all batches."""
         return tuple(map(self.name, range(len(self))))
 
     @property
@@ -129,7 +128,7 @@ class BatchIndex:
 
     @property
     def kinship(self) -> Kinship:
-        """Which rows are of one prompt, or pairs; where nobody knows, each has a prompt of its own."""
+        """Which rows have the same prompt or pair; if that is unknown, every row counts as a prompt of its own."""
         if self.cluster_P is None or self.pair_P is None:
             return Kinship.none(self.batch_of_P)
         return Kinship(self.cluster_P, self.pair_P, self.batch_of_P)

@@ -1,8 +1,8 @@
-"""Where the messages and the answer stand in the text that a chat template has written.
+"""Finds the messages and the answer in the text that a chat template writes.
 
-A template may trim a message, leave it out, or write a think block or a channel before an answer, so its text is
-compared with what it writes when marks stand for the messages: what is between the marks is the template's own. Where
-that does not fit, as of a template that looks into the messages, their texts are looked for in order.
+A template may trim a message, leave it out, or write a think block or a channel before an answer. So it is rendered a
+second time with a marker in place of each message: what stands between markers is the template's own text. If that does
+not work, as with a template that looks into the messages, their texts are searched for in order.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ _MARKS = re.compile(MARK.format(r"(\d+)"))
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A row as text. All ranges are half-open, in characters of `text`."""
+    """The text of a row. All ranges are half-open, in characters of `text`."""
 
     text: str
-    """With the answer, if the row has one."""
+    """The whole text, with the answer if the row has one."""
     asked: str
-    """What inference starts from: the conversation up to where the model starts to answer."""
+    """The input of inference: the conversation up to where the model starts to answer."""
     messages: tuple[Range, ...]
-    """The texts of the conversation's messages, without blanks around them, in order."""
+    """Ranges of the messages' texts, without blanks around them, in order."""
     num_lost: int
-    """Messages of the conversation that the template leaves out or changes."""
+    """Number of messages that the template leaves out or changes."""
     answer: Range | None
     is_changed: bool
-    """The template writes another text than the answer that the row gives; only its blanks do not count."""
+    """The template writes another answer than the row has; differences in surrounding blanks do not count."""
 
 
 def rendered(prompt: Prompt, template: ChatTemplate) -> Rendered:
-    """A row's texts, and where its messages are in them.
+    """Render a row, and find its messages.
 
     Raises:
-        UserError: the template does not take the row, or does not write its answer.
+        UserError: the template fails on the row, or does not write its answer.
     """
     asked = template.render(prompt.messages, prompt.source, to_answer=True)
     if prompt.response is None:
@@ -65,7 +65,8 @@ def rendered(prompt: Prompt, template: ChatTemplate) -> Rendered:
 
 
 def _by_marks(marked: str, messages: Sequence[Message], text: str) -> list[tuple[int, int, int]]:
-    """(number of the message, start, stop) of each, if `text` is `marked` with the messages, trimmed or not, put in."""
+    """(number of the message, start, stop) for each message, found from `marked`; requires that `text` is `marked` with
+    the messages, trimmed or not, in place of the markers."""
     own, *pieces = _MARKS.split(marked)
     if not text.startswith(own):
         return []
@@ -80,14 +81,15 @@ def _by_marks(marked: str, messages: Sequence[Message], text: str) -> list[tuple
 
 
 def _variants(content: str) -> tuple[str, ...]:
-    """As templates write a message: as it is, without blanks, or without line ends, on either or both sides."""
+    """The forms in which templates write a message: unchanged, or without blanks or line ends, on either side or on
+    both sides."""
     forms = [content, content.strip(), content.strip("\n")]
     sides = [content.lstrip(), content.rstrip(), content.lstrip("\n"), content.rstrip("\n")]
     return tuple(dict.fromkeys((*forms, *sides)))
 
 
 def _by_search(messages: Sequence[Message], text: str) -> list[tuple[int, int, int]]:
-    """As `_by_marks`, of those messages that stand in the text one after the other."""
+    """Like `_by_marks`, for those messages that are found in the text one after the other."""
     found, at = [], 0
     for number, message in enumerate(messages):
         content = message.content.strip()
@@ -99,7 +101,7 @@ def _by_search(messages: Sequence[Message], text: str) -> list[tuple[int, int, i
 
 
 def _messages(found: list[tuple[int, int, int]], prompt: Prompt, text: str) -> tuple[tuple[Range, ...], int]:
-    """The trimmed places of the conversation's messages, and how many have none."""
+    """The ranges of the conversation's messages, without blanks around them, and the number of messages without one."""
     number_of = len(prompt.messages)
     ranges = []
     for number, start, stop in found:
@@ -110,7 +112,7 @@ def _messages(found: list[tuple[int, int, int]], prompt: Prompt, text: str) -> t
 
 
 def _rest(text: str, asked: str, marked: str, conversation_stop: int | None) -> Range:
-    """Of an answer that the template rewrites: what it writes where it writes answers; else an empty range."""
+    """The range of an answer that the template rewrites: all text where answers stand; else an empty range."""
     start = num_common(text, asked)
     if start < len(asked) and (conversation_stop is None or start < conversation_stop):
         return len(text), len(text)
@@ -119,6 +121,6 @@ def _rest(text: str, asked: str, marked: str, conversation_stop: int | None) -> 
 
 
 def num_common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Length of the common prefix of two texts."""
     shorter = min(len(one), len(other))
     return next((i for i in range(shorter) if one[i] != other[i]), shorter)

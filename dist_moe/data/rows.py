@@ -1,9 +1,9 @@
-"""Rows of the prompt files, as values that do not depend on the files' order or format.
+"""Reads the rows of prompt files into values that depend neither on the order nor on the format of the files.
 
-A row has `prompt` (text) or `messages` (a list of {role, content} that ends with the user; JSON in a .csv cell),
-`label` (safe | unsafe), and optionally `response`, `category`, `id`, `pair_id`, which a safe and an unsafe row that
-differ in little else have in common, and `span`, a piece of its text whose tokens `analysis.tokens: span` counts. Other
-columns, and other keys of a message, are ignored. An empty cell, a blank text and null all mean "not given".
+A row has `prompt` (text) or `messages` (a list of {role, content} that ends with the user; JSON in a .csv cell) and
+`label` (safe | unsafe). Optional are `response`, `category`, `id`, `pair_id` (shared by a safe and an unsafe row that
+differ in little else), and `span` (a part of the text whose tokens `analysis.tokens: span` counts). Other columns, and
+other keys of a message, are ignored. An empty cell, blank text and null all mean "not given".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dist_moe.data.suites import read_suite, suite_of
 from dist_moe.errors import UserError, shown
 
 COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id", "span")
-"""All that a row can have: what is not here reaches `parse_row` from no format."""
+"""All columns that are read; the readers drop the others."""
 ROLES = ("system", "user", "assistant")
 
 
@@ -45,14 +45,12 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """Canonical JSON of the messages, but for where they have how much white space: rows with the same one are of
-        one prompt.
-        """
+        """Canonical JSON of the messages, with white space normalised. Rows with the same question are one prompt."""
         return json.dumps([[message.role, " ".join(message.content.split())] for message in self.messages])
 
     @property
     def content(self) -> str:
-        """Canonical JSON of everything in the row but its id and its place."""
+        """Canonical JSON of the whole row, except its id and place."""
         turns = [[message.role, message.content] for message in self.messages]
         rest = [self.pair_id, self.span]
         while rest and rest[-1] is None:  # hashes of rows without a later column are what they were before it
@@ -62,7 +60,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts sorted by id; the sha256 over all their ids and contents; lines for the console."""
+    """Prompts sorted by id, the SHA-256 of all their ids and contents, and notes for the console."""
 
     prompts: tuple[Prompt, ...]
     data_hash: str
@@ -70,12 +68,14 @@ class PromptSet:
 
 
 def read_prompts(paths: Sequence[Path], refusal: str) -> PromptSet:
-    """All rows of all files; `NAME=FILE` is a file of the suite of that name.
+    """Read all rows of all files; `NAME=FILE` is a file of the suite of that name.
 
-    `refusal` becomes the response of unsafe rows that have none, and part of their content.
+    `refusal` becomes the response of unsafe rows without one, and part of their content.
 
-    A row without id is named by the first 16 hex digits of its content's sha256; exact copies of it are dropped.
-    Raises UserError with file and line for a row that cannot be used, and for an id that is given twice.
+    A row without an id gets the first 16 hex digits of its content's SHA-256; exact copies of it are dropped.
+
+    Raises:
+        UserError: a row cannot be used, or an id is given twice; says file and line.
     """
     prompts: dict[str, Prompt] = {}
     unnamed: set[str] = set()
@@ -115,10 +115,15 @@ def _file(path: Path) -> tuple[Path, Iterator[tuple[int, Row, Sequence[str]]]]:
 
 
 def parse_row(row: Row, source: str, names: Sequence[str] | None = None) -> Prompt:
-    """The row as it stands: `id` is empty and `response` None where not given.
+    """Check a row. `id` is empty and `response` is None if they are not given.
 
-    `names` are all columns that its file has there, to be told with one that is missing. Raises UserError that names
-    `source`.
+    Args:
+        row: cells by column.
+        source: place of the row, for messages.
+        names: all columns of the file there, to list them if one is missing.
+
+    Raises:
+        UserError: something in the row is wrong; names `source`.
     """
     names = tuple(row) if names is None else names
     text, messages = _text(row, "prompt", source), row.get("messages") or None
@@ -166,7 +171,7 @@ def _messages(messages: Any, source: str) -> tuple[Message, ...]:
 
 
 def _text(row: Row, key: str, where: str) -> str | None:
-    """The text as it stands; None where it is not given."""
+    """The text of a cell; None if it is not given."""
     value = row.get(key)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None

@@ -1,4 +1,4 @@
-"""From characters of a text to the tokens that have them."""
+"""Maps ranges of characters to the tokens that contain them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Range = tuple[int, int]
 
 
 def untrimmed(backend: Tokenizer) -> Tokenizer:
-    """A copy whose offsets are all of a token's characters, for use without special tokens.
+    """A copy of the tokenizer whose offsets cover all characters of a token; for use without special tokens.
 
-    Post-processors of byte-level tokenizers cut a token's blanks off its offsets; they change no id but special ones.
+    The post-processors of byte-level tokenizers cut blanks off the offsets. They change no ids but those of special
+    tokens.
     """
     copy = Tokenizer.from_str(backend.to_str())
     copy.encode_special_tokens = backend.encode_special_tokens
@@ -26,10 +27,10 @@ def untrimmed(backend: Tokenizer) -> Tokenizer:
 
 
 def tokens_with(characters: Range, offsets: Sequence[Range]) -> Range:
-    """The tokens that have one of these characters, as a half-open range; empty where the tokenizer drops them all.
+    """The tokens that contain one of these characters, as a half-open range; empty if the tokenizer drops all of them.
 
-    `offsets` are the tokens' characters, in the order of the text. A token that the tokenizer puts before a character,
-    as a dummy prefix, has that character's offsets, and so goes with it.
+    `offsets` are the character ranges of the tokens, in the order of the text. A token that the tokenizer inserts
+    before a character (a dummy prefix) has that character's offsets, and so is included with it.
     """
     start, stop = characters
     first = bisect_right(offsets, start, key=lambda offset: offset[1])
@@ -37,7 +38,7 @@ def tokens_with(characters: Range, offsets: Sequence[Range]) -> Range:
 
 
 def joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
-    """The same positions as non-empty ranges that do not touch, in order."""
+    """The same positions as non-empty ranges in order that do not touch."""
     out: list[Range] = []
     for start, stop in sorted(ranges):
         if out and start <= out[-1][1]:
@@ -48,16 +49,16 @@ def joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
 
 
 def cut(ranges: Sequence[Range], first: int, stop: int) -> tuple[Range, ...]:
-    """What is left of ranges when only the positions from `first` up to `stop` are, counted from `first`."""
+    """The parts of ranges between `first` and `stop`, relative to `first`."""
     clipped = [(max(a, first) - first, min(b, stop) - first) for a, b in ranges]
     return tuple((a, b) for a, b in clipped if a < b)
 
 
 def span_place(span: str, text: str, source: str) -> Range:
-    """The characters of a row's `span` in its text.
+    """The character range of a row's `span` in its text.
 
     Raises:
-        UserError: it is not there exactly once.
+        UserError: it does not occur exactly once.
     """
     start = text.find(span)
     if start < 0:

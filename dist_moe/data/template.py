@@ -1,4 +1,4 @@
-"""A chat template as transformers renders it, but for its clock, which stands still."""
+"""Renders a chat template as transformers does, except that the date is fixed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from dist_moe.data.rows import Message
 from dist_moe.errors import UserError, refused_by_library, shown
 
 DAY = date(2025, 1, 1)
-"""What a template takes for today where nobody says otherwise."""
+"""Default date of templates."""
 OURS = {"messages", "add_generation_prompt", "continue_final_message"}
-"""What a template asks for and `apply_chat_template` gives it."""
+"""Variables that `apply_chat_template` itself gives to a template."""
 MARK = "\ue0f0{}\ue0f1"
-"""Stands for the text of a message, by its number; private characters, which no template treats."""
+"""Marker that stands for the text of a message, with its number; made of private-use characters, which templates leave
+alone."""
 
 
 class ChatTemplate:
-    """The template in use, the tokenizer's own or `text`.
+    """A chat template: the tokenizer's own, or `text`.
 
-    `today` is what `strftime_now` tells it, `variables` what it may ask for besides the conversation.
+    `today` is the date that `strftime_now` gives to the template; `variables` are further variables that it may use.
 
     Raises:
-        UserError: there is none, it is no Jinja, or it does not ask for one of the variables.
+        UserError: there is no template, it is not valid Jinja, or it does not use one of the variables.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ChatTemplate:
         """The text of a conversation; with `to_answer` up to where the model starts to answer.
 
         Raises:
-            UserError: names `source`; the template has refused the conversation, or has failed.
+            UserError: the template fails on the conversation; names `source`.
         """
         turns = [{"role": message.role, "content": message.content} for message in messages]
         with refused_by_library(
@@ -68,7 +69,7 @@ class ChatTemplate:
         return text
 
     def marked(self, messages: Sequence[Message], source: str, *, to_answer: bool) -> str:
-        """As `render`, with a `MARK` in the place of each message's text; one for each sequence of roles."""
+        """Like `render`, with a `MARK` in place of each message's text; computed once for each sequence of roles."""
         roles = tuple(message.role for message in messages)
         if (roles, to_answer) not in self._marked:
             marks = [Message(role, MARK.format(number)) for number, role in enumerate(roles)]
@@ -81,7 +82,7 @@ class ChatTemplate:
 
 
 def template_text(tokenizer: PreTrainedTokenizerBase, text: str | None) -> str:
-    """The Jinja text in use.
+    """The Jinja text of the template in use.
 
     Raises:
         UserError: there is none.

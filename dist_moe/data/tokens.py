@@ -1,4 +1,4 @@
-"""Rows as token ids, and from rows of ids to padded tensors. How a row becomes ids: `dist_moe.data.encode`.
+"""Rows as token ids, and padded tensors of several rows. `dist_moe.data.encode` makes the ids.
 
 Legend: R rows, S padded length.
 """
@@ -21,59 +21,60 @@ CountedTokens = Literal["content", "prompt", "completion", "all", "span"]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row. All ranges are half-open, in positions of `prompt_ids + response_ids`, after what was cut off."""
+    """One row. Ranges are half-open, in positions of `prompt_ids + response_ids`, after truncation."""
 
     prompt_ids: tuple[int, ...]
-    """What stands before the answer."""
+    """All tokens before the answer."""
     response_ids: tuple[int, ...]
-    """The answer and the token that ends its turn; empty where the row has no response."""
+    """The answer and the token that ends its turn; empty if the row has no response."""
     unsafe: bool = False
-    """The row's label."""
+    """Label of the row."""
     span: tuple[int, int] | None = None
-    """The tokens of the row's marked text. None: there are none."""
+    """The tokens of the row's span; None if it has none."""
     content: tuple[tuple[int, int], ...] = ()
-    """The prompt's tokens with a character of its messages' own texts; in order, and they do not touch."""
+    """Prompt tokens with a character of a message's text: ranges in order that do not touch."""
     gap: tuple[int, int] | None = None
-    """What the template writes between the answer and the token that ends its turn: it is not trained."""
+    """Tokens that the template writes between the answer and the token that ends its turn; they are not trained."""
     alone_ids: tuple[int, ...] | None = None
-    """The prompt tokenised alone, as inference feeds it. None: the same as `prompt_ids`."""
+    """The prompt tokenised alone, as inference does; None if that equals `prompt_ids`."""
 
     @property
     def inference_ids(self) -> tuple[int, ...]:
-        """What the model is given when it is to answer."""
+        """The input of inference."""
         return self.prompt_ids if self.alone_ids is None else self.alone_ids
 
     @property
     def num_content(self) -> int:
-        """How many of the prompt's tokens are content; the others are the template's."""
+        """Number of prompt tokens that are content; the others belong to the template."""
         return sum(stop - start for start, stop in self.content)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Right-padded rows, [R, S] each. A rank without rows holds one dummy token, which is attended but not live."""
+    """Right-padded rows; every tensor is [R, S]. A rank without rows has one dummy token, which is attended but not
+    live."""
 
     input_ids: Tensor
     """int64"""
     attention_mask: Tensor
     """int64, 0 at padding"""
     labels: Tensor
-    """int64, the ids that are trained, -100 elsewhere; not shifted (the model shifts)"""
+    """int64: ids of the trained tokens, -100 elsewhere; not shifted, as the model shifts them."""
     is_completion: Tensor
-    """bool, at the tokens of the answer and at the one that ends its turn"""
+    """bool: tokens of the answer, and the token that ends its turn."""
     is_prompt: Tensor
-    """bool, at the prompt's tokens"""
+    """bool: tokens of the prompt."""
     live: Tensor
-    """bool, at the rows' own tokens: neither padding nor the dummy"""
+    """bool: tokens of the rows, neither padding nor the dummy."""
     is_unsafe: Tensor
-    """bool, at all positions of unsafe rows"""
+    """bool: all positions of unsafe rows."""
     in_content: Tensor
-    """bool, at the prompt's tokens with a character of its messages"""
+    """bool: prompt tokens with a character of a message."""
     in_span: Tensor
-    """bool, at the tokens of the rows' spans"""
+    """bool: tokens of the rows' spans."""
 
     def counted(self, which: CountedTokens) -> Tensor:
-        """[R, S] bool: the tokens whose routing counts. Never padding, never the dummy."""
+        """bool [R, S]: the tokens whose routing is counted; never padding or the dummy."""
         of = {
             "content": self.in_content,
             "prompt": self.is_prompt,
@@ -88,7 +89,8 @@ class TokenBatch:
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
-    """The rows, right-padded to the longest. No rows: one dummy row of one token, so that every rank has a forward."""
+    """Pad rows on the right to the longest. No rows: one dummy row of one token, so that every rank has a forward
+    pass to run."""
     width = max((len(row.prompt_ids) + len(row.response_ids) for row in rows), default=1)
     shape = (max(len(rows), 1), width)
     input_ids = torch.full(shape, pad_id)
@@ -124,7 +126,7 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
 
 
 def collate_prompts(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
-    """At least one row's prompts as inference feeds them, left-padded: ids int64 [R, S], and bool where they are."""
+    """Pad the inference inputs of at least one row on the left: ids int64 [R, S], and bool [R, S] at real tokens."""
     width = max(len(row.inference_ids) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)
     live = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -135,7 +137,7 @@ def collate_prompts(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tenso
 
 
 def tokens_hash(rows: Iterable[Encoded]) -> str:
-    """sha256 of all that rows say of tokens: their ids, where the answer begins and ends, what is content and span."""
+    """SHA-256 of all that encoding decides: token ids, where answers begin and end, what is content and span."""
     total = sha256()
     for row in rows:
         ids = [row.prompt_ids, row.response_ids, row.alone_ids]

@@ -1,6 +1,6 @@
-"""Count the routing of many prompts over all ranks.
+"""Counts the routing of many prompts, spread over all ranks.
 
-All that is summed are integers, so counts are the same on any number of ranks, also where these share experts.
+Only integers are summed, so counts are the same on any number of ranks, also if ranks share experts.
 """
 
 from __future__ import annotations
@@ -33,14 +33,21 @@ def count_rows(
     gates: bool = False,
     gradients: bool = False,
 ) -> RoutingCounts:
-    """Routing counts of R prompts in their order, the same on every rank; all ranks call it with the same rows.
+    """Routing counts of R rows, in order, the same on every rank. All ranks call it with the same rows.
 
-    Ranks of `comm` may share the experts of `model`; these then run their passes together. `tokens` is what is counted
-    of the given rows (prompt, completion, all or span), or how the model writes the answers that are; then there are
-    tables `prefill_counts` and `prefill_tokens` of the prompts, which the model reads before it writes.
-    `micro_batch_tokens` bounds a forward pass and its padding; where padding would change results, each row is alone.
-    With `gates` there is a table `gates`, the counted tokens' sums of routing weights, and with `gradients` one of what
-    `gradient_table` gives.
+    If ranks of `comm` share the experts of `model`, they run their passes together.
+
+    Args:
+        model: the model.
+        rows: R encoded rows.
+        tokens: which tokens of the rows are counted, or how to generate the answers that are counted; then there are
+            tables `prefill_counts` and `prefill_tokens`, for the prompts as the model reads them.
+        micro_batch_tokens: maximum tokens of a forward pass, with padding. Each row has its own pass if padding would
+            change results.
+        pad_id: token id for padding.
+        comm: all ranks.
+        gates: add a table `gates`, the sums of the counted tokens' routing weights.
+        gradients: add a table `gradients`, see `gradient_table`.
 
     Raises:
         UserError: the model computes NaN or infinite values, so that its routing means nothing.

@@ -1,7 +1,7 @@
-"""How strongly each expert's weights bear on the loss of one answer: mean |gradient| over an expert's weights.
+"""Computes how strongly the loss of one answer depends on each expert: the mean absolute gradient of its weights.
 
-Gradients of all layers would not fit in memory, so one buffer serves the layers in turn: the backward pass visits them
-one after the other, and before it enters the next one, what the last one has left is reduced to a number an expert.
+The gradients of all layers would not fit in memory. The layers therefore share one buffer: the backward pass visits
+them one after the other, and before the next one the gradients of the last are reduced to one number per expert.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from dist_moe.parallel.rows import map_rows
 
 
 def expert_gradients(model: MoEModel, row: Encoded) -> torch.Tensor:
-    """Mean over each expert's weights of |d loss / d weight|, float32 [L, E]; 0 for an expert without a token.
+    """Mean of |d loss / d weight| over each expert's weights: float32 [L, E]; 0 for an expert that got no token.
 
-    The loss is the mean cross-entropy of the row's response, of at least one token, given its prompt. `model` must hold
-    all experts on this rank, and is left as it was.
+    The loss is the mean cross-entropy of the row's response, which has at least one token. `model` must hold all
+    experts on this rank; it is left unchanged.
     """
     device = model.layers[0].comm.device
     batch = collate([row], pad_id=0).to(device)
@@ -37,7 +37,7 @@ def expert_gradients(model: MoEModel, row: Encoded) -> torch.Tensor:
 
 
 def gradient_table(model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> np.ndarray:
-    """`expert_gradients` of each unsafe row, alone, float32 [R, L, E], the same on every rank; zeros for safe rows.
+    """`expert_gradients` of each unsafe row: float32 [R, L, E], the same on every rank. Zeros for safe rows.
 
     All ranks call it with the same rows. An unsafe row without a response has no loss, and zeros too.
     """
@@ -57,7 +57,7 @@ def gradient_table(model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> np.n
 
 
 class _AbsoluteMeans:
-    """One layer's gradients at a time, in a buffer that all layers share."""
+    """The gradients of one layer at a time, in a buffer that all layers share."""
 
     def __init__(self, model: MoEModel) -> None:
         self.model = model
@@ -68,7 +68,8 @@ class _AbsoluteMeans:
 
     @contextmanager
     def collected(self) -> Iterator[torch.Tensor]:
-        """Yields the means [L, E], filled by one backward pass inside; they are complete when the block has ended."""
+        """Yields the means [L, E]; one backward pass inside the block fills them, and they are complete when the block
+        ends."""
         layers = self.model.layers
         hooks = [layer.module.register_forward_hook(self._hook(layer)) for layer in layers]
         try:

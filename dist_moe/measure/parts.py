@@ -1,8 +1,8 @@
-"""Routing counts of parts of an analysis, kept on disk until the counts store is whole: one file a part.
+"""Keeps the counts of parts of an analysis on disk, one file each, until all are there and the counts store is written.
 
-A part that is there is not counted again, so an analysis that was killed goes on, and several jobs may count parts of
-one analysis at the same time without knowing of each other. A part's name is the hash of all that its counts
-follow from, so that nothing of another model, setting or text is ever taken.
+A part that exists is not counted again. So a killed analysis resumes, and several jobs can count parts of one analysis
+at the same time without knowing of each other. The name of a part is the hash of all that its counts depend on, so that
+counts of another model, setting or text are never used.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from dist_moe.stats.counts import RoutingCounts, concatenate
 from dist_moe.stats.table import risk_table
 
 ROWS_AT_ONCE = 512
-"""About how many rows a part has: among these those of like length are found for one forward pass."""
+"""Approximate number of rows in a part. Rows of similar length within a part share forward passes."""
 
 
 class CountedParts:
-    """An analysis in parts of some consecutive batches each, and those of them that are in `directory`."""
+    """The parts of an analysis, each of consecutive batches, and their files in `directory`."""
 
     def __init__(
         self, directory: Path, facts: dict[str, Any], index: BatchIndex, rows_of: Callable[[int], list[Encoded]]
     ) -> None:
-        """`facts` (JSON values) are all but the rows that counts depend on; `rows_of` gives the rows of a batch."""
+        """`facts` (JSON values) are all that counts depend on, except the rows; `rows_of` gives the rows of a batch."""
         self.directory, self.facts, self.index, self.rows_of = directory, facts, index, rows_of
         size = max(1, ROWS_AT_ONCE // int(index.sizes_B[0]))
         self.parts = [range(i, min(i + size, len(index))) for i in range(0, len(index), size)]
 
     def rows(self, part: int) -> list[Encoded]:
-        """The prompts of a part."""
+        """The rows of a part."""
         return [row for batch in self.parts[part] for row in self.rows_of(batch)]
 
     def missing(self, parts: Sequence[int]) -> list[int]:
-        """Which of these nobody has counted yet."""
+        """Those of the given parts that are not counted yet."""
         return [part for part in parts if not self._path(part).is_file()]
 
     def keep(self, part: int, counts: RoutingCounts) -> None:
-        """Write the counts of a part; a reader sees all of them or none.
+        """Write the counts of a part; readers see the whole file or none.
 
         Raises:
-            UserError: an arm of a batch has no counted token.
+            UserError: a batch has no counted token of one label.
         """
         index = self.index.of(self.parts[part])
         risk_table(counts, index.unsafe_P, index.batch_of_P, len(index), index.names)  # for its error
@@ -67,7 +67,7 @@ class CountedParts:
         write_bytes_atomic(path, data + _digest(path, data))
 
     def counts(self, batches: range) -> RoutingCounts:
-        """The counts of some consecutive batches, all of which are there.
+        """The counts of consecutive batches whose parts are all there.
 
         Raises:
             UserError: a file is damaged.
@@ -106,12 +106,12 @@ class CountedParts:
 
 
 def _digest(path: Path, data: bytes) -> bytes:
-    """Of the name too: a part's file in the place of another's is damage."""
+    """Includes the name, so that a file that was renamed to another part counts as damaged."""
     return sha256(path.name.encode() + data).digest()
 
 
 def share_of(part: str | None, num_parts: int) -> range:
-    """Which of an analysis' parts "i/n" stands for: every n-th, from the i-th; None: all.
+    """The parts that `analysis.part` "i/n" stands for: every n-th, from the i-th on; None: all.
 
     Raises:
         UserError: `part` has another form.

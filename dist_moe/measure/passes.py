@@ -1,7 +1,7 @@
-"""Routing of the rows of one forward pass: of given tokens, or of those that the model writes.
+"""Counts the routing of one forward pass: of given tokens, or of those that the model generates.
 
-Generated tokens are counted at the pass that reads them. So of each answer the last token is not, which no pass reads:
-an answer of n tokens counts n - 1. The prompts, which the first pass reads, are counted apart.
+Generated tokens are counted in the pass that reads them. No pass reads the last token of an answer, so an answer of n
+tokens counts n - 1. The prompts, which the first pass reads, are counted separately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dist_moe.model.model import MoEModel
 def count_given(
     model: MoEModel, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int, *, gates: bool
 ) -> dict[str, torch.Tensor]:
-    """Counts [R, L, E], counted tokens [R], what is not finite [R] and, if asked for, gates [R, L, E] of one pass."""
+    """Counts [R, L, E], number of counted tokens [R], number of non-finite values [R] and, if asked for, gates [R, L,
+    E]."""
     batch = collate(rows, pad_id).to(model.layers[0].comm.device)
     counted_RS = batch.counted(tokens)
     with torch.no_grad(), model.batch(batch.live), model.tap.count(counted_RS, gates=gates) as tally:
@@ -31,11 +32,11 @@ def count_given(
 def count_generated(
     model: MoEModel, rows: Sequence[Encoded], sampling: Sampling, pad_id: int, *, gates: bool
 ) -> dict[str, torch.Tensor]:
-    """Of the answers to R prompts, which share their passes: counts [R, L, E], counted tokens [R] and, if asked for,
-    gates [R, L, E]. Of the prompts: `prefill_counts` [R, L, E] and `prefill_tokens` [R]. Of both: `not_finite` [R].
-    All int64.
+    """Generate answers to R prompts in shared passes, and count them. All values are int64.
 
-    All ranks that share experts call it together; one without rows takes part, and counts nothing.
+    Of the answers: counts [R, L, E], number of counted tokens [R] and, if asked for, gates [R, L, E]. Of the prompts:
+    `prefill_counts` [R, L, E] and `prefill_tokens` [R]. Of both: `not_finite` [R]. All ranks that share experts call it
+    together; a rank without rows takes part and counts nothing.
     """
     asked = Asked.of(rows, pad_id, model.layers[0].comm.device)
     num_rows = len(asked.live)

@@ -1,6 +1,6 @@
-"""The model's own answers, for counting and for evaluation: transformers' `generate`, with settings wholly ours.
+"""Generates the model's own answers, for counting and for evaluation, with transformers' `generate`.
 
-What a checkpoint's generation_config.json says is never used, but for the ids that end an answer.
+All settings are our own: of a checkpoint's generation_config.json only the ids that end an answer are used.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from dist_moe.model.model import MoEModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How answers are drawn: greedily at temperature 0, else from `seed` and the prompts alone."""
+    """How answers are generated: greedily at temperature 0, else sampled, reproducibly from `seed` and the prompts."""
 
     max_new_tokens: int
     temperature: float
     seed: int
     eos_ids: tuple[int, ...]
-    """An answer ends with the first of these."""
+    """An answer ends with the first of these ids."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All that an answer follows from beside model and prompt: JSON values."""
+        """All settings on which an answer depends, besides model and prompt: JSON values."""
         return {"seed": self.seed, "eos_ids": list(self.eos_ids), "temperature": self.temperature, **self._settings}
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """In transformers' terms; what is not here is as transformers has it, not as the checkpoint does."""
+        """In transformers' terms. A setting that is not here has transformers' default, whatever the checkpoint says
+        about it."""
         drawn = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         how = drawn if self.temperature > 0 else {"do_sample": False}
         return {
@@ -45,19 +46,20 @@ class Sampling:
         } | how
 
     def config(self, pad_id: int, no_token: int) -> GenerationConfig:
-        """`no_token` is past the vocabulary: transformers ends no answer, as other ranks' may go on."""
+        """The generation configuration. `no_token` is an id beyond the vocabulary that ends no answer: transformers
+        must not stop a row by itself, because other ranks may still go on."""
         return GenerationConfig(pad_token_id=pad_id, eos_token_id=no_token, **self._settings)
 
     def seed_of(self, rows: Sequence[Encoded]) -> int:
-        """A random stream for these rows together, wherever and whenever they are run."""
+        """Seed for these rows together, independent of when and where they are generated."""
         text = repr((self.seed, [row.inference_ids for row in rows]))
         return int.from_bytes(sha256(text.encode()).digest()[:8]) >> 1
 
 
 class _EachPass(StoppingCriteria):
-    """Called between two passes with what was written so far: says which rows the coming one reads, and when to stop.
+    """Called between two passes with the tokens written so far: says which rows the next pass reads, and when to stop.
 
-    That is when the answers of all ranks that share experts have ended, as each pass needs all of them.
+    It stops when the answers of all ranks that share experts have ended, because each pass needs all of them.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class _EachPass(StoppingCriteria):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What R rows ask, as inference feeds it: left-padded, int64 and bool [R, S].
+    """The inference inputs of R rows, left-padded: int64 and bool [R, S].
 
     A rank without rows takes part with one dummy token, which is attended but not live.
     """
@@ -108,11 +110,11 @@ def write_answers(
     sampling: Sampling,
     before_pass: Callable[[torch.Tensor], object] = lambda _: None,
 ) -> list[list[int]]:
-    """The answers to R rows, which share their passes, each with the token that ends it, if there was room for one.
+    """Generate the answers to R rows, which share forward passes, each with its end token if there was room for it.
 
-    The first pass reads the prompts, and each one after it a token of every answer, with a key-value cache.
-    `before_pass` is told, bool [R], whose tokens a pass will read, for each but the first. All ranks that share experts
-    call it together.
+    The first pass reads the prompts, each later one a token of every answer, with a key-value cache. `before_pass` is
+    called before each pass but the first, with bool [R]: the rows whose tokens the pass reads. All ranks that share
+    experts call this together.
     """
     device, width = asked.input_ids.device, asked.input_ids.shape[1]
     each_pass = _EachPass(model, asked.live.any(1), width, sampling, before_pass)

@@ -1,4 +1,4 @@
-"""A loaded model as the rest of the package uses it: dense part frozen, experts in banks, tap and mask attached."""
+"""MoEModel: a loaded model with frozen dense weights, experts in banks, and hooks that count and mask routing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class MoEModel:
-    """`module` is the transformers model without its expert weights; `layers` hold those of this rank."""
+    """`module` is the transformers model without its expert weights; `layers` hold the experts of this rank."""
 
     module: PreTrainedModel
     shape: MoEShape
@@ -44,18 +44,19 @@ class MoEModel:
     route_mask: RouteMask
     placement: Placement
     num_parameters: int
-    """Of the whole model, all ranks' experts included."""
+    """Parameters of the whole model, including the experts of all ranks."""
     rows_alone: bool
-    """Whether each row needs a forward pass of its own, because padding would change what is computed for it."""
+    """Whether each row needs a forward pass of its own, because padding would change its results."""
     originals: Originals | None = None
-    """Some experts as they were before training; None: not kept."""
+    """Copies of experts as they were before training; None if they are not kept."""
 
     def at_once(self, limit: T) -> T | int:
-        """What limits a forward pass, in rows or in tokens (a longer row goes alone): `limit` if rows may share it."""
+        """`limit` (of rows or tokens in a forward pass) if rows may share a pass, else a limit that gives every row its
+        own."""
         return 1 if self.rows_alone else limit
 
     def describe(self) -> Iterator[str]:
-        """What is to be known of its forward passes, for the console."""
+        """Lines for the console about the forward passes of this model."""
         if self.rows_alone:
             family = self.module.config.model_type
             yield f"One row a forward pass: in a padded row the sparse attention of '{family}' chooses other tokens"
@@ -71,12 +72,13 @@ class MoEModel:
         route: RoutePlan | None = None,
         first_layer: int | None = None,
     ) -> Iterator[None]:
-        """While entered, all forward passes are of one batch; afterwards all is as it was before, also on an exception.
+        """Context manager for the forward passes of one batch. On leaving, also by an exception, everything is as
+        before.
 
-        `live_RS` is as `next_pass` has it, `route` what routing may use (None: no mask), and `first_layer` the MoE
-        layer at which autograd starts (None: nowhere), the same on all ranks; nothing below it keeps activations. No
-        expert has a gradient buffer at first; one that is made inside is gone afterwards. Batches may nest: inside the
-        inner one nothing of the outer one is in force.
+        `live_RS` is as for `next_pass`; `route` says what routing may use (None: no mask). `first_layer` is the MoE
+        layer from which autograd runs (None: no gradients), the same on all ranks; no activations are kept below it. On
+        entering, no expert has a gradient buffer; buffers made inside are freed on leaving. Batches may be nested;
+        nothing of the outer one is in effect inside the inner one.
         """
         with ExitStack() as stack:
             stack.enter_context(self.route_mask.restored())
@@ -89,10 +91,11 @@ class MoEModel:
             yield
 
     def next_pass(self, live_RS: torch.Tensor | None, masked_RS: torch.Tensor | None = None) -> None:
-        """Inside `batch`: the tokens of the coming forward pass, and of its recomputation in the backward pass.
+        """Inside `batch`: announce the tokens of the next forward pass, and of its recomputation in the backward pass.
 
-        `live_RS` bool [R, S] are those that are real; the others are not sent to experts. The route plan applies to
-        those of `masked_RS`. None: all.
+        Args:
+            live_RS: bool [R, S], the real tokens; others are not sent to experts. None: all are real.
+            masked_RS: bool [R, S], the tokens that are routed under the mask. None: all.
         """
         live_T = None if live_RS is None else live_RS.reshape(-1)
         for layer in self.layers:
@@ -100,16 +103,17 @@ class MoEModel:
         self.route_mask.masked_T = None if masked_RS is None else masked_RS.reshape(-1)
 
     def keep_originals(self, chosen_LE: torch.Tensor) -> None:
-        """Keep a copy of these experts, bool [L, E], as they are now, that is before they are trained."""
+        """Keep a copy of these experts, bool [L, E], with their present weights; call it before they are trained."""
         self.originals = Originals(self.layers, chosen_LE)
 
     def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward pass; where autograd starts is still what `batch` says."""
+        """Recompute activations in the backward pass; `batch` still decides where autograd starts."""
         checkpoint_activations(self.module)
 
 
 def check_model_dir(path: Path) -> None:
-    """Refuse, in one line each, what is no model directory with complete safetensors weights; reads headers only."""
+    """Raise a one-line `UserError` unless the path is a model directory with complete safetensors weights; reads
+    headers only."""
     if not os.path.isdir(path):  # unlike Path.is_dir, false for a name that no file can have
         raise UserError(f"model.path: no directory {shown(str(path), 200)}: expected a model in Hugging Face format")
     with refused_by_library(f"model.path: {path} cannot be read", "get permission to read it", (OSError,)):
@@ -125,9 +129,9 @@ def check_model_dir(path: Path) -> None:
 
 
 def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = None) -> MoEModel:
-    """Read the base model's dense part and this rank's experts.
+    """Load the base model's dense weights and this rank's experts.
 
-    Each layer's experts are split over the ranks of `comm` as `placement` says; without one, in equal runs.
+    `placement` says how each layer's experts are split over the ranks of `comm`; None: in equal contiguous blocks.
     """
     check_model_dir(config.path)
     disable_progress_bar()  # one bar a rank would be noise
@@ -141,7 +145,7 @@ def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = No
 
 
 def adopt(module: PreTrainedModel, comm: Comm, placement: Placement | None = None) -> MoEModel:
-    """Take over a transformers model in memory, and keep this rank's experts of it, placed as by `load_model`."""
+    """Wrap a transformers model that is in memory already; keeps this rank's experts, placed as by `load_model`."""
     adapt(module)
     layers = find_moe_layers(module)
     num_parameters = module.num_parameters()
@@ -166,7 +170,7 @@ def _place(shape: MoEShape, comm: Comm, placement: Placement | None) -> Placemen
 def _assemble(
     module: PreTrainedModel, layers: tuple[MoELayer, ...], placement: Placement, comm: Comm, num_parameters: int
 ) -> MoEModel:
-    """Freeze the model, move its experts, which are this rank's only, to banks, and attach tap and mask."""
+    """Freeze the model, move the experts of this rank to banks, and attach the hooks."""
     shape = moe_shape(module, layers)
     module.requires_grad_(False)
     expert_layers = take_experts(layers, placement, comm)

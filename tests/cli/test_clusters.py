@@ -37,7 +37,7 @@ def rows_of(question_of, words=lambda label: "w1"):
 
 def test_one_question_in_each_arm_is_said_to_be_no_evidence(run, capsys):
     printed, store = analyze(run, capsys, rows_of(lambda label, n: int(label == "safe")))
-    assert "WARNING: in 2 of 2 batches all rows of an arm have the same prompt" in printed
+    assert "WARNING: in 2 of 2 batches, all safe or all unsafe rows have the same prompt" in printed
     assert store.statistics["q_value"][:].min() >= 0.5
     assert store.statistics["stability"][:].max() == 0
     assert store.statistics["interval_low"][:].max() == -1

@@ -42,7 +42,7 @@ def test_prompts_in_both_arms_and_arms_of_one_prompt_are_counted(tmp_path):
     assert arms["batches_with_one_prompt_in_an_arm"] == 3
     both, single = store.warnings
     assert both.startswith("1 of 5 prompts have both safe and unsafe rows (2 rows)")
-    assert single.startswith("WARNING: in 3 of 3 batches all rows of an arm have the same prompt")
+    assert single.startswith("WARNING: in 3 of 3 batches, all safe or all unsafe rows have the same prompt")
     facts = summary(masks).facts
     assert facts["arms"] == arms
     assert facts["warnings"] == list(store.warnings)
@@ -66,8 +66,8 @@ def test_arms_that_differ_in_length_are_said(tmp_path):
     (line,) = store.warnings
     assert line == (
         "WARNING: unsafe and safe prompts differ in the number of counted tokens: 60.0 against 20.0, p = 0.001 "
-        "with permuted labels (level 0.05). Experts may differ for this alone: match the prompts' lengths, or count "
-        "the prompts' own text only (analysis.tokens: content)"
+        "with permuted labels (level 0.05). Experts may differ for this reason alone: match the prompts' lengths, or "
+        "count only the text of the messages (analysis.tokens: content)"
     )
 
 
