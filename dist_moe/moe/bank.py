@@ -1,8 +1,8 @@
-"""Expert weights held outside `nn.Module`, so that no engine can find, reduce, cast, partition or save them.
+"""Holds expert weights outside `nn.Module`, so that no engine can find, reduce, cast, partition or save them.
 
-An `ExpertLayer` takes the fused weights of one experts module, keeps this rank's rows in one contiguous bank
-`[num_local, ...]` per weight, and carries the state that the experts function needs: where every expert lives, which
-local experts this batch trains, and where their gradients go.
+An `ExpertLayer` takes the fused weights of one experts module and keeps this rank's experts as rows of one contiguous
+bank `[num_local, ...]` per weight. It also has what the experts function needs to know: on which rank each expert is,
+which local experts this batch trains, and where their gradients go.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
 
 ATTRIBUTE = "dist_moe_layer"
-"""Where an experts module keeps its `ExpertLayer`: a plain object, which no engine looks at."""
+"""Attribute of an experts module that holds its `ExpertLayer`: a plain object, which no engine looks at."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlatLayout:
-    """How one expert's weights lie in a flat vector of `size` values: (name, shape, start, stop)."""
+    """How one expert's weights are placed in a flat vector of `size` values: (name, shape, start, stop)."""
 
     parts: tuple[tuple[str, torch.Size, int, int], ...]
     size: int
@@ -40,7 +40,7 @@ class FlatLayout:
         return cls(tuple(parts), at)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The flat vector [size] as one view a weight."""
+        """The flat vector [size] as one view per weight."""
         return {name: flat[start:stop].view(shape) for name, shape, start, stop in self.parts}
 
 
@@ -52,30 +52,30 @@ class ExpertLayer:
     module: nn.Module
     comm: Comm
     local: list[int]
-    """This rank's experts in slot order."""
+    """This rank's experts, in the order of their slots."""
     key_E: torch.Tensor
-    """owner * num_slots + slot of each expert: sorting by it groups tokens by rank, then by expert."""
+    """rank * num_slots + slot of each expert. Sorting by it groups tokens by rank, then by expert."""
     num_slots: int
     bank: dict[str, torch.Tensor]
     layout: FlatLayout
     transposed: bool
     """Weights are [in, out] instead of [out, in]."""
     received_S: torch.Tensor
-    """int64, how many rows each slot's expert has got since this was zeroed, whatever rank sent them: what was used."""
+    """int64: how many rows each slot's expert has received, from all ranks, since this was last zeroed."""
     live_T: torch.Tensor | None = None
-    """Tokens that count, bool [T]; the others (padding) are not sent to any expert. None: all."""
+    """bool [T]: the real tokens; others (padding) are not sent to any expert. None: all are real."""
     anchor: torch.Tensor | None = None
     """A scalar that requires gradients in every layer from the batch's first trained one on, on all ranks alike."""
     grads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
-    """Slot -> weight name -> fp32 view in which the gradient is summed. Only active experts are here."""
+    """Slot -> weight name -> fp32 view in which the gradient is summed. Contains only the batch's trained experts."""
 
     @property
     def up_name(self) -> str:
-        """The first linear map: fused gate and up, or up alone in families without a gate."""
+        """Name of the first linear map: gate and up fused, or up alone in families without a gate."""
         return "gate_up_proj" if "gate_up_proj" in self.bank else "up_proj"
 
     def activation(self, pre: torch.Tensor) -> torch.Tensor:
-        """What the family does between the two linear maps, row by row."""
+        """What the family computes between the two linear maps, row by row."""
         return apply_gate(self.module, pre)
 
     def row(self, expert: int) -> dict[str, torch.Tensor]:
@@ -85,7 +85,8 @@ class ExpertLayer:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """What is set for a batch when this is entered is so again afterwards, whatever happens inside."""
+        """Context manager: on leaving, what was set for a batch before entering is set again, also after an
+        exception."""
         before = self.live_T, self.anchor, self.grads
         try:
             yield
@@ -94,21 +95,21 @@ class ExpertLayer:
 
 
 def expert_weights(experts: nn.Module) -> list[str]:
-    """The names of an experts module's weights, in the order in which they lie in a flat vector."""
+    """Names of the weights of an experts module, in their order in a flat vector."""
     return [name for name in EXPERT_WEIGHTS if getattr(experts, name, None) is not None]
 
 
 def train_from(layers: tuple[ExpertLayer, ...], first_layer: int) -> None:
-    """Start autograd at this MoE layer: nothing below it keeps activations. The same on all ranks."""
+    """Make autograd run from this MoE layer on: no activations are kept below it. Must be the same on all ranks."""
     for layer in layers:
         anchored = layer.index >= first_layer
         layer.anchor = torch.zeros((), device=layer.comm.device, requires_grad=True) if anchored else None
 
 
 def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm) -> tuple[ExpertLayer, ...]:
-    """Move the experts' weights, already cut to this rank's experts, out of their modules into banks.
+    """Move expert weights, already reduced to this rank's experts, from their modules to banks.
 
-    Afterwards the modules have no expert parameter; forward works through the "dist_moe" experts implementation.
+    Afterwards the modules have no expert parameters; their forward uses the "dist_moe" experts implementation.
     """
     taken = []
     for layer in layers:

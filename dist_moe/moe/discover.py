@@ -1,8 +1,8 @@
-"""Find the MoE layers of a transformers model.
+"""Finds the MoE layers of a transformers model.
 
-An experts module is known by transformers' experts interface (see internals.py), which this room builds on. What routes
-differs between families, so a router is known only by its weight: a matrix of E rows (a few more where a family has
-null or always-on experts) beside the experts module.
+An experts module is recognised by transformers' experts interface (see internals.py). Routers differ between families,
+so a router is recognised only by its weight: a matrix beside the experts module with E rows, or a few more in families
+with null or always-on experts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPERT_WEIGHTS = (
     "up_proj_bias",
     "down_proj_bias",
 )
-"""The names that an experts module's parameters can have, each `[E, ...]`."""
+"""Possible names of an experts module's parameters, each `[E, ...]`."""
 TOP_K_NAMES = (
     "num_experts_per_tok",
     "num_experts_per_token",
@@ -35,33 +35,34 @@ TOP_K_NAMES = (
 )
 UNMASKABLE = "train.mode route cannot mask: set train.mode to update"
 HASH_TABLE = "tid2eid"
-"""The buffer of a router that maps token numbers to experts (deepseek_v4)."""
+"""Buffer of a router that maps token ids to experts (deepseek_v4)."""
 EXTRA_ROUTER_ROWS = 16
-"""A router may score this many null or always-on experts beside the E routed ones."""
+"""A router may score at most this many null or always-on experts in addition to the E routed ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class MoELayer:
-    """One MoE layer; `index` counts MoE layers only, dense layers have none."""
+    """One MoE layer. `index` counts MoE layers only, not dense ones."""
 
     index: int
     name: str
-    """Of the experts module."""
+    """Name of the experts module."""
     block: nn.Module
     """The module whose forward routes and then calls the experts."""
     experts: nn.Module
     num_experts: int
     router: nn.Module
-    """The child of the block that holds the router's weight, and applies it in its forward."""
+    """Child of the block that has the router's weight and applies it in its forward."""
     router_shape: tuple[int, ...]
-    """Of the router's weight: E rows, or a few more."""
+    """Shape of the router's weight: E rows, or a few more."""
     num_null_experts: int
-    """Experts without weights past the E routed ones; a checkpoint may hold tensors of them, which nothing uses."""
+    """Number of experts without weights, which have numbers from E on. A checkpoint may have unused tensors for
+    them."""
 
 
 @dataclass(frozen=True, slots=True)
 class MoEShape:
-    """L layers, E routed experts in each, k experts a token, and the layers' module names."""
+    """L layers, E routed experts in each, k experts per token, and the module names of the layers."""
 
     num_layers: int
     num_experts: int
@@ -70,7 +71,11 @@ class MoEShape:
 
 
 def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
-    """The MoE layers in forward order. A dense model, or one outside the interface, is a `UserError`."""
+    """The MoE layers in forward order.
+
+    Raises:
+        UserError: the model is dense, or its experts do not have the interface.
+    """
     modules = dict(model.named_modules())
     names = [name for name, module in modules.items() if is_experts(module)]
     family = model.config.model_type
@@ -94,7 +99,7 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
 
 
 def moe_shape(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> MoEShape:
-    """The shape that masks and counts have for this model."""
+    """The shape of masks and counts for this model."""
     sizes = sorted({layer.num_experts for layer in layers})
     if len(sizes) > 1:
         raise UserError(f"model type '{model.config.model_type}': layers differ in their number of experts: {sizes}")
@@ -105,9 +110,9 @@ def moe_shape(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> MoEShape:
 
 
 def require_routers(model: PreTrainedModel, why: str = UNMASKABLE) -> None:
-    """Refuse a model in which some layers look experts up by token number, without a router's logits.
+    """Raise a `UserError` if some layers choose experts by a hash of the token, without router logits.
 
-    `why` they are needed, and what to do, ends the message.
+    `why` ends the message: why logits are needed, and what to do.
     """
     hashed = [name for name, _ in model.named_buffers() if name.endswith(HASH_TABLE)]
     if hashed:
@@ -115,7 +120,8 @@ def require_routers(model: PreTrainedModel, why: str = UNMASKABLE) -> None:
 
 
 def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """The narrowest matrix beside the experts that has a row for each of them and a router's name: owner and shape."""
+    """Module and weight shape of the router: the narrowest matrix beside the experts that has a row for each of them
+    and a router's name."""
     found = [
         (tuple(parameter.shape), key)
         for key, parameter in block.named_parameters()

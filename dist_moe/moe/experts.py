@@ -1,15 +1,16 @@
-"""The experts of one layer as one autograd function: sort once, exchange, grouped GEMMs over the bank, exchange back.
+"""Computes the experts of one layer as one autograd function: sort, all_to_all, grouped GEMMs over the bank,
+all_to_all.
 
-Registered with transformers as the experts implementation "dist_moe". Facts to know:
+It is registered with transformers as the experts implementation "dist_moe". To know when reading it:
 
-- (token, expert) pairs of weight 0 and padding tokens are dropped before any work.
-- Weights are not autograd leaves. Gradients of the active experts are summed straight into the fp32 buffers that
-  `ExpertLayer.grads` names; inactive experts have no gradient at all.
-- All ranks run the same collectives whatever their own experts do: backward runs on every rank from the batch's first
-  trained layer on, because `ExpertLayer.anchor` requires gradients there on every rank. Otherwise a rank without
-  a trained expert would skip the exchange that its peers wait for.
+- (token, expert) pairs with weight 0, and padding tokens, are dropped first.
+- Weights are not autograd leaves. The gradients of the batch's trained experts are summed directly into the fp32
+  buffers in `ExpertLayer.grads`; frozen experts have no gradient at all.
+- All ranks run the same collectives, whichever experts they have: `ExpertLayer.anchor` requires gradients on every
+  rank, so that backward runs on every rank from the batch's first trained layer on. Otherwise a rank without a trained
+  expert would skip an exchange for which the others wait.
 
-Shapes: T tokens, k experts a token, n pairs kept on this rank, m rows received, H hidden, X any width.
+Shapes: T tokens, k experts per token, n pairs kept on this rank, m rows received, H hidden size, X any width.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ IMPLEMENTATION = "dist_moe"
 
 
 class _Linear:
-    """One of the experts' two linear maps over the bank: `name` is its weight, with a bias where the family has one."""
+    """One of the two linear maps of the experts: `name` is its weight in the bank, with a bias in some families."""
 
     def __init__(self, layer: ExpertLayer, name: str, ends: torch.Tensor) -> None:
         weight = layer.bank[name]
@@ -45,14 +46,15 @@ class _Linear:
         return grouped_mm(dout, self.weight_in_out.transpose(1, 2), self.ends)
 
     def dots(self, dout: torch.Tensor, din: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """dout . output of each row, [m, 1], from `din`, the gradient of `rows`: no output has to be kept."""
+        """dout . output of each row, [m, 1], computed from `din`, the gradient of `rows`, so that the output need
+        not be kept."""
         dots = torch.linalg.vecdot(din, rows)
         if self.bias is not None:
             dots = dots + torch.linalg.vecdot(dout, self._per_row(self.bias))
         return dots[:, None]
 
     def add_weight_grads(self, slot: int, rows: torch.Tensor, dout: torch.Tensor) -> None:
-        """Sum one active expert's gradients, from its own rows, into its buffers."""
+        """Add the gradients of one trained expert, from its own rows, to its buffers."""
         left, right = (rows, dout) if self.layer.transposed else (dout, rows)
         grads = self.layer.grads[slot]
         grad = grads[self.name]
@@ -70,7 +72,7 @@ class _Linear:
 
 
 class _Dispatch:
-    """Where every pair goes and comes from: rank-major order by (owner, slot), and the sizes of the exchanges."""
+    """Where every pair is sent and comes back from: an order by (rank, slot), and the sizes of the exchanges."""
 
     def __init__(self, index_Tk: torch.Tensor, keep_Tk: torch.Tensor, num_kept: int, layer: ExpertLayer) -> None:
         size, num_slots = layer.comm.size, layer.num_slots
@@ -102,16 +104,16 @@ class _Dispatch:
         return rows if self.by_slot is None else rows[self.by_slot]
 
     def to_tokens(self, rows_mX: torch.Tensor) -> torch.Tensor:
-        """The way back: [m, X] -> [n, X]."""
+        """The reverse: [m, X] -> [n, X]."""
         rows = rows_mX if self.by_slot is None else rows_mX[self.by_rank]
         return self.layer.comm.swap_rows(rows, self.recv, self.send)
 
     def per_token(self, rows_n: torch.Tensor) -> torch.Tensor:
-        """[n] -> [T, k]; a dropped pair shows an arbitrary row."""
+        """[n] -> [T, k]; dropped pairs get the value of an arbitrary row."""
         return _one_at_least(rows_n)[self.position_Tk]
 
     def combine(self, rows_nH: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
-        """Weighted sum of each token's rows, [T, H]; a dropped pair adds an arbitrary row, its weight must be 0."""
+        """Weighted sum of each token's rows, [T, H]. Dropped pairs add an arbitrary row, so their weight must be 0."""
         # gathers and sums in one pass, without a [T, k, H] tensor: ten times faster than indexing and bmm on a CPU
         rows_nH = _one_at_least(rows_nH)
         return F.embedding_bag(self.position_Tk, rows_nH, mode="sum", per_sample_weights=weights_Tk.to(rows_nH.dtype))
@@ -193,5 +195,5 @@ def experts_forward(
 
 
 def use_banks(model: PreTrainedModel) -> None:
-    """Send all experts modules of a model through `experts_forward`."""
+    """Make all experts modules of a model call `experts_forward`."""
     use_experts(model, IMPLEMENTATION, experts_forward)

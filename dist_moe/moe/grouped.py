@@ -1,4 +1,4 @@
-"""The one place that knows how rows are multiplied by their own expert's matrix."""
+"""Grouped matrix product: multiplies each row by the matrix of its own expert."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def loop_mm(rows: torch.Tensor, weight: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
-    """What `F.grouped_mm` computes, one expert after the other, for a torch that does not have it."""
+    """The result of `F.grouped_mm`, computed in a loop over experts, for versions of torch without it."""
     out = rows.new_empty(rows.shape[0], weight.shape[-1])
     start = 0
     for matrix, end in zip(weight.unbind(0), offs.tolist(), strict=True):

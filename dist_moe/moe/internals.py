@@ -1,7 +1,7 @@
-"""All that this package takes from inside transformers, beyond its public API.
+"""Everything that this package uses of transformers beyond its public API.
 
-Names here can change with any release. `TESTED` is the range of versions whose ends were tried; another version is
-warned of once, and `dist-moe families` tells what works with it.
+Names here may change with any release. Versions outside `TESTED` give one warning; `dist-moe families` tests what
+works.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from dist_moe.errors import UntestedVersionWarning, UserError
 
 TESTED = ("5.17", "5.23")
-"""First and last minor version of transformers that `dist-moe families` found good; all tests run with the last."""
+"""First and last tested minor version of transformers. All tests run with the last."""
 INTERFACE = ("is_transposed", "is_concatenated", "has_gate", "has_bias", "_apply_gate")
-"""What transformers' experts interface (`use_experts_implementation`) sets on a module."""
+"""Attributes that transformers' experts interface (`use_experts_implementation`) sets on a module."""
 CHOOSES_TOKENS = re.compile(r"\w+(Indexer|Compressor)")
-"""Modules of sparse attention: what they choose, or take together, depends on where in a padded row its tokens stand.
+"""Class names of sparse-attention modules whose result depends on where in a padded row the tokens stand.
 
-The indexers of DeepSeek-V3.2 and its kind score a token by a sum of ReLUs, so many tokens score exactly 0, and which
-of equals `torch.topk` takes depends on the padded length. Those of MiniMax-M3 and DeepSeek-V4 cut blocks of tokens at
-fixed places of the padded row.
+The indexers of DeepSeek-V3.2 and similar families score a token by a sum of ReLUs, so many tokens score exactly 0, and
+which of these `torch.topk` takes depends on the padded length. Those of MiniMax-M3 and DeepSeek-V4 divide the padded
+row into blocks at fixed positions.
 """
 PADDING_PROOF = {"Qwen4ExpTextQSAIndexer"}
-"""Of these one that chooses among the tokens that the mask lets it see, counted from the first of them."""
+"""An exception: it chooses among the tokens that the attention mask allows, counted from the first of them."""
 
 __all__ = ["Concatenate", "Transpose", "WeightConverter", "WeightRenaming"]  # what adapters are written with
 default_apply_gate = _default_apply_gate
-"""act(gate) * up of an experts module: what it does between its two linear maps unless its family says otherwise."""
+"""act(gate) * up: what an experts module computes between its two linear maps, unless its family overrides it."""
 Conversion = WeightRenaming | WeightConverter
 
 
 @cache
 def warn_if_untested() -> None:
-    """One warning a process where transformers is outside `TESTED`."""
+    """Warn once per process if the version of transformers is outside `TESTED`."""
     first, last, found = (tuple(map(int, v.split(".")[:2])) for v in (*TESTED, transformers.__version__))
     if not first <= found <= last:
         warnings.warn(
@@ -71,40 +71,41 @@ def warn_if_untested() -> None:
 
 
 def causal_lm_types() -> list[str]:
-    """The model types that `AutoModelForCausalLM` takes; no model's code is imported for that."""
+    """The model types that `AutoModelForCausalLM` supports; imports no model code."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether a module was made by transformers' experts interface."""
+    """Whether a module has transformers' experts interface."""
     return all(hasattr(module, name) for name in INTERFACE)
 
 
 def is_decoder_layer(module: nn.Module) -> bool:
-    """Whether a module is a whole layer of the model, attention and all."""
+    """Whether a module is a whole decoder layer."""
     return isinstance(module, GradientCheckpointingLayer)
 
 
 def must_be_alone(model: nn.Module) -> bool:
-    """Whether what a model computes for a row depends on the padding, so that each row needs a pass of its own."""
+    """Whether padding changes what a model computes for a row, so that each row needs a forward pass of its own."""
     kinds = {type(module).__name__ for module in model.modules()}
     return any(map(CHOOSES_TOKENS.fullmatch, kinds - PADDING_PROOF))
 
 
 def apply_gate(experts: nn.Module, pre: torch.Tensor) -> torch.Tensor:
-    """What an experts module does between its two linear maps, row by row: [n, 2I] -> [n, I], or [n, I] -> [n, I]."""
+    """What an experts module computes between its two linear maps, row by row: [n, 2I] -> [n, I], or [n, I] -> [n,
+    I]."""
     name = "_apply_gate" if experts.has_gate else "act_fn"
     result: torch.Tensor = getattr(experts, name)(pre)
     return result
 
 
 def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What an experts module is called with, by the interface's names."""
+    """The arguments of a call of an experts module, by the names of the interface."""
     return dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
 
 
 def use_experts(model: PreTrainedModel, name: str, function: Callable[..., torch.Tensor]) -> None:
-    """Send all experts modules of a model through `function(module, hidden, top_k_index, top_k_weights)`."""
+    """Make all experts modules of a model call `function(module, hidden, top_k_index, top_k_weights)`."""
     ALL_EXPERTS_FUNCTIONS.register(name, function)
     model.set_experts_implementation(name)
 
@@ -112,8 +113,8 @@ def use_experts(model: PreTrainedModel, name: str, function: Callable[..., torch
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Recompute each decoder layer's activations in the backward pass instead of keeping them.
 
-    transformers does so only for layers in train mode; only the layers' own flag is set, so dropout and router noise
-    stay off. The hook with which it makes inputs require gradients is removed.
+    transformers does so only for layers in training mode. Only the layers' own flag is set, so dropout and router noise
+    stay off. The hook with which transformers makes inputs require gradients is removed.
     """
     if not model.supports_gradient_checkpointing:
         raise UserError(
@@ -128,15 +129,15 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 class WeightConversion:
-    """How the tensors of one checkpoint become a model's weights, and back: transformers' own rules.
+    """How the tensors of one checkpoint become the weights of a model, and back, by transformers' own rules.
 
-    `target_of`: checkpoint tensor -> the weight of the model that it becomes (the first of several, where it is split).
-    `split`: such a first weight -> all that come of the same tensors.
-    `unchanged`: tensors that become a weight as they are, under another name at most.
+    `target_of`: checkpoint tensor -> the model weight that it becomes (the first one, if it is split). `split`: such a
+    first weight -> all weights made from the same tensors. `unchanged`: tensors that become a weight without any change
+    but of their name.
     """
 
     def __init__(self, model: PreTrainedModel, names: Iterable[str], own: Sequence[Conversion] = ()) -> None:
-        """`names` are the checkpoint's tensors; `own` are conversions that come before transformers'."""
+        """`names` are the tensors of the checkpoint; `own` are conversions that take precedence over transformers'."""
         self.model, self._names = model, frozenset(names)
         self._rules = [*own, *get_model_conversion_mapping(model)]
         renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
@@ -160,7 +161,7 @@ class WeightConversion:
         model._weight_conversions = [rule for rule in self._rules if rule.was_used()]  # type: ignore[assignment]
 
     def unused(self) -> dict[str, str]:
-        """The tensors that no weight takes -> their names in the model, but for those that the family leaves out."""
+        """Tensors that no weight takes -> their names in the model; without those that the family leaves out."""
         weights = self.model.state_dict()
         names = {name: target for name, target in self.target_of.items() if target not in weights}
         info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(names.values()))
@@ -168,26 +169,26 @@ class WeightConversion:
         return {name: target for name, target in names.items() if target in info.unexpected_keys}
 
     def missing(self) -> set[str]:
-        """The weights that no tensor becomes, but for those that the family does without or that are tied."""
+        """Weights for which there is no tensor; without those that the family does not need or that are tied."""
         given = {part for target in self.target_of.values() for part in self.split.get(target, [target])}
         return self._missing(
             SimpleNamespace(missing_keys=self.model.state_dict().keys() - given, unexpected_keys=set())
         )
 
     def to_checkpoint(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights by the model's names -> tensors by the checkpoint's; of experts any number, counted from 0."""
+        """Convert weights by model names to tensors by checkpoint names. Any number of experts, counted from 0."""
         tensors: dict[str, torch.Tensor] = revert_weight_conversion(self.model, weights)
         return {self._stored_name(name): tensor for name, tensor in tensors.items()}
 
     def _stored_name(self, name: str) -> str:
-        """The name with the checkpoint's own use of the base model's prefix, which only loading adds or removes."""
+        """The name with the checkpoint's use of the base model's prefix, which only loading adds or removes."""
         prefix = f"{self.model.base_model_prefix}."
         return next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in self._names), name)
 
     def load(self, path: Path, tensors: dict[str, Any], where: Callable[[str], str], advice: str) -> None:
-        """Give the model its values, as `from_pretrained` does once it has opened the files, with every misfit refused.
+        """Fill the model as `from_pretrained` does after opening the files, but refuse everything that does not fit.
 
-        `tensors` are lazy slices by the checkpoint's names, `where` says which file and tensor gives a weight.
+        `tensors` are lazy slices by checkpoint name; `where` gives file and tensor of a weight, for messages.
         """
         dtype = self.model.config.dtype
         assert isinstance(dtype, torch.dtype)
@@ -208,7 +209,7 @@ class WeightConversion:
         self.model._finalize_model_loading(self.model, config, info)
 
     def _missing(self, info: Any) -> set[str]:
-        """Weights without a value, but for those that the family does without or that are tied to one with a value."""
+        """Weights without a value; without those that the family does not need or that are tied to one with a value."""
         info = copy.copy(info)
         self.model._adjust_missing_and_unexpected_keys(info)
         tied: dict[str, str] = self.model.all_tied_weights_keys

@@ -1,7 +1,7 @@
-"""Where a model directory keeps its experts, from its config and its tensors' headers: no weight is read.
+"""Finds where a model directory keeps its experts, from config.json and the tensors' headers; no weights are read.
 
-The way from memory to disk is transformers' own weight conversion; this file only asks it for the names, and lays rows
-over experts.
+The mapping from memory to disk is transformers' own weight conversion; this file asks it for names, and maps rows to
+experts.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Read a checkpoint into a model that holds one rank's experts only: what a rank does not own, it does not read.
+"""Loads a checkpoint into a model that holds only one rank's experts; other experts are not read.
 
-The model is built on the meta device, where it costs nothing; its experts modules are cut to the owned rows; then
-transformers' own weight conversion fills it from lazy slices of the shards. So a family that transformers can load is a
-family that is loaded here, with one tensor an expert on disk or with fused ones. Facts to know:
+The model is built on the meta device, its experts modules are reduced to this rank's experts, and transformers' own
+weight conversion fills it from lazy slices of the shards. So every family that transformers can load can be loaded,
+with one tensor per expert on disk or with fused ones. To know when reading it:
 
-- The dense weights stay mapped to the files, as in `from_pretrained`; the experts' are copies, which may be written.
-- Every rank checks all names, types and shapes in the shards' headers (misfits.py): a bad one fails on all alike.
-- A rank looks for NaN and infinity in what it has loaded, so all ranks together look at all that is used.
+- Dense weights stay memory-mapped to the files, as in `from_pretrained`; expert weights are copies that can be written.
+- Every rank checks all names, types and shapes in the headers of the shards (misfits.py), so all ranks fail alike.
+- A rank looks for NaN and infinity in what it has loaded; all ranks together cover everything that is used.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ from dist_moe.weights.layout import HubTensor
 
 
 def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The whole model of a checkpoint on the meta device: every shape, no value. No dtype: the checkpoint's.
+    """The whole model of a checkpoint on the meta device: shapes without values, in the checkpoint's data type.
 
     Raises:
-        UserError: config.json or generation_config.json is not one that transformers reads, or describes no model that
-            is supported.
+        UserError: config.json or generation_config.json cannot be read by transformers, or the model is not supported.
     """
     warn_if_untested()
     config = read_config(path)
@@ -58,7 +57,7 @@ def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
 
 
 def keep_experts(layers: tuple[MoELayer, ...], owned: Sequence[Sequence[int]]) -> None:
-    """Cut the experts' weights of MoE layer l, [E, ...] each, to the rows `owned[l]`, in that order."""
+    """Reduce the expert weights of MoE layer l, [E, ...] each, to the rows `owned[l]`, in that order."""
     for layer, experts in zip(layers, owned, strict=True):
         for name in expert_weights(layer.experts):
             rows = layer.experts.get_parameter(name).detach()[list(experts)]
@@ -66,11 +65,13 @@ def keep_experts(layers: tuple[MoELayer, ...], owned: Sequence[Sequence[int]]) -
 
 
 def fill(model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned: Sequence[Sequence[int]]) -> None:
-    """Give a model of `empty_model` its values, but only the experts `owned[l]`, ascending, of MoE layer l.
+    """Fill a model of `empty_model`, with only the experts `owned[l]`, ascending, of MoE layer l.
 
-    The experts' weights end as [len(owned[l]), ...]; all values are bit-equal to those of `from_pretrained`. Raises
-    `UserError` where the checkpoint lacks a tensor, has one that does not fit the model, or a value that is NaN or
-    infinite.
+    Expert weights become [len(owned[l]), ...]; all values are bit-equal to those of `from_pretrained`.
+
+    Raises:
+        UserError: the checkpoint lacks a tensor, or has one that does not fit the model or has a value that is NaN or
+            infinite.
     """
     stored = read_tensors(path)
     conversion = WeightConversion(model, stored, own_conversions(model))
@@ -99,7 +100,7 @@ def fill(model: PreTrainedModel, layers: tuple[MoELayer, ...], path: Path, owned
 def tensors_of_experts(
     layers: tuple[MoELayer, ...], stored: dict[str, StoredTensor], conversion: WeightConversion
 ) -> dict[str, HubTensor]:
-    """The checkpoint's tensors that hold expert weights, with those of null experts, by name."""
+    """Names of the checkpoint tensors that hold expert weights, including those of null experts."""
     weights = {
         f"{layer.name}.{weight}": (layer, weight) for layer in layers for weight in expert_weights(layer.experts)
     }

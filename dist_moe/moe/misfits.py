@@ -1,7 +1,7 @@
-"""What in a checkpoint does not fit the model that its config.json describes: refused by tensor, file, and what to do.
+"""Refuses what in a checkpoint does not fit the model that its config.json describes, with tensor, file and advice.
 
-All but `refuse_not_finite` look at names, types and shapes in the headers only, so every rank, and every command that
-reads no weight, refuses the same.
+All functions but `refuse_not_finite` look only at names, types and shapes in headers. So every rank refuses the same,
+and so does every command that reads no weights.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from dist_moe.weights.directory import (
 from dist_moe.weights.layout import HubTensor
 
 NEXT_TOKENS = re.compile(r"(^|[._])mtp([._]|$)")
-"""In the name of a tensor that predicts several tokens, which no family's class has a place for."""
+"""Part of the names of multi-token-prediction tensors, for which no model class has a place."""
 NEXT_TOKENS_LAYER = re.compile(r"^(.*\.layers\.\d+\.)eh_proj\.weight$")
-"""The tensor by which such a layer is known among the others, past the last that config.json counts."""
+"""Tensor by which a multi-token-prediction layer is recognised, if it is stored as a layer beyond those of
+config.json."""
 
 
 def refuse_misfits(
@@ -46,11 +47,11 @@ def refuse_misfits(
     stored: dict[str, StoredTensor],
     conversion: WeightConversion,
 ) -> None:
-    """Refuse what transformers would only warn of, or not see, when it fills `model` from the tensors `stored`.
+    """Refuse what transformers would only warn of, or not notice, when it fills `model` from the tensors `stored`.
 
     Raises:
-        UserError: a tensor that no weight takes, one of a type that cannot be trained where the model has a
-            floating-point weight, one of another shape than its weight, or an expert's tensor that is missing.
+        UserError: a tensor that no weight takes; a tensor of a type that cannot be trained, for a floating-point
+            weight; a tensor of the wrong shape; or a missing tensor of an expert.
     """
     _refuse_unused(model, path, stored, conversion)
     weights = model.state_dict()
@@ -80,7 +81,7 @@ def _check_size(
     target: str,
     names: list[str],
 ) -> None:
-    """The tensors of a weight have its shape, or, where they are put together or turned, as many values."""
+    """Check that the tensors of a weight have its shape or, if they are combined or transposed, as many values."""
     first, shape = stored[names[0]], tuple(weights[target].shape)
     if names[0] in conversion.unchanged and first.shape != shape:
         raise UserError(f"{first.file}: tensor {names[0]} has shape {first.shape}, expected {shape}: {ADVICE}")
@@ -96,7 +97,8 @@ def _check_size(
 def _refuse_unused(
     model: PreTrainedModel, path: Path, stored: dict[str, StoredTensor], conversion: WeightConversion
 ) -> None:
-    """A tensor without a weight may only be one that the family leaves out, of several tokens, or of another part."""
+    """Refuse a tensor without a weight, unless the family leaves it out, it is for multi-token prediction, or
+    belongs to another part of a multimodal model."""
     unused = conversion.unused()
     if not unused:
         return
@@ -117,7 +119,7 @@ def _refuse_unused(
 
 
 def _elsewhere(model: PreTrainedModel, target: str) -> bool:
-    """Whether a name leads to a part (vision, audio) that this model does not have at all."""
+    """Whether a name belongs to a part (vision, audio) that this model does not have at all."""
     modules, at = dict(model.named_modules()), target
     while at not in modules:
         at = at.rpartition(".")[0]
@@ -127,7 +129,7 @@ def _elsewhere(model: PreTrainedModel, target: str) -> bool:
 def _check_experts(
     layers: tuple[MoELayer, ...], path: Path, stored: dict[str, StoredTensor], target_of: dict[str, str]
 ) -> None:
-    """Every expert's tensors are there, and those of one weight have one shape; or `UserError`."""
+    """Check that every expert's tensors are present, and that those of one weight have the same shape."""
     sources: dict[str, list[str]] = defaultdict(list)
     for name, target in target_of.items():
         sources[target].append(name)
@@ -156,11 +158,11 @@ def _check_experts(
 
 
 def refuse_not_finite(model: PreTrainedModel, stored: dict[str, StoredTensor], target_of: dict[str, str]) -> None:
-    """Refuse NaN and infinity in the weights that this process has loaded: one pass over them, at the speed of memory.
+    """Refuse NaN and infinity in the weights that this process has loaded; one pass over them.
 
     Raises:
-        UserError: names the first tensor of the checkpoint with such a value; or the weight, if only the type to which
-            it was cast has no place for its values.
+        UserError: names the first tensor with such a value; or the weight, if a value does not fit the type to which it
+            was converted.
     """
     for target, weight in model.state_dict().items():
         if target in model.all_tied_weights_keys or finite(weight):
@@ -175,12 +177,12 @@ def refuse_not_finite(model: PreTrainedModel, stored: dict[str, StoredTensor], t
 
 
 def where(path: Path, stored: dict[str, StoredTensor], target_of: dict[str, str], target: str) -> str:
-    """The file and the tensor that give a weight, or should."""
+    """File and tensor that give a weight, or should; for messages."""
     source = next((name for name, its in target_of.items() if its == target), None)
     return f"{stored[source].file}: tensor {source}" if source else f"{_home(path, target)}: tensor {target}"
 
 
 def _home(path: Path, name: str) -> Path:
-    """The file that should hold a tensor, as far as the index tells."""
+    """The file that should hold a tensor, as far as the index says."""
     files = weight_files(path)
     return path / (files.shards[0] if files.index is None else files.weight_map.get(name, files.index))

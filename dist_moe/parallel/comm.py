@@ -1,7 +1,7 @@
-"""What the rest of the code knows of other processes: a `Comm` that is handed over, never a global.
+"""Communication between processes: a `Comm` that is passed to the code that needs it, never a global.
 
-`SoloComm` is one process, `GroupComm` a torch.distributed group; both give the same answers, so no caller asks how
-many ranks there are.
+`SoloComm` is one process, `GroupComm` a torch.distributed group. Both have the same methods, so callers need not ask
+how many ranks there are.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ T = TypeVar("T")
 
 
 class Comm(Protocol):
-    """A group of `size` processes, of which this is number `rank`; tensors live on `device`."""
+    """A group of `size` processes; this one has number `rank`. Tensors are on `device`."""
 
     rank: int
     size: int
     device: torch.device
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks, in place."""
+        """all_reduce: sum over ranks, in place."""
 
     def swap_counts(self, counts: torch.Tensor) -> torch.Tensor:
-        """[size, n] integers for each rank -> [size, n] from each rank."""
+        """all_to_all of integers: [size, n], row r for rank r -> [size, n], row r from rank r."""
 
     def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
-        """All-to-all of rows [sum(send), H] -> [sum(recv), H], in rank order."""
+        """all_to_all of rows: [sum(send), H] -> [sum(recv), H], in rank order."""
 
     def reduce_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """[sum(counts), N], of which counts[r] rows in turn are for rank r -> this rank's rows, summed over ranks."""
+        """reduce_scatter: rows [sum(counts), N], of which counts[r] are for rank r -> this rank's rows, summed over
+        ranks."""
 
     def gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """This rank's counts[rank] rows [., N] -> all ranks' rows [sum(counts), N], in rank order."""
+        """all_gather: this rank's rows [counts[rank], N] -> the rows of all ranks [sum(counts), N], in rank order."""
 
     def gather(self, value: T) -> list[T]:
-        """A small Python value of every rank, in rank order, on every rank."""
+        """The small Python values of all ranks, in rank order, on every rank."""
 
     def barrier(self) -> None:
         """Wait for all ranks."""
 
 
 class SoloComm:
-    """One process."""
+    """A single process."""
 
     rank, size = 0, 1
 

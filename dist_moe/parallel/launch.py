@@ -1,4 +1,4 @@
-"""From a launcher's environment (torchrun, deepspeed, srun) to a `Comm`, and back to a clean end."""
+"""Makes a `Comm` from a launcher's environment (torchrun, deepspeed, srun), and ends all processes cleanly."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dist_moe.parallel.comm import Comm, GroupComm, SoloComm
 from dist_moe.parallel.rendezvous import TIMEOUT, Launch, meet, number
 
 LOST_CONNECTION = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe")
-"""In what gloo raises, wherever in torch, when the process at the other end is gone."""
+"""Matches the error messages of gloo, anywhere in torch, when the process at the other end is gone."""
 
 
 def local_device() -> torch.device:
-    """This process's GPU by LOCAL_RANK, or the CPU where there is none.
+    """This process's GPU, by LOCAL_RANK; the CPU if there is no GPU.
 
     Raises:
-        UserError: there is no such GPU, or LOCAL_RANK is no number.
+        UserError: there is no such GPU, or LOCAL_RANK is not a number.
     """
     index = number(os.environ, "LOCAL_RANK") if "LOCAL_RANK" in os.environ else 0
     if not torch.cuda.is_available():
@@ -39,7 +39,8 @@ def local_device() -> torch.device:
 
 
 def _share_cores() -> None:
-    """Split this node's cores between its ranks, where nobody has said how: more threads than cores cost a factor."""
+    """Divide the node's cores among its ranks unless the user has set a number: more threads than cores are much
+    slower."""
     named = [name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if os.environ.get(name)]  # torchrun's, deepspeed's
     if named and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // number(os.environ, named[0], least=1)))
@@ -47,14 +48,14 @@ def _share_cores() -> None:
 
 @contextmanager
 def process_group() -> Iterator[Comm]:
-    """The launcher's processes as one `Comm`, or one process without a launcher.
+    """Context manager: the launcher's processes as one `Comm`, or a single process without a launcher.
 
-    A clean end waits for all ranks; an error does not, so that the launcher can end the others.
+    At a normal end it waits for all ranks. After an error it does not, so that the launcher can end the others.
 
     Raises:
-        UserError: what the launcher says makes no job, or its processes cannot meet.
-        LostRankError: another process has died, as the next exchange with it shows. With nccl it does not: there the
-            launcher ends the others, or `TIMEOUT` does.
+        UserError: the launcher's variables are inconsistent, or its processes cannot meet.
+        LostRankError: another process has died, which the next communication shows. Not with nccl: there the launcher
+            ends the others, or `TIMEOUT` does.
     """
     device = local_device()
     launch = Launch.of(os.environ)
@@ -84,10 +85,10 @@ def process_group() -> Iterator[Comm]:
 
 @contextmanager
 def together(comm: Comm) -> Iterator[dict[str, object]]:
-    """A phase that may fail on some ranks only: a `UserError` on any rank becomes one `UserError` on all.
+    """Context manager for code that may fail on some ranks only: a `UserError` on any rank is raised on all.
 
-    What the block puts into the mapping that it gets (name -> a value with a short repr) must be the same on all ranks.
-    A difference is told first, as it may be why a rank has failed. Nothing inside may wait for other ranks.
+    The block gets a mapping (name -> a value with a short repr); what it puts there must be the same on all ranks. A
+    difference is reported first, because it may be why a rank failed. The block must not wait for other ranks.
 
     Raises:
         UserError: on all ranks.
@@ -105,7 +106,7 @@ def together(comm: Comm) -> Iterator[dict[str, object]]:
 
 
 def _require_same(ranks: list[dict[str, str]]) -> None:
-    """Compare what each rank has, as far as it has come, with rank 0; the first difference is told."""
+    """Compare what each rank has put into its mapping with rank 0; report the first difference."""
     for name, expected in ranks[0].items():
         for rank, facts in enumerate(ranks):
             if facts.get(name, expected) != expected:

@@ -1,8 +1,8 @@
-"""The job's ranks as a table: replicas of the model by ranks that share its experts.
+"""Arranges the job's ranks as data-parallel replicas, each of `ep_size` ranks that share the experts of one replica.
 
     world rank = replica * ep_size + ep rank
 
-Neighbouring ranks share experts, so that with ep_size up to a node's number of ranks tokens stay inside the node.
+Neighbouring ranks share experts. So if ep_size is at most the number of ranks on a node, tokens stay on the node.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from dist_moe.parallel.rendezvous import TIMEOUT
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """This rank's view of all three groups; a group of one rank is a `SoloComm`."""
+    """The three groups of which this rank is a member; a group of one rank is a `SoloComm`."""
 
     world: Comm
-    """Every rank of the job."""
+    """All ranks of the job."""
     ep: Comm
-    """The ranks that together hold one replica's experts, with this one; `ep.rank` is its number in a `Placement`."""
+    """The expert-parallel group: the ranks that together hold one replica's experts. `ep.rank` is the rank in a
+    `Placement`."""
     replicas: Comm
-    """The ranks that hold the same experts as this one, one in each replica; `replicas.rank` is this one's replica."""
+    """The data-parallel group: the ranks that hold the same experts, one in each replica. `replicas.rank` is the
+    replica."""
 
     @classmethod
     def one_replica(cls, comm: Comm) -> Mesh:
@@ -34,12 +36,12 @@ class Mesh:
 
     @classmethod
     def of(cls, comm: Comm, ep_size: int | None, setting: str = "parallel.ep_size") -> Mesh:
-        """`ep_size` ranks share the experts of a replica; None: all. Called by all ranks together.
+        """`ep_size` ranks share the experts of a replica; None: all ranks. Called by all ranks together.
 
-        `setting` is where a user has said so.
+        `setting` is the name of the user's setting, for messages.
 
         Raises:
-            UserError: the ranks do not divide into replicas of `ep_size`.
+            UserError: `ep_size` does not divide the number of ranks.
         """
         ep_size = ep_size or comm.size
         if comm.size % ep_size:
@@ -57,7 +59,7 @@ class Mesh:
 
 
 def _group_of(groups: list[list[int]], world: GroupComm) -> Comm:
-    """This rank's group; every rank has to make all of them, in the same order."""
+    """This rank's group. Every rank must create all groups, in the same order."""
     if len(groups[0]) == 1:
         return SoloComm(world.device)
     made = [dist.new_group(ranks, timeout=TIMEOUT) for ranks in groups]

@@ -1,4 +1,4 @@
-"""Which rank holds which expert, and which replica keeps its optimizer state: values."""
+"""Placement: which rank holds which expert, and which replica keeps its optimizer state."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`owner_LE[l, e]` is the rank that holds expert e of layer l, `slot_LE[l, e]` its row in that rank's bank.
+    """`owner_LE[l, e]` is the rank that holds expert e of layer l; `slot_LE[l, e]` is its row in that rank's bank.
 
-    Ranks are those that share one replica's experts; all replicas have the same placement.
+    Ranks are those that share the experts of one replica. All replicas have the same placement.
     """
 
     owner_LE: torch.Tensor
@@ -22,24 +22,25 @@ class Placement:
 
     @classmethod
     def from_owners(cls, owner_LE: torch.Tensor, num_ranks: int) -> Placement:
-        """Any split, even or not: slots count up within a layer and rank, in the order of the experts."""
+        """Make a placement from any assignment of experts to ranks; slots follow the order of the experts."""
         one_hot = torch.nn.functional.one_hot(owner_LE, num_ranks)
         slot_LE = (one_hot.cumsum(1) * one_hot).sum(-1) - 1
         return cls(owner_LE, slot_LE, num_ranks)
 
     @classmethod
     def contiguous(cls, num_layers: int, num_experts: int, num_ranks: int) -> Placement:
-        """Equal runs of experts in rank order; runs differ by one where the division leaves a rest."""
+        """Contiguous blocks of experts in rank order, with sizes that differ by at most one."""
         owner_E = torch.arange(num_experts) * num_ranks // num_experts
         return cls.from_owners(owner_E.expand(num_layers, num_experts).contiguous(), num_ranks)
 
     @classmethod
     def balanced(cls, masks_BLE: np.ndarray, num_ranks: int) -> Placement:
-        """For training under these masks, bool [B, L, E]: even optimizer state, even memory, every batch on many ranks.
+        """Placement for training under these masks, bool [B, L, E]: equal optimizer state, equal memory, every batch on
+        many ranks.
 
-        Experts of the masks' union are dealt in rounds, in each of which every rank gets one, so the numbers that ranks
-        own differ by at most one; all experts have the same size. Within a round an expert goes where its batches have
-        the fewest experts of its layer yet. The others then fill each layer's banks evenly.
+        The experts of the masks' union are dealt in rounds; in each, every rank gets one, so that the numbers differ by
+        at most one. All experts have the same size. Within a round, an expert goes to the rank that has the fewest
+        experts of the same layer and batches. The other experts then even out each layer's banks.
         """
         _, num_layers, num_experts = masks_BLE.shape
         owner_LE = np.full((num_layers, num_experts), -1)
@@ -66,7 +67,7 @@ class Placement:
 
     @property
     def num_slots(self) -> int:
-        """Rows of the largest bank: the same on all ranks and in all layers."""
+        """Number of rows of the largest bank: the same on all ranks and in all layers."""
         return int(self.slot_LE.max()) + 1
 
     def local(self, layer: int, rank: int) -> list[int]:
@@ -74,12 +75,12 @@ class Placement:
         return torch.nonzero(self.owner_LE[layer] == rank).flatten().tolist()
 
     def hash(self) -> str:
-        """SHA-256 (64 hex digits) of who holds what."""
+        """SHA-256 (64 hex digits) of the placement."""
         shape = "x".join(map(str, (*self.owner_LE.shape, self.num_ranks)))
         return sha256(f"{shape}:".encode() + self.owner_LE.numpy().astype("<i8").tobytes()).hexdigest()
 
     def num_owned(self, union_LE: torch.Tensor, num_replicas: int = 1) -> list[int]:
-        """How many experts' optimizer state each rank keeps if those of a set, bool [L, E], are trained.
+        """How many experts' optimizer state each rank keeps, if the experts of a set, bool [L, E], are trained.
 
         In world order: replica by replica.
         """
@@ -89,13 +90,13 @@ class Placement:
 
 
 def state_replicas(num_experts: int, num_replicas: int) -> list[int]:
-    """Which replica keeps the state of each of the trained experts that a rank holds, in (layer, expert) order.
+    """Which replica keeps the optimizer state of each of a rank's trained experts, in (layer, expert) order.
 
-    In turn, so that replicas keep numbers that differ by one at most, and that a batch's experts are spread.
+    Assigned in turn, so that the numbers differ by at most one and the experts of a batch are spread.
     """
     return [i % num_replicas for i in range(num_experts)]
 
 
 def _least(first_R: np.ndarray, then_R: np.ndarray, *, among: np.ndarray) -> int:
-    """The rank with the lowest `first_R`, among equals the lowest `then_R`, then the lowest number."""
+    """The rank with the lowest `first_R`; among equal ones the lowest `then_R`, then the lowest number."""
     return int(next(rank for rank in np.lexsort((then_R, first_R)) if among[rank]))

@@ -1,7 +1,7 @@
-"""How a launcher's processes find each other: what it says of itself, checked, and a first meeting that does not hang.
+"""Lets a launcher's processes find each other, after checking the launcher's variables, without hanging.
 
-torch would wait half an hour, or for ever, for a rank that another WORLD_SIZE or RANK keeps from coming. Here every
-process says at the job's store who it is, and rank 0 tells all of them at once what does not fit.
+If WORLD_SIZE or RANK is wrong, torch waits half an hour or for ever for a rank that will not come. Here every process
+registers at the job's store, and rank 0 tells all of them at once what does not fit.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = datetime.timedelta(minutes=30)
 ANSWER = datetime.timedelta(seconds=10)
-"""For the store to answer where something listens; it takes milliseconds."""
+"""Time limit for the store's answer when something listens at the port; normally it takes milliseconds."""
 STRAY_S = 10.0
-"""For a process that has no place in the job to find the others, which it keeps waiting."""
+"""How long a process that has no place in the job tries to find the others; it keeps them waiting."""
 PATIENCE_S = 30.0
-"""After which a process says for whom it waits."""
+"""After this time a process says for whom it is waiting."""
 LAUNCHERS = "launchers (torchrun, deepspeed, accelerate) set it"
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Where a launcher has put this process, by the variables that all launchers set."""
+    """The position that a launcher has given to this process, from the environment variables that all launchers set."""
 
     rank: int
     num_ranks: int
@@ -43,10 +43,10 @@ class Launch:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Launch | None:
-        """None: no launcher has started this process.
+        """The position of this process; None if no launcher has started it.
 
         Raises:
-            UserError: the variables do not say it.
+            UserError: the variables are incomplete or wrong.
         """
         if not launched(environment):
             return None
@@ -62,15 +62,15 @@ class Launch:
 
     @property
     def place(self) -> str:
-        """Where the ranks meet."""
+        """Address at which the ranks meet."""
         return f"MASTER_ADDR {self.address}, MASTER_PORT {self.port}"
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher started this process: RANK and WORLD_SIZE are the launchers' common protocol.
+    """Whether a launcher has started this process: whether RANK and WORLD_SIZE are set.
 
     Raises:
-        UserError: one of them is set without the other.
+        UserError: only one of them is set.
     """
     given = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
     if len(given) == 1:
@@ -86,7 +86,7 @@ def number(environment: Mapping[str, str], name: str, least: int = 0, most: int 
     """A whole number from the environment.
 
     Raises:
-        UserError: it is none, or out of range.
+        UserError: it is not a whole number, or out of range.
     """
     text = environment[name]
     limits = f"from {least}" if most is None else f"from {least} to {most}"
@@ -96,11 +96,11 @@ def number(environment: Mapping[str, str], name: str, least: int = 0, most: int 
 
 
 def meet(launch: Launch) -> dist.Store:
-    """The job's store, when all its ranks have come to it. Called by every process of the job.
+    """The job's store, after all ranks have registered. Called by every process of the job.
 
     Raises:
-        UserError: in every process, the processes were not started as one job; or they cannot meet at all.
-        LostRankError: rank 0 has ended meanwhile.
+        UserError: in every process: the processes were not started as one job, or cannot meet at all.
+        LostRankError: rank 0 has ended in the meantime.
     """
     whole = _connect(launch)
     store = dist.PrefixStore("dist_moe", whole)
@@ -127,7 +127,7 @@ def meet(launch: Launch) -> dist.Store:
 
 
 def _judge(store: dist.Store, num_ranks: int) -> str:
-    """On rank 0: what does not fit together, or nothing when all ranks have come, each once."""
+    """On rank 0: what does not fit; "" when all ranks have registered, each once."""
     seen: set[int] = set()
     wait = _Wait(TIMEOUT.total_seconds())
     while len(seen) < num_ranks:
@@ -149,7 +149,7 @@ def _judge(store: dist.Store, num_ranks: int) -> str:
 
 
 class _Wait:
-    """Up to a limit; who waits long says so, once."""
+    """A time limit; a message, once, if waiting takes long."""
 
     def __init__(self, seconds: float) -> None:
         self._begun, self._seconds, self._said = time.monotonic(), seconds, False
@@ -168,7 +168,7 @@ def _beyond(rank: int, num_ranks: int) -> str:
 
 
 def _connect(launch: Launch) -> dist.Store:
-    """The store that rank 0, or torchrun, holds at the job's address."""
+    """The store at the job's address, held by rank 0 or by torchrun."""
     is_beyond = launch.rank >= launch.num_ranks
     if launch.rank > 0 and not _listens(launch, STRAY_S if is_beyond else TIMEOUT.total_seconds()):
         if is_beyond:
@@ -192,7 +192,7 @@ def _connect(launch: Launch) -> dist.Store:
 
 
 def _within(limit: datetime.timedelta, function: Callable[[], None]) -> None:
-    """Call a function that may never come back: torch waits without a limit for whoever else listens at the port."""
+    """Call a function with a time limit: torch may wait for ever if something else listens at the port."""
     raised: list[Exception] = []
 
     def call() -> None:
@@ -211,7 +211,7 @@ def _within(limit: datetime.timedelta, function: Callable[[], None]) -> None:
 
 
 def _listens(launch: Launch, seconds: float) -> bool:
-    """Wait until something listens where rank 0 will."""
+    """Wait until something listens at rank 0's port."""
     wait = _Wait(seconds)
     while True:
         try:

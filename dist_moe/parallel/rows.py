@@ -1,10 +1,10 @@
-"""Rows spread over ranks, a forward pass at a time, and what is found for each row put back in the rows' order.
+"""Spreads rows over ranks, one forward pass at a time, and returns each row's results in the order of the rows.
 
-Which rows share a pass follows from their lengths alone, before any pass is handed to a rank. So whatever the number
-of ranks, each pass computes with the same tensors; each row's results come from one rank, and the others add zeros.
-Results therefore have the same bits on any number of ranks, floating point too, as long as each rank computes with as
-many threads and holds all experts. Where ranks share experts, a pass computes beside those of other ranks, and its
-floating point numbers are the same but for rounding.
+The lengths of the rows alone decide which rows share a pass, before passes are given to ranks. So each pass computes
+with the same tensors on any number of ranks. The results of a row come from one rank; the others add zeros. Results
+therefore have the same bits on any number of ranks, floating point included, if each rank uses as many threads and
+holds all experts. If ranks share experts, the experts also compute on other ranks' tokens, and floating-point results
+are equal up to rounding.
 """
 
 from __future__ import annotations

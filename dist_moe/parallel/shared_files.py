@@ -1,4 +1,4 @@
-"""Directories that all ranks of a job write into together."""
+"""Directories that all ranks of a job write together."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dist_moe.parallel.launch import together
 
 
 class SharedDirectory:
-    """A directory on storage that all ranks see; `publish` makes it `final`, in place of an earlier one.
+    """A directory on storage that all ranks see; `publish` renames it to `final`, replacing an earlier one.
 
-    A job that dies before leaves a hidden `.NAME.partial-*`. Every attempt has one of its own, so a rank that outlives
-    its job cannot write into the next one's.
+    A job that dies before that leaves a hidden `.NAME.partial-*`. Every attempt has its own, so that a rank that
+    outlives its job cannot write into the directory of the next job.
     """
 
     def __init__(self, final: Path, comm: Comm) -> None:
         """Called by all ranks together.
 
         Raises:
-            UserError: on all ranks, when the storage cannot be written.
+            UserError: on all ranks: the storage cannot be written.
         """
         self.final, self.comm = final, comm
         self.partial = final.with_name(f".{final.name}.partial-{comm.gather(secrets.token_hex(4))[0]}")
@@ -39,10 +39,10 @@ class SharedDirectory:
                 self.partial.mkdir(parents=True)
 
     def publish(self) -> None:
-        """Called by all ranks together, when every rank has its files on disk.
+        """Called by all ranks together, when every rank has written its files to disk.
 
         Raises:
-            UserError: as above.
+            UserError: on all ranks: the storage cannot be written.
         """
         with together(self.comm), writing(self.final):
             if self.comm.rank == 0:
@@ -51,7 +51,8 @@ class SharedDirectory:
 
 
 def remove_partial(parent: Path, name: str = "*", *, within: bool = False) -> None:
-    """Remove what dead jobs have left of a file or directory `name` in `parent`, or of all; `within`: and below it."""
+    """Remove what dead jobs have left of a file or directory `name` in `parent` ("*": of all); with `within` also
+    below it."""
     pattern = f".{name}.partial-*"
     for left in list(parent.rglob(pattern) if within else parent.glob(pattern)):
         if left.is_dir():
@@ -61,7 +62,11 @@ def remove_partial(parent: Path, name: str = "*", *, within: bool = False) -> No
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """A safetensors file, on disk when this returns. A failure of the system is an `OSError`, as it is in Python."""
+    """Write a safetensors file; it is on disk when this returns.
+
+    Raises:
+        OSError: the system cannot write it.
+    """
     try:
         save_file(dict(tensors), path)
     except SafetensorError as error:

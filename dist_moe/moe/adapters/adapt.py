@@ -1,4 +1,4 @@
-"""Bring families outside transformers' experts interface into it, so that nothing else needs to know them."""
+"""Replaces the experts of families that lack transformers' experts interface, so that no other code must know them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "Llama4TextMoe": Llama4Block,
     "LongcatFlashExperts": LongcatFlashRoutedExperts,
 }
-"""A family's own class -> what takes its place, weights and all."""
+"""Class of the family -> class that replaces it, with its weights."""
 REFUSED = {"DogeCDMoE": "its experts are rows of embeddings that product keys look up"}
-"""A family's own class -> why it has no adapter."""
+"""Class of the family -> why there is no adapter."""
 
 
 def adapt(model: PreTrainedModel) -> None:
     """Put the adapters of a model's family in place, on the meta device or with weights; most families need none.
 
     Raises:
-        UserError: the family cannot be adapted.
+        UserError: the family is not supported.
     """
     for name, module in list(model.named_modules()):
         family = type(module).__name__
@@ -42,6 +42,6 @@ def adapt(model: PreTrainedModel) -> None:
 
 
 def own_conversions(model: PreTrainedModel) -> list[Conversion]:
-    """The adapters' rules for weights on disk, each once; they come before transformers' own."""
+    """The adapters' rules for weights on disk, each once; they take precedence over transformers' rules."""
     kinds = {type(module): None for module in model.modules() if isinstance(module, AdaptedExperts)}
     return [rule for kind in kinds for rule in kind.conversions()]

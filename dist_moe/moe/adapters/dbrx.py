@@ -11,7 +11,7 @@ from dist_moe.moe.internals import Concatenate, Conversion, Transpose, WeightCon
 
 
 class DbrxFusedExperts(AdaptedExperts):
-    """In place of the family's `DbrxExperts`."""
+    """Replaces the family's `DbrxExperts`."""
 
     def __init__(self, own: Any) -> None:
         shape = (own.num_experts, own.ffn_hidden_size, own.hidden_size)

@@ -1,4 +1,4 @@
-"""What an adapter is: experts with the call, attributes and weights of transformers' experts interface."""
+"""Base class of adapters: experts with the call, attributes and weights of transformers' experts interface."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dist_moe.moe.internals import Conversion, default_apply_gate
 
 
 class AdaptedExperts(nn.Module):
-    """Gated experts without bias, which take the place of a family's own; they run once their weights are in a bank.
+    """Gated experts without bias, which replace those of a family; they work after their weights were moved to a bank.
 
-    A family's subclass takes over the weights of the module that it replaces: `gate_up_proj` [E, 2I, H], gate first,
-    and `down_proj` [E, H, I]; with `is_transposed` [E, H, 2I] and [E, I, H].
+    Subclasses take over the weights of the module that they replace: `gate_up_proj` [E, 2I, H], gate first, and
+    `down_proj` [E, H, I]; with `is_transposed`, [E, H, 2I] and [E, I, H].
     """
 
     _is_expert_parallel = False
@@ -24,7 +24,7 @@ class AdaptedExperts(nn.Module):
     has_gate = True
     has_bias = False
     num_null_experts = 0
-    """Experts without weights that the router scores past the E routed ones."""
+    """Number of experts without weights that the router scores in addition to the E routed ones."""
     _apply_gate = default_apply_gate
 
     def __init__(
@@ -44,5 +44,5 @@ class AdaptedExperts(nn.Module):
 
     @staticmethod
     def conversions() -> list[Conversion]:
-        """How the family's tensors on disk become these weights, where transformers has no rule for it."""
+        """Rules from the family's tensors on disk to these weights, if transformers has none."""
         return []

@@ -1,6 +1,6 @@
 """JetMoE: the router sorts pairs by expert, and the experts are two linear maps beside it.
 
-Its mixture of attention (`self_attention.experts`) is no expert of ours: it stays as it is, part of the dense weights.
+The mixture of attention heads (`self_attention.experts`) is not changed: it belongs to the dense weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class JetMoeExperts(AdaptedExperts):
 
 
 class JetMoeRouter(nn.Module):
-    """In place of `JetMoeTopKGating`, which also sorts: the softmax of the top k logits."""
+    """Replaces `JetMoeTopKGating`, which also sorts: the softmax of the top k logits."""
 
     def __init__(self, own: Any) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class JetMoeRouter(nn.Module):
 
 
 class JetMoeBlock(nn.Module):
-    """In place of `JetMoeMoE`. The router's weight and the bias are the family's own."""
+    """Replaces `JetMoeMoE`. The router's weight and the bias are the family's own."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()

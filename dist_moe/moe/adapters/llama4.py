@@ -1,4 +1,5 @@
-"""Llama 4: the router's score weighs an expert's input, and the block runs every expert on every token."""
+"""Llama 4: the routing score multiplies the input of an expert, and the family's block runs every expert on every
+token."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class Llama4Experts(AdaptedExperts):
 
 
 class Llama4Block(nn.Module):
-    """In place of `Llama4TextMoe`: only the top-k experts are called. Router and shared expert are the family's own."""
+    """Replaces `Llama4TextMoe`, and calls only the top-k experts. Router and shared expert are the family's own."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()

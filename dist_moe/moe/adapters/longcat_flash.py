@@ -1,6 +1,6 @@
-"""LongCat-Flash: the router also scores Z zero experts past the E routed ones, which give back what they get.
+"""LongCat-Flash: the router also scores Z zero experts, numbered from E on, whose output is their input.
 
-transformers holds unused gate and up weights for them, and writes them; the released checkpoints have none.
+transformers keeps unused gate and up weights for them and writes these to disk; the released checkpoints have none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dist_moe.moe.adapters.interface import AdaptedExperts
 
 
 class LongcatFlashRoutedExperts(AdaptedExperts):
-    """In place of the family's `LongcatFlashExperts`."""
+    """Replaces the family's `LongcatFlashExperts`."""
 
     def __init__(self, own: Any) -> None:
         super().__init__(own.gate_up_proj[: own.num_routed_experts].clone(), own.down_proj, own.act_fn)
