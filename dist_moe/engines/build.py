@@ -1,4 +1,4 @@
-"""The engine that the configuration names."""
+"""Creates the engine that the configuration names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ EngineName = Literal["local", "deepspeed", "fsdp"]
 
 
 def engine_name(config: Config) -> EngineName:
-    """The engine that `config.engine` names, `auto` resolved; one that cannot run here is a `UserError`."""
+    """The engine to use, with `auto` resolved.
+
+    Raises:
+        UserError: the engine cannot run here.
+    """
     if config.engine == "auto":
         return "deepspeed" if launched() else "local"
     if config.engine == "local" and launched():
@@ -49,7 +53,7 @@ def build_engine(
     deepspeed_settings: dict[str, Any],
     split: Split,
 ) -> Engine:
-    """The engine around a model and its optimizer; collective where the engine is."""
+    """Create the engine around a model and its optimizer. Called by all ranks together."""
     if name == "local":
         return LocalEngine(model.module, optimizer, schedule)
     if name == "fsdp":

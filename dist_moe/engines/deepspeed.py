@@ -1,14 +1,16 @@
-"""DeepSpeed hosts the step: its launcher, process groups, engine, accumulation boundary, monitor and timers.
+"""The engine `deepspeed`: uses DeepSpeed's launcher, process groups, engine, accumulation boundary, monitor and timers.
 
-The engine runs at ZeRO stage 0: it finds no trainable parameter in the model, because expert weights are not
-`nn.Parameter`s, and gets our optimizer, which it returns unwrapped. So it neither reduces, rescales, casts nor
-partitions expert weights. Where the user asks for stage 3, `zero.py` cuts up the dense weights before. Facts to know:
+The DeepSpeed engine runs at ZeRO stage 0. It finds no trainable parameter in the model, because expert weights are not
+`nn.Parameter`s; it gets our optimizer and returns it unwrapped. So it neither reduces, rescales, casts nor partitions
+expert weights. If the user asks for stage 3, `zero.py` shards the dense weights first. To know when reading it:
 
-- `gradient_clipping` must be 0 (its own clipping fails without a trainable parameter, and would average local norms);
-  the optimizer clips by the global norm of all ranks.
+- `gradient_clipping` must be 0: DeepSpeed's clipping fails without a trainable parameter, and would average local
+  norms.
+  Our optimizer clips by the global norm of all ranks.
 - `backward(scale_wrt_gas=False)`: our loss is already a share of the global mean.
-- On CPU, DeepSpeed would compile a shared-memory helper at start (about a minute, a compiler, and a lock file that a
-  killed build leaves behind). gloo does without; the helper is reported as not available beforehand.
+- On CPU, DeepSpeed would compile a shared-memory helper at start. That takes about a minute and a compiler, and a
+  killed
+  build leaves a lock file behind. gloo works without it, so the helper is reported as not available.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from dist_moe.engines.zero import PartitionedDense
 
 
 def take_over_process_group() -> None:
-    """Let DeepSpeed use the process group that torch has started."""
+    """Make DeepSpeed use the process group that torch has started."""
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend())

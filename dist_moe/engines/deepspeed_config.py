@@ -1,4 +1,4 @@
-"""Reading a user's DeepSpeed JSON, without importing DeepSpeed."""
+"""Reads a user's DeepSpeed JSON file, without importing DeepSpeed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ OWNED_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "amp")
 
 
 def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
-    """A user's DeepSpeed JSON. Settings that belong to dist_moe, and ZeRO stages 1 and 2, are a `UserError`."""
+    """The contents of a DeepSpeed JSON file.
+
+    Raises:
+        UserError: it has settings that dist_moe sets itself, or ZeRO stage 1 or 2.
+    """
     if path is None:
         return {}
     config = read_json(path, "train.deepspeed_config")

@@ -1,8 +1,9 @@
-"""FSDP2 hosts the step: every frozen dense weight lies on one rank in pieces, and is whole only while its layer runs.
+"""The engine `fsdp`: FSDP2 shards the frozen dense weights over all ranks; a layer's weights are gathered while it
+runs.
 
-The experts are no parameters of the module, so `fully_shard` finds the dense weights alone: nothing has to be named or
-left out, and as these are frozen there is no gradient to reduce. Collectives are the same on all ranks whatever a batch
-trains, because autograd starts at the same layer on all of them.
+Experts are not parameters of the module, so `fully_shard` finds the dense weights only: nothing has to be excluded. As
+these are frozen, there are no gradients to reduce. The collectives are the same on all ranks, whatever a batch trains,
+because autograd starts at the same layer on all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dist_moe.parallel.comm import GroupComm
 
 
 class FsdpEngine(LocalEngine):
-    """Plain torch around a module whose decoder layers, and what is left, are sharded over all ranks of `comm`."""
+    """Plain PyTorch around a module whose decoder layers, and the rest, are sharded over all ranks of `comm`."""
 
     name = "fsdp"
 

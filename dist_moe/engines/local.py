@@ -1,4 +1,4 @@
-"""One process, plain torch: the oracle that the other engines are compared with."""
+"""The engine `local`: one process, plain PyTorch. It is the reference that the other engines are compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class LocalEngine:
-    """Forward, backward, step, with nothing in between."""
+    """Forward, backward and step, with nothing in between."""
 
     name = "local"
 
@@ -37,7 +37,7 @@ class LocalEngine:
 
 
 def stored_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, and the buffers that a checkpoint has: others, as of rotary embeddings, may follow a row's length."""
+    """Parameters and persistent buffers. Other buffers, as of rotary embeddings, may depend on the length of a row."""
     yield from module.named_parameters()
     for prefix, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):

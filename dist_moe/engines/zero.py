@@ -1,14 +1,15 @@
-"""ZeRO-3's parameter partitioning for the frozen dense weights: each rank keeps a piece, whole while its layer runs.
+"""ZeRO-3's parameter partitioning for the frozen dense weights: each rank keeps a shard, gathered while its layer runs.
 
-DeepSpeed does this with hooks on the modules (`DeepSpeedZeRoOffload`), put there before its engine, which then runs at
-stage 0: nothing in the module is trained. Facts to know:
+DeepSpeed does this with hooks on the modules (`DeepSpeedZeRoOffload`), which are installed before its engine; the
+engine then runs at stage 0, because nothing in the module is trained. To know when reading it:
 
 - Every rank must visit the modules in the same order, in forward and backward, or DeepSpeed stops. They do: autograd
-  starts at the same layer on all ranks, and an experts layer has the same graph with and without active experts.
-- A batch that starts autograd at another layer is another order: DeepSpeed notices and records it anew.
-- Below the first trained layer no backward hook releases what a backward pass has gathered; `release` does.
-- Weights of up to `stage3_param_persistence_threshold` elements (100,000 if the file does not say) stay whole from
-  their first use on, beside the pieces. `release` gives them back, so the setting counts within a step only.
+  starts at the same layer on all ranks, and an experts layer has the same graph with and without trained experts.
+- A batch whose autograd starts at another layer visits modules in another order: DeepSpeed notices that and records
+  the new order.
+- Below the first trained layer no backward hook frees what was gathered; `release` does.
+- Weights of up to `stage3_param_persistence_threshold` elements (100,000 by default) stay gathered after their first
+  use. `release` frees them, so this setting has an effect within a step only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import nn
 
 
 class PartitionedDense:
-    """The parameters of `module`, in pieces over all ranks, by the `zero_optimization` section of a DeepSpeed JSON."""
+    """The parameters of `module`, sharded over all ranks as the `zero_optimization` section of a DeepSpeed JSON
+    says."""
 
     def __init__(self, module: nn.Module, section: dict[str, Any], micro_batch_size: int) -> None:
         zero = DeepSpeedZeroConfig(**section)
@@ -41,6 +43,6 @@ class PartitionedDense:
         )
 
     def release(self) -> None:
-        """Nothing but the pieces stays, not even of small weights, which DeepSpeed keeps once they are gathered."""
+        """Free everything but the shards, including small weights, which DeepSpeed would keep."""
         self.offload.release_backward_leftovers()
         self.offload.partition_all_parameters()

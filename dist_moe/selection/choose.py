@@ -1,4 +1,4 @@
-"""From a counts store to the masks of its batches: what `dist-moe select` writes and what is compared with it."""
+"""Selects masks for the batches of a counts store: used by `dist-moe select` and by comparisons with other rules."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dist_moe.store import Counts, MaskPlan, MaskResults, MaskStore
 from dist_moe.store.files import ADVICE
 
 TABLES = {"gates": "analysis.gates: true", "gradients": "analysis.rule: gradient"}
-"""What a rule may need beside the counts, and with which setting it is measured."""
+"""Tables that a rule may need besides the counts, and the setting with which each is measured."""
 
 
 def mask_plan(counts: Counts, rule: Rule, settings: StatisticsConfig) -> MaskPlan:
-    """What is to be selected from the counts: all that a mask store says before a batch is looked at.
+    """All that a mask store contains except the batches' own results.
 
     Raises:
-        UserError: the rule needs what was not measured, or what the settings leave out.
+        UserError: the rule needs something that was not measured, or that the settings turn off.
     """
     for table, how in TABLES.items():
         if table in rule.needs and table not in counts.table_names:
@@ -51,22 +51,22 @@ def mask_plan(counts: Counts, rule: Rule, settings: StatisticsConfig) -> MaskPla
 
 
 def seed_of(counts: Counts) -> int:
-    """The seed of the run that counted, from which all draws follow."""
+    """The seed of the run that counted; all random draws follow from it."""
     return int(counts.provenance.get("seed", 0))
 
 
 def settings_of(masks: MaskStore) -> StatisticsConfig:
-    """Those that masks were selected with.
+    """The statistics settings with which masks were selected.
 
     Raises:
-        UserError: what the store says of them are no such settings.
+        UserError: the store's settings are not valid.
     """
     stored = masks.provenance.get("statistics", {})
     return checked(StatisticsConfig, stored, f"{masks.path} is damaged: provenance.statistics", ADVICE)
 
 
 def sums_of(counts: Counts, batches: range, rule: Rule, *, prefix: str = "") -> PopulationSums:
-    """What some consecutive batches add to what the rule needs to know of all."""
+    """What consecutive batches contribute to the sums over all batches that the rule needs."""
     found = counts.of_batches(batches, tables=False, prefix=prefix)
     each = evidence_of_each(counts.index.of(batches), found, StatisticsConfig(), seed=0)
     needs_union = "union" in rule.needs
@@ -74,7 +74,7 @@ def sums_of(counts: Counts, batches: range, rule: Rule, *, prefix: str = "") -> 
 
 
 def population_of(sums: Iterable[PopulationSums]) -> Population:
-    """What is known of all batches, from the sums of each of `Counts.steps`, in their order."""
+    """What is known of all batches together, from the sums of each step of `Counts.steps`, in order."""
     return reduce(add, sums).population()
 
 
@@ -87,16 +87,16 @@ def selected(
     *,
     progress: bool,
 ) -> MaskResults:
-    """Masks and statistics of some consecutive batches."""
+    """Masks and statistics of consecutive batches."""
     index, found = counts.index.of(batches), counts.of_batches(batches)
     return batch_results(found, index, rule, settings, seed_of(counts), population, show_progress=progress)
 
 
 def require_some(masks: MaskStore, counts: Counts, rule: Rule) -> None:
-    """A batch may have an empty mask; all batches may not.
+    """Raise unless at least one batch has an expert; single batches may have an empty mask.
 
     Raises:
-        UserError: no expert of any batch is selected.
+        UserError: no batch has an expert.
     """
     sizes_B = np.array([batch.num_unsafe_experts for batch in masks.batches])
     largest = 0.0 if sizes_B.any() else max(float(counts.risk(step).risk_diff_BLE.max()) for step in counts.steps())
@@ -112,7 +112,7 @@ def masks_by(
     *,
     prefix: str = "",
 ) -> ExpertMasks:
-    """The masks alone; `prefix`: from the counts of another table, "prefill_"."""
+    """The masks without statistics. With `prefix` "prefill_", from that table instead of the counts."""
     found = counts.of_batches(batches, tables=not prefix, prefix=prefix)
     each = evidence_of_each(counts.index.of(batches), found, settings, seed_of(counts), population)
     return ExpertMasks(np.array([rule.select(batch) for batch in each]))

@@ -1,4 +1,4 @@
-"""From the counts of some batches to what a selection rule and a test look at."""
+"""Prepares the counts of batches for selection rules and tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dist_moe.stats.evidence import Evidence, Population, evidence
 from dist_moe.stats.settings import StatisticsConfig
 
 POOLED_LIMIT = 1 << 24
-"""Labelings times prompts up to which all prompts are tested together: 128 MiB of weights an arm."""
+"""Limit on labelings times prompts for testing all prompts together: 128 MiB of weights for each arm."""
 
 
 def evidence_of_each(
@@ -20,7 +20,8 @@ def evidence_of_each(
     seed: int,
     population: Population | None = None,
 ) -> Iterator[Evidence]:
-    """One for each batch, from the counts of all prompts; one at a time, as what is computed from it stays with it."""
+    """The Evidence of each batch in turn, from the counts of all prompts. Keep only one: it caches what is computed
+    from it."""
     kinship = index.kinship
     for batch, rows in enumerate(index.each()):
         number = index.first + batch
@@ -28,10 +29,10 @@ def evidence_of_each(
 
 
 def can_be_pooled(index: BatchIndex, settings: StatisticsConfig) -> bool:
-    """Whether these are few enough prompts to be tested together."""
+    """Whether there are few enough prompts to test all of them together."""
     return index.num_prompts * max(settings.permutations, settings.resamples) <= POOLED_LIMIT
 
 
 def pooled_evidence(index: BatchIndex, counts: RoutingCounts, settings: StatisticsConfig, seed: int) -> Evidence:
-    """All prompts as one batch, whose labels are exchanged within batches only."""
+    """All prompts as one batch; tests exchange labels only within the real batches."""
     return evidence(counts, index.unsafe_P, index.kinship, settings, seed, index.first + len(index))

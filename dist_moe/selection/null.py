@@ -1,4 +1,4 @@
-"""How many experts a rule selects when the labels mean nothing."""
+"""Counts how many experts a rule selects when labels are permuted."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from dist_moe.stats.labelings import labelings
 
 @dataclass(frozen=True, slots=True)
 class NullCount:
-    """Selected experts over labelings of one batch's prompts."""
+    """Numbers of selected experts over labelings of one batch's prompts."""
 
     mean: float
     high: float
@@ -19,9 +19,10 @@ class NullCount:
 
 
 def null_count(batch: Evidence, rule: Rule, num_draws: int) -> NullCount:
-    """The rule run on the same prompts with permuted labels, `num_draws` times (or on all labelings, if fewer).
+    """Run the rule on the same prompts with permuted labels, `num_draws` times (or on all labelings, if there are
+    fewer).
 
-    Only for a rule that `has_null`. Of a control, the one that it is counted as.
+    Only for rules with `has_null`. For a control, the rule that determines its number of experts is run.
     """
     assert rule.has_null
     labels_NP, _ = labelings(batch.unsafe_P, batch.design, num_draws, batch.generator("null"))

@@ -1,4 +1,4 @@
-"""From the counts of some batches to their masks, and to what says how far these can be trusted."""
+"""Computes masks and their statistics from the counts of batches."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ OF_EXPERTS = (
 
 
 def selection_rule(analysis: AnalysisConfig) -> Rule:
-    """The rule that the configuration asks for.
+    """The rule that the configuration names.
 
     Raises:
-        UserError: it needs what is off.
+        UserError: the rule needs something that the configuration turns off.
     """
     cls = RULES.find(analysis.rule)
     rule = cls(**{field.name: getattr(analysis, field.name) for field in fields(cls)})
@@ -54,10 +54,10 @@ def selection_rule(analysis: AnalysisConfig) -> Rule:
 
 
 def require_all_experts(analysis: AnalysisConfig) -> None:
-    """Refuse to measure what a rule needs of whole models where ranks share experts.
+    """Refuse a rule that needs whole models if ranks share experts.
 
     Raises:
-        UserError: the rule needs gradients, and ranks share experts.
+        UserError: the rule needs gradients, and `analysis.ep_size` is above 1.
     """
     rule = RULES.find(analysis.rule)
     if "gradients" in rule.needs and analysis.ep_size > 1:
@@ -68,7 +68,7 @@ def require_all_experts(analysis: AnalysisConfig) -> None:
 
 
 def statistic_kinds(rule: Rule, settings: StatisticsConfig) -> Mapping[str, tuple[str, int]]:
-    """Which statistics `batch_results` gives, with type and number of axes as in a `MaskPlan`."""
+    """Names of the statistics that `batch_results` computes, with type and number of axes as in a `MaskPlan`."""
     if not settings.permutations:
         return {}
     of_batches = ("smallest_p_value", *(("null_mean", "null_high") if rule.has_null else ()))
@@ -85,7 +85,7 @@ def batch_results(
     *,
     show_progress: bool,
 ) -> MaskResults:
-    """Masks and statistics of some batches, from the counts of their prompts and what is known of all batches."""
+    """Masks and statistics of batches, from the counts of their prompts and what is known of all batches."""
     masks, diffs, rows = [], [], []
     batches = evidence_of_each(index, counts, settings, seed, population)
     for batch in tqdm(batches, desc="Batches", total=len(index), unit="batch", disable=not show_progress):
@@ -101,7 +101,7 @@ def batch_results(
 
 
 def batch_statistics(batch: Evidence, rule: Rule) -> dict[str, np.ndarray | float]:
-    """What the store keeps of a batch beside the mask, by name; docs/statistics.md says what each is."""
+    """The statistics of one batch by name; docs/statistics.md defines them."""
     if not batch.settings.permutations:
         return {}
     low_LE, high_LE = batch.interval
@@ -123,7 +123,7 @@ def batch_statistics(batch: Evidence, rule: Rule) -> dict[str, np.ndarray | floa
 
 
 def add_statistics(frame: pd.DataFrame, pooled: Evidence, rule: Rule) -> pd.DataFrame:
-    """The pooled table with columns as those of a batch's table in the store."""
+    """Add columns to the table of all prompts pooled, as in the table of a batch."""
     low_LE, high_LE = pooled.interval
     columns = {
         "interval_low": low_LE,

@@ -1,4 +1,4 @@
-"""The rule of a mask store: a store keeps its name and parameters, and knows no rules."""
+"""Reads the selection rule of a mask store. (The store keeps its name and parameters, but does not know any rules.)"""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from dist_moe.store.read import MaskStore
 
 
 def stored_rule(store: MaskStore) -> Rule:
-    """The rule that has selected the masks.
+    """The rule that selected the masks.
 
     Raises:
-        UserError: the store names no rule of this version, or one with a parameter that is wrong.
+        UserError: the store names a rule or a parameter that this version does not have.
     """
     try:
         return from_facts(store.selection_rule, "its attributes")
@@ -21,7 +21,7 @@ def stored_rule(store: MaskStore) -> Rule:
 
 
 def open_masks(path: str | Path) -> MaskStore:
-    """A store as `MaskStore.open_whole` opens it, whose rule is one that there is.
+    """Open a store with `MaskStore.open_whole`, and check that its rule exists.
 
     Raises:
         UserError: as `MaskStore.open_whole` and `stored_rule`.

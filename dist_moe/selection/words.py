@@ -1,4 +1,4 @@
-"""A selection rule as a person asks for it: another name, or other parameters, as words."""
+"""Changes a selection rule as the user asks on the command line: another name, or other parameters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dist_moe.rules import RULES, Rule
 
 
 def changed_rule(rule: Rule, words: Mapping[str, str]) -> Rule:
-    """The rule with another name, or other parameters, given as text.
+    """The rule with another name or other parameters, given as text.
 
     Raises:
-        UserError: there is no such rule or parameter, or the value is none that the configuration would take.
+        UserError: there is no such rule or parameter, or the value is not valid.
     """
     name = words.get("name", rule.name)
     if name not in RULES:

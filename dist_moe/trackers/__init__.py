@@ -1,1 +1,2 @@
-"""Where a step's record goes when it is done: one module each, which registers itself; `train.trackers` names them."""
+"""Trackers: they report the record of each step. One module each, which registers itself; `train.trackers` names
+them."""

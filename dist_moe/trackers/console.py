@@ -1,4 +1,4 @@
-"""A short line a step."""
+"""Tracker that prints a line for each step."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ class Console:
 
 
 def _losses(line: dict[str, Any]) -> str:
-    """What was minimized, and its terms where there are several."""
+    """The loss, and its terms if there are several."""
     terms = ", ".join(f"{name} {term['mean']:.4f}" for name, term in line["terms"].items())
     return f"loss {line['loss']:.4f}" + (f" ({terms})" if len(line["terms"]) > 1 else "")

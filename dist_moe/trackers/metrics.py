@@ -1,4 +1,4 @@
-"""One JSON line a step in metrics.jsonl, the run's ledger: always kept, whatever is configured."""
+"""Tracker that writes a JSON line for each step to metrics.jsonl; it is always on."""
 
 from __future__ import annotations
 

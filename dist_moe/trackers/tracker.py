@@ -1,4 +1,4 @@
-"""What a tracker is."""
+"""The interface of trackers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dist_moe.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a tracker may know of the run, beside its records."""
+    """What a tracker may know of the run, besides its records."""
 
     run_dir: Path
-    """Where the run is until it has ended: files of a tracker's own have a place there."""
+    """Directory in which the run works until it has finished; trackers may write files there."""
     rank: int
     num_steps: int
 
 
 class Tracker(Protocol):
-    """Called on every rank when a step is done; what it raises as `UserError` ends the run on all of them.
+    """Called on every rank after each step. A `UserError` that it raises ends the run on all ranks.
 
-    After a stop or a kill a run goes on from its checkpoint, so steps after that are recorded again.
+    After a stop or a kill, a run resumes from its checkpoint, so later steps are recorded again.
     """
 
     name: ClassVar[str]
 
     def record(self, line: dict[str, Any], place: Place) -> None:
-        """`line` is one of metrics.jsonl, as docs/formats.md has it: the same on all ranks but for times."""
+        """`line` is a record as in metrics.jsonl (see docs/formats.md), the same on all ranks except for times."""
 
 
 TRACKERS: Registry[Tracker] = Registry("tracker", "dist_moe.trackers")

@@ -1,9 +1,9 @@
-"""`train.audit`: nothing but the batch's experts has changed in a step, shown by digests of all that a rank holds.
+"""The audit (`train.audit`): verifies by checksums that a step has changed nothing outside the batch's mask.
 
-The monitor looks at what a step is about to do; this looks at what it has done, so it sees what no monitor can: an
-optimizer that moves more than it says, a kernel that writes elsewhere, a weight changed in place. A digest is a sum of
-the tensor's bits, eight bytes at a time, each with a random odd factor, modulo 2^64. One changed value always changes
-it; that several cancel has a chance below 2^-32. It is made where the tensor lies.
+The monitor checks what a step is about to do; the audit checks what it has done. So it finds what the monitor cannot
+see: an optimizer that changes more than it should, a kernel that writes elsewhere, a weight changed in place. A digest
+is the sum of a tensor's bits, eight bytes at a time, each multiplied by a random odd factor, modulo 2^64. One changed
+value always changes it; several changes cancel with a probability below 2^-32. It is computed on the tensor's device.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from dist_moe.training.engine import Engine
 from dist_moe.training.optimizer import SelectiveAdamW
 
 CHUNK = 1 << 18
-"""Factors, eight bytes each; a longer tensor is taken in parts."""
+"""Number of factors, eight bytes each; longer tensors are processed in parts."""
 Place = tuple[tuple[int, int] | None, str]
-"""(layer, expert), or None for a dense weight, and what of it."""
+"""(layer, expert), or None for a dense weight; and the name of the tensor."""
 
 
 class StepAudit:
-    """`digests` before a step and `compare` after it, by all ranks together."""
+    """Call `digests` before a step and `compare` after it, on all ranks together."""
 
     def __init__(self, model: MoEModel, optimizer: SelectiveAdamW, engine: Engine, comm: Comm) -> None:
         self.model, self.optimizer, self.engine, self.comm = model, optimizer, engine, comm
         self._factors: dict[torch.device, torch.Tensor] = {}
 
     def digests(self) -> dict[Place, int]:
-        """Of all that lies on this rank: every expert's weights and optimizer state, and every dense weight."""
+        """Digests of everything on this rank: weights and optimizer state of all experts, and dense weights."""
         places = dict(self._places())
         digests = [self._digest(tensor).to(self.comm.device) for tensor in places.values()]
         return dict(zip(places, torch.stack(digests).tolist(), strict=True))
 
     def compare(self, before: dict[Place, int], mask_LE: np.ndarray) -> None:
-        """Assert, on all ranks alike, that nothing outside the batch's mask is other than `before` the step."""
+        """Assert, on all ranks alike, that nothing outside the batch's mask differs from `before`."""
         changed = [
             f"rank {self.comm.rank}: a step has changed {f'{expert_name(*key)}, {what}' if key else what}"
             for (key, what), digest in self.digests().items()
@@ -62,7 +62,7 @@ class StepAudit:
 
     @torch.no_grad()
     def _digest(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A scalar, int64."""
+        """int64 scalar."""
         words, factors = _words(tensor), self._factors_on(tensor.device)
         digest = torch.zeros((), dtype=torch.int64, device=tensor.device)
         for part in words.split(CHUNK):
@@ -80,7 +80,7 @@ class StepAudit:
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bits as int64, zeros after its end."""
+    """A tensor's bits as int64, padded with zeros."""
     bits = tensor.contiguous().reshape(-1).view(torch.uint8)
     if bits.numel() % 8 or bits.storage_offset() % 8:
         padded = bits.new_zeros(-(-bits.numel() // 8) * 8)

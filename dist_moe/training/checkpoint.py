@@ -1,12 +1,12 @@
-"""Checkpoints of a training run: after each, the run can be killed and goes on with the same bits.
+"""Checkpoints of a training run, from which a killed run resumes with the same bits.
 
     checkpoints/step-00000040/index.json                   facts, layout, state, schedule; each file's digest, experts
     checkpoints/step-00000040/experts-<rank>.safetensors   <layer>.<expert>.<master | exp_avg | exp_avg_sq | step>
 
-Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. One that has left
-the union is there with its weights, no moments and 0 steps. Experts that have never stepped are the base's and are not
-written. The directory gets its name when it is complete. What a run knows beside its experts and the learning rate is
-one value, `TrainState`.
+Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. An expert that has
+left the union is stored with its weights, no moments and 0 steps. Experts that were never updated equal the base and
+are not written. The directory gets its name when it is complete. All other state of a run, except the learning-rate
+schedule, is one value, `TrainState`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a run was spread when a checkpoint was written. On the same layout it goes on with the same bits."""
+    """How the run was spread over ranks when a checkpoint was written. On the same layout it resumes with the same
+    bits."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     engine: str
@@ -65,56 +66,56 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedPart(Part):
-    """One rank's file of a checkpoint: its experts have stepped."""
+    """One rank's file of a checkpoint."""
 
     num_owned: int
-    """Experts whose optimizer state the rank keeps."""
+    """Number of experts whose optimizer state the rank keeps."""
     state_bytes: int
-    """Memory of that state."""
+    """Memory of that optimizer state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """What a checkpoint says of itself."""
+    """Contents of index.json."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     state: TrainState
     layout: Layout
     facts: dict[str, Any]
-    """What determines the run."""
+    """What must be the same to resume the run."""
     schedule: dict[str, Any]
-    """State of the learning rate schedule."""
+    """State of the learning-rate schedule."""
     metrics_sha256: str | None
-    """Of the run's metrics up to this step; None: the saver knew of none."""
+    """SHA-256 of the run's metrics up to this step; None: unknown when it was saved."""
     tensors: dict[str, TensorFacts]
-    """What each expert's state is made of."""
+    """Names and shapes of the tensors of each expert."""
     files: dict[str, OwnedPart]
-    """In rank order."""
+    """The files, in rank order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint whose every byte was checked."""
+    """A complete checkpoint whose every byte has been verified."""
 
     path: Path
     index: Index
 
     @property
     def step(self) -> int:
-        """Steps that were done."""
+        """Number of finished steps."""
         return self.index.state.step
 
     @property
     def layout(self) -> Layout:
-        """Who wrote it."""
+        """Layout of the ranks that wrote it."""
         return self.index.layout
 
 
 class UnfinishedCheckpoint:
-    """A checkpoint between a step's end, when its values are taken, and its name, which it gets when all have written.
+    """A checkpoint that is being written: from the end of a step until all ranks have written their part.
 
-    Called by all ranks together, as `publish` is. `write` is each rank's own, and may run in another thread while the
-    next steps change the experts, if `copy` is set.
+    Created and published by all ranks together. `write` is each rank's own, and with `copy` may run in another thread
+    while the next steps change the experts.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class UnfinishedCheckpoint:
         *,
         copy: bool,
     ) -> None:
-        """`metrics_sha256`: of the run's metrics up to this step, for the first rank."""
+        """`metrics_sha256`: SHA-256 of the run's metrics up to this step; used on rank 0."""
         self._comm = comm
         self._index = Index(
             state=state,
@@ -150,7 +151,7 @@ class UnfinishedCheckpoint:
         self._directory = SharedDirectory(root / f"step-{state.step:08}", comm)
 
     def write(self) -> OwnedPart:
-        """This rank's file, on disk when it returns.
+        """Write this rank's file; it is on disk when this returns.
 
         Raises:
             UserError: the storage cannot be written.
@@ -165,10 +166,11 @@ class UnfinishedCheckpoint:
             )
 
     def publish(self, part: Callable[[], OwnedPart], *, keep: int) -> Path:
-        """Wait for what all ranks' `write` returned, `part`; then only the last `keep` checkpoints remain.
+        """Give the directory its name; `part` is what this rank's `write` returned. Then delete all but the last `keep`
+        checkpoints.
 
         Raises:
-            UserError: on all ranks, if one of them has failed to write.
+            UserError: on all ranks: one of them has failed to write.
         """
         path, partial = self._directory.final, self._directory.partial
         with together(self._comm):
@@ -194,11 +196,12 @@ class UnfinishedCheckpoint:
 
 
 def last_checkpoint(root: Path, facts: dict[str, Any]) -> Checkpoint | None:
-    """The last good checkpoint of a run, or None. A damaged one is said and passed over.
+    """The last undamaged checkpoint of a run, or None. A damaged one is skipped, with a message.
 
     Raises:
-        UserError: the checkpoint is of a run with other facts: names the first that differs, and both values; or
-            another version of dist_moe wrote it.
+        UserError: the checkpoint is of a run with other facts (names the first that differs, and both values); or of
+            another
+            format version.
     """
     for path in reversed(checkpoint_directories(root)):
         try:
@@ -224,9 +227,9 @@ def _short(value: object) -> str:
 
 
 def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule: LRScheduler) -> None:
-    """Put this rank's experts, whatever rank wrote them, and the schedule where they were.
+    """Restore this rank's experts, whichever rank wrote them, and the learning-rate schedule.
 
-    `optimizer` is one for the union of the checkpoint's mask revision.
+    `optimizer` must be made for the union of the checkpoint's mask revision.
     """
     held = {(layer.index, expert) for layer in optimizer.layers for expert in layer.local}
     for name, part in checkpoint.index.files.items():
@@ -245,7 +248,11 @@ def checkpoint_directories(root: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint after a check of every byte; a damaged or foreign one is a `UserError`."""
+    """Read a checkpoint and verify every byte.
+
+    Raises:
+        UserError: it is damaged, or not a checkpoint.
+    """
     advice = "the checkpoint is damaged"
     index, _ = read_sealed(path / INDEX, FORMAT, VERSION, Index, advice, OTHER_VERSION)
     check_parts(path, index.files, index.tensors, advice)

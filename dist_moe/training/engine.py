@@ -1,4 +1,4 @@
-"""What an engine is to the masked step. The implementations are in `dist_moe.engines`; the step knows only this."""
+"""The interface of engines, which is all that the training step knows of them. `dist_moe.engines` implements it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import torch
 
 
 class Engine(Protocol):
-    """Runs the model, backpropagates, and steps the optimizer. One process, `local`, defines what is right."""
+    """Runs the model, backpropagates, and steps the optimizer. The engine `local`, one process, is the reference."""
 
     name: str
 
     def forward(self, **inputs: Any) -> torch.Tensor:
-        """Logits of one micro-batch, as the module gives them."""
+        """Logits of one micro-batch, as the module returns them."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add one micro-batch's gradients. `loss` is a part of the global mean: the engine must not rescale it."""
+        """Add one micro-batch's gradients. `loss` is already a part of the global mean: the engine must not rescale
+        it."""
 
     def step(self, *, last: bool) -> None:
-        """After every micro-batch; after the batch's last one the optimizer and the schedule step. It releases."""
+        """Called after every micro-batch. After the last one of a batch, step optimizer and schedule. Also calls
+        `release`."""
 
     def release(self) -> None:
-        """After a forward pass without a step: of dense weights that are sharded each rank keeps its share only."""
+        """Called after a forward pass without a step: if dense weights are sharded, keep only this rank's shard."""
 
     def dense(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What this rank keeps between steps of the module's own weights and stored buffers, by name."""
+        """The dense weights and stored buffers that this rank keeps between steps, by name."""

@@ -1,4 +1,4 @@
-"""What a run has written down of each step, metrics.jsonl, and what it proves."""
+"""Reads metrics.jsonl, and verifies that its lines prove which batches a run has trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_moe.training.state import Done, TrainState
 
 
 def keep_lines(metrics: Path, num_steps: int) -> None:
-    """Cut a run's metrics to its first steps: those after its checkpoint are done again."""
+    """Cut a run's metrics to its first steps; steps after its checkpoint are done again."""
     lines: list[bytes] = []
     if metrics.is_file():
         with metrics.open("rb") as stream:  # what a crash has left behind these lines need not be text
@@ -25,14 +25,15 @@ def keep_lines(metrics: Path, num_steps: int) -> None:
 
 
 def check_ledger(metrics: Path, schedule: Schedule, masks: MaskRevisions, first: TrainState, last: TrainState) -> None:
-    """Prove from what was written down of each step that no batch was left out or done twice, and each under its masks.
+    """Verify from metrics.jsonl that every batch was trained when it should be, and under its mask.
 
-    The schedule is asked again for every step, from the state `first` and from what the lines say, and so must come
-    to the state `last` that the run has come to.
+    Replays the schedule from the state `first` with what the lines say; it must reach `last`, the final state of the
+    run.
 
     Raises:
-        UserError: a line is not the step that the schedule has there, there are too few or too many, or the numbers
-            of tokens and rows do not add up to the run's.
+        UserError: a line does not match the schedule, lines are missing or too many, or the numbers of tokens and rows
+            do
+            not add up to those of the run.
     """
     state = first
     for text in metrics.read_text(encoding="utf-8").splitlines():

@@ -1,16 +1,16 @@
-"""The promise of masked training, checked at every step on every rank from what is really in force.
+"""The monitor: checks at every step, on every rank, that the step does only what the batch's mask allows.
 
-What a batch may do follows here from the mask store's row of the batch and from the train section, apart from all that
-the step was given. Between the last backward pass and the optimizer's step it is compared with
+What is allowed follows from the batch's row in the mask store and from the train settings, independently of what the
+step was given. After the last backward pass, and before the optimizer's step, it is compared with
 
-- the experts that would move, each on exactly one rank, and the buffers that their gradients were summed in: each is
-  the part of the optimizer's row of the same expert, whatever its name;
-- the mask that each layer's router has applied to each token: the batch's own on the rows that `scope` names, with as
-  many more experts a token as `fill` allows, and none on other rows or in mode `update`;
-- the experts that each token was sent to, as seen at the experts' call;
-- the rows that each rank's experts have got, which are those that all ranks' tokens were sent to.
+- the experts that are about to be updated, each on exactly one rank, and their gradient buffers: each must be part of
+  the optimizer's row of the same expert;
+- the mask that each layer's router applied to each token: the batch's own on the rows that `scope` names, with as
+  many additional experts per token as `fill` allows; none on other rows or in mode `update`;
+- the experts that each token was sent to, as seen at the call of the experts;
+- the rows that each rank's experts received: they must be those that all ranks' tokens were sent to.
 
-A violation is a bug of this package, so it is an `AssertionError`, on all ranks alike, before any weight has changed.
+A violation is a bug of this package. It raises an `AssertionError`, on all ranks alike, before any weight has changed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promises
 
 MOST_NAMES = 8
-"""Experts that a message names."""
+"""Maximum number of experts that a message names."""
 
 
 class MaskMonitor:
-    """`during` a step: `watch` before each micro-batch, then `check` before the optimizer's step."""
+    """Inside `during`, for one step: call `watch` before each micro-batch, and `check` before the optimizer's step."""
 
     def __init__(
         self, model: MoEModel, optimizer: SelectiveAdamW, comm: Comm, settings: TrainConfig, promises: Promises
@@ -58,7 +58,7 @@ class MaskMonitor:
 
     @contextmanager
     def during(self, batch_id: str) -> Iterator[None]:
-        """While entered, what is watched is the step of one batch; outside, nothing is."""
+        """Context manager for the step of one batch; outside, nothing is watched."""
         self._promise = self.promises(batch_id)
         mask_LE = torch.from_numpy(self._promise.mask_LE)
         self._rule = _rule(mask_LE, self.model.shape.top_k, self.settings).to(self.comm.device)
@@ -73,7 +73,7 @@ class MaskMonitor:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """A forward pass inside is no part of the step."""
+        """Context manager for a forward pass that is not part of the step."""
         before, self._live_T = self._live_T, None
         received = [layer.received_S.clone() for layer in self.model.layers]
         try:
@@ -84,14 +84,14 @@ class MaskMonitor:
                 layer.received_S.copy_(received_S)
 
     def watch(self, batch: TokenBatch) -> None:
-        """The rows of the coming forward pass, recomputation in its backward included."""
+        """Announce the rows of the next forward pass, and of its recomputation in the backward pass."""
         self._live_T = batch.live.reshape(-1)
         everywhere = self.settings.scope == "all"
         self._masked_T = self._live_T & (batch.is_unsafe.reshape(-1) | everywhere)
         self._rows_2 += torch.stack([batch.live.any(1).sum(), (batch.live & batch.is_unsafe).any(1).sum()])
 
     def check(self) -> str:
-        """Assert that all is as the store promises of the batch; return the hash of the mask that was seen."""
+        """Assert that the step is as the store says for the batch; returns the hash of the experts that were seen."""
         promise = self._promise
         movable_LE = torch.zeros_like(self._sent_LE)
         for key in self.optimizer.owned_active:
@@ -130,7 +130,7 @@ class MaskMonitor:
         return hook
 
     def _count_sent(self, index: int, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> None:
-        """Where a layer's tokens go, and which of them go to more experts outside the mask than may be added."""
+        """Count where a layer's tokens go, and find tokens that go to more experts outside the mask than allowed."""
         assert self._live_T is not None
         num_experts = self._sent_LE.shape[1]
         used_Tk = (weights_Tk != 0) & (index_Tk < num_experts) & self._live_T[:, None]
@@ -141,7 +141,8 @@ class MaskMonitor:
             counted[index].scatter_add_(0, expert_Tk.reshape(-1), pairs_Tk.reshape(-1).long())
 
     def _is_misrouted(self, index: int) -> torch.Tensor:
-        """Tokens to which a layer's router has applied another mask than it should: bool [T], or [1] for all alike."""
+        """Tokens to which a layer's router applied another mask than it should: bool [T], or [1] if it is the same
+        for all."""
         allowed_E, lifted_E = self._rule.allowed_LE[index], self._rule.lifted_LE[index]
         everything, nothing = torch.ones_like(allowed_E)[None], torch.zeros_like(allowed_E)[None]
         applied = self.model.route_mask.applied[index] or Applied(everything, nothing, 0.0)
@@ -154,14 +155,15 @@ class MaskMonitor:
         return torch.where(self._masked_T, lacks | adds_others | lifts_others, ~free)
 
     def _received_LE(self) -> torch.Tensor:
-        """Rows that this rank's experts have got."""
+        """Number of rows that each of this rank's experts received."""
         received_LE = torch.zeros_like(self._sent_LE)
         for layer in self.model.layers:
             received_LE[layer.index, layer.local] = layer.received_S[: len(layer.local)]
         return received_LE
 
     def _wrong_buffers(self) -> Iterator[str]:
-        """Gradient buffers that are not their experts'; row i of the optimizer is of its i-th active expert."""
+        """Gradient buffers that do not belong to their expert. Row i of the optimizer is that of its i-th active
+        expert."""
         optimizer, rank = self.optimizer, self.comm.rank
         held = {(layer.index, expert) for layer in self.model.layers for expert in layer.local}
         expected = {key for key in held if self._promise.mask_LE[key]}
@@ -180,7 +182,7 @@ class MaskMonitor:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What routing may do with a token under the mask, layer by layer. `num_added_L`: others that join the allowed."""
+    """What routing may do under the mask, layer by layer. `num_added_L`: number of additional experts."""
 
     allowed_LE: torch.Tensor
     num_added_L: torch.Tensor
@@ -191,7 +193,8 @@ class _Rule:
 
 
 def _rule(mask_LE: torch.Tensor, top_k: int, settings: TrainConfig) -> _Rule:
-    """As docs/design.md has it. A layer whose mask is empty or full is left as it is, and so are all in mode update."""
+    """The rule of docs/design.md. A layer whose mask is empty or full is not restricted, nor is any layer in mode
+    update."""
     is_masked_L1 = mask_LE.any(1, keepdim=True) & ~mask_LE.all(1, keepdim=True) & (settings.mode == "route")
     named_LE, nothing_LE = torch.where(is_masked_L1, mask_LE, True), torch.zeros_like(mask_LE)
     num_missing_L = (top_k - named_LE.sum(1)).clamp(min=0)
@@ -212,12 +215,12 @@ def _is_row(views: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
 
 
 def _names(keys: Iterable[tuple[int, int]]) -> str:
-    """The first experts by name, and how many more there are."""
+    """Names of the first experts, and how many more there are."""
     names = [expert_name(*key) for key in sorted(keys)]
     more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
     return " ".join(names[:MOST_NAMES] + more) or "no expert"
 
 
 def _named(table_LE: torch.Tensor) -> str:
-    """The experts where a table is not 0."""
+    """Names of the experts where a table is not 0."""
     return _names((layer, expert) for layer, expert in table_LE.nonzero().tolist())

@@ -1,15 +1,16 @@
-"""AdamW over a set of experts that changes at every step.
+"""SelectiveAdamW: AdamW over a set of experts that changes at every step.
 
-State (fp32 master weights, two moments, a step count) exists for the union's experts only, one flat row an expert, on
-one rank of the job: of the replicas that hold an expert one owns its state. A step touches the rows of the batch's
-active experts; no other bit moves, which zeroed gradients could not give: Adam's momentum and weight decay move a
-parameter long after its last gradient.
+State (fp32 master weights, two moments, a step count) exists for the experts of the union only, as one flat row per
+expert. Each expert's state is on one rank of the job, the owner among the replicas that hold the expert. A step changes
+the rows of the batch's experts, and no other bit. Zeroed gradients would not achieve that: Adam's momentum and weight
+decay still change a parameter long after its last gradient.
 
-Three collectives a step, whatever the mask: gradients to the owners among the replicas, a table of norms, new weights
-back to the replicas. With one replica only the table is left.
+There are three collectives in a step, whatever the mask: gradients to the owners among the replicas, a table of norms,
+and new weights back to the replicas. With one replica there is only the table.
 
-The update itself is torch's own functional AdamW. It is a `torch.optim.Optimizer`, so engines and learning-rate
-schedulers accept it; its one registered parameter is a placeholder, because the weights are not `nn.Parameter`s.
+The update itself is torch's own functional AdamW. The class is a `torch.optim.Optimizer`, so that engines and
+learning-rate schedulers accept it. Its one registered parameter is a placeholder, because expert weights are not
+`nn.Parameter`s.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dist_moe.parallel.placement import state_replicas
 
 @dataclass(frozen=True, slots=True)
 class ExpertState:
-    """One expert's optimizer state, flat vectors of all its weights: 12 bytes a parameter, and the step count."""
+    """One expert's optimizer state: flat vectors of all its weights, 12 bytes per parameter, and the step count."""
 
     master: torch.Tensor
     exp_avg: torch.Tensor
@@ -37,9 +38,9 @@ class ExpertState:
 
 
 class SelectiveAdamW(torch.optim.Optimizer):
-    """`begin(mask)`, then backward passes, then `step()`; see the module's text.
+    """Usage: `begin(mask)`, then backward passes, then `step()`; see the module docstring.
 
-    An active expert whose gradient is exactly zero (it got no token that the loss depends on) does not step, as
+    An expert of the batch whose gradient is exactly zero (it got no token that the loss depends on) is not updated, as
     torch's optimizers skip parameters without a gradient.
     """
 
@@ -56,7 +57,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         max_norm: float = 0.0,
         state_device: torch.device | None = None,
     ) -> None:
-        """`mesh`: who else has these experts. `state_device`: where state lives and steps; None: beside the weights."""
+        """`mesh`: which ranks have the same experts. `state_device`: where state is kept and updated; None: beside
+        the weights."""
         device = mesh.world.device
         placeholder = torch.zeros(1, device=device)
         super().__init__([placeholder], {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
@@ -65,7 +67,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self.replica_of = self._dealt(union_LE)
         self.expert_state = {key: self._new_state(key) for key in self._owned()}
         self.left: set[tuple[int, int]] = set()
-        """Experts of this rank that have stepped and lost their state since, as they were outside the union then."""
+        """Experts of this rank that were updated and have lost their state since, because they left the union."""
         self.active: list[tuple[int, int]] = []
         self.num_active_R = [0] * mesh.replicas.size
         # kept from step to step: on a CPU fresh memory of this size costs more than zeroing it
@@ -74,7 +76,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self.num_stepped = 0
 
     def begin(self, mask_LE: torch.Tensor) -> None:
-        """Make exactly these experts trainable, bool [L, E], the same on all ranks. Before the first forward pass."""
+        """Make exactly these experts trainable: bool [L, E], the same on all ranks. Call it before the first forward
+        pass."""
         self.active = sorted((key for key in self.replica_of if mask_LE[key]), key=self.replica_of.__getitem__)
         self.num_active_R = [0] * len(self.num_active_R)
         for key in self.active:
@@ -90,7 +93,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a step has no closure to re-evaluate
-        """Clip by the global norm of all ranks' active experts, update them, and write the new weights to the banks."""
+        """Clip by the global norm over the batch's experts on all ranks, update them, and write the new weights to
+        the banks."""
         world, owned = self.mesh.world, self.owned_active
         grads = self.mesh.replicas.reduce_rows(self.grad_AN, self.num_active_R)
         norms_LE = torch.zeros(len(self.layers), len(self.layers[0].key_E), dtype=torch.float64, device=world.device)
@@ -115,12 +119,12 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def reconcile(self, union_LE: torch.Tensor) -> None:
-        """Train the experts of `union_LE` from now on, bool [L, E]. Called by all ranks together, between two steps.
+        """Train the experts of `union_LE`, bool [L, E], from now on. Called by all ranks together, between two steps.
 
-        An expert that stays keeps its master weights, moments and step count, every bit of them. One that is new starts
-        from its weights in the model, without moments. One that leaves keeps its weights, and its state is dropped. No
-        expert goes to another rank's bank, but owners among the replicas are dealt anew, as for an optimizer that is
-        made with this union; state goes with them, one layer at a time.
+        Experts that stay keep master weights, moments and step count, bit for bit. New ones start from their weights,
+        without moments. Those that leave keep their weights and lose their state. Experts do not move to other ranks.
+        Only the owners among replicas are chosen anew, as for an optimizer that is created with this union; their state
+        is sent to them, one layer at a time.
         """
         stepped_LE = torch.zeros(union_LE.shape, dtype=torch.int64, device=self.mesh.world.device)
         for key, state in self.expert_state.items():
@@ -134,7 +138,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self.active = []
 
     def _move_state(self, layer: int, before: dict[tuple[int, int], int]) -> None:
-        """Give other replicas the state of a layer's experts that they own from now on, and take that of mine."""
+        """Send state to the replicas that own it from now on, and receive that of this rank, for one layer."""
         replicas, num = self.mesh.replicas, self.layers[layer].layout.size
         moving = [
             (source, target, key)
@@ -156,30 +160,31 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     @property
     def changed(self) -> list[tuple[int, int]]:
-        """Experts that are not the base's any more, of which this rank is to write: each is on one rank of the job."""
+        """Experts that differ from the base and that this rank has to write; each is on one rank of the job."""
         left = sorted(self.left - self.replica_of.keys())
         dealt = zip(left, state_replicas(len(left), self.mesh.replicas.size), strict=True)
         mine = [key for key, replica in dealt if replica == self.mesh.replicas.rank]
         return [key for key, state in self.expert_state.items() if state.step > 0 or key in self.left] + mine
 
     def state_of(self, key: tuple[int, int]) -> ExpertState:
-        """An expert's state; without moments and steps if it has left the union, or is back and has not stepped."""
+        """An expert's state; without moments and steps if it has left the union, or is back and was not updated
+        since."""
         return self.expert_state.get(key) or self._new_state(key)
 
     @property
     def state_bytes(self) -> int:
-        """Memory of this rank's master weights and moments: 12 bytes a parameter of the experts that it owns."""
+        """Memory of this rank's master weights and moments: 12 bytes per parameter of the experts that it owns."""
         states = self.expert_state.values()
         return sum(tensor.nbytes for state in states for tensor in (state.master, state.exp_avg, state.exp_avg_sq))
 
     @property
     def owned_active(self) -> list[tuple[int, int]]:
-        """The active experts whose state this rank owns: those that it steps."""
+        """The batch's experts whose state this rank owns, and which it updates."""
         return [key for key in self.active if key in self.expert_state]
 
     @torch.no_grad()
     def restore(self, key: tuple[int, int], tensors: dict[str, torch.Tensor]) -> None:
-        """Give expert (layer, expert) of this rank what was saved of it: one tensor a field of `ExpertState`.
+        """Restore the saved state of an expert of this rank: one tensor for each field of `ExpertState`.
 
         A rank that holds the expert without owning its state takes the weights only.
         """
@@ -199,13 +204,14 @@ class SelectiveAdamW(torch.optim.Optimizer):
         return [key for key, replica in self.replica_of.items() if replica == self.mesh.replicas.rank]
 
     def _new_state(self, key: tuple[int, int]) -> ExpertState:
-        """That of an expert which has not stepped: its weights, and no moments."""
+        """State of an expert that was not updated yet: its weights, and no moments."""
         master = self._flat_weights(key).to(self.state_device, torch.float32, copy=True)
         zeros = torch.zeros_like(master)
         return ExpertState(master, zeros, zeros.clone(), torch.zeros((), device=master.device))
 
     def _share_weights(self) -> None:
-        """What owners have stepped goes to the other replicas, in the bank's type, so that all have the same bits."""
+        """Send updated weights from their owners to the other replicas, in the bank's data type, so that all have
+        the same bits."""
         if self.mesh.replicas.size == 1:
             return
         rows = [self._flat_weights(key) for key in self.owned_active]
@@ -219,7 +225,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         return torch.cat([row.reshape(-1) for row in self.layers[key[0]].row(key[1]).values()])
 
     def _write(self, key: tuple[int, int], flat: torch.Tensor) -> None:
-        """The expert's weights in the bank become those of a flat vector, rounded to the bank's type."""
+        """Write a flat vector to the expert's weights in the bank, rounded to the bank's data type."""
         layer, expert = self.layers[key[0]], key[1]
         new = layer.layout.views(flat)
         for name, row in layer.row(expert).items():
@@ -245,4 +251,4 @@ class SelectiveAdamW(torch.optim.Optimizer):
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing to do: `begin` makes the gradient buffer of a batch."""
+        """Does nothing: `begin` makes the gradient buffer of a batch."""

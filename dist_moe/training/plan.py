@@ -1,4 +1,4 @@
-"""What training may touch: the union of all batches' unsafe experts, and nothing else."""
+"""The union of all batches' masks, outside which everything is frozen, and its size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class FreezePlan:
-    """`union_LE` bool [L, E]: experts that some batch trains; everything outside is frozen for the whole run."""
+    """`union_LE` bool [L, E]: experts that at least one batch trains; all else is frozen for the whole run."""
 
     union_LE: np.ndarray
     num_expert_parameters: int

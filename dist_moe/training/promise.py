@@ -1,4 +1,4 @@
-"""What a mask store promises of each batch: the monitor's own knowledge of what a step may do."""
+"""What a mask store says of each batch: with this the monitor compares a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_moe.store.read import MaskStore
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """One batch: its mask, bool [L, E], the mask's hash, and how many rows it has, and unsafe ones among them."""
+    """One batch: its mask bool [L, E], the mask's hash, and its numbers of rows and of unsafe rows."""
 
     mask_LE: np.ndarray
     mask_hash: str
@@ -22,16 +22,16 @@ class Promise:
 
     @classmethod
     def of(cls, mask_LE: np.ndarray, unsafe: Sequence[bool]) -> Promise:
-        """A batch that is in no store; `unsafe` are its rows' labels."""
+        """For a batch that is in no store; `unsafe` are the labels of its rows."""
         return cls(mask_LE, mask_hash(mask_LE), len(unsafe), sum(map(bool, unsafe)))
 
 
 Promises = Callable[[str], Promise]
-"""By batch id."""
+"""Function from a batch's id to its Promise."""
 
 
 def stored_promises(store: MaskStore) -> Promises:
-    """Each batch's row as the store has it, read anew at every call, and found by the batch's id."""
+    """Promises read from the store at every call, by the batch's id."""
     index_of = {batch.id: batch.index for batch in store.batches}
 
     def promise(batch_id: str) -> Promise:

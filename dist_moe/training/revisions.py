@@ -1,4 +1,4 @@
-"""The masks of a run, step by step."""
+"""The mask stores of a run, and which one is in use at each step (`train.revisions`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dist_moe.training.state import RevisionInForce
 
 @dataclass(frozen=True, slots=True)
 class MaskRevisions:
-    """`stores[0]` from the first step on, and `stores[i + 1]` from the one after step `ends[i]`, counted from 1.
+    """`stores[0]` is used from the first step on, `stores[i + 1]` after step `ends[i]` (steps count from 1).
 
-    All have the same batches. The stores are the revisions 0, 1, ... of the run.
+    All stores have the same batches. They are the revisions 0, 1, ... of the run.
     """
 
     stores: tuple[MaskStore, ...]
@@ -23,11 +23,11 @@ class MaskRevisions:
 
     @property
     def first(self) -> MaskStore:
-        """What all revisions have alike is read here: batches, prompts."""
+        """The first store; use it for what all revisions share: batches and prompts."""
         return self.stores[0]
 
     def at(self, step: int) -> RevisionInForce:
-        """What step 1, 2, ... trains under."""
+        """The revision under which step 1, 2, ... trains."""
         return self[bisect_right(self.ends, step - 1)]
 
     def __getitem__(self, number: int) -> RevisionInForce:

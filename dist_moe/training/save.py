@@ -1,4 +1,4 @@
-"""A run's trained experts, from the banks of all ranks to files, and back."""
+"""Writes a run's trained experts from the banks of all ranks to files, and loads them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dist_moe.weights.trained import TrainedExperts, save_index, save_part
 def save_experts(
     path: Path, layers: tuple[ExpertLayer, ...], optimizer: SelectiveAdamW, comm: Comm, facts: dict[str, Any]
 ) -> int:
-    """Called by all ranks together; returns the number of experts written. `facts` go into the index as they are."""
+    """Write the trained experts, all ranks together; returns their number. `facts` are stored in the index."""
     directory = SharedDirectory(path, comm)
     rows = {(layer, expert): layers[layer].row(expert) for layer, expert in optimizer.changed}
     with together(comm), writing(path):
@@ -34,7 +34,7 @@ def save_experts(
 
 
 def expert_tensors(layers: tuple[ExpertLayer, ...]) -> dict[str, TensorFacts]:
-    """What each expert of a model is made of, by name."""
+    """Names and shapes of the weights of one expert of a model."""
     return {
         name: TensorFacts.of(weight.new_empty(weight.shape[1:], device="meta"))
         for name, weight in layers[0].bank.items()
@@ -43,7 +43,7 @@ def expert_tensors(layers: tuple[ExpertLayer, ...]) -> dict[str, TensorFacts]:
 
 @torch.no_grad()
 def load_experts(trained: TrainedExperts, layers: tuple[ExpertLayer, ...]) -> None:
-    """Put a run's trained experts in the place of the base's, for those that this rank holds.
+    """Replace the weights of the experts that this rank holds by a run's trained ones.
 
     Raises:
         UserError: they are of a model with other layers, experts or shapes.

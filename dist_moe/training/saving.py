@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written: at once, or by a thread beside the next steps, one at a time."""
+"""Writes the checkpoints of a run, either at once or in a background thread, one at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dist_moe.training.state import TrainState
 
 @dataclass(kw_only=True)
 class CheckpointSaver:
-    """`save` and `finish` are called by all ranks together. The files are the same in both ways."""
+    """`save` and `finish` are called by all ranks together. The files are the same with and without a thread."""
 
     root: Path
     optimizer: SelectiveAdamW
@@ -29,12 +29,12 @@ class CheckpointSaver:
     keep: int
     asynchronous: bool
     metrics: Path | None = None
-    """One line a step, written by the first rank; a checkpoint says what its lines were."""
+    """metrics.jsonl, written by rank 0; a checkpoint contains the digest of its lines."""
     _in_flight: tuple[UnfinishedCheckpoint, Future[OwnedPart]] | None = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"), init=False)
 
     def save(self, state: TrainState) -> None:
-        """Save what is there after the steps that `state` has done: on disk when this returns, or begun."""
+        """Save a checkpoint of `state`. When this returns, it is on disk, or (asynchronous) being written."""
         self.finish()
         metrics = None
         if self.metrics is not None and self.comm.rank == 0:
@@ -56,14 +56,14 @@ class CheckpointSaver:
 
     @property
     def written(self) -> bool:
-        """Whether this rank's part of a checkpoint that is being written is done, well or not."""
+        """Whether this rank has finished its part of the checkpoint that is being written, successfully or not."""
         return self._in_flight is not None and self._in_flight[1].done()
 
     def finish(self) -> None:
         """Wait for a checkpoint that is being written, and give it its name.
 
         Raises:
-            UserError: on all ranks, if one of them has failed to write.
+            UserError: on all ranks: one of them has failed to write.
         """
         if self._in_flight is not None:
             (begun, part), self._in_flight = self._in_flight, None

@@ -1,4 +1,4 @@
-"""Which batch each step trains: a function of the run's state, the same on every rank."""
+"""Says which batch each step trains, as a function of the run's state; the same on every rank."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from dist_moe.training.state import Position, TrainState
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """One step of the plan, known before it runs. `step` counts from 1, `epoch` and `batch` from 0."""
+    """One step of the schedule. `step` counts from 1, `epoch` and `batch` from 0."""
 
     step: int
     epoch: int
     batch: int
     position: Position
-    """Where the schedule stands when the step is done."""
+    """Position of the schedule after the step."""
 
 
 class Schedule(Protocol):
-    """What comes next may depend on all that the state holds, and on nothing else: a ledger's replay asks it again."""
+    """The interface of schedules. The next step may depend on the whole state and on nothing else, because the check
+    of metrics.jsonl replays it."""
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run: the learning rate's curve is over these."""
+        """Number of steps of the whole run, which the learning-rate schedule needs."""
 
     def begin(self) -> Position:
-        """Where a run starts."""
+        """Position at the start of a run."""
 
     def next(self, state: TrainState) -> Scheduled | None:
-        """The step after those that `state` has done; None: the run is at its end."""
+        """The step that follows `state`; None at the end of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochSchedule:
-    """Every batch once an epoch, in an order that is drawn anew for each epoch from `seed` and the epoch's number."""
+    """Every batch once per epoch, in an order that follows from `seed` and the number of the epoch."""
 
     num_batches: int
     epochs: int

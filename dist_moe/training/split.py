@@ -1,4 +1,4 @@
-"""How a batch's rows become each rank's micro-batches."""
+"""Splits a batch's rows into the micro-batches of each rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dist_moe.data.tokens import Encoded, TokenBatch, collate
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How a batch's rows become micro-batches on `num_ranks` ranks: the same number on each."""
+    """How a batch's rows are split into micro-batches on `num_ranks` ranks; their number is the same on each rank."""
 
     batch_size: int
     num_ranks: int
@@ -20,13 +20,13 @@ class Split:
 
     @classmethod
     def of(cls, batch_size: int, num_ranks: int, micro_batch_size: int | None) -> Split:
-        """At most `micro_batch_size` rows at once; None: all of a rank's rows."""
+        """At most `micro_batch_size` rows in a micro-batch; None: all of a rank's rows."""
         rows_per_rank = -(-batch_size // num_ranks)
         size = min(micro_batch_size or rows_per_rank, rows_per_rank)
         return cls(batch_size, num_ranks, size, -(-rows_per_rank // size))
 
     def local(self, rows: list[Encoded], rank: int, pad_id: int) -> list[TokenBatch]:
-        """One rank's micro-batches of a batch. A rank with fewer rows gets micro-batches without a real token."""
+        """One rank's micro-batches of a batch. A rank with fewer rows gets micro-batches without real tokens."""
         mine = [rows[i] for i in shard_rows(len(rows), rank, self.num_ranks)]
         parts = [list(part) for part in micro_batches(mine, self.micro_batch_size)]
         parts += [[]] * (self.num_micro_batches - len(parts))
@@ -35,7 +35,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a run's batches, as one rank takes them."""
+    """The rows of all batches, and how one rank takes them."""
 
     of: Callable[[int], list[Encoded]]
     """All rows of a batch."""

@@ -1,4 +1,4 @@
-"""All that a run knows between two steps, but for the experts: one value, the same on every rank."""
+"""TrainState: everything that a run knows between two steps, except its experts; one value, the same on every rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Weight = Annotated[float, Interval(ge=0, lt=inf)]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a schedule stands: how many batches of an epoch's `order` are done."""
+    """Position of a schedule: how many batches of an epoch's `order` are done."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     epoch: NonNegativeInt
@@ -26,7 +26,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class RevisionInForce:
-    """Which of the run's mask revisions a step has trained under, and the digest of its store."""
+    """Number of a mask revision of the run, and the digest of its store."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     number: NonNegativeInt
@@ -35,11 +35,11 @@ class RevisionInForce:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was counted of one step, or of all steps so far."""
+    """Counters of one step, or of all steps so far."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     tokens: NonNegativeInt = 0
-    """Real tokens, prompt and answer."""
+    """Real tokens, of prompts and answers."""
     loss_tokens: NonNegativeInt = 0
     rows: NonNegativeInt = 0
 
@@ -49,25 +49,25 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """What a checkpoint keeps beside the experts and the learning rate. A step makes a new one of it."""
+    """What a checkpoint stores besides the experts and the learning-rate schedule. Each step makes a new one."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     step: NonNegativeInt
-    """Steps that are done."""
+    """Number of finished steps."""
     position: Position
     batch_weights: tuple[Weight, ...]
-    """[B] what each batch's loss is multiplied by."""
+    """[B]: weight by which each batch's loss is multiplied."""
     masks: RevisionInForce
     seed: NonNegativeInt
-    """Of all that a step may draw. Today nothing in a step does, so there is no generator to keep."""
+    """Seed for random draws in steps. Today no step draws any, so no generator is stored."""
     done: Done
-    """Of all steps together."""
+    """Counters of all steps together."""
 
     @classmethod
     def first(cls, position: Position, num_batches: int, masks: RevisionInForce, seed: int) -> TrainState:
-        """Before the first step; every batch weighs 1."""
+        """State before the first step; every batch has weight 1."""
         return cls(step=0, position=position, batch_weights=(1.0,) * num_batches, masks=masks, seed=seed, done=Done())
 
     def after(self, step: int, position: Position, masks: RevisionInForce, done: Done) -> TrainState:
-        """The state when one more step is done."""
+        """State after one more step."""
         return replace(self, step=step, position=position, masks=masks, done=self.done + done)

@@ -1,4 +1,4 @@
-"""One training step: this batch's mask in force, forward, backward, and only its experts move."""
+"""One training step: forward and backward under the batch's mask, then an update of only the mask's experts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from dist_moe.training.promise import Promises
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Of the whole batch, all ranks' rows together."""
+    """Numbers of the whole batch, over the rows of all ranks."""
 
     loss: float
-    """What was minimized: the sum of weight * mean over the terms, under the mask in force."""
+    """The objective: the sum of weight * mean over its terms, under the batch's mask."""
     terms: dict[str, TermResult]
-    """Each term of it, by name."""
+    """Each term by name."""
     grad_norm: float
     num_active: int
     num_stepped: int
@@ -40,7 +40,7 @@ class StepResult:
 
 
 class MaskedStep:
-    """The step that every engine runs. All ranks call it together with the same mask and their own rows."""
+    """The step, on any engine. All ranks call it together with the same mask and their own rows."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class MaskedStep:
         settings: TrainConfig,
         promises: Promises,
     ) -> None:
-        """`promises` is what the monitor compares the step with, by batch id."""
+        """`promises` gives by batch id what the monitor compares the step with."""
         self.model, self.optimizer, self.engine, self.comm = model, optimizer, engine, comm
         self.settings, self.promises = settings, promises
         self.objective = Objective(active_terms(settings.objective))
@@ -60,13 +60,13 @@ class MaskedStep:
         self.audit = StepAudit(model, optimizer, engine, comm)
 
     def promise(self, promises: Promises) -> None:
-        """Other masks are in force from the next step on; the optimizer is reconciled with their union."""
+        """Use other masks from the next step on; the optimizer is reconciled with their union."""
         self.promises = self.monitor.promises = promises
 
     def audited(
         self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch], weight: float = 1.0
     ) -> StepResult:
-        """The step, and an `AssertionError` on all ranks if it has changed a bit outside the batch's mask."""
+        """Do a step, and raise an `AssertionError` on all ranks if it has changed a bit outside the batch's mask."""
         before = self.audit.digests()
         result = self(batch_id, mask_LE, micro_batches, weight)
         self.audit.compare(before, self.promises(batch_id).mask_LE)
@@ -75,12 +75,16 @@ class MaskedStep:
     def __call__(
         self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch], weight: float = 1.0
     ) -> StepResult:
-        """mask_LE: bool [L, E] on the CPU; micro_batches: this rank's rows, the same number on all ranks.
+        """Do one step.
 
-        `weight` multiplies the loss that is trained, not the one that is told: 1 leaves every bit as it is.
+        Args:
+            batch_id: id of the batch.
+            mask_LE: bool [L, E], on the CPU.
+            micro_batches: this rank's rows; the same number of micro-batches on all ranks.
+            weight: multiplies the loss that is trained, not the one that is reported; 1 changes no bit.
 
         Raises:
-            AssertionError: on all ranks, if the step is not what `promises` say; no weight has moved.
+            AssertionError: on all ranks: the step is not as `promises` say; no weight has changed.
         """
         plan = route_plan(self.settings, mask_LE)
         trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
@@ -131,7 +135,7 @@ class MaskedStep:
 
 
 def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None:
-    """What routing may use under a batch's mask; None in mode update."""
+    """How routing is restricted for a batch's mask; None in mode update."""
     if settings.mode == "update":
         return None
     return RoutePlan(routable(mask_LE), settings.fill, settings.route_bias, settings.scope)

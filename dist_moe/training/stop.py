@@ -1,4 +1,5 @@
-"""What ranks agree on when a step is done: a wish to stop, from a person, a scheduler or a launcher, or one's error."""
+"""Lets all ranks agree after a step whether to stop: because a person, a scheduler or a launcher asks, or after an
+error."""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ from dist_moe.parallel.launch import together
 
 
 class StopRequest:
-    """While entered, SIGTERM to any rank, or one of two files, asks all ranks to stop after their step.
+    """Context manager: inside, SIGTERM to any rank, or one of two files, asks all ranks to stop after their step.
 
-    `stop` is a person's file. `requeue` is a batch script's, which starts the job again when it finds the file still
-    there at the end. The death of the process `launcher`, this one's parent, is a wish to stop too: nobody would see
-    the job any more, or end it. None: there is no launcher but a shell, which a run may outlive. What has the name of
-    one of the files and is none, such as a directory, is no wish.
+    `stop` is a file that a person creates. `requeue` is a file that a batch script creates; if the script still finds
+    it at the end, it starts the job again. The death of the parent process `launcher` counts as a request to stop too,
+    because nobody would see the job any more or end it; None: there is no launcher but a shell, which a run may
+    outlive. A directory or the like with the name of one of the files is not a request.
     """
 
     def __init__(self, stop: Path, requeue: Path, comm: Comm, launcher: int | None) -> None:
@@ -34,12 +35,12 @@ class StopRequest:
         self._failure: str | None = None
 
     def begin(self) -> None:
-        """Forget a batch script's wish that was for an earlier job, which was killed before it could grant it.
+        """Remove a batch script's request that was meant for an earlier job, which was killed.
 
         Called by all ranks together, as is `done`.
 
         Raises:
-            UserError: on all ranks, if the file cannot be removed; likewise `done`.
+            UserError: on all ranks: the file cannot be removed. `done` likewise.
         """
         self._forget(self.requeue)
 
@@ -60,19 +61,19 @@ class StopRequest:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """A `UserError` inside is kept, for `agreed` to raise on all ranks: inside, ranks need not be together."""
+        """Context manager: keeps a `UserError` of this rank, which `agreed` then raises on all ranks."""
         try:
             yield
         except UserError as error:
             self._failure = str(error)
 
     def agreed(self, written: bool = False) -> tuple[bool, bool]:
-        """Whether any rank was asked to stop, and whether all have `written`: the same answers on all ranks.
+        """Whether any rank was asked to stop, and whether all have `written`; the same answer on all ranks.
 
-        Called by all ranks together, after each step: one small sum is all that it costs.
+        Called by all ranks together, after each step; it takes one small all_reduce.
 
         Raises:
-            UserError: on all ranks, if one has failed.
+            UserError: on all ranks: one of them has failed.
         """
         votes = torch.tensor([self._asked(), written, self._failure is not None], dtype=torch.int64)
         stop, num_written, failed = self.comm.sum_(votes.to(self.comm.device)).tolist()
@@ -86,9 +87,9 @@ class StopRequest:
         return self._signalled or orphaned or by_file
 
     def done(self, stopped: bool) -> None:
-        """The run ends, before its last step if `stopped`. A wish that was granted, or came too late, is forgotten.
+        """The run ends; `stopped`: before its last step. Removes requests that were granted or came too late.
 
-        Only `requeue` is left where it stopped the run, unless a person wished to stop it too.
+        `requeue` is kept if it stopped the run, unless a person asked to stop too.
         """
         by_person = self.comm.gather(self.stop.is_file())[0]
         if by_person or not stopped:

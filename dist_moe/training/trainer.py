@@ -1,4 +1,4 @@
-"""The training loop: step after step from a state to the next, until the schedule's end or a wish to stop."""
+"""The training loop: step after step, until the schedule ends or the run is asked to stop."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Trainer:
-    """A run between its first step, or a checkpoint, and its end. `run` is called by all ranks together."""
+    """A run from its first step, or from a checkpoint, to its end. `run` is called by all ranks together."""
 
     state: TrainState
-    """What is done; a new value after each step."""
+    """Present state; a new value after each step."""
     schedule: Schedule
     step: MaskedStep
-    """Its optimizer and promises are those of the masks that `state` names."""
+    """Its optimizer and promises must be those of the masks in `state`."""
     masks: MaskRevisions
     rows: Rows
     trackers: Sequence[Tracker]
-    """Where each step's record goes, in turn."""
+    """They get the record of each step, in this order."""
     place: Place
     saver: CheckpointSaver
     checkpoint_every: int
-    """Steps from one checkpoint to the next; 0: only when the run is stopped."""
+    """Save a checkpoint every so many steps; 0: only when the run is stopped."""
     stop: StopRequest
 
     def run(self) -> bool:
-        """Take the steps that are left. Whether all are done: False if the run was asked to stop, and is saved.
+        """Do the remaining steps. Returns True at the end of the schedule, False if the run was asked to stop and is
+        saved.
 
         Raises:
-            UserError: on all ranks, if something cannot be written; the last checkpoint is there to go on from.
+            UserError: on all ranks: something cannot be written. The run can be resumed from its last checkpoint.
         """
         stopping = False
         with self.stop:
@@ -93,7 +94,7 @@ class Trainer:
         )
 
     def _revised(self, step: int) -> RevisionInForce:
-        """The masks that a step trains under; if others were in force before, optimizer and promises change first."""
+        """The masks of a step. If they differ from those of the last step, update optimizer and promises first."""
         in_force = self.masks.at(step)
         if in_force != self.state.masks:
             store = self.masks.stores[in_force.number]
@@ -111,7 +112,8 @@ class Trainer:
                 tracker.record(line, self.place)
 
     def _save_or_stop(self) -> bool:
-        """After a step: whether the run was asked to stop before its last, and is saved, or its save begun."""
+        """After a step: save if it is time. Returns whether the run was asked to stop before its last step, and is
+        saved."""
         asked, written = self.stop.agreed(self.saver.written)
         stopping = asked and self.schedule.next(self.state) is not None
         if written:

@@ -1,7 +1,6 @@
-"""Prompts to masks: what `dist-moe analyze` and launch/analyze.py run: `dist-moe count`, and then `dist-moe select`.
+"""`dist-moe analyze` and launch/analyze.py: count, then select.
 
-Masks are written in steps of some batches, so that selecting, too, can be killed and goes on, and is shared out over
-ranks and jobs.
+Masks are written in blocks of batches, so that selecting can be resumed after a kill, and split over ranks and jobs.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ log = logging.getLogger(__name__)
 
 
 def analyze(config: Config, comm: Comm) -> None:
-    """Count routing for every batch, choose each batch's unsafe experts, and write counts and masks.
+    """Count routing for every batch, select each batch's unsafe experts, and write counts and masks.
 
-    Every rank takes a part of the rows, and then of the batches. Counts that `dist-moe count` has left are used.
+    Every rank does a part of the rows, and then of the batches. Counts that `dist-moe count` has written are used.
     """
     run = RunDir(config.run_dir)
     with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
@@ -63,10 +62,10 @@ def _analyze(config: Config, comm: Comm, lock: RunLock | None) -> None:
 
 
 def _are_there(config: Config, counting: Counting) -> bool:
-    """Whether counts of an earlier command are to be used.
+    """Whether counts of an earlier command exist and can be used.
 
     Raises:
-        UserError: there are others.
+        UserError: there are other counts.
     """
     run = RunDir(config.run_dir)
     if config.overwrite or not run.counts.exists():
@@ -76,7 +75,7 @@ def _are_there(config: Config, counting: Counting) -> bool:
 
 
 def _select(config: Config, place: Path, comm: Comm, lock: RunLock | None) -> None:
-    """Write this job's share of the masks; if nothing is left to others, publish them and tell what is in them."""
+    """Write this job's share of the masks; if nothing is left to other jobs, publish and report them."""
     run, settings = RunDir(config.run_dir), config.analysis.statistics
     with together(comm), writing(run.path):
         counts = Counts.open_whole(place)
@@ -99,7 +98,7 @@ def _select(config: Config, place: Path, comm: Comm, lock: RunLock | None) -> No
 
 
 def _population(counts: Counts, rule: Rule, comm: Comm) -> Population:
-    """What is known of all batches: ranks take steps in turn, and all add them up in the same order."""
+    """What is known of all batches together. Ranks take blocks in turn, and all add the sums in the same order."""
     return population_of(_sums(counts, rule, comm))
 
 
@@ -113,7 +112,7 @@ def _sums(counts: Counts, rule: Rule, comm: Comm) -> Iterator[PopulationSums]:
 
 
 def _publish_if_whole(config: Config, counts: Counts, writer: StoreWriter[MaskResults], lock: RunLock) -> None:
-    """Of jobs that share an analysis the last one publishes it; while it does none is at work there."""
+    """The last of the jobs that share an analysis publishes it; no other job is running there meanwhile."""
     run = RunDir(config.run_dir)
     if not writer.missing and not lock.alone():
         log.info("All masks are written; another job of this analysis finishes the store when it ends")
@@ -127,7 +126,7 @@ def _publish_if_whole(config: Config, counts: Counts, writer: StoreWriter[MaskRe
 
 
 def _publish(config: Config, counts: Counts, writer: StoreWriter[MaskResults]) -> None:
-    """Counts that were there before stay; else they get their place together with the masks."""
+    """Move the masks into place, together with the counts unless these were there before."""
     run = RunDir(config.run_dir)
     remove_partial(writer.path, "*", within=True)  # killed attempts, not only of this job
     writer.seal()

@@ -1,4 +1,4 @@
-"""Which checkpoints a run has: what `dist-moe checkpoint show` reads."""
+"""Finds the checkpoints that `dist-moe checkpoint show` prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dist_moe.workflows.run_dir import RunDir
 
 
 def checkpoints(path: Path) -> Iterator[Checkpoint]:
-    """Those in a run directory, or the one that is there; every byte is checked when it is asked for.
+    """The checkpoints in a run directory, or the single one at `path`; every byte of each is verified when it is read.
 
     Raises:
         UserError: there is none, or one is damaged.

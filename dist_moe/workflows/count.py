@@ -1,7 +1,7 @@
-"""Prompts to counts: what `dist-moe count` and launch/count.py run, and what `dist-moe analyze` begins with.
+"""`dist-moe count` and launch/count.py: count the routing of all prompts; also the first half of `dist-moe analyze`.
 
-The routing of all prompts is counted in parts that are kept on disk, so that counting needs the memory of a part, can
-be killed and goes on, and can be shared out over ranks and jobs; then the parts become one store.
+Rows are counted in parts that are kept on disk. So counting needs the memory of one part, can be resumed after a kill,
+and can be split over ranks and jobs. In the end the parts become one store.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def count(config: Config, comm: Comm) -> None:
-    """Count the routing of every prompt, and write the counts store. Every rank takes a part of the rows."""
+    """Count the routing of every prompt, and write the counts store. Every rank counts a part of the rows."""
     run = RunDir(config.run_dir)
     with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
         if is_finished("count", config, lock, comm, (run.analysis,)):
@@ -66,7 +66,7 @@ def count(config: Config, comm: Comm) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """What is to be counted, and the parts of it that are there."""
+    """What is to be counted, and which parts are counted already."""
 
     inputs: Inputs
     tokens: CountedTokens | Sampling
@@ -75,10 +75,10 @@ class Counting:
 
 
 def begin(config: Config, comm: Comm) -> Counting:
-    """Read all but the model's weights. Called by all ranks together.
+    """Read everything but the model's weights. Called by all ranks together.
 
     Raises:
-        UserError: on all ranks, if something in the configuration, the data or the model directory is wrong.
+        UserError: on all ranks: something in the configuration, the data or the model directory is wrong.
     """
     with together(comm):
         share_of(config.analysis.part, 0)
@@ -95,7 +95,7 @@ def begin(config: Config, comm: Comm) -> Counting:
 
 
 def counted(config: Config, counting: Counting, comm: Comm) -> Path | None:
-    """The whole counts store, as it stands in `analysis/`; None: other jobs still have parts of it to count."""
+    """Path of the complete counts store in `analysis/`; None: other jobs still have parts to count."""
     parts, run = counting.parts, RunDir(config.run_dir)
     place = unfinished_store(run, counting.plan)
     if comm.gather((place / "zarr.json").exists())[0]:
@@ -130,13 +130,13 @@ def _needs_gradients(config: Config) -> bool:
 
 
 def unfinished_store(run: RunDir, plan: StorePlan[Any]) -> Path:
-    """Where a store of this plan is written before it gets its name."""
+    """Where a store with this plan is written until it is complete."""
     name = sha256(json.dumps(plan.attributes, sort_keys=True).encode()).hexdigest()
     return run.analysis / f"{name[:32]}.zarr"
 
 
 def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
-    """Count those parts of this job's share that nobody has counted; without any the weights are not read."""
+    """Count the parts of this job's share that are not counted yet. If there are none, no weights are read."""
     parts, comm = counting.parts, mesh.world
     share = share_of(config.analysis.part, len(parts.parts))
     missing = comm.gather(parts.missing(share) if comm.rank == 0 else None)[0]
@@ -163,7 +163,7 @@ def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
 
 
 def _publish(config: Config, unfinished: Path, lock: RunLock) -> None:
-    """Of jobs that share the counting the last one publishes it; while it does none is at work there."""
+    """The last of the jobs that share the counting publishes the store; no other job is running there meanwhile."""
     run = RunDir(config.run_dir)
     if not lock.alone():
         log.info("All parts are counted; another job of this analysis finishes the store when it ends")
@@ -185,7 +185,7 @@ def _publish(config: Config, unfinished: Path, lock: RunLock) -> None:
 
 
 def _plan(config: Config, inputs: Inputs, passes: dict[str, Any], outline: PreTrainedModel) -> CountsPlan:
-    """What the store will hold, before anything is counted."""
+    """What the store will contain, known before counting."""
     shape = moe_shape(outline, find_moe_layers(outline))
     tables: dict[str, tuple[str, int]] = {"gates": ("float32", 3)} if config.analysis.gates else {}
     if config.analysis.tokens == "generated":
@@ -205,7 +205,7 @@ def _plan(config: Config, inputs: Inputs, passes: dict[str, Any], outline: PreTr
 
 
 def _template_tokens(inputs: Inputs) -> np.ndarray:
-    """int64 [P]: how many tokens of each prompt have no character of its messages."""
+    """int64 [P]: number of tokens of each prompt that belong to the chat template alone."""
     rows = inputs.rows(range(len(inputs.batches)))
     return np.array([len(row.prompt_ids) - row.num_content for row in rows])
 
@@ -227,7 +227,7 @@ def _dtype(config: Config) -> Literal["auto", "float32", "bfloat16"]:
 
 
 def _passes(config: Config, outline: PreTrainedModel, tokens: CountedTokens | Sampling) -> dict[str, Any]:
-    """What forward passes are like: the same rows in others may round to other experts, or be answered otherwise."""
+    """Properties of the forward passes on which rounding, and so routing and answers, can depend."""
     dtype = _dtype(config)
     facts = {
         "dtype": str(outline.config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
@@ -238,7 +238,7 @@ def _passes(config: Config, outline: PreTrainedModel, tokens: CountedTokens | Sa
 
 
 def _count_facts(config: Config, inputs: Inputs, passes: dict[str, Any]) -> dict[str, Any]:
-    """All that counts follow from, but the rows."""
+    """Everything that counts depend on, except the rows."""
     return {
         "model_hash": inputs.model_hash,
         **passes,

@@ -1,4 +1,4 @@
-"""A run to a Hugging Face checkpoint or a delta, a delta to a checkpoint, and the proof of what changed."""
+"""Exports a run as a Hugging Face checkpoint or as a delta, applies a delta, and verifies an export."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def export(run_dir: Path, out: Path, *, link: bool = False) -> Facts:
-    """Write the trained model of a run to the new directory `out`; with `link`, unchanged shards are hard links."""
+    """Write a run's trained model to the new directory `out`; with `link`, unchanged shards are hard links."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
     base, facts = run.config.model.path, _facts(run)
@@ -42,7 +42,7 @@ def export(run_dir: Path, out: Path, *, link: bool = False) -> Facts:
 
 
 def export_delta(run_dir: Path, out: Path) -> Facts:
-    """Write a run's trained experts, and what they were trained from, to the new file `out`."""
+    """Write a run's trained experts, and the facts about their training, to the new file `out`."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
     base, facts = run.config.model.path, _facts(run)
@@ -57,7 +57,7 @@ def export_delta(run_dir: Path, out: Path) -> Facts:
 
 
 def apply(base: Path, delta: Path, out: Path) -> Facts:
-    """Write to the new directory `out` what `export` would have written for the run that `delta` comes from."""
+    """Write to the new directory `out` what `export` would write for the run from which `delta` comes."""
     require_absent(out, "choose another --out or remove it")
     facts = read_facts(delta)
     _require_base(base, facts.model_hash, delta)
@@ -69,7 +69,7 @@ def apply(base: Path, delta: Path, out: Path) -> Facts:
 
 
 def _facts(run: TrainedRun) -> Facts:
-    """What is told of a run outside of it: names and hashes, no paths of the machine it ran on."""
+    """The facts about a run that may be published: names and hashes, no paths of this machine."""
     facts, experts = run.facts, run.experts.experts
     outside = sorted({*experts} - {*facts.union})
     if outside:
@@ -79,7 +79,7 @@ def _facts(run: TrainedRun) -> Facts:
 
 
 def _evaluation(run: TrainedRun) -> Quoted | None:
-    """What the card quotes: the run's evaluation, if it is of the experts that are there."""
+    """The evaluation that the model card quotes: the run's, if it is of the present experts."""
     file = run.dir.evaluation
     if not file.exists():
         return None
@@ -107,9 +107,9 @@ def _require_base(base: Path, expected: str, what: Path) -> None:
 
 
 def verify(base: Path, out: Path, masks: Sequence[str]) -> Verification:
-    """Compare `out` with `base`, of which only the experts of the stores' union may differ.
+    """Compare `out` with `base`: only the experts in the union of the stores may differ.
 
-    `masks` are those of the run, of all its revisions.
+    `masks` are the stores of all revisions of the run.
     """
     for path in (base, out):
         check_model_dir(path)

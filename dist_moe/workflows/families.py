@@ -1,4 +1,4 @@
-"""Which model types work with the installed transformers: what `dist-moe families` runs."""
+"""`dist-moe families`: tests which model types work with the installed transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_moe.errors import UserError, shown
 
 
 def families(model_types: Sequence[str]) -> Iterator[Support]:
-    """Try every capability on these model types, or on all; each type when it is asked for."""
+    """Test every capability on these model types, or on all; yields each result when it is asked for."""
     known = moe_model_types()
     for name in model_types:
         if name not in known:

@@ -1,4 +1,5 @@
-"""What analysis, training and evaluation all start from: prompts, tokens, batches, and the hashes of their origin."""
+"""Reads what analysis, training and evaluation all start from: prompts, tokens, batches, and hashes of their
+sources."""
 
 from __future__ import annotations
 
@@ -41,13 +42,13 @@ class Read:
     """Which of the prompts are in which batch."""
     pad_id: int
     end_ids: tuple[int, ...]
-    """With which the model ends an answer: the tokenizer's end, and those that the checkpoint's settings name."""
+    """Token ids that end an answer: that of the tokenizer, and those in the checkpoint's settings."""
     tokenizer_hash: str
     tokens_hash: str
 
     @property
     def facts(self) -> dict[str, object]:
-        """What must be the same on all ranks."""
+        """Values that must be the same on all ranks."""
         return {
             "the number of rows": len(self.prompts.prompts),
             "the data's hash": self.prompts.data_hash,
@@ -61,7 +62,7 @@ class Read:
         return self.plan.index
 
     def rows(self, batches: int | range) -> list[Encoded]:
-        """The encoded rows of a batch, or of some consecutive ones; in each safe ones first."""
+        """The encoded rows of one batch or of consecutive batches; the safe rows of each batch come first."""
         return [self.encoded.rows[i] for i in self.plan.taken_P[self.batches.rows(batches)]]
 
 
@@ -73,10 +74,10 @@ class Inputs(Read):
 
 
 def read_inputs(config: Config, comm: Comm) -> Inputs:
-    """Read and check everything but the weights; tells what a user should know of the data. Called by all ranks.
+    """Read and check everything but the weights, and log what the user should know of the data. Called by all ranks.
 
     Raises:
-        UserError: on all ranks, if something is wrong on one, or differs between two.
+        UserError: on all ranks: something is wrong on one of them, or differs between two.
     """
     with together(comm) as same:
         found = _read(config)
@@ -119,7 +120,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory.
 
     Raises:
-        UserError: it cannot be read, or the directory has none, of which transformers would make one of a few tokens.
+        UserError: it cannot be read, or the directory has none (transformers would then make one of a few tokens).
     """
     advice = f"{COPY_AGAIN}, with its tokenizer files"
     with refused_by_library(f"model.path: the tokenizer of {path} cannot be read", advice):
@@ -180,7 +181,7 @@ def _end_ids(path: Path, model: PreTrainedConfig, tokenizer: PreTrainedTokenizer
 def _check_ids(
     prompts: PromptSet, encoded: EncodedSet, tokenizer: PreTrainedTokenizerBase, path: Path, num_ids: int
 ) -> None:
-    """Refuse a token that the model has no embedding of."""
+    """Refuse token ids for which the model has no embedding."""
     for prompt, row in zip(prompts.prompts, encoded.rows, strict=True):
         largest = max(row.prompt_ids + row.response_ids + row.inference_ids)
         if largest >= num_ids:
@@ -201,7 +202,7 @@ def _lengths(data: DataConfig, model: PreTrainedConfig) -> list[str]:
 
 
 def _findings(found: Findings, data: DataConfig) -> list[str]:
-    """What was cut, which is data that was lost, and where rows are not as a user may think; each once."""
+    """Lines about rows that were cut, and about rows that are not as a user may expect."""
     lines = [
         (found.prompts_cut, f"whose prompt lost its start to data.max_length = {found.max_length}"),
         (found.responses_cut, f"whose response lost its end to data.max_length = {found.max_length}"),

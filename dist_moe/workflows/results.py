@@ -1,10 +1,10 @@
-"""Results take the place of earlier ones whole and together: the old stay until all of the new are on disk.
+"""Replaces the results of a command by new ones, all together; the old ones stay until all new ones are on disk.
 
-    .publishing-COMMAND   the new results, whole: from here on they count, and whoever comes next goes on with the rest
-    .replaced-COMMAND     the old ones, on their way out
-    .published-COMMAND    the new ones, on their way to their names
+    .publishing-COMMAND   the complete new results; from here on they count, and the next job finishes the exchange
+    .replaced-COMMAND     the old results, before they are deleted
+    .published-COMMAND    the new results, before they get their names
 
-Called by one process that holds the run directory's lock; it may be killed at any moment.
+Called by one process that holds the lock of the run directory; it may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ RESULTS = {
     "select": ("masks.zarr", "analyze.yaml"),
     "train": ("experts", "evaluation.json", "metrics.jsonl", "checkpoints", "train.yaml"),
 }
-"""What a command's results are, and what goes with the old ones: an evaluation is of the experts that it has seen.
+"""The results of each command, and what is removed together with old ones: an evaluation belongs to its experts.
 
-`select` is the second half of `analyze`, from counts that are there already.
+`select` is the second half of `analyze`, with counts that exist already.
 """
 
 HALVES = {"count": {"count"}, "analyze": {"analyze", "select"}, "train": {"train"}}
-"""As which of these a command may have published."""
+"""Names under which a command may have published its results."""
 
 
 def publish_results(command: str, staged: Path, run_dir: Path) -> None:
-    """Put what is in `staged`, a directory of the same file system, in the place of a command's earlier results."""
+    """Replace a command's earlier results by those in `staged`, a directory on the same file system."""
     sync_tree(staged)
     if (run_dir / f".replaced-{command}").exists():
         shutil.rmtree(run_dir / f".replaced-{command}")
@@ -48,10 +48,10 @@ def publish_results(command: str, staged: Path, run_dir: Path) -> None:
 
 
 def finish_publishing(run_dir: Path, lock: RunLock) -> list[str]:
-    """Do the rest of what a killed job has left undone; returns the commands whose results it was.
+    """Finish an exchange that a killed job has left unfinished; returns the commands whose results it was.
 
     Raises:
-        UserError: another job, which shares the lock, is at it.
+        UserError: another job, which shares the lock, is doing it.
     """
     found = [command for command in RESULTS if _is_under_way(command, run_dir)]
     if found and not lock.alone():
@@ -66,12 +66,12 @@ def finish_publishing(run_dir: Path, lock: RunLock) -> list[str]:
 
 
 def is_finished(command: str, config: Config, lock: RunLock | None, comm: Comm, places: Sequence[Path]) -> bool:
-    """At a start, on all ranks together: whether only publishing was left of this same run, and is done now.
+    """At the start of a command, on all ranks: whether this same run had only to be published, which is done now.
 
-    `lock` is rank 0's.
+    `lock` is that of rank 0.
 
     Raises:
-        UserError: on all ranks, if the run directory, or what is there of the `places` in it, cannot be written.
+        UserError: on all ranks: the run directory, or one of `places` in it, cannot be written.
     """
     finished = False
     with together(comm), writing(config.run_dir):
@@ -86,7 +86,7 @@ def is_finished(command: str, config: Config, lock: RunLock | None, comm: Comm, 
 
 
 def require_published(run_dir: Path, command: str) -> None:
-    """For those who only read a run: its results must not be half the old and half the new ones."""
+    """For commands that only read a run: raise if its results are being exchanged."""
     if _is_under_way(command, run_dir):
         raise UserError(
             f"{run_dir}: its results are being replaced: wait for the job that does it; if that was killed, give the "
@@ -95,7 +95,7 @@ def require_published(run_dir: Path, command: str) -> None:
 
 
 def _require_writable(directory: Path) -> None:
-    """What is made later if it is not there yet cannot be tried."""
+    """Check that existing places are writable; those that are created later cannot be checked."""
     if directory.exists():
         probe = directory / f".probe-{secrets.token_hex(4)}"
         probe.write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""What an unfinished training run goes on from, and what must be the same for that."""
+"""Finds the checkpoint from which an unfinished training run resumes, and checks that the run is the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def resume_facts(config: Config, inputs: Inputs, masks: MaskRevisions) -> dict[str, Any]:
-    """What determines a run's steps: a checkpoint of a run with other facts is refused."""
+    """Everything that determines a run's steps; a checkpoint with other facts is refused."""
     batches = hashlib.sha256(" ".join(masks.first.batch_ids).encode()).hexdigest()
     return {
         "model_hash": inputs.model_hash,
@@ -37,10 +37,11 @@ def resume_facts(config: Config, inputs: Inputs, masks: MaskRevisions) -> dict[s
 
 
 def unfinished_run(work: RunDir, config: Config, facts: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint to go on from; None: the run starts. `work` is where the run is until it has ended.
+    """The checkpoint to resume from; None: the run starts at step 0. `work` is where the run works until it has
+    finished.
 
     Raises:
-        UserError: there are results that would be lost, and overwrite is not set.
+        UserError: existing results would be lost, and overwrite is not set.
     """
     if not config.overwrite:
         require_absent(work.experts, overwrite=False)
@@ -72,7 +73,7 @@ def _require_metrics(run: RunDir, found: Checkpoint) -> None:
 
 
 def clear_the_way(work: RunDir, found: Checkpoint | None) -> None:
-    """Remove what an unfinished run has left that is not gone on from, and the steps after its checkpoint."""
+    """Remove leftovers of an unfinished run that is not resumed, and the recorded steps after its checkpoint."""
     if found is None:
         # with overwrite an attempt that is given up; without it there is nothing, or it would have been refused
         shutil.rmtree(work.checkpoints, ignore_errors=True)

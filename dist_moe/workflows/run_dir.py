@@ -1,4 +1,4 @@
-"""One run directory: where each result of a run lies."""
+"""The paths of a run directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dist_moe.trackers.metrics import METRICS
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """Names only; nothing is made by naming it."""
+    """Paths only; creates nothing."""
 
     path: Path
 
@@ -25,37 +25,39 @@ class RunDir:
 
     @property
     def analysis(self) -> Path:
-        """What an unfinished analysis goes on from: counts, and masks that are being written."""
+        """What an unfinished analysis resumes from: counted parts, and stores that are being written."""
         return self.path / "analysis"
 
     @property
     def metrics(self) -> Path:
-        """One JSON line a step."""
+        """One JSON line for each step."""
         return self.path / METRICS
 
     @property
     def experts(self) -> Path:
-        """The trained experts, there when training has ended."""
+        """The trained experts; exists when training has finished."""
         return self.path / "experts"
 
     @property
     def checkpoints(self) -> Path:
-        """What an unfinished run goes on from."""
+        """What an unfinished training run resumes from."""
         return self.path / "checkpoints"
 
     @property
     def training(self) -> Path:
-        """A run directory in this one: of a training that will replace results when it has ended."""
+        """With `overwrite`: run directory of a training run whose results will replace the present ones when it has
+        finished."""
         return self.path / "training"
 
     @property
     def stop(self) -> Path:
-        """A file that a person or a script makes to have the run saved and ended."""
+        """A file that a person or script creates to make the run save and stop."""
         return self.path / "STOP"
 
     @property
     def requeue(self) -> Path:
-        """A file that a batch script makes for the same; still there afterwards, it means that the job shall go on."""
+        """A file that a batch script creates to make the run save and stop; if it still exists afterwards, the job
+        is requeued."""
         return self.path / "REQUEUE"
 
     @property
@@ -63,11 +65,11 @@ class RunDir:
         return self.path / "evaluation.json"
 
     def resolved(self, command: str) -> Path:
-        """The configuration that a command ran with."""
+        """The configuration with which a command ran."""
         return self.path / f"{command}.yaml"
 
 
 def require_absent(path: Path, overwrite: bool) -> None:
-    """Refuse early to write over an earlier result."""
+    """Raise early if an earlier result would be overwritten."""
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: choose another run_dir, or set overwrite to replace it")

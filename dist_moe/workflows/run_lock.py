@@ -1,4 +1,4 @@
-"""One job at a time in a run directory, or several that share an analysis; also after a launcher has died."""
+"""Lets one job at a time use a run directory, or several that share an analysis; also after a launcher has died."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from dist_moe.parallel.launch import together
 log = logging.getLogger(__name__)
 
 WAIT_S = 60.0
-"""For another job to end: one whose launcher has died finishes its step and saves."""
+"""How long to wait for another job to end: ranks whose launcher has died finish their step and save."""
 
 
 class RunLock:
-    """A lock on a file, which the system takes back from a process that dies."""
+    """A lock on a file, which the operating system releases when the process dies."""
 
     def __init__(self, path: Path, *, shared: bool) -> None:
-        """Wait for it.
+        """Wait for the lock.
 
         Raises:
-            UserError: another job has it and does not end.
+            UserError: another job holds it and does not end.
         """
         self._path, self._shared = path, shared
         self._lock = _locked(path, shared=shared)
 
     def alone(self) -> bool:
-        """Whether no other job is left that shares it; none comes then either. Else it is given up."""
+        """Whether no other job shares the lock any more; then no other can take it. If another does, this one gives
+        it up."""
         if self._shared:
             os.close(self._lock)
             try:
@@ -48,7 +49,7 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        """The last one removes the file."""
+        """Release the lock; the last job removes the file."""
         if self._lock < 0:
             return
         with suppress(OSError):
@@ -61,12 +62,12 @@ class RunLock:
 
 @contextmanager
 def run_lock(directory: Path, comm: Comm, *, shared: bool = False) -> Iterator[RunLock | None]:
-    """Rank 0 holds a lock on `directory`/.lock, alone or with other jobs that share it; the other ranks get None.
+    """Context manager: rank 0 holds a lock on `directory`/.lock, alone or shared with other jobs; other ranks get None.
 
-    It is flock's: on a network file system it works between nodes as far as that file system passes flock on.
+    It uses flock. On a network file system it works across nodes if that file system supports flock.
 
     Raises:
-        UserError: on all ranks: another job has it and does not end, or the directory cannot be made.
+        UserError: on all ranks: another job holds the lock and does not end, or the directory cannot be created.
     """
     lock, absent = None, False
     with together(comm), writing(directory):
@@ -85,7 +86,7 @@ def run_lock(directory: Path, comm: Comm, *, shared: bool = False) -> Iterator[R
 
 
 def _locked(path: Path, *, shared: bool) -> int:
-    """The descriptor of the locked file."""
+    """File descriptor of the locked file."""
     limit, said = time.monotonic() + WAIT_S, False
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,4 +1,4 @@
-"""Counts to masks: what `dist-moe select` runs, in seconds, without model or torch."""
+"""`dist-moe select`: select masks from stored counts, in seconds, without model or torch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def select(run: Path, words: Mapping[str, str], name: str) -> MaskStore:
-    """Select experts from the counts of a run, and write them as the mask set RUN/NAME.zarr.
+    """Select experts from the counts of a run, and write them to the mask store RUN/NAME.zarr.
 
     Args:
         run: a run directory with counts.zarr.
-        words: the rule: `name`, and parameters by name, as text; what is not given is as in the run's configuration.
-        name: of the mask set: letters, digits, "-" and "_".
+        words: the rule as text: `name`, and parameters by name. Those not given are as in the run's configuration.
+        name: of the mask store: letters, digits, "-" and "_".
 
     Raises:
-        UserError: there are no counts, the rule is wrong or selects nothing, or there is a mask set of that name.
+        UserError: there are no counts, the rule is wrong or selects nothing, or the mask store exists.
     """
     if not NAME.fullmatch(name) or name == "counts":
         raise UserError(f"--out is {shown(name)}: expected a name of letters, digits, - and _, but not counts")
@@ -57,10 +57,10 @@ def select(run: Path, words: Mapping[str, str], name: str) -> MaskStore:
 
 
 def write_masks(directory: Path, counts: Counts, rule: Rule, settings: StatisticsConfig, *, progress: bool) -> None:
-    """Write the masks by a rule into an empty directory.
+    """Write the masks that a rule selects into an empty directory.
 
     Raises:
-        UserError: the rule needs what is not there.
+        UserError: the rule needs something that is not there.
     """
     plan = mask_plan(counts, rule, settings)
     population = population_of(sums_of(counts, batches, rule) for batches in counts.steps())
@@ -71,7 +71,7 @@ def write_masks(directory: Path, counts: Counts, rule: Rule, settings: Statistic
 
 
 def _configuration(run: Path) -> AnalysisConfig:
-    """What the run was analyzed or counted with; defaults where it was imported."""
+    """The analysis settings of the run; defaults if it was imported."""
     files = [run / f"{command}.yaml" for command in ("analyze", "count")]
     there = [file for file in files if file.is_file()]
     return load_config(there[0]).analysis if there else AnalysisConfig()

@@ -1,4 +1,4 @@
-"""Stores as wholes: what `dist-moe store check|copy|diff` run."""
+"""`dist-moe store check|copy|diff`: verify, copy and compare whole stores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def check_stores(places: Sequence[str]) -> int:
-    """Compare every file with its digest; 0 if all stores are whole, 1 if one is damaged or incomplete.
+    """Compare every file with its digest; returns 0 if all stores are undamaged, else 1.
 
     Raises:
         UserError: there is no store at one of the places.
@@ -51,10 +51,10 @@ def check_stores(places: Sequence[str]) -> int:
 
 
 def copy_to(store: str, place: str) -> int:
-    """Copy a whole store, from and to a directory or URL.
+    """Copy a store from and to a directory or URL.
 
     Raises:
-        UserError: there is no whole store, there is something at `place`, or it cannot be written.
+        UserError: the store is incomplete or damaged, `place` exists, or it cannot be written.
     """
     copy_store(_open(store), place)
     copied = _type(place).open(place)
@@ -63,10 +63,10 @@ def copy_to(store: str, place: str) -> int:
 
 
 def diff_stores(first: str, second: str, *, as_json: bool) -> int:
-    """Log in what two stores differ; 0 if in nothing, else 1.
+    """Log how two stores differ; returns 0 if they are equal, else 1.
 
     Raises:
-        UserError: one is no whole store, or they are of different models.
+        UserError: one is incomplete or damaged, or they are of different models.
     """
     view = views.diff(open_masks(first), open_masks(second))
     log.info(views.as_json(view) if as_json else views.as_text(view))

@@ -1,4 +1,4 @@
-"""Masks to repaired experts: what `dist-moe train` and launch/train.py run, in order, on one process or many."""
+"""`dist-moe train` and launch/train.py: train the experts of the masks, on one process or many."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
     """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names.
 
-    `launcher` is the process that has started this one and watches it, if there is one: without it the run stops.
+    `launcher` is the process that started this one and watches it, if there is one; if it dies, the run stops.
     """
     run = RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher)
@@ -119,13 +119,13 @@ def _optimizer(config: Config, model: MoEModel, union_LE: np.ndarray, mesh: Mesh
 
 
 def _curve(train: TrainConfig, optimizer: SelectiveAdamW, num_steps: int) -> LRScheduler:
-    """The learning rate of each step."""
+    """The learning-rate schedule."""
     curve = "constant_with_warmup" if train.schedule == "constant" else train.schedule
     return get_scheduler(curve, optimizer, train.warmup_steps, num_steps)
 
 
 def _prepare(config: Config, work: RunDir, found: Checkpoint | None, comm: Comm) -> None:
-    """The run directory as it is before the first step that is taken now."""
+    """Prepare the run directory for the first step of this start."""
     with together(comm), writing(config.run_dir):
         if comm.rank == 0:
             work.path.mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ def _begin(
     schedule: EpochSchedule,
     saver: CheckpointSaver,
 ) -> None:
-    """Experts, optimizer and learning rate as they were at `state`."""
+    """Restore experts, optimizer and learning rate to `state`, or save a first checkpoint."""
     if found is not None:
         load_checkpoint(found, saver.optimizer, saver.schedule)
         log.info(f"Resuming after step {found.step} of {schedule.num_steps}, from {found.path}")
@@ -175,7 +175,7 @@ def _begin(
 
 
 def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, plan: FreezePlan, given: Given) -> None:
-    """Prove the ledger, and put the trained experts in their place."""
+    """Verify metrics.jsonl, and publish the trained experts."""
     comm, run = trainer.step.comm, RunDir(config.run_dir)
     with together(comm), writing(work.path):
         if comm.rank == 0:

@@ -1,4 +1,4 @@
-"""What is known of a run before its first step and written with its experts."""
+"""What is known of a training run before its first step, and is stored with its experts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dist_moe.workflows.trained_run import result_settings
 
 
 def freeze_plan(masks: MaskRevisions, model: MoEModel) -> FreezePlan:
-    """The plan that a run's masks ask of a model."""
+    """The union of a run's masks, and its size in the model."""
     union_LE = masks.union()
     assert union_LE.shape == (model.shape.num_layers, model.shape.num_experts)
     return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters)
 
 
 def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: FreezePlan) -> RunFacts:
-    """What the experts are trained from and how; saved with them, and shown in an export's model card."""
+    """Facts about the training, stored with the experts and shown in an export's model card."""
     store = masks.first
     num_safe, num_unsafe = store.arms_B2.sum(axis=0).tolist()
     return RunFacts(

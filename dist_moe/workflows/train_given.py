@@ -1,4 +1,4 @@
-"""What a training run is given, read and compared by all ranks before anything of it is used."""
+"""Reads the inputs of a training run, and compares them over all ranks before anything is used."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from dist_moe.workflows.run_dir import RunDir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """The same on all ranks, but for the model, of which each has its own experts."""
+    """Inputs of a training run. The same on all ranks, except the model, of which each rank has its own experts."""
 
     engine: EngineName
     deepspeed_settings: dict[str, Any]
     masks: MaskRevisions
     inputs: Inputs
     facts: dict[str, Any]
-    """What determines the run's steps."""
+    """Everything that determines the run's steps."""
     found: Checkpoint | None
-    """What the run goes on from."""
+    """The checkpoint to resume from."""
     model: MoEModel
     trackers: list[Tracker]
-    """Those that are configured."""
+    """The configured trackers."""
 
 
 def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
-    """Read and check all. `work` is where the run is until it has ended. Called by all ranks together.
+    """Read and check everything. `work` is where the run works until it has finished. Called by all ranks together.
 
     Raises:
-        UserError: on all ranks, if something is not there or not as it should be on one, or differs between two.
+        UserError: on all ranks: something is missing or wrong on one of them, or differs between two.
     """
     comm = mesh.world
     with together(comm) as same:
@@ -107,7 +107,7 @@ def _revision(text: str) -> tuple[int, str]:
 
 
 def _require_masks_fit(masks: MaskRevisions, config: Config, inputs: Inputs) -> None:
-    """All masks are of this run's model, data and batches, and each revision has a step."""
+    """Check that all masks belong to this run's model, data and batches, and that each revision is used in a step."""
     for store in masks.stores:
         require_same_origin(
             store,
@@ -125,7 +125,7 @@ def _require_masks_fit(masks: MaskRevisions, config: Config, inputs: Inputs) -> 
 
 
 def place_experts(config: Config, masks: MaskRevisions, ep_size: int) -> Placement:
-    """Where training puts each expert, for the whole run: a function of all its masks, so the same on all ranks."""
+    """The ranks of all experts for the whole run: a function of all its masks, so the same on all ranks."""
     if config.parallel.placement == "balanced":
         return Placement.balanced(np.concatenate([store.masks[:] for store in masks.stores]), ep_size)
     _, num_layers, num_experts = masks.first.masks.shape

@@ -1,4 +1,4 @@
-"""A run in which training has ended: what export and evaluation start from."""
+"""TrainedRun: a run whose training has finished; export and evaluation start from it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FREE = (
     "activation_checkpointing",
     "deepspeed_config",
 )
-"""Settings of the train section that change where and how a step is computed, not what; the objective's are apart."""
+"""Training settings that change where and how a step is computed, but not its result. The objective's are separate."""
 
 
 def result_settings(config: Config) -> dict[str, Any]:
-    """The settings that training's results follow from, beside what is in the files that it names; JSON values."""
+    """The settings that determine the result of training, besides the contents of files: JSON values."""
     train = {f"train.{key}": value for key, value in asdict(config.train).items() if key not in FREE}
     train |= {f"train.objective.{key}": value for key, value in active_settings(config.train.objective).items()}
     return {
@@ -47,20 +47,21 @@ def result_settings(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A run directory in which training has ended, every byte of whose experts was checked."""
+    """A run directory in which training has finished; every byte of its experts has been verified."""
 
     dir: RunDir
     config: Config
-    """What training ran with."""
+    """The configuration of the training."""
     experts: TrainedExperts
     facts: RunFacts
 
     @classmethod
     def open(cls, path: Path) -> TrainedRun:
-        """Read and check all but the base model.
+        """Read and verify everything but the base model.
 
         Raises:
-            UserError: something is missing or not as it was written, or train.yaml is not what training ran with.
+            UserError: something is missing or has changed since it was written, or train.yaml differs from the
+                training's.
         """
         run = RunDir(path)
         file = run.resolved("train")
