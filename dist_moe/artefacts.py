@@ -1,6 +1,6 @@
-"""What is written to be read back and believed: JSON that has its own digest, and digests of the files beside it.
+"""Reads and writes sealed files: JSON files that contain their own digest, and digests of the files beside them.
 
-A digest finds damage and hand edits; it is no signature, so it does not say who wrote a file.
+A digest detects damage and edits by hand. It is not a signature, so it does not say who wrote a file.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from dist_moe.files import hash_file, read_json, write_json_atomic
 Kind = TypeVar("Kind")
 
 EXACT = ConfigDict(extra="forbid")
-"""For a dataclass as `__pydantic_config__`: a key that it has not is an error."""
+"""For a dataclass as `__pydantic_config__`: unknown keys are an error."""
 
 
 class OtherVersionError(UserError):
-    """A file of ours, and of a version of its format that is not read."""
+    """A file of ours, of another version of its format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A file as it was written."""
+    """Digest and size of a file when it was written."""
 
     sha256: str
     num_bytes: int
@@ -41,7 +41,7 @@ class Written:
 
 
 def write_sealed(path: Path, kind: str, version: int, values: Mapping[str, Any]) -> str:
-    """Write `values` (JSON) with what they are, `format` and `version`, and their digest, `sha256`; returns that."""
+    """Write `values` (JSON) with `format`, `version` and their digest, `sha256`; returns the digest."""
     document = {"format": kind, "version": version, **values}
     digest = _digest(document)
     write_json_atomic(path, {**document, "sha256": digest})
@@ -51,11 +51,12 @@ def write_sealed(path: Path, kind: str, version: int, values: Mapping[str, Any])
 def read_sealed(
     path: Path, kind: str, version: int, of: type[Kind], advice: str, other_version: str | None = None
 ) -> tuple[Kind, str]:
-    """What `write_sealed` wrote, as the dataclass `of`, and its digest.
+    """Read what `write_sealed` wrote, as the dataclass `of`; returns it and its digest.
 
     Raises:
-        UserError: it cannot be read, is something else, of another version, not as it was written, or has other keys
-            or types than `of`. `advice` says what to do then, `other_version` what with another version.
+        UserError: the file cannot be read, is of another kind or version, has changed since it was written, or has
+            other
+            keys or types than `of`. The message ends with `advice`, for another version with `other_version`.
     """
     try:
         document = read_json(path, "an index")
@@ -75,10 +76,10 @@ def read_sealed(
 
 
 def checked(of: type[Kind], value: object, what: str, advice: str) -> Kind:
-    """Plain values as a dataclass, types compared strictly, as JSON has them.
+    """Plain values as a dataclass; types are compared strictly, as in JSON.
 
     Raises:
-        UserError: names the first key that is missing, unknown or of another type.
+        UserError: names the first key that is missing, unknown or of the wrong type.
     """
     try:
         made: Kind = _adapter(cast(Any, of)).validate_json(json.dumps(value), strict=True)
@@ -93,16 +94,16 @@ def checked(of: type[Kind], value: object, what: str, advice: str) -> Kind:
 
 
 def check_files(directory: Path, written: Mapping[str, Written], besides: Iterable[str], advice: str) -> None:
-    """Compare every byte of a directory's files with what was written; hidden files do not count.
+    """Compare every byte of a directory's files with what was written; hidden files are ignored.
 
     Args:
-        directory: where they are.
-        written: by name.
-        besides: names of files that are there too.
-        advice: what to do if something is wrong.
+        directory: of the files.
+        written: digests and sizes by name.
+        besides: names of files that may also be there.
+        advice: what the user should do if something is wrong.
 
     Raises:
-        UserError: names the first file that is missing, not as it was written, or does not belong there.
+        UserError: names the first file that is missing, changed or unexpected.
     """
     for name, expected in written.items():
         path = directory / name

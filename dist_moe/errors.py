@@ -1,4 +1,4 @@
-"""The exceptions that are shown to a user as a single line, without a traceback, and our one warning."""
+"""Exceptions that users see as one line without a traceback, and our one warning."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Bad input: the message says what is wrong, where, what was expected, and what to do.
+    """Wrong input. The message says what is wrong, where, what was expected, and what to do.
 
-    The command line prints it as `dist-moe: error: ...` and ends with status 2. Anything else keeps its traceback:
-    that is a bug.
+    The command line prints it as `dist-moe: error: ...` and exits with status 2. Other exceptions are bugs and keep
+    their traceback.
     """
 
 
 class LostRankError(RuntimeError):
-    """Another process of the job has died, so this one cannot go on. One line, and status 1."""
+    """Another process of the job has died, so this one cannot continue. One line, and exit status 1."""
 
 
 class UntestedVersionWarning(UserWarning):
-    """A library's version is outside the range that all tests passed with."""
+    """The version of a library is outside the tested range."""
 
 
 def shown(value: object, width: int = 60) -> str:
-    """A value as a message shows it: its repr; of a long one, or of a long text, the first `width` characters."""
+    """A value for a message: its repr, cut to `width` characters."""
     if isinstance(value, str) and len(value) > width:
         return repr(f"{value[: width - 3]}...")
     text = repr(value)
@@ -32,11 +32,12 @@ def shown(value: object, width: int = 60) -> str:
 
 @contextmanager
 def refused_by_library(what: str, advice: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
-    """While a library reads what a user gave: whatever it raises is one line, "what (what it says): advice".
+    """Context manager: an exception that a library raises on a user's input becomes a one-line `UserError`, "what (what
+    the library says): advice".
 
-    Only the library's call stands inside, no code of ours, so that a bug of ours keeps its traceback. Readers of
-    configurations, templates and tables raise whatever their first wrong assumption leads to, so all exceptions count
-    as a refusal unless `kinds` narrows them.
+    Only the library's call belongs inside, so that bugs of ours keep their traceback. Libraries that read
+    configurations, templates and tables raise all kinds of exceptions on wrong input; `kinds` limits which ones are
+    converted.
 
     Raises:
         UserError: the library has raised.

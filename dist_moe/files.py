@@ -1,8 +1,7 @@
-"""Files that are either whole or not there: they are written beside their final place and renamed.
+"""Writes files and directories so that they are either complete or absent, and reads users' text and JSON files.
 
-A process that is killed while it writes leaves a hidden `.NAME.partial-*` beside the final path, never a half-written
-NAME. Such a leftover is garbage and may be deleted. What the system refuses is one line, by `writing`; what a user's
-text file has is read by `read_text`, and its JSON by `parse_json`.
+Everything is written beside its final place and renamed. A process that is killed while writing leaves a hidden
+`.NAME.partial-*`, never a half-written NAME; such leftovers may be deleted.
 """
 
 import errno
@@ -24,7 +23,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095
 
 
 def is_too_long(path: str) -> bool:
-    """Whether nothing can be called so; what Python says of such a path is an error (`Path.is_file`, `exists`, ...)."""
+    """Whether a path is too long for the file system, so that `Path.is_file`, `exists` and so on would raise."""
     encoded = os.fsencode(path)
     return len(encoded) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in encoded.split(b"/"))
 
@@ -39,12 +38,12 @@ def read_text(path: Path, what: str, *, most: int | None = None) -> str:
     """The text of a user's file, without a byte order mark.
 
     Args:
-        path: a regular file: what a pipe or a device gives is gone when another rank reads it.
-        what: it is, in messages: "the config file".
-        most: characters that such a file can have; without, any number.
+        path: a regular file. (What a pipe or a device gives could not be read again by another rank.)
+        what: what the file is, for messages: "the config file".
+        most: maximum number of characters; None: no limit.
 
     Raises:
-        UserError: it is not there or not to be read, no regular file, not UTF-8, or has more characters.
+        UserError: the file is missing, unreadable, not a regular file, not UTF-8, or too long.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -61,15 +60,16 @@ def read_text(path: Path, what: str, *, most: int | None = None) -> str:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The value of a user's JSON file, as `read_text` and `parse_json` have it."""
+    """The value of a user's JSON file, by `read_text` and `parse_json`."""
     return parse_json(read_text(path, what), str(path))
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text, which is what the standard allows: no NaN or Infinity, and no key twice in an object.
+    """The value of a JSON text. As in the standard, NaN and Infinity are errors; so is a key that occurs twice in an
+    object.
 
     Raises:
-        UserError: one line that begins with `where`, such as "prompts.jsonl:3", and of several lines with the one.
+        UserError: one line that begins with `where`, such as "prompts.jsonl:3", and with the line if there are several.
     """
 
     def refuse(constant: str) -> Any:
@@ -97,7 +97,8 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def hash_first_lines(path: Path, number: int) -> str | None:
-    """SHA-256 of a text file's first lines; None if it has fewer, or is not there and has to have one."""
+    """SHA-256 of a text file's first lines; None if there are fewer, or if the file is missing and lines are
+    expected."""
     if number == 0:
         return hashlib.sha256().hexdigest()
     if not path.is_file():
@@ -112,13 +113,14 @@ def hash_first_lines(path: Path, number: int) -> str | None:
 
 @contextmanager
 def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty directory beside `final` that becomes `final` when the block ends well.
+    """Context manager: yields an empty directory beside `final`, which becomes `final` at the normal end of the block.
 
-    What was written is on disk (fsync) before the rename; a block that raises leaves nothing, no folder that was made
-    for `final` to lie in either. With `overwrite` an existing `final` stays until the new one is complete.
+    Its contents are on disk (fsync) before the rename. If the block raises, nothing is left, nor any parent directory
+    that was made for `final`. With `overwrite`, an existing `final` stays until the new one is complete.
 
     Raises:
-        UserError: `final` exists and `overwrite` is false, another process made it meanwhile, or it cannot be written.
+        UserError: `final` exists and `overwrite` is false, another process created it meanwhile, or it cannot be
+            written.
     """
     with writing(final), _folder_of(final):
         if not overwrite:
@@ -136,7 +138,8 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a path beside `final`; the file that the block writes there becomes `final` when the block ends well.
+    """Context manager: yields a path beside `final`; the file written there becomes `final` at the normal end of the
+    block.
 
     Raises:
         UserError: `final` exists and `overwrite` is false, or it cannot be written.
@@ -156,10 +159,10 @@ def atomic_file(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing_files(folder: Path) -> Iterator[Path]:
-    """Yield an empty directory whose files go to `folder` when the block ends well, in place of those of their names.
+    """Context manager: yields an empty directory, whose files replace those in `folder` at the normal end of the block.
 
     Raises:
-        UserError: `folder` cannot be written; what was there is then as it was.
+        UserError: `folder` cannot be written; its files are unchanged.
     """
     with writing(folder), _folder_of(folder):
         partial = _sibling(folder / "files" if folder.is_dir() else folder, "partial")
@@ -178,10 +181,10 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 
 def require_writable(final: Path) -> None:
-    """Refuse early a file that could not be written when the work is done.
+    """Raise early if a file could not be written at the end of the work.
 
     Raises:
-        UserError: it is a directory, or its folder takes no new file.
+        UserError: it is a directory, or its directory is not writable.
     """
     with writing(final):
         if final.is_dir():
@@ -194,10 +197,10 @@ def require_writable(final: Path) -> None:
 
 
 def require_absent(final: Path, advice: str = "choose another path or remove it") -> None:
-    """Refuse early a place for a new file or directory where there is something, or where nothing can be.
+    """Raise early if a place for a new file or directory is taken or cannot exist.
 
     Raises:
-        UserError: it exists, if only as a link to nothing; or its name is too long, or a part of its path is a file.
+        UserError: it exists, if only as a broken link; its name is too long; or a part of its path is a file.
     """
     with writing(final):
         try:
@@ -209,7 +212,7 @@ def require_absent(final: Path, advice: str = "choose another path or remove it"
 
 @contextmanager
 def _folder_of(final: Path) -> Iterator[None]:
-    """Make the folder that `final` lies in; a block that raises takes with it those that were not there before."""
+    """Create the directory of `final`; if the block raises, remove the directories that were created."""
     made = [folder for folder in final.parents if not folder.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +225,7 @@ def _folder_of(final: Path) -> Iterator[None]:
 
 
 def publish(directory: Path, final: Path, *, overwrite: bool) -> None:
-    """Rename a complete directory to `final`, in place of an earlier one if `overwrite`.
+    """Rename a complete directory to `final`, replacing an earlier one if `overwrite`.
 
     Raises:
         UserError: `final` exists and `overwrite` is false.
@@ -238,7 +241,7 @@ def publish(directory: Path, final: Path, *, overwrite: bool) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Have every file and directory under `path` on disk (fsync)."""
+    """Make sure that every file and directory under `path` is on disk (fsync)."""
     for directory, _, names in os.walk(path):
         for name in names:
             sync(Path(directory, name))
@@ -246,23 +249,23 @@ def sync_tree(path: Path) -> None:
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """Write `value` as indented JSON; a reader sees the old file or the new one, never a part."""
+    """Write `value` as indented JSON; readers see the old file or the new one, never a part."""
     write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file; a reader sees the old one or the new one, never a part."""
+    """Write a text file; readers see the old file or the new one, never a part."""
     write_bytes_atomic(path, text.encode())
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write a file; a reader sees the old one or the new one, never a part."""
+    """Write a file; readers see the old file or the new one, never a part."""
     with atomic_file(path, overwrite=True) as partial:
         partial.write_bytes(data)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file; it is in the file, and nothing of it in a buffer, when this returns or raises."""
+    """Append a line to a text file; when this returns or raises, nothing is left in a buffer."""
     with path.open("ab") as stream:
         stream.write(f"{line}\n".encode())
 
@@ -275,9 +278,9 @@ MENDABLE = frozenset(
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """While a file or directory is written: a disk that is full or not to be written is a `UserError` that says so.
+    """Context manager for writing: a full or unwritable disk becomes a `UserError` that says so.
 
-    Other errors of the system are bugs of ours and pass.
+    Other errors of the system are bugs of ours, and pass.
     """
     try:
         yield
@@ -309,7 +312,7 @@ def _rename_to_new(partial: Path, final: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes, or a directory's entries, on disk (fsync)."""
+    """Make sure that a file's bytes, or a directory's entries, are on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Types of settings, each with its range, which `dist_moe.config` and the rules compare values with."""
+"""Types of settings with their ranges, checked when a configuration is loaded and when a rule is made."""
 
 from math import inf
 from typing import Annotated

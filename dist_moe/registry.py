@@ -1,4 +1,4 @@
-"""What a setting chooses by its name: one dataclass each, which the module that it stands in registers.
+"""Registries: classes that a setting chooses by name (rules, loss terms, trackers, judges). Each registers itself.
 
     RULES: Registry[Rule] = Registry("selection rule", "dist_moe.rules")
 
@@ -9,8 +9,8 @@
         top_k: Count = 50
         "Help."
 
-The modules of the package are imported when the registry is first asked, so a new module is all that a new name needs.
-The fields of a class are its parameters: type with its range, default, and under it a docstring, which is their help.
+The modules of the package are imported when the registry is first used, so a new module is enough to add a class. The
+fields of a class are its parameters: each has a type with its range, a default, and a docstring, which is its help.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dist_moe.errors import UserError, shown
 
 
 class Named(Protocol):
-    """A class that has a name."""
+    """A class with a name."""
 
     name: ClassVar[str]
 
@@ -43,13 +43,13 @@ Kind = TypeVar("Kind", bound=Named)
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A setting that one or several of the registered classes read."""
+    """A parameter of one or several registered classes."""
 
     name: str
     type: Any
-    """With its range, as `Annotated`."""
+    """Type with its range, as `Annotated`."""
     written: str
-    """The type as it stands in the source text."""
+    """The type as in the source text."""
     default: Any
     help: str
     readers: tuple[str, ...]
@@ -57,16 +57,16 @@ class Parameter:
 
 
 class Registry(Mapping[str, type[Kind]]):
-    """Classes by their name, sorted by it."""
+    """Maps names to classes, sorted by name."""
 
     def __init__(self, what: str, package: str) -> None:
-        """`what` is how a message calls one of them; `package` has the modules that register them."""
+        """`what` is what messages call such a class; `package` has the modules that register classes."""
         self.what, self._package = what, package
         self._classes: dict[str, type[Kind]] = {}
         self._is_loaded = False
 
     def register(self, cls: type[Kind]) -> type[Kind]:
-        """A decorator, above `@dataclass`."""
+        """Decorator, above `@dataclass`."""
         assert hasattr(cls, "__dataclass_fields__"), f"{cls.__name__} is no dataclass"
         other = self._classes.setdefault(cls.name, cls)
         assert other is cls, f"{cls.__name__} and {other.__name__} are both the {self.what} {cls.name}"
@@ -76,7 +76,7 @@ class Registry(Mapping[str, type[Kind]]):
         """The class of this name.
 
         Raises:
-            UserError: there is none; says which there are, and which is the nearest.
+            UserError: there is none; lists the names, and suggests the most similar one.
         """
         if isinstance(name, str) and name in self:
             return self[name]
@@ -85,10 +85,11 @@ class Registry(Mapping[str, type[Kind]]):
         raise UserError(f"no {self.what} {shown(name)}: expected one of {', '.join(self)}{hint}")
 
     def parameters(self) -> dict[str, Parameter]:
-        """Of all classes together, in the order of their first reader. Those of one name are one setting.
+        """The parameters of all classes together, in the order of their first reader. Those of the same name are one
+        setting.
 
         Raises:
-            AssertionError: two classes have parameters of one name that differ in type, default or help.
+            AssertionError: two classes have parameters of the same name that differ in type, default or help.
         """
         found: dict[str, Parameter] = {}
         for name, cls in self.items():
@@ -119,10 +120,10 @@ class Registry(Mapping[str, type[Kind]]):
 
 
 def parameters(cls: type[Named]) -> list[Parameter]:
-    """The fields of one class.
+    """The parameters of one class.
 
     Raises:
-        AssertionError: one has no default, or no docstring under it.
+        AssertionError: one has no default, or no docstring.
     """
     types, helps = get_type_hints(cls, include_extras=True), field_docs(cls)
     found = []
@@ -135,7 +136,7 @@ def parameters(cls: type[Named]) -> list[Parameter]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass and of those it inherits from, on one line each."""
+    """The docstrings of a dataclass' fields, including inherited ones, each on one line."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if is_dataclass(base) and base.__module__ != "types":  # of make_dataclass there is no source text
@@ -159,10 +160,10 @@ def _own_docs(cls: type) -> dict[str, str]:
 
 
 def require_values(settings: object) -> None:
-    """Compare every field of a dataclass with its type and range, strictly: "3" is no number, true no 1.
+    """Compare every field of a dataclass with its type and range, strictly: "3" is not a number, true is not 1.
 
     Raises:
-        UserError: names the first field that is wrong.
+        UserError: names the first wrong field.
     """
     for name, adapter in _adapters(cast(Any, type(settings))).items():
         value = getattr(settings, name)

@@ -1,4 +1,4 @@
-"""Baselines: the same experts for every batch, to compare with masks that differ from batch to batch."""
+"""Baselines: controls that select the same experts for every batch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from dist_moe.stats.order import selected
 
 @dataclass(frozen=True, kw_only=True)
 class SameForAll(Rule):
-    """A rule whose experts do not follow from the batch: so half-samples and permuted labels of it say nothing."""
+    """A rule that does not depend on the batch, so that half-samples and permuted labels of the batch say nothing
+    about it."""
 
     is_control = True
     has_null = False
 
     def stability(self, batch: Evidence) -> np.ndarray:
-        """0 for every expert: nothing is known of it."""
+        """0 for every expert, as nothing is known."""
         return np.zeros(batch.risk_diff_LE.shape)
 
 
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class AllExperts(SameForAll):
-    """Every expert: what a selection of experts has to beat."""
+    """Selects every expert."""
 
     name = "all_experts"
 
@@ -42,7 +43,7 @@ class AllExperts(SameForAll):
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Pooled(SameForAll, Thresholded):
-    """One global mask: `threshold_top_k` on the risk_diff of all prompts together."""
+    """One global mask: what `threshold_top_k` selects from the risk_diff of all prompts pooled."""
 
     name = "pooled"
     needs = frozenset({"population"})
@@ -61,7 +62,7 @@ class Pooled(SameForAll, Thresholded):
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Union(SameForAll, Thresholded):
-    """The union of all batches' `threshold_top_k` masks: what masks that differ from batch to batch have to beat."""
+    """The union of the masks that `threshold_top_k` selects for all batches."""
 
     name = "union"
     needs = frozenset({"population", "union"})

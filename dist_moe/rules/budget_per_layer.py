@@ -1,4 +1,4 @@
-"""As many experts in each layer."""
+"""The same number of experts in each layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_moe.stats.order import first_of_each_layer
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class BudgetPerLayer(OfDifference):
-    """The per_layer largest risk_diff of each layer."""
+    """Selects in each layer the per_layer experts with the largest risk_diff."""
 
     name = "budget_per_layer"
     has_null = False

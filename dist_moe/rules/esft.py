@@ -1,4 +1,4 @@
-"""ESFT's choices (arXiv 2407.01906): the experts that unsafe prompts use; safe prompts play no part."""
+"""The rules of ESFT (arXiv 2407.01906): the experts that unsafe prompts use most. Safe prompts play no part."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dist_moe.stats.order import first_of_each_layer
 
 @dataclass(frozen=True, kw_only=True)
 class TopP(Rule):
-    """The fewest experts of each layer whose shares reach top_p."""
+    """Selects in each layer the fewest experts whose shares together reach top_p."""
 
     top_p: Share = 0.2
     """In each layer, experts are selected, most used first, until together they receive at least this share of the
     unsafe prompts' routing."""
 
     def reaching(self, share_LE: np.ndarray) -> np.ndarray:
-        """Those experts, bool [L, E]."""
+        """These experts, bool [L, E], from the shares."""
         reached_LE = np.cumsum(-np.sort(-share_LE, axis=1), axis=1) >= self.top_p - 1e-12
         # argmax of all-false is 0: where null experts keep a layer's shares from ever reaching top_p, all are taken
         number_L = np.where(reached_LE.any(axis=1), reached_LE.argmax(axis=1) + 1, share_LE.shape[1])
@@ -31,7 +31,8 @@ class TopP(Rule):
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class EsftToken(TopP):
-    """ESFT-Token: by shares of the unsafe prompts' routing. A prompt's share is c / (k t); prompts weigh the same."""
+    """ESFT-Token: an expert's share is the mean of c / (k t) over the unsafe prompts, with c of t tokens routed to
+    it."""
 
     name = "esft_token"
 
@@ -51,9 +52,8 @@ class EsftToken(TopP):
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class EsftGate(TopP):
-    """ESFT-Gate: by the mean gate weight of a counted token, mean over the unsafe prompts. It is taken relative to the
-    layer's sum, as not every family's weights sum to 1.
-    """
+    """ESFT-Gate: an expert's share is its mean routing weight per counted token, averaged over the unsafe prompts,
+    relative to the sum over the layer (not in every family do the weights sum to 1)."""
 
     name = "esft_gate"
     needs = frozenset({"gates"})

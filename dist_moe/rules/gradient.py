@@ -1,4 +1,4 @@
-"""The experts on which the loss depends most."""
+"""The experts on which the loss of the unsafe responses depends most."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from dist_moe.stats.order import largest
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Gradient(TopK):
-    """The top_k largest, over all layers, of mean |d loss / d weight| of an expert, mean over the unsafe prompts, each
-    with the loss of its own response. Safe prompts play no part.
+    """Selects the top_k experts, over all layers, with the largest mean |d loss / d weight|, averaged over the unsafe
+    prompts.
+
+    The loss is that of one prompt's own response. Safe prompts play no part.
     """
 
     name = "gradient"

@@ -1,4 +1,4 @@
-"""What a selection rule is, and how it is read back from the facts that are stored of it."""
+"""The interface of selection rules, and how a rule is restored from the values stored about it."""
 
 from __future__ import annotations
 
@@ -14,50 +14,51 @@ from dist_moe.registry import Registry, require_values
 from dist_moe.stats.evidence import Evidence
 
 Need = Literal["gates", "gradients", "population", "union", "tests", "draws"]
-"""gates, gradients: a table of this name beside the counts. population: what is known of all batches.
-union: among it, the experts that `counted_as` takes of any batch. tests: permuted
-labels. draws: random numbers, from the run's seed. The counts and labels of the batch itself every rule has."""
+"""What a rule can need besides the counts and labels of its batch. gates, gradients: the table of this name.
+population: sums over all batches. union: among these, the experts that `counted_as` selects for any batch. tests:
+permutation tests. draws: random numbers, from the run's seed."""
 
 Other = TypeVar("Other", bound="Rule")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
-    """One way to choose a batch's unsafe experts. The fields of a subclass are its parameters, all that it reads."""
+    """A way to select a batch's unsafe experts. The fields of a subclass are its parameters; it reads no other
+    settings."""
 
     name: ClassVar[str]
-    """In the configuration, in stores and on cards."""
+    """Name in the configuration, in stores and on model cards."""
     needs: ClassVar[frozenset[Need]] = frozenset()
     is_control: ClassVar[bool] = False
-    """Whether the rule is there to be compared with, and not to find unsafe experts."""
+    """Whether the rule is a control, to compare with, and not meant to find unsafe experts."""
     has_null: ClassVar[bool] = True
-    """Whether the number of experts follows from the batch's labels, so that it can be compared with that of permuted
-    ones. It does not where the number is fixed, or where other batches' labels are part of it."""
+    """Whether the number of experts depends on the batch's labels alone, so that it can be compared with the number
+    under permuted labels. False if the number is fixed, or if other batches' labels matter."""
 
     @abstractmethod
     def select(self, batch: Evidence) -> np.ndarray:
-        """The experts that the rule calls unsafe for the batch, bool [L, E]; there may be none. Ties go to the lower
-        layer, then to the lower expert."""
+        """The unsafe experts of the batch: bool [L, E], possibly none. Ties go to the lower layer, then to the lower
+        expert."""
 
     @property
     @abstractmethod
     def in_words(self) -> str:
-        """Which experts of a batch the rule takes, one phrase with its parameters: for a table, a log, a card."""
+        """Which experts the rule selects, as one phrase with its parameters, for tables, logs and model cards."""
 
     @property
     def counted_as(self) -> Rule:
-        """The rule that says how many experts this one takes; only a control has another than itself."""
+        """The rule that determines how many experts this one selects: itself, except for controls."""
         return self
 
     def stability(self, batch: Evidence) -> np.ndarray:
-        """Share of half-samples in which the rule selects each expert, float64 [L, E]; 0 where an arm has one prompt.
+        """Fraction of half-samples in which the rule selects each expert, float64 [L, E]; 0 if an arm has one prompt.
 
-        Runs the rule on every half-sample; one for which that is too slow, or says nothing, has another way.
+        Runs the rule on every half-sample. Rules for which that is too slow or meaningless override it.
         """
         return batch.frequency_of_LE(self.select)
 
     def none_selected(self, largest_risk_diff: float, num_batches: int) -> str:
-        """What to say where no batch has an expert; `largest_risk_diff` is that of any expert of any batch."""
+        """Error message if no batch has an expert; `largest_risk_diff` is the largest of any expert in any batch."""
         return (
             f"analysis.rule = {self.name} selects no expert in any of {num_batches} batches: make its parameters less "
             "strict (see docs/statistics.md), use larger batches, or choose another rule"
@@ -65,16 +66,16 @@ class Rule(ABC):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The rule as JSON values: its name and its parameters, and no more."""
+        """The rule as JSON values: its name and its parameters."""
         return {"name": self.name, **asdict(self)}
 
     def like(self, other: type[Other]) -> Other:
-        """Another rule, with the parameters that both have; the others are its defaults."""
+        """Another rule with the same values for the parameters that both have, and defaults for its others."""
         own = asdict(self)
         return other(**{field.name: own[field.name] for field in fields(other) if field.name in own})
 
     def __post_init__(self) -> None:
-        """Raises UserError: a parameter is of another type, or out of its range."""
+        """Raises UserError: a parameter has the wrong type or is out of range."""
         require_values(self)
 
 
@@ -82,25 +83,25 @@ RULES: Registry[Rule] = Registry("selection rule", "dist_moe.rules")
 
 
 class OfDifference(Rule):
-    """A rule that looks at a difference [L, E] alone."""
+    """A rule that depends only on a difference between the arms, [L, E]."""
 
     @abstractmethod
     def choose(self, diff_LE: np.ndarray) -> np.ndarray:
-        """The experts that it takes, bool [L, E]."""
+        """The selected experts, bool [L, E]."""
 
     def select(self, batch: Evidence) -> np.ndarray:
         return self.choose(batch.risk_diff_LE)
 
     def stability(self, batch: Evidence) -> np.ndarray:
-        """Of the difference that `statistics.estimate` names, for all half-samples at once."""
+        """From the difference that `statistics.estimate` names, for all half-samples at once."""
         return batch.frequency_LE(self.choose)
 
 
 def from_facts(facts: Mapping[str, Any], where: str) -> Rule:
-    """The rule whose `facts` were stored.
+    """Restore a rule from its stored `facts`.
 
     Raises:
-        UserError: they are no rule's; says `where` they stand.
+        UserError: they are not those of a rule; says `where` they are.
     """
     name = facts.get("name")
     cls = RULES.get(name) if isinstance(name, str) else None
@@ -113,15 +114,15 @@ def from_facts(facts: Mapping[str, Any], where: str) -> Rule:
 
 
 def require_experts(num_experts_B: np.ndarray, largest_risk_diff: float, rule: Rule) -> None:
-    """A batch may have an empty mask; all batches may not.
+    """Raise unless at least one batch has an expert; single batches may have an empty mask.
 
     Args:
-        num_experts_B: selected experts of each batch.
-        largest_risk_diff: of any expert of any batch.
-        rule: the one that has selected them.
+        num_experts_B: number of selected experts of each batch.
+        largest_risk_diff: largest risk_diff of any expert in any batch.
+        rule: the rule that selected them.
 
     Raises:
-        UserError: no expert of any batch is selected.
+        UserError: no batch has an expert.
     """
     if not num_experts_B.any():
         raise UserError(rule.counted_as.none_selected(largest_risk_diff, len(num_experts_B)))

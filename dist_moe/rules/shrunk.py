@@ -1,4 +1,4 @@
-"""Threshold and top_k of a difference that other batches have a say in."""
+"""Threshold and top_k on a shrinkage estimate of risk_diff."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_moe.stats.order import selected
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Shrunk(Thresholded):
-    """Threshold and top_k of the shrunk risk_diff, which other batches' labels are part of."""
+    """Like threshold_top_k, on the shrunk risk_diff, which also depends on the other batches."""
 
     name = "shrunk"
     needs = frozenset({"population"})

@@ -1,4 +1,4 @@
-"""What a test of the batch's labels finds."""
+"""Selection by a permutation test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dist_moe.stats.evidence import Evidence
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Significant(Rule):
-    """Used more by unsafe prompts, with a q-value (or family-wise p) of at most alpha."""
+    """Selects experts that unsafe prompts use more, with a q-value (or family-wise p-value) of at most alpha."""
 
     name = "significant"
     needs = frozenset({"tests"})
@@ -36,5 +36,5 @@ class Significant(Rule):
         return f"risk_diff above 0 with {what} of at most {self.alpha}"
 
     def stability(self, batch: Evidence) -> np.ndarray:
-        """That of threshold_top_k by its defaults: a test of each half-sample would take long."""
+        """That of threshold_top_k with default parameters, as testing every half-sample would take long."""
         return ThresholdTopK().stability(batch)

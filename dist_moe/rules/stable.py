@@ -1,4 +1,4 @@
-"""What would be selected with other prompts too."""
+"""Selection of experts that other prompts would probably select too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from dist_moe.stats.evidence import Evidence
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Stable(Thresholded):
-    """Selected by threshold_top_k in at least the share `frequency` of half-samples (Meinshausen, Bühlmann 2010)."""
+    """Selects what threshold_top_k selects in at least the fraction `frequency` of half-samples (Meinshausen,
+    Bühlmann 2010)."""
 
     name = "stable"
     needs = frozenset({"draws"})
@@ -34,5 +35,5 @@ class Stable(Thresholded):
         )
 
     def stability(self, batch: Evidence) -> np.ndarray:
-        """That of threshold_top_k, which is what the rule compares."""
+        """The stability of threshold_top_k, which the rule compares with `frequency`."""
         return self.like(ThresholdTopK).stability(batch)

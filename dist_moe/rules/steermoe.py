@@ -1,4 +1,4 @@
-"""SteerMoE's choice (arXiv 2509.09660)."""
+"""The rule of SteerMoE (arXiv 2509.09660)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_moe.stats.order import selected
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class SteerMoE(TopK, OfDifference):
-    """The top_k largest |risk_diff| over all layers, of either sign; no threshold."""
+    """Selects the top_k experts with the largest |risk_diff| over all layers, of either sign; no threshold."""
 
     name = "steermoe"
     has_null = False

@@ -1,4 +1,4 @@
-"""The default: risk_diff above a threshold, at most top_k."""
+"""The default rule: risk_diff above a threshold, at most top_k experts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_moe.stats.order import selected
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Rule):
-    """With a largest number."""
+    """Base of rules with a maximum number of experts."""
 
     top_k: Count = 50
     """Maximum number of experts selected for a batch, over all layers together."""
@@ -23,7 +23,7 @@ class TopK(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold(Rule):
-    """With a least risk_diff."""
+    """Base of rules with a minimum risk_diff."""
 
     threshold: Annotated[float, Interval(ge=-1, lt=1)] = 0.05
     """An expert can be selected for a batch only if its risk_diff there is above this (with the rule shrunk: its shrunk
@@ -33,13 +33,13 @@ class Threshold(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholded(TopK, Threshold):
-    """With both."""
+    """Base of rules with both."""
 
 
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class ThresholdTopK(Thresholded, OfDifference):
-    """Above the threshold, at most top_k, largest first."""
+    """Selects experts with a risk_diff above the threshold; at most top_k, the largest first."""
 
     name = "threshold_top_k"
 

@@ -1,4 +1,5 @@
-"""Do the arms differ in something that is no risk: in how many tokens a row counts, or in whose they are?"""
+"""Tests whether safe and unsafe prompts differ in something other than risk: in length, or in their share of
+template tokens."""
 
 from __future__ import annotations
 
@@ -12,27 +13,27 @@ from dist_moe.stats.labelings import labelings
 
 LABELINGS = 999
 MOST_WEIGHTS = 1 << 24
-"""Labelings times rows; with fewer than LABELINGS by this, p is that of a normal distribution."""
+"""Limit on labelings times rows; above it, p comes from a normal approximation."""
 TIE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class ArmDifference:
-    """A ratio of sums in each arm, and whether the two differ more than permuted labels make them."""
+    """A ratio of sums in each arm, and a test of whether the two differ."""
 
     safe: float
     unsafe: float
     p: float
-    """Two-sided: how often the difference is as large if labels mean nothing."""
+    """Two-sided p-value by permuted labels."""
 
 
 def arm_difference(
     value_P: np.ndarray, weight_P: np.ndarray, unsafe_P: np.ndarray, design: Design, generator: np.random.Generator
 ) -> ArmDifference:
-    """Compare Σ value / Σ weight of the arms; with weights of 1 their means.
+    """Compare Σ value / Σ weight between the arms (with weights of 1: their means).
 
-    p is of exchanged labels (`dist_moe.stats.labelings`), as for risk_diff: exact where these are few, else from
-    LABELINGS drawn ones. Of very many rows, from the normal distribution that the difference then has.
+    The p-value is by exchange of labels (`dist_moe.stats.labelings`), as for risk_diff: exact if there are few
+    labelings, else from LABELINGS random ones; with very many rows, from a normal approximation.
 
     Args:
         value_P: float64 [P].
@@ -54,7 +55,8 @@ def arm_difference(
 
 
 def _normal_p(value_P: np.ndarray, weight_P: np.ndarray, unsafe_P: np.ndarray, design: Design) -> float:
-    """Of the unsafe rows' sum of value - rate weight, by its mean and variance over labelings (Cochran 1977, ch. 2)."""
+    """Normal approximation: mean and variance over labelings of the unsafe rows' sum of value - rate weight (Cochran
+    1977, ch. 2)."""
     rest_P = value_P - value_P.sum() / weight_P.sum() * weight_P
     above, variance = 0.0, 0.0
     for rows_KR in design.strata():

@@ -1,8 +1,8 @@
-"""The difference between the arms for many weightings of the same prompts at once.
+"""Computes the difference between the arms for many weightings of the same prompts at once.
 
-Labels that are permuted, prompts that are resampled and half-samples are all weights of prompts, so that each is a
-matrix product with the counts, for all experts together. With whole-number weights the products of `micro` are sums of
-integers: exact, whatever order the linear algebra library adds them in.
+Permuted labels, bootstrap samples and half-samples are all weights on prompts, so each is a matrix product with the
+counts, for all experts together. With whole-number weights, the products of `micro` are sums of integers, and exact
+whatever the order in which a linear algebra library adds them.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Routing counts per prompt: what the routing tap measures, and all that the rest is computed from."""
+"""RoutingCounts: routing counts per prompt, from which everything else is computed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,16 +8,16 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class RoutingCounts:
-    """How often each expert was among the top-k, per prompt."""
+    """For each prompt, how often each expert was among the top-k."""
 
     counts_PLE: np.ndarray
-    """int64 [P, L, E]: counted tokens of prompt p that layer l sent to expert e."""
+    """int64 [P, L, E]: number of prompt p's counted tokens that layer l routed to expert e."""
     tokens_P: np.ndarray
-    """int64 [P]: counted tokens of prompt p."""
+    """int64 [P]: number of counted tokens of each prompt."""
     experts_per_token: int
-    """The model's k: a counted token adds at most this much to each layer."""
+    """The model's k: the most that one counted token adds to a layer."""
     tables: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What else was measured of each prompt, by name, P on the first axis; docs/formats.md lists them."""
+    """Further measurements of the prompts, by name, with P as the first axis; docs/formats.md lists them."""
 
     def __post_init__(self) -> None:
         assert all(len(table) == self.num_prompts for table in self.tables.values())

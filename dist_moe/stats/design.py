@@ -1,7 +1,7 @@
-"""What rows have in common, and so which of them say something on their own, and which labels could have been others.
+"""Says which rows are independent observations, and which labels a permutation test may exchange.
 
 The prompt is the unit of evidence. Rows of one prompt (a cluster) are answers to one question; however many there are,
-they do not say what another question would have shown.
+they do not show what another question would have shown.
 """
 
 from __future__ import annotations
@@ -15,40 +15,43 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Kinship:
-    """What P rows have in common with each other, whatever their labels."""
+    """Which of P rows have the same prompt, pair or batch, whatever their labels."""
 
     cluster_P: np.ndarray
     """uint64 [P]: equal for rows of one prompt."""
     pair_P: np.ndarray
     """uint64 [P]: equal for rows of one `pair_id`; 0 for rows without."""
     batch_P: np.ndarray
-    """int64 [P]: the batch that a row is in."""
+    """int64 [P]: batch of each row."""
 
     @staticmethod
     def of_texts(prompts: Sequence[str], pair_ids: Sequence[str | None], batch_P: np.ndarray) -> Kinship:
-        """From the text that stands for each row's prompt, and its pair's name."""
+        """From the text of each row's prompt, and the name of its pair."""
         cluster_P = np.array([text_key(text) for text in prompts], np.uint64)
         pair_P = np.array([0 if name is None else text_key(name) for name in pair_ids], np.uint64)
         return Kinship(cluster_P, pair_P, batch_P)
 
     @staticmethod
     def none(batch_P: np.ndarray) -> Kinship:
-        """Of rows of these batches, each with a prompt of its own, and no pairs."""
+        """For rows that each have a prompt of their own, without pairs."""
         return Kinship(np.arange(len(batch_P), dtype=np.uint64), np.zeros(len(batch_P), np.uint64), batch_P)
 
     def of(self, rows: np.ndarray | slice) -> Kinship:
-        """Some of the rows (indices, a bool mask [P] or a slice)."""
+        """The same for some of the rows (indices, a bool mask [P] or a slice)."""
         return Kinship(self.cluster_P[rows], self.pair_P[rows], self.batch_P[rows])
 
     def design(self, unsafe_P: np.ndarray) -> Design:
-        """Units, blocks and strata of these rows with these labels; docs/statistics.md says why these.
+        """Units, blocks and strata of these rows with these labels; docs/statistics.md gives the reasons.
 
-        - A prompt of one arm is a block. Blocks of as many rows exchange labels within their batch; those of a prompt
-          that is in several batches do so among themselves.
-        - Two such prompts, one of each arm, of as many rows, that share a pair_id, and share none with a third prompt,
-          are a unit, and exchange labels with each other only.
-        - Of a prompt in both arms, as many rows of each arm as the smaller one has exchange labels, as two blocks.
-          What the larger one has more of keeps its label.
+        - The rows of a prompt that is in one arm are a block. Blocks of the same size exchange labels within their
+          batch; those
+          of prompts that are in several batches do so among themselves.
+        - Two such prompts, one in each arm, with the same number of rows, that share a pair_id and share none with a
+          third
+          prompt, are a unit, and exchange labels only with each other.
+        - Of a prompt in both arms, as many rows of each arm as the smaller one has exchange labels, as two blocks. The
+          other
+          rows keep their label.
         """
         clusters = _members(self.cluster_P)
         arms = {name: {bool(unsafe_P[row]) for row in rows} for name, rows in clusters.items()}
@@ -95,7 +98,7 @@ class Kinship:
 
 
 def joined(parts: Sequence[Kinship], batch_P: np.ndarray) -> Kinship:
-    """The rows of all parts, in order, which are in these batches."""
+    """The rows of all parts in order, with these batches."""
     return Kinship(
         np.concatenate([part.cluster_P for part in parts]), np.concatenate([part.pair_P for part in parts]), batch_P
     )
@@ -103,28 +106,28 @@ def joined(parts: Sequence[Kinship], batch_P: np.ndarray) -> Kinship:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """Numbers of the groups that each of P rows is in; the numbers themselves mean nothing."""
+    """For each of P rows, the numbers of the groups that it is in; the numbers themselves have no meaning."""
 
     unit_P: np.ndarray
-    """int64 [P]: what is drawn as a whole, a prompt or a pair of prompts. Different units are independent."""
+    """int64 [P]: what is resampled as a whole: a prompt, or a pair of prompts. Different units are independent."""
     block_P: np.ndarray
     """int64 [P]: rows that always have one label."""
     stratum_P: np.ndarray
-    """int64 [P]: blocks that exchange labels, all of as many rows."""
+    """int64 [P]: blocks of the same size that exchange labels with each other."""
 
     def of(self, rows_P: np.ndarray) -> Design:
-        """Some of the rows, bool [P]; units must be whole."""
+        """The same for some of the rows, bool [P]; units must be complete."""
         return Design(self.unit_P[rows_P], self.block_P[rows_P], self.stratum_P[rows_P])
 
     def strata(self) -> list[np.ndarray]:
-        """Positions of the rows of each stratum, int64 [blocks, rows of a block]; blocks in the order of first rows."""
+        """Row positions of each stratum: int64 [blocks, rows of a block]; blocks in the order of their first rows."""
         strata: dict[int, dict[int, list[int]]] = {}
         for row, (stratum, block) in enumerate(zip(self.stratum_P.tolist(), self.block_P.tolist(), strict=True)):
             strata.setdefault(stratum, {}).setdefault(block, []).append(row)
         return [np.array(list(blocks.values())) for _, blocks in sorted(strata.items())]
 
     def units(self, unsafe_P: np.ndarray) -> tuple[Units, Units, Units]:
-        """Units of the unsafe arm alone, of the safe arm alone, and of both."""
+        """Units that are only in the unsafe arm, only in the safe arm, and in both."""
         kinds: tuple[list[list[int]], list[list[int]], list[list[int]]] = ([], [], [])
         for rows in _members(self.unit_P).values():
             unsafe = int(unsafe_P[rows].sum())
@@ -133,20 +136,20 @@ class Design:
         return unsafe_only, safe_only, both
 
     def num_units(self, unsafe_P: np.ndarray) -> tuple[int, int]:
-        """How many units have rows in the safe arm, and in the unsafe arm."""
+        """Number of units with rows in the safe arm, and in the unsafe arm."""
         unsafe_only, safe_only, both = self.units(unsafe_P)
         return safe_only.number + both.number, unsafe_only.number + both.number
 
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Units of one kind."""
+    """Units of one of these kinds."""
 
     number: int
     rows_R: np.ndarray
-    """int64 [R]: positions of their rows."""
+    """int64 [R]: positions of the rows."""
     unit_R: np.ndarray
-    """int64 [R]: which of the units each of these rows is in, from 0."""
+    """int64 [R]: the unit of each of these rows, counted from 0."""
 
     @staticmethod
     def of_rows(units: Sequence[Sequence[int]]) -> Units:
@@ -156,12 +159,12 @@ class Units:
 
 
 def text_key(text: str) -> int:
-    """A number of 64 bits that stands for a text, never 0: of its SHA-256, the first 8 bytes."""
+    """A 64-bit number for a text, never 0: the first 8 bytes of its SHA-256."""
     return int.from_bytes(sha256(text.encode()).digest()[:8]) or 1
 
 
 def _members(group_P: np.ndarray) -> dict[int, list[int]]:
-    """Rows of each group, in the order of their first rows."""
+    """Rows of each group; groups in the order of their first rows."""
     members: dict[int, list[int]] = {}
     for row, group in enumerate(group_P.tolist()):
         members.setdefault(group, []).append(row)

@@ -1,4 +1,4 @@
-"""How large a batch's risk_diff is, and how well a few prompts can tell: estimates, intervals, shrinkage."""
+"""Estimates of a batch's risk_diff: value, bootstrap interval, sampling variance, shrinkage."""
 
 import numpy as np
 
@@ -26,12 +26,12 @@ def bootstrap_interval(
     confidence: float,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end of the percentile bootstrap interval of risk_diff over prompts, float64 [L, E] each.
+    """Percentile bootstrap interval of risk_diff over prompts: lower and upper end, float64 [L, E] each.
 
-    Prompts are resampled, not tokens, as the tokens of one prompt are not independent (Efron, Tibshirani 1993, ch. 13);
-    all rows of a prompt, and pairs, as wholes, as these are not independent either.
-    With eight prompts an arm such an interval is too short: its real coverage is nearer 0.9 than 0.95.
-    An arm of one prompt says nothing of other prompts: -1 to 1, which holds every difference of rates.
+    Prompts are resampled, not tokens, because the tokens of one prompt are not independent (Efron, Tibshirani 1993, ch.
+    13); all rows of a prompt, and both prompts of a pair, are resampled together for the same reason. With eight
+    prompts in an arm the interval is too short: its real coverage is nearer 0.9 than 0.95. If an arm has one prompt,
+    nothing is known about other prompts, and the interval is -1 to 1.
     """
     if min(design.num_units(unsafe_P)) < 2:
         whole_LE = np.ones(counts.counts_PLE.shape[1:])
@@ -75,11 +75,11 @@ def sampling_variance(counts: RoutingCounts, unsafe_P: np.ndarray, design: Desig
 def shrink(
     risk_diff_LE: np.ndarray, variance_LE: np.ndarray, pooled_LE: np.ndarray, between_L: np.ndarray
 ) -> np.ndarray:
-    """A batch's risk_diff drawn towards that of all prompts, as far as it is noise: float64 [L, E].
+    """Move a batch's risk_diff towards that of all prompts, the more so the noisier it is: float64 [L, E].
 
     Empirical Bayes, normal-normal (Efron, Morris 1973): m + τ² / (τ² + v) (d - m), where m is the pooled value, v the
-    batch's sampling variance and τ² the variance between batches, one number a layer. A value without variance (v = 0)
-    stays as it is.
+    batch's sampling variance and τ² the variance between batches, one number for each layer. A value with v = 0 is
+    kept.
     """
     between_L1 = between_L[:, None]
     keep_LE = np.divide(between_L1, between_L1 + variance_LE, out=np.ones_like(variance_LE), where=variance_LE > 0)

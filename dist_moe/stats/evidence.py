@@ -1,4 +1,4 @@
-"""What is known of one batch, and what follows from it; computed when first asked for."""
+"""Evidence: the counts and labels of one batch, and all statistics computed from them, each on first use."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from dist_moe.stats.settings import StatisticsConfig
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """What is known of all batches; `dist_moe.stats.population` adds it up."""
+    """What is known of all batches together; `dist_moe.stats.population` sums it up."""
 
     load_LE: np.ndarray
-    """int64 [L, E]: how often each expert is used, by safe and unsafe prompts together."""
+    """int64 [L, E]: number of uses of each expert, by safe and unsafe prompts together."""
     pooled_LE: np.ndarray
-    """float64 [L, E]: risk_diff of all prompts, each counted token weighing the same."""
+    """float64 [L, E]: risk_diff of all prompts, with the same weight for each counted token."""
     between_L: np.ndarray
     """float64 [L]: variance τ² of risk_diff between batches, one number for all experts of a layer."""
     union_LE: np.ndarray | None = None
-    """bool [L, E]: selected in at least one batch, by the rule that a rule which needs the `union` is counted as."""
+    """bool [L, E]: experts selected for at least one batch, if the rule needs the `union`."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Prompts of one batch with their labels. Every random draw follows from (seed, batch, purpose) alone."""
+    """One batch: prompts with their labels. Every random draw follows from (seed, batch, purpose) alone."""
 
     counts: RoutingCounts
-    """Of P prompts, each with a counted token."""
+    """Counts of P prompts, each with at least one counted token."""
     unsafe_P: np.ndarray
     """bool [P]."""
     design: Design
-    """Which of the prompts are evidence together."""
+    """Which rows are independent, and which labels can be exchanged."""
     settings: StatisticsConfig
     seed: int
     batch: int
     population: Population | None = None
-    """All batches together; only the rules and estimates that look beyond the batch need it."""
+    """What is known of all batches; None if the rule and the estimates do not need it."""
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """A stream of its own for each batch and purpose, so that the order of evaluation changes nothing."""
+        """A separate random generator for each batch and purpose, so that the order of computation does not matter."""
         return np.random.default_rng([self.seed, self.batch, *purpose.encode()])
 
     def relabelled(self, unsafe_P: np.ndarray) -> Evidence:
@@ -56,19 +56,19 @@ class Evidence:
         return replace(self, unsafe_P=unsafe_P)
 
     def of(self, rows_P: np.ndarray) -> Evidence:
-        """Some of the prompts, bool [P]; units must be whole."""
+        """Some of the prompts, bool [P]; units must be complete."""
         return replace(
             self, counts=self.counts.of(rows_P), unsafe_P=self.unsafe_P[rows_P], design=self.design.of(rows_P)
         )
 
     @cached_property
     def can_be_halved(self) -> bool:
-        """Whether each arm has two prompts or more that are independent."""
+        """Whether each arm has at least two independent units."""
         return min(self.design.num_units(self.unsafe_P)) > 1
 
     @cached_property
     def risk_diff_LE(self) -> np.ndarray:
-        """Tokens pooled: the definition."""
+        """risk_diff, by its definition: tokens pooled (micro)."""
         return risk_diff(self.counts, self.unsafe_P, "micro")
 
     @cached_property
@@ -78,7 +78,7 @@ class Evidence:
 
     @cached_property
     def shrunk_LE(self) -> np.ndarray:
-        """risk_diff drawn towards that of all prompts, as far as it is noise. Needs the population."""
+        """The shrunk risk_diff, see `shrink`. Needs the population."""
         assert self.population is not None
         return shrink(self.risk_diff_LE, self.variance_LE, self.population.pooled_LE, self.population.between_L)
 
@@ -117,11 +117,11 @@ class Evidence:
         return half_samples(self.unsafe_P, self.design, self.settings.resamples, generator)
 
     def frequency_LE(self, choose: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Share of half-samples of whose difference [L, E] `choose` selects each expert, float64 [L, E].
+        """Fraction of half-samples in which `choose` selects each expert from the difference [L, E]: float64 [L, E].
 
         Stability selection (Meinshausen, Bühlmann 2010). A half-sample is noisier than the batch, so more experts pass
-        the threshold in it by chance; only a frequency near 1 says much. 0 where an arm has one prompt: other prompts
-        might have selected other experts, and nothing says how often.
+        a threshold by chance; only a fraction near 1 says much. 0 if an arm has one unit: nothing is known about other
+        prompts.
         """
         if not self.can_be_halved:
             return self._never_LE
@@ -133,7 +133,7 @@ class Evidence:
         return times_LE / len(chosen_NP)
 
     def frequency_of_LE(self, select: Callable[[Evidence], np.ndarray]) -> np.ndarray:
-        """Likewise for what looks at more than a difference, and runs on each half-sample: slower."""
+        """The same for a rule that needs more than a difference, and is run on each half-sample; slower."""
         if not self.can_be_halved:
             return self._never_LE
         times_LE = np.zeros(self.counts.counts_PLE.shape[1:], np.int64)
@@ -155,8 +155,8 @@ def evidence(
     batch: int,
     population: Population | None = None,
 ) -> Evidence:
-    """One batch. Rows without a counted token are left out: they have no rate, and say nothing. Their partners then
-    have none."""
+    """The Evidence of one batch. Rows without a counted token are left out, because they have no rate; their
+    partners then count as unpaired."""
     kept_P = counts.tokens_P > 0
     unsafe_P = unsafe_P[kept_P]
     design = kinship.of(kept_P).design(unsafe_P)

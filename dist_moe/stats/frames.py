@@ -1,4 +1,4 @@
-"""One row of a risk table as a pandas table: a line for each expert, riskiest first."""
+"""Risk tables as pandas tables: one line for each expert, largest risk_diff first."""
 
 import numpy as np
 import pandas as pd

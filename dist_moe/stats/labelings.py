@@ -1,7 +1,7 @@
-"""Other ways in which a batch's prompts could have been labelled safe and unsafe.
+"""Labelings: other assignments of the labels safe and unsafe to a batch's prompts, for permutation tests.
 
-Blocks exchange labels within their stratum only, see `dist_moe.stats.design`. For pairs alone this is the sign-flip
-test. All blocks of a stratum have as many rows, so that no labeling changes how many rows an arm has.
+Blocks exchange labels only within their stratum, see `dist_moe.stats.design`. With pairs alone this is the sign-flip
+test. All blocks of a stratum have the same size, so no labeling changes the sizes of the arms.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from dist_moe.stats.design import Design
 
 
 def num_labelings(unsafe_P: np.ndarray, design: Design) -> int:
-    """How many labelings there are, the real one among them: 2 to the n for n pairs."""
+    """Number of labelings, including the real one: 2^n for n pairs."""
     return prod(comb(len(rows_KR), int(unsafe_P[rows_KR[:, 0]].sum())) for rows_KR in design.strata())
 
 
 def labelings(
     unsafe_P: np.ndarray, design: Design, num: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
-    """Labelings, bool [N, P], and whether these are all that exist.
+    """Labelings, bool [N, P], and whether they are all that exist.
 
-    All of them, the real one included, when there are at most `num`; else `num` drawn at random, each independently.
+    All of them, including the real one, if there are at most `num`; else `num` random ones, drawn independently.
     """
     exact = num_labelings(unsafe_P, design) <= num
     if exact:

@@ -1,4 +1,4 @@
-"""Expert masks: which experts each batch may update (and, in mode `route`, route to)."""
+"""ExpertMasks: the experts that each batch may update (and, in mode `route`, route to)."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How experts and batches are called in tables, messages and file names."""
+"""Names of experts and batches in tables, messages and files."""
 
 import re
 

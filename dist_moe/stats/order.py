@@ -1,22 +1,21 @@
-"""Which experts are unsafe: sort by risk_diff first, then the threshold, then at most top_k over all layers.
+"""The order of selection: sort by risk_diff, then apply the threshold, then keep at most top_k over all layers.
 
-The order of these steps is the definition. Cutting to top_k before sorting would keep the first layers' experts,
-whatever their risk.
+This order is part of the definition. Cutting to top_k before sorting would favour the experts of the first layers.
 """
 
 import numpy as np
 
 
 def selection_order(risk_diff_LE: np.ndarray) -> np.ndarray:
-    """All experts, riskiest first, as int [L*E] positions `layer * E + expert`.
+    """All experts, largest risk_diff first, as int [L*E] positions `layer * E + expert`.
 
-    Equal risk_diff: lower layer first, then lower expert.
+    Ties: lower layer first, then lower expert.
     """
     return np.argsort(-risk_diff_LE.ravel(order="C"), kind="stable")
 
 
 def unsafe_experts(risk_diff_LE: np.ndarray, threshold: float, top_k: int) -> list[tuple[int, int]]:
-    """The unsafe experts as (layer, expert), riskiest first: `risk_diff > threshold`, at most `top_k`."""
+    """The unsafe experts as (layer, expert), largest risk_diff first: `risk_diff > threshold`, at most `top_k`."""
     num_experts = risk_diff_LE.shape[1]
     order = selection_order(risk_diff_LE)
     chosen = order[risk_diff_LE.ravel()[order] > threshold][:top_k]

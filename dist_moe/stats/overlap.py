@@ -1,4 +1,4 @@
-"""How masks relate: between batches, within a category, across categories."""
+"""Compares masks: between batches, within a category, across categories."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ def jaccard_matrix(masks_BLE: np.ndarray) -> np.ndarray:
 
 
 def category_experts(masks_BLE: np.ndarray, categories: Sequence[str]) -> pd.DataFrame:
-    """Experts that answer for each category: those in the mask of at least one of its batches.
+    """The experts of each category: those in the mask of at least one of its batches.
 
     Args:
         masks_BLE: bool [B, L, E].
         categories: of the B batches.
 
     Returns:
-        Columns category, layer, expert, Layer_Expert, num_batches (of this category that mask the expert) and
+        Columns category, layer, expert, Layer_Expert, num_batches (of this category that select the expert) and
         share (of its batches). Sorted by category, then num_batches descending, then layer, then expert.
     """
     category_B = np.asarray(categories, dtype=object)
@@ -49,7 +49,7 @@ def category_experts(masks_BLE: np.ndarray, categories: Sequence[str]) -> pd.Dat
 
 
 def shared_experts(by_category: pd.DataFrame) -> pd.DataFrame:
-    """Experts that answer for more than one category, from `category_experts`' table.
+    """The experts of more than one category, from the table of `category_experts`.
 
     Returns:
         Columns layer, expert, Layer_Expert, num_categories, categories (names joined by ", "), num_batches (of all
@@ -68,7 +68,7 @@ def shared_experts(by_category: pd.DataFrame) -> pd.DataFrame:
 def expert_history(
     selected_B: np.ndarray, a_safe_n_B: np.ndarray, a_unsafe_n_B: np.ndarray, categories: Sequence[str]
 ) -> pd.DataFrame:
-    """One expert over all batches, in batch order.
+    """One expert in all batches, in batch order.
 
     Columns: batch, category, selected, a_safe_n, a_unsafe_n, risk_diff.
     """

@@ -1,7 +1,7 @@
-"""Could a difference as large come from labels that mean nothing? All experts at once, with the prompt as the unit.
+"""Permutation test of risk_diff for all experts at once, which exchanges the labels of whole prompts.
 
-Tokens of one prompt go to the same experts, and so do the rows of one prompt, so tests on tokens or rows call nearly
-everything significant. Here the labels of whole prompts are exchanged.
+The tokens of one prompt are routed similarly, and so are the rows of one prompt; tests on single tokens or rows would
+call nearly everything significant.
 """
 
 from dataclasses import dataclass
@@ -18,22 +18,23 @@ from dist_moe.stats.labelings import labelings
 Statistic = Literal["difference", "standardized"]
 
 TIE = 1e-12
-"""Differences of rates that are equal by arithmetic may differ by rounding; they count as ties, against the finding."""
+"""Differences that are equal in exact arithmetic may differ by rounding. Within this tolerance they count as equal,
+which makes p larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class PermutationTest:
-    """One-sided: does the unsafe arm use the expert more?"""
+    """One-sided test: do unsafe prompts use the expert more?"""
 
     p_LE: np.ndarray
     """float64 [L, E]: p of each expert alone."""
     family_p_LE: np.ndarray
-    """Adjusted for all L * E experts (Westfall, Young 1993, single-step max-T): the chance, if labels mean nothing,
-    that any expert of the batch differs as much. `statistic` says how experts are compared with each other."""
+    """Adjusted for all L * E experts (Westfall, Young 1993, single-step max-T): the probability, if labels are
+    exchangeable, that any expert of the batch differs as much. `statistic` says how experts are compared."""
     q_LE: np.ndarray
-    """Benjamini, Hochberg 1995: the least false discovery rate at which the expert is called."""
+    """q-values (Benjamini, Hochberg 1995): the smallest false discovery rate at which the expert is called."""
     smallest_p: float
-    """The least p that so many labelings can give, however large the effect."""
+    """The smallest p-value that is possible with this number of labelings."""
 
 
 def permutation_test(
@@ -46,14 +47,15 @@ def permutation_test(
     statistic: Statistic,
     generator: np.random.Generator,
 ) -> PermutationTest:
-    """Compare risk_diff with what it is under other labelings of the same prompts (see `labelings`).
+    """Compare risk_diff with its values under other labelings of the same prompts (see `labelings`).
 
-    The maximum over experts is of the difference, or (`standardized`) of the difference / (s + median s), where s is
-    the expert's `spread_over_labelings`. s is the same for all labelings, so that the test stays exact, and an expert's
-    own p the same. The median keeps experts that are hardly used, whose s is small, from deciding (Tusher et al. 2001).
+    The maximum over experts is of the difference or, with `standardized`, of the difference / (s + median s), where s
+    is the expert's `spread_over_labelings`. s is the same for all labelings, so the test stays exact, and the p-values
+    of single experts do not change. The median keeps experts that are hardly used, whose s is small, from deciding the
+    maximum (Tusher et al. 2001).
 
-    p = #{>= observed} / N over all N labelings where they can be listed, else (1 + #{>= observed}) / (1 + N) over N
-    drawn ones (Phipson, Smyth 2010), which is never 0.
+    p = #{>= observed} / N over all N labelings if they can be listed, else (1 + #{>= observed}) / (1 + N) over N random
+    ones (Phipson, Smyth 2010), which is never 0.
     """
     labels_NP, exact = labelings(unsafe_P, design, num_permutations, generator)
     observed_X = risk_diff(counts, unsafe_P, estimate).ravel() - TIE
@@ -83,11 +85,12 @@ def permutation_test(
 def spread_over_labelings(
     counts: RoutingCounts, unsafe_P: np.ndarray, design: Design, estimate: Estimate
 ) -> np.ndarray:
-    """Standard deviation of risk_diff over all labelings, to first order and but for a factor that all experts share.
+    """Standard deviation of risk_diff over all labelings, to first order, up to a factor that is the same for all
+    experts.
 
-    With z the sum over a block's rows of c - r t (micro; r the rate of all prompts) or c / t (macro), the sum of the
-    unsafe blocks' z has the variance a (n - a) / (n (n - 1)) Σ (z - mean z)² in a stratum of n blocks, a of them unsafe
-    (sampling without replacement, Cochran 1977, ch. 2); strata add. float64 [L, E].
+    Let z be the sum over a block's rows of c - r t (micro; r is the rate of all prompts) or of c / t (macro). In a
+    stratum of n blocks, a of them unsafe, the sum of the unsafe blocks' z has the variance a (n - a) / (n (n - 1)) Σ (z
+    - mean z)² (sampling without replacement, Cochran 1977, ch. 2); strata add up. float64 [L, E].
     """
     rate_LE = counts.counts_PLE.sum(axis=0) / counts.tokens_P.sum()
     variance_LE = np.zeros(rate_LE.shape)

@@ -1,4 +1,4 @@
-"""What the rules and estimates of one batch need to know of all batches, as sums that parts of them add up to."""
+"""Sums over batches that rules and estimates for a single batch need; partial sums can be added."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dist_moe.stats.evidence import Evidence, Population
 
 @dataclass(frozen=True, slots=True)
 class PopulationSums:
-    """Sums over batches. The counts are exact; the float sums follow from the order in which batches are added."""
+    """Sums over batches. Counts are exact; floating-point sums depend on the order of addition."""
 
     num_batches: int
     counts_ALE: np.ndarray
-    """int64 [2, L, E]: of the safe and the unsafe prompts."""
+    """int64 [2, L, E]: counts of the safe and the unsafe prompts."""
     tokens_A: np.ndarray
-    """int64 [2]: their counted tokens."""
+    """int64 [2]: numbers of their counted tokens."""
     diff_LE: np.ndarray
     """float64 [L, E]: sum of the batches' risk_diff (micro)."""
     diff_squared_LE: np.ndarray
     """float64 [L, E]."""
     variance_LE: np.ndarray
-    """float64 [L, E]: sum of the batches' sampling variances; infinite as soon as one of them is."""
+    """float64 [L, E]: sum of the batches' sampling variances; infinite if one of them is."""
     union_LE: np.ndarray
     """bool [L, E]: experts of at least one batch."""
 
     @staticmethod
     def of(batch: Evidence, experts_LE: np.ndarray | None = None) -> PopulationSums:
-        """A single batch; `experts_LE` bool [L, E]: what it adds to the union, None: nothing."""
+        """The sums of a single batch; `experts_LE` bool [L, E] are its experts for the union, None: none."""
         arms = (~batch.unsafe_P, batch.unsafe_P)
         return PopulationSums(
             1,
@@ -45,10 +45,10 @@ class PopulationSums:
         return PopulationSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def population(self) -> Population:
-        """What follows for all batches together; each arm must have a counted token.
+        """The Population that follows from the sums over all batches; each arm must have a counted token.
 
-        τ² is one number a layer, by the method of moments: the mean over batches and experts of (d - m)² - v, or 0 if
-        that is negative, where d is a batch's risk_diff, v its sampling variance and m the pooled risk_diff.
+        τ² is one number for each layer, by the method of moments: the mean over batches and experts of (d - m)² - v, or
+        0 if that is negative, where d is a batch's risk_diff, v its sampling variance and m the pooled risk_diff.
         """
         assert (self.tokens_A > 0).all()
         safe_LE, unsafe_LE = self.counts_ALE / self.tokens_A[:, None, None]

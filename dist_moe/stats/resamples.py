@@ -1,6 +1,5 @@
-"""Other draws of a batch's prompts: bootstrap samples and half-samples. Units, prompts or pairs of them, are drawn as
-wholes.
-"""
+"""Bootstrap samples and half-samples of a batch's prompts; units (prompts, or pairs of prompts) are drawn as a
+whole."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from dist_moe.stats.design import Design
 def bootstrap_weights(
     unsafe_P: np.ndarray, design: Design, num_resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """int64 [N, P]: how often each row is drawn when units are resampled with replacement, those of each arm alone and
-    those of both each to their own number."""
+    """int64 [N, P]: how often each row is drawn. Units are resampled with replacement, separately for those of the
+    safe arm, of the unsafe arm, and of both."""
     weights_NP = np.zeros((num_resamples, len(unsafe_P)), np.int64)
     for units in design.units(unsafe_P):
         if number := units.number:
@@ -25,9 +24,9 @@ def bootstrap_weights(
 def half_samples(
     unsafe_P: np.ndarray, design: Design, num_resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """bool [N, P]: half of the units of each arm alone, and half of those of both, drawn without replacement.
+    """bool [N, P]: half of the units of each arm, and half of those in both, drawn without replacement.
 
-    Rounded down, but an arm that were left empty by that keeps its unit of both or, without one, its own.
+    Numbers are rounded down, but no arm becomes empty: it keeps a unit of both arms or, without one, one of its own.
     """
     chosen_NP = np.zeros((num_resamples, len(unsafe_P)), np.bool_)
     kinds = design.units(unsafe_P)

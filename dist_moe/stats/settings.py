@@ -1,4 +1,4 @@
-"""Settings of the statistics, which are `analysis.statistics` in the configuration."""
+"""The settings `analysis.statistics`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Risk tables: how much more often unsafe prompts reach an expert than safe ones do.
+"""Risk tables: how much more often tokens of unsafe prompts are routed to an expert than tokens of safe ones.
 
-The denominator is the arm's counted tokens, not tokens times k: a layer's rates sum to k over its experts, and its
-risk_diff to 0. Counts stay integers until the single division, so a table depends neither on the order of prompts nor
-on the number of processes that counted.
+The denominator is the number of the arm's counted tokens, not tokens times k: a layer's rates sum to k over its
+experts, and its risk_diff to 0. Counts stay integers until the single division, so a table depends neither on the order
+of prompts nor on the number of processes that counted.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,11 @@ from dist_moe.stats.counts import RoutingCounts
 
 @dataclass(frozen=True, slots=True)
 class RiskTable:
-    """Activation rates of both arms, per batch; one row when all prompts are pooled."""
+    """Rates of both arms for each batch; one row if all prompts are pooled."""
 
     a_safe_n_BLE: np.ndarray
-    """float64 [B, L, E]: times an expert is in the top-k, per counted token of the batch's safe prompts."""
+    """float64 [B, L, E]: fraction of the counted tokens of the batch's safe prompts for which an expert is in the
+    top-k."""
     a_unsafe_n_BLE: np.ndarray
     """float64 [B, L, E]: the same for its unsafe prompts."""
 
@@ -40,17 +41,17 @@ def risk_table(
     num_batches: int,
     batch_names: Sequence[str],
 ) -> RiskTable:
-    """One row of rates for each batch.
+    """Rates of each batch.
 
     Args:
         counts: of P prompts.
         unsafe_P: bool [P].
         batch_of_P: int [P], each in [0, num_batches).
         num_batches: B.
-        batch_names: how an error calls each batch, see `dist_moe.stats.names.batch_name`.
+        batch_names: names of the batches for errors, see `dist_moe.stats.names.batch_name`.
 
     Raises:
-        UserError: an arm of a batch has no counted token, so its rates do not exist.
+        UserError: an arm of a batch has no counted token, so that its rates do not exist.
     """
     num_layers, num_experts = counts.counts_PLE.shape[1:]
     assert unsafe_P.dtype == np.bool_
@@ -77,7 +78,7 @@ def risk_table(
 
 
 def pooled_risk(counts: RoutingCounts, unsafe_P: np.ndarray) -> RiskTable:
-    """One row over all prompts, each counted token weighing the same.
+    """Rates of all prompts pooled, with the same weight for each counted token: one row.
 
     Raises:
         UserError: an arm has no counted token.
@@ -86,5 +87,5 @@ def pooled_risk(counts: RoutingCounts, unsafe_P: np.ndarray) -> RiskTable:
 
 
 def mean_of_batches(table: RiskTable) -> RiskTable:
-    """One row: the mean of the batches' rates, each batch weighing the same whatever its number of tokens."""
+    """Mean of the batches' rates, with the same weight for each batch: one row."""
     return RiskTable(table.a_safe_n_BLE.mean(axis=0, keepdims=True), table.a_unsafe_n_BLE.mean(axis=0, keepdims=True))
