@@ -212,10 +212,10 @@ INDEXES = [
     ("a file above", named("../model-1.safetensors"), ("outside of its directory",)),
     ("a file above by a way round", named("x/../../model/m.safetensors"), ("outside of its directory",)),
     ("an absolute file", named("/tmp/model-1.safetensors"), ("outside of its directory",)),
-    ("a file that is not there", named("model-9.safetensors"), ("model-9.safetensors", "not there")),
-    ("a directory for a file", named("d.safetensors"), ("d.safetensors", "not there")),
-    ("a name that is too long", named("x" * 5000 + ".safetensors"), ("not there",)),
-    ("a name that is no name", named("\ud800\0.safetensors"), ("not there",)),
+    ("a file that is not there", named("model-9.safetensors"), ("model-9.safetensors", "does not exist")),
+    ("a directory for a file", named("d.safetensors"), ("d.safetensors", "does not exist")),
+    ("a name that is too long", named("x" * 5000 + ".safetensors"), ("does not exist",)),
+    ("a name that is no name", named("\ud800\0.safetensors"), ("does not exist",)),
     ("an expert's file left out", weight_map(leave_out), ("model.layers.1.mlp", "missing")),
 ]
 SHARDS = [
@@ -242,9 +242,9 @@ SHARDS = [
     ("offsets missing", header(lambda entries: next(iter(entries.values())).pop("data_offsets") and None), DAMAGED),
     ("a tensor twice", header(twice), ("model-00001-of", "occurs twice")),
     ("metadata a number", header(lambda entries: entries.update({"__metadata__": {"x": 1}})), DAMAGED),
-    ("not there", lambda: shard().unlink(), ("model-00001-of", "not there")),
-    ("a directory", lambda: in_its_place(shard().name, Path.mkdir)(), ("model-00001-of", "not there")),
-    ("a link to itself", lambda: in_its_place(shard().name, lambda p: p.symlink_to(p.name))(), ("not there",)),
+    ("not there", lambda: shard().unlink(), ("model-00001-of", "does not exist")),
+    ("a directory", lambda: in_its_place(shard().name, Path.mkdir)(), ("model-00001-of", "does not exist")),
+    ("a link to itself", lambda: in_its_place(shard().name, lambda p: p.symlink_to(p.name))(), ("does not exist",)),
 ]
 TENSORS = [
     ("an expert missing", tensor(EXPERT, lambda tensors, name: tensors.pop(name)), (EXPERT, "missing")),

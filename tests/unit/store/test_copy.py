@@ -58,7 +58,7 @@ def test_a_copy_that_breaks_off_is_no_store(path, memory, monkeypatch):
             ) as error:
                 copy_store(store, url)
         assert "\n" not in str(error.value)
-        with pytest.raises(UserError, match="no mask store"):
+        with pytest.raises(UserError, match="not a mask store"):
             MaskStore.open(url)
         with pytest.raises(UserError, match=f"{url} exists: choose another place or remove it"):
             copy_store(store, url)
@@ -85,7 +85,7 @@ def test_damage_is_not_copied(tmp_path, memory, key):
     file.write_bytes(data)
     with pytest.raises(UserError, match="is damaged: array masks has changed since it was written"):
         copy_store(MaskStore.open(path), "memory://bucket/masks.zarr")
-    with pytest.raises(UserError, match="no mask store"):
+    with pytest.raises(UserError, match="no mask store at|not a mask store"):
         MaskStore.open("memory://bucket/masks.zarr")
 
 
