@@ -1,4 +1,4 @@
-"""Controls: other experts, as many as `threshold_top_k` takes, to compare its masks with."""
+"""Controls: rules that select as many experts as `threshold_top_k`, but other ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LOAD_QUANTILES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Control(Thresholded):
-    """Null and stability are those of `threshold_top_k`, which says how many experts it takes."""
+    """Null counts and stability are those of `threshold_top_k`, which determines the number of experts."""
 
     is_control = True
     which: ClassVar[str]
-    """Which experts, in words."""
+    """Which experts it selects, as a phrase."""
 
     @property
     def counted_as(self) -> ThresholdTopK:
@@ -49,7 +49,7 @@ class Ranked(Control):
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Random(Ranked):
-    """Experts drawn at random over all layers, anew for each batch."""
+    """Selects random experts from all layers, drawn anew for each batch."""
 
     name = "random"
     needs = frozenset({"draws"})
@@ -62,11 +62,11 @@ class Random(Ranked):
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class RandomMatched(Control):
-    """`threshold_top_k`'s mask with other experts that have all else in common with its own.
+    """Selects other experts that match those of `threshold_top_k` in layer, load, union and overlaps.
 
-    One permutation of the experts, the same for all batches, within each layer's quartiles of load over all batches.
-    So each batch keeps its number of experts in each layer and load quartile, and the union and every overlap of
-    batches keep their size.
+    Experts are permuted within each layer and quartile of load (over all batches), with the same permutation for all
+    batches. So each batch keeps its number of experts in each layer and quartile, and the union and all overlaps keep
+    their sizes.
     """
 
     name = "random_matched"
@@ -87,7 +87,7 @@ class RandomMatched(Control):
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Load(Ranked):
-    """The experts that the batch's prompts use most, safe and unsafe together."""
+    """Selects the experts that the batch's prompts use most, safe and unsafe together."""
 
     name = "load"
     which = "most used by safe and unsafe prompts together"
@@ -99,7 +99,7 @@ class Load(Ranked):
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class Lowest(Ranked):
-    """The lowest risk_diff, the experts of safe prompts."""
+    """Selects the experts with the lowest risk_diff, which safe prompts use most."""
 
     name = "lowest"
     which = "lowest risk_diff, which are safe prompts' experts"

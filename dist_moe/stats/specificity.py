@@ -1,4 +1,4 @@
-"""Do batches of one category share more experts than batches of different ones, and how fast does the union grow?"""
+"""Compares masks within and between categories, and computes how the union grows with the number of batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from dist_moe.stats.overlap import jaccard_matrix
 
 @dataclass(frozen=True, slots=True)
 class Specificity:
-    """Mean Jaccard index of pairs of batches."""
+    """Mean Jaccard index over pairs of batches, within a category and between categories."""
 
     within: float
     between: float
     p: float
-    """One-sided: the share of shuffles of the batches' categories in which within - between is as large."""
+    """One-sided p-value: fraction of shuffles of the batches' categories in which within - between is as large."""
 
 
 def category_specificity(
     masks_BLE: np.ndarray, categories: Sequence[str], num_permutations: int, generator: np.random.Generator
 ) -> Specificity | None:
-    """Compare overlap within categories with overlap between them.
+    """Compare overlap within categories with overlap between categories.
 
-    p = (1 + #{>= observed}) / (1 + N). Batches share no prompt, so that their masks are exchangeable if categories mean
-    nothing. None without a pair of each kind.
+    p = (1 + #{>= observed}) / (1 + N). Batches share no prompt, so their masks are exchangeable if categories do not
+    matter. None unless there are pairs of both kinds.
     """
     first, second = np.triu_indices(len(categories), k=1)
     jaccard_Q = jaccard_matrix(masks_BLE)[first, second]
@@ -47,7 +47,7 @@ def _means(jaccard_Q: np.ndarray, same_Q: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class UnionGrowth:
-    """Size of the union of n batches, over all choices of n of the B batches; element n - 1 of each array."""
+    """Size of the union of n masks, over all choices of n of the B batches; element n - 1 of each array."""
 
     mean_B: np.ndarray
     """float64 [B]."""
@@ -59,11 +59,11 @@ EXPERTS_AT_ONCE = 1024
 
 
 def union_growth(masks_BLE: np.ndarray) -> UnionGrowth:
-    """How many different experts the masks of 1, 2, ... B batches have together, exactly.
+    """Number of different experts in the masks of 1, 2, ... B batches together, exactly.
 
-    n batches drawn without replacement miss an expert that is in m of the B masks with the chance C(B - m, n) / C(B, n)
-    (hypergeometric; rarefaction, Hurlbert 1971). They miss two experts with the chance of one that is in each mask that
-    has one or both. Sums of these chances give mean and variance.
+    n batches drawn without replacement miss an expert that is in m of the B masks with probability C(B - m, n) / C(B,
+    n) (hypergeometric; rarefaction, Hurlbert 1971). They miss two experts with the probability of one that is in every
+    mask with at least one of the two. Mean and variance are sums of these probabilities.
     """
     num_batches = len(masks_BLE)
     drawn_B, masks_M1 = np.arange(num_batches), np.arange(num_batches + 1)[:, None]

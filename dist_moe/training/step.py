@@ -142,7 +142,7 @@ def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None
 
 
 def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm) -> float:
-    """Mean loss of a batch without training, under a route plan or none. Called by all ranks together."""
+    """Mean loss of a batch without training, under a route plan or None. Called by all ranks together."""
     numbers = _count_tokens(micro_batches, comm)
     total = torch.zeros((), dtype=torch.float64, device=comm.device)
     with torch.no_grad(), model.batch(route=plan):
@@ -157,7 +157,7 @@ def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: Route
 
 
 def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> Numbers:
-    """Of the whole batch, over all ranks."""
+    """Numbers of tokens in the whole batch, over all ranks."""
     counts = torch.zeros(2, 2, dtype=torch.int64)
     for batch in micro_batches:
         for row, counted_RS in enumerate(((batch.labels != IGNORED)[:, 1:], batch.live)):

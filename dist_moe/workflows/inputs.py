@@ -68,9 +68,10 @@ class Read:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs(Read):
-    """The same on all ranks."""
+    """The inputs of a run; the same on all ranks."""
 
     model_hash: str
+    """Hash of the model."""
 
 
 def read_inputs(config: Config, comm: Comm) -> Inputs:
@@ -87,7 +88,7 @@ def read_inputs(config: Config, comm: Comm) -> Inputs:
 
 
 def _read(config: Config) -> Read:
-    """On one rank, and without the hash of the model, for which all bytes are read."""
+    """Read on one rank, without the model's hash, for which all bytes must be read."""
     path, data = config.model.path, config.data
     check_model_dir(path)
     today, template, variables = _template_date(data), _chat_template(data), _template_variables(data)

@@ -81,9 +81,9 @@ HARMS = {
     "another format": (lambda: edit(INDEX, lambda d: d.update(format="x")), ("with format 'dist_moe experts'",)),
     "a changed fact": (
         lambda: edit(INDEX, lambda d: d["facts"].update(model_hash="0" * 64)),
-        ("do not have the digest",),
+        ("do not match its digest",),
     ),
-    "a digest that is none": (lambda: edit(INDEX, lambda d: d.update(sha256=7)), ("do not have the digest",)),
+    "a digest that is none": (lambda: edit(INDEX, lambda d: d.update(sha256=7)), ("do not match its digest",)),
     "forged: a key more": (lambda: reseal(INDEX, lambda d: d.update(x=1)), ("x is not known",)),
     "forged: no files": (lambda: reseal(INDEX, lambda d: d.pop("files")), ("files is missing",)),
     "forged: facts of another type": (lambda: reseal(INDEX, lambda d: d.update(facts=[])), ("facts is []",)),
@@ -160,11 +160,11 @@ CHECKPOINT_HARMS = {
     "an index that is a list": (lambda: write(f"{STEP}/index.json", "[]"), ("expected a JSON object",)),
     "a changed step": (
         lambda: edit(f"{STEP}/index.json", lambda d: d["state"].update(step=2)),
-        ("do not have the digest",),
+        ("do not match its digest",),
     ),
     "a changed schedule": (
         lambda: edit(f"{STEP}/index.json", lambda d: d["schedule"].update(last_epoch=3)),
-        ("do not have the digest",),
+        ("do not match its digest",),
     ),
     "forged: no step": (lambda: reseal(f"{STEP}/index.json", lambda d: d["state"].pop("step")), ("step is missing",)),
     "forged: step -1": (

@@ -120,7 +120,7 @@ def test_an_analysis_of_which_a_part_is_left_is_told(fresh):
 def test_a_training_that_was_stopped_is_told(trained, tmp_path):
     config = dist_moe.load_config(trained.config, ["--run-dir", str(tmp_path), "--train.masks", str(trained.masks)])
     (tmp_path / "STOP").touch()
-    with pytest.raises(dist_moe.UserError, match="stopped before its end, as asked, and saved"):
+    with pytest.raises(dist_moe.UserError, match="stopped before its end, as requested, with a checkpoint"):
         dist_moe.train(config)
     assert len(dist_moe.train(config).metrics) == 4
 

@@ -79,7 +79,7 @@ def test_one_process_killed_twenty_times(one, name):
     for where in ("in a step", "while it set up", "in a checkpoint write"):
         assert sum(where in line for line in ends) >= 6, ends
     if name == "one-stopped":
-        assert sum("as asked, and saved" in log for log in logs) >= 12
+        assert sum("as requested, with a checkpoint" in log for log in logs) >= 12
 
 
 @pytest.mark.parametrize("name", [name for name in RANKS if name.endswith("rank")])
@@ -95,7 +95,7 @@ def test_one_rank_of_two_killed(ranks, name):
 def test_ranks_without_their_launcher_save_and_end(ranks, name):
     out, said = ranks
     for log in judge(out, name, 4, 34):
-        assert "as asked, and saved" in log, log
+        assert "as requested, with a checkpoint" in log, log
     assert sum(bool(re.search(rf"{name}: SIG.* ended with \[0, 0\]", line)) for line in said) == 4, said
 
 

@@ -203,7 +203,7 @@ def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_p
     assert killed.returncode != 0
     assert not any(process.is_running() for process in ranks)
     if victim == "launcher":
-        assert "as asked, and saved" in out, out + err
+        assert "as requested, with a checkpoint" in out, out + err
     else:
         again = launch([*program(engine), *settings, tmp_path / "run"])
     assert again.returncode == 0, again.stdout + again.stderr

@@ -129,7 +129,7 @@ def test_what_a_killed_start_was_writing_is_removed(trained, undisturbed, stoppe
 
 def test_overwrite_starts_anew(trained, undisturbed, stopped, capsys):
     assert main([*arguments(trained, stopped), "--overwrite"]) == 0
-    assert "Going on" not in capsys.readouterr().out
+    assert "Resuming" not in capsys.readouterr().out
     assert not (stopped / "checkpoints").exists()
     assert result(stopped) == undisturbed
 

@@ -164,7 +164,7 @@ def test_reading_the_prompts_is_kept_apart_from_answering(run, capsys):
         sizes = [int(both.sum()) for both in (mask_LE & masks[batch], mask_LE & ~masks[batch], ~mask_LE & masks[batch])]
         assert by_batch.loc[batch, ["in_both", "only_in_first", "only_in_second"]].tolist() == sizes
         assert sizes[0] < sum(sizes)
-    with pytest.raises(UserError, match="no counts of its prompts apart from answers"):
+    with pytest.raises(UserError, match="no separate counts for prompts and answers"):
         views.prefill(analyze(run, capsys)[1])
 
 

@@ -82,7 +82,7 @@ def test_a_job_that_is_told_of_its_time_limit_is_requeued_and_goes_on(
     job = cluster.wait(told, LIMIT_S)
     assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), job.log
     assert cluster.record(told)["Restarts"] == "1"
-    assert "as asked, and saved" in job.log
+    assert "as requested, with a checkpoint" in job.log
     assert "Resuming after step" in job.log
     assert not (workplace / "told" / "REQUEUE").exists()
 

@@ -159,9 +159,9 @@ def test_errors_name_the_line(tokenizer: PreTrainedTokenizerFast) -> None:
         UserError, match=r"^rows.jsonl:4: `span` 'Ab' is not in this row: expected a piece of the prompt"
     ):
         encode([row("Ab", "ab", "cd")], tokenizer, 1024, None)
-    with pytest.raises(UserError, match=r"^rows.jsonl:4: `span` 'ab' is more than once .*: make it longer"):
+    with pytest.raises(UserError, match=r"^rows.jsonl:4: `span` 'ab' occurs more than once .*: make it longer"):
         encode([row("ab", "ab", "cabd")], tokenizer, 1024, None)
-    with pytest.raises(UserError, match="is more than once"):  # "aa" is in "aaa" at two places
+    with pytest.raises(UserError, match="occurs more than once"):  # "aa" is in "aaa" at two places
         encode([row("aa", "aaa", "b")], tokenizer, 1024, None)
     with pytest.raises(UserError, match="is not in this row"):
         encode([row("cd", "ab", None)], tokenizer, 1024, None)

@@ -62,9 +62,9 @@ def test_a_rule_with_a_wrong_parameter_is_none(name, change, says):
 
 
 def test_facts_without_a_parameter_are_no_rules():
-    with pytest.raises(UserError, match="no rule of this version writes"):
+    with pytest.raises(UserError, match="no rule of this version has"):
         from_facts({"name": "threshold_top_k", "threshold": 0.05}, "here")
-    with pytest.raises(UserError, match="no rule of this version writes"):
+    with pytest.raises(UserError, match="no rule of this version has"):
         from_facts({"name": ["lowest"], "threshold": 0.05, "top_k": 1}, "here")
 
 

@@ -103,7 +103,7 @@ def swapped(lines):
 def test_the_ledger_of_another_run_proves_nothing(tmp_path, harm):
     states, lines = walk()
     harm(lines)
-    with pytest.raises(UserError, match="is not the run's schedule, so it proves nothing"):
+    with pytest.raises(UserError, match="does not follow the run's order of batches, so it proves nothing"):
         check(tmp_path, lines, states)
 
 
