@@ -30,10 +30,7 @@ def diff(one: MaskStore, other: MaskStore) -> View:
         raise UserError(
             f"{one.path} has {sizes[0]} experts and {other.path} {sizes[1]}: masks of two models have nothing in common"
         )
-    facts_one, facts_other = flat_facts(one.attributes), flat_facts(other.attributes)
-    names = sorted(facts_one.keys() | facts_other.keys())
-    differing = [(n, facts_one.get(n), facts_other.get(n)) for n in names if facts_one.get(n) != facts_other.get(n)]
-    facts = pd.DataFrame(differing, columns=["fact", "first", "second"]).astype(object)
+    facts = differing_facts(one, other)
     places = {batch_id: index for index, batch_id in enumerate(other.batch_ids)}
     shared = [(index, places[batch_id]) for index, batch_id in enumerate(one.batch_ids) if batch_id in places]
     batches, experts, measures = [], [], []
@@ -45,17 +42,12 @@ def diff(one: MaskStore, other: MaskStore) -> View:
         measures += [] if same_counts else measured_differences(one.counts, here, other.counts, there)
     by_batch = pd.DataFrame(batches, columns=BATCH_COLUMNS)
     by_expert = pd.concat(experts, ignore_index=True) if experts else pd.DataFrame(columns=EXPERT_COLUMNS)
-    only = [
-        (store_name, store.batch_ids[index], store.categories[index])
-        for store_name, store, others in (("first", one, places), ("second", other, set(one.batch_ids)))
-        for index in range(len(store.batch_ids))
-        if store.batch_ids[index] not in others
-    ]
+    only = batches_in_one(one, other)
     summary = {
         "first": str(one.path),
         "second": str(other.path),
-        "same": one.digest == other.digest or not (differing or only or len(by_expert) or measures),
-        "facts_that_differ": len(differing),
+        "same": one.digest == other.digest or not (len(facts) or len(only) or len(by_expert) or measures),
+        "facts_that_differ": len(facts),
         "batches_in_both": len(shared),
         "batches_in_one": len(only),
         "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
@@ -68,9 +60,28 @@ def diff(one: MaskStore, other: MaskStore) -> View:
         "experts that differ": by_expert,
         "measured otherwise": pd.DataFrame(measures, columns=MEASURE_COLUMNS),
         "facts that differ": facts,
-        "batches in one store only": pd.DataFrame(only, columns=["store", "id", "category"]),
+        "batches in one store only": only,
     }
     return View(summary, tables)
+
+
+def differing_facts(one: MaskStore, other: MaskStore) -> pd.DataFrame:
+    """Attributes that differ, a line each: fact, first, second."""
+    facts = [flat_facts(store.attributes) for store in (one, other)]
+    lines = [(name, *(of_store.get(name) for of_store in facts)) for name in sorted(facts[0].keys() | facts[1].keys())]
+    differing = [line for line in lines if line[1] != line[2]]
+    return pd.DataFrame(differing, columns=["fact", "first", "second"]).astype(object)
+
+
+def batches_in_one(one: MaskStore, other: MaskStore) -> pd.DataFrame:
+    """Batches that only one of the stores has, a line each: store, id, category."""
+    lines = [
+        (name, batch_id, category)
+        for name, store, others in (("first", one, set(other.batch_ids)), ("second", other, set(one.batch_ids)))
+        for batch_id, category in zip(store.batch_ids, store.categories, strict=True)
+        if batch_id not in others
+    ]
+    return pd.DataFrame(lines, columns=["store", "id", "category"])
 
 
 def check(store: MaskStore) -> View:

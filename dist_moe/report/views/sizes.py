@@ -1,5 +1,7 @@
 """How many experts batches and layers have, and what that leaves of the routing."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -13,16 +15,15 @@ def summary(store: MaskStore) -> View:
     """How many unsafe experts each batch and each layer has, and where the store came from."""
     masks_BLE = store.masks[:]
     num_BL = masks_BLE.sum(axis=2)
-    num_B = num_BL.sum(axis=1)
     union_LE = ExpertMasks(masks_BLE).union()
     none_BL = num_BL == 0
     below_k_BL = (num_BL > 0) & (num_BL < store.experts_per_token)
     batches = pd.DataFrame(
         {
-            "batch": np.arange(len(num_B)),
+            "batch": np.arange(len(num_BL)),
             "id": store.batch_ids,
             "category": store.categories,
-            "unsafe_experts": num_B,
+            "unsafe_experts": num_BL.sum(axis=1),
             "layers_with_none": none_BL.sum(axis=1),
             "layers_below_k": below_k_BL.sum(axis=1),
         }
@@ -37,6 +38,10 @@ def summary(store: MaskStore) -> View:
             "batches_below_k": below_k_BL.sum(axis=0),
         }
     )
+    return View(_facts(store, num_BL.sum(axis=1), union_LE), {"batches": batches, "layers": layers})
+
+
+def _facts(store: MaskStore, num_B: np.ndarray, union_LE: np.ndarray) -> dict[str, Any]:
     facts = {
         "store": str(store.path),
         "dist_moe_version": store.dist_moe_version,
@@ -59,7 +64,7 @@ def summary(store: MaskStore) -> View:
     }
     if store.has_counts:
         facts |= {"arms": store.counts.attributes.get("arms", {}), "warnings": list(store.counts.warnings)}
-    return View(facts, {"batches": batches, "layers": layers})
+    return facts
 
 
 def layers(store: MaskStore) -> View:
