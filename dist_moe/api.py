@@ -1,4 +1,4 @@
-"""The stages as functions: `import dist_moe` offers them. Values in, values out; bad input is a `UserError`.
+"""The Python interface: each stage as a function that returns a value. `import dist_moe` offers all of them.
 
     config = dist_moe.load_config("run.yaml")
     masks = dist_moe.analyze(config)
@@ -7,11 +7,12 @@
     dist_moe.export(trained.path, "repaired")
     assert dist_moe.verify(config.model.path, "repaired", config.run_dir / "masks.zarr").holds
 
-Nothing is printed: what the commands print is logged by Python's `logging`, under `dist_moe`, at level INFO. In a
-process that a launcher (torchrun, deepspeed) has started, `count`, `analyze`, `train` and `evaluate` are one rank's
-part of the work, as in launch/*.py: one call a process, the same on all ranks.
+Wrong input raises `UserError`. Nothing is printed: what the commands print is logged with Python's `logging`, under the
+name `dist_moe`, at level INFO. In a process that a launcher (torchrun, deepspeed) has started, `count`, `analyze`,
+`train` and `evaluate` do one rank's part of the work, as launch/*.py do: call them once in each process, with the same
+arguments.
 
-What needs torch is imported by the function that needs it, so `select` and all that reads a store do without.
+Torch is imported only by functions that need it, so `select` and functions that read a store work without it.
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A run whose training has ended."""
+    """A run whose training has finished."""
 
     path: Path
     """The run directory."""
     union: tuple[tuple[int, int], ...]
-    """(layer, expert) of each expert that at least one batch could train, sorted."""
+    """(layer, expert) of each expert that at least one batch trains, sorted."""
     facts: RunFacts
-    """What the experts were trained from, and how."""
+    """Facts about the training: model, data, masks, settings."""
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """One line a step: step, epoch, batch, loss (mean over the batch's loss tokens), grad_norm, and more."""
+        """One row for each step: step, epoch, batch, loss (the objective), grad_norm, and more; see docs/formats.md."""
         return pd.read_json(RunDir(self.path).metrics, lines=True)
 
 
@@ -61,12 +62,12 @@ class Evaluated:
     """
 
     path: Path
-    """evaluation.json, which has them too."""
+    """evaluation.json, which has the same tables."""
     batch: pd.DataFrame
     category: pd.DataFrame
     all: pd.DataFrame
     trained_on: bool
-    """Whether the prompts are those of the training itself, so that the tables say nothing of others."""
+    """Whether these are the prompts of the training, so that the tables say nothing about other prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +76,19 @@ class Exported:
 
     path: Path
     facts: Facts
-    """What may be told of the run outside of it; no paths of this machine."""
+    """Facts about the run that may be published; no paths of this machine."""
 
 
 def count(config: Config | str | Path) -> Counts:
-    """Count the routing of every prompt, and choose nothing yet.
+    """Run the model on all prompts and count which experts their tokens are routed to. Selects no experts.
 
     Args:
         config: a configuration, or the path of its YAML file.
 
     Returns:
-        The run's counts store: `prompt_counts` int [P, L, E] and `risk_diff` float [B, L, E] for P prompts in B
-        batches, L MoE layers and E experts a layer.
+        The run's counts store: `prompt_counts` int [P, L, E] and `risk_diff` float [B, L, E], for P prompts in B
+            batches, L
+        MoE layers and E experts in each layer.
 
     Raises:
         UserError: the input is wrong, or a part of the counting is left to other jobs (`analysis.part`).
@@ -107,19 +109,19 @@ def count(config: Config | str | Path) -> Counts:
 
 
 def select(run: str | Path, rule: str | None = None, *, out: str = "masks", **parameters: object) -> MaskStore:
-    """Choose each batch's unsafe experts from a run's counts, and write them as the mask set `run`/`out`.zarr.
+    """Select each batch's unsafe experts from a run's counts, and write them to the mask store `run`/`out`.zarr.
 
     Args:
-        run: a run directory with counts.zarr, as `count` and `analyze` leave it.
-        rule: name of a selection rule; None: as in the run's configuration.
-        out: name of the mask set, which must be new.
-        **parameters: of the rule; the others are as in the run's configuration.
+        run: a run directory in which `count` or `analyze` has finished.
+        rule: name of a selection rule; None: that of the run's configuration.
+        out: name of the new mask store.
+        **parameters: parameters of the rule; others are as in the run's configuration.
 
     Returns:
-        The mask set: `masks` bool [B, L, E] for B batches, L MoE layers and E experts a layer.
+        The mask store: `masks` bool [B, L, E], for B batches, L MoE layers and E experts in each layer.
 
     Raises:
-        UserError: there are no counts, the rule is wrong or selects nothing, or there is a mask set of that name.
+        UserError: there are no counts, the rule is wrong or selects nothing, or the mask store exists.
 
     Example:
         >>> dist_moe.select("runs/my-run", "lowest", out="lowest", threshold=0.1).union().sum()
@@ -129,20 +131,20 @@ def select(run: str | Path, rule: str | None = None, *, out: str = "masks", **pa
 
 
 def analyze(config: Config | str | Path) -> MaskStore:
-    """Count routing for every batch, and choose each batch's unsafe experts: `count`, and then `select`.
+    """Find each batch's unsafe experts: `count`, then `select`.
 
     Args:
         config: a configuration, or the path of its YAML file.
 
     Returns:
-        The run's mask store: `masks` bool [B, L, E] for B batches, L MoE layers and E experts a layer.
+        The run's mask store: `masks` bool [B, L, E], for B batches, L MoE layers and E experts in each layer.
 
     Raises:
         UserError: the input is wrong, or a part of the analysis is left to other jobs (`analysis.part`).
 
     Example:
         >>> store = dist_moe.analyze("run.yaml")
-        >>> store.masks[0].sum()  # unsafe experts of the first batch
+        >>> store.masks[0].sum()  # number of unsafe experts of the first batch
     """
     from dist_moe.parallel.launch import process_group
     from dist_moe.workflows import analyze as workflow
@@ -157,16 +159,16 @@ def analyze(config: Config | str | Path) -> MaskStore:
 
 
 def train(config: Config | str | Path) -> Trained:
-    """Train each batch's unsafe experts, and nothing else, from the masks that `analyze` has written.
+    """Train each batch's unsafe experts, and nothing else, with the masks that `analyze` or `select` has written.
 
     Args:
         config: a configuration, or the path of its YAML file.
 
     Returns:
-        The run: its union of experts, the facts of its training, and its metrics, one line for each step.
+        The finished run: its union of experts, facts about the training, and metrics with one row for each step.
 
     Raises:
-        UserError: the input is wrong, or somebody has asked the run to stop before its end.
+        UserError: the input is wrong, or the run was asked to stop before its end.
 
     Example:
         >>> trained = dist_moe.train("run.yaml")
@@ -215,19 +217,19 @@ def evaluate(run: str | Path, data: Sequence[str | Path] = ()) -> Evaluated:
 
 
 def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool = False) -> Exported:
-    """Write a run's trained model to the new directory `out`, or with `delta` its experts to the new file `out`.
+    """Write a run's trained model to the new directory `out`, or with `delta` only its experts to the new file `out`.
 
     Args:
-        run: a run directory in which training has ended.
-        out: where nothing is yet.
-        link: hard-link the shards without changes instead of copying them; not with `delta`.
+        run: a run directory in which training has finished.
+        out: a path that does not exist.
+        link: hard-link unchanged checkpoint shards instead of copying them; not with `delta`.
         delta: write only the trained experts, as one safetensors file, for `apply`.
 
     Returns:
-        Where it is, and the facts of the run that it comes from.
+        The path, and facts about the run.
 
     Raises:
-        UserError: there is no finished training in `run`, its base model is another one now, or `out` exists.
+        UserError: training has not finished in `run`, its base model has changed, or `out` exists.
 
     Example:
         >>> dist_moe.export("runs/my-run", "repaired").facts.num_trained_experts
@@ -242,18 +244,18 @@ def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool 
 
 
 def apply(base: str | Path, delta: str | Path, out: str | Path) -> Exported:
-    """Write to the new directory `out` what `export` would have written for the run that a delta comes from.
+    """Write to the new directory `out` what `export` would write for the run from which a delta comes.
 
     Args:
-        base: directory of the model that the run was trained from.
+        base: directory of the model from which the run was trained.
         delta: file that `export` has written with `delta=True`.
-        out: where nothing is yet.
+        out: a path that does not exist.
 
     Returns:
-        The checkpoint, and what the delta says of its run.
+        The path of the checkpoint, and the facts in the delta.
 
     Raises:
-        UserError: one of them cannot be read, the delta is of another base, or `out` exists.
+        UserError: an input cannot be read, the delta is for another base, or `out` exists.
 
     Example:
         >>> dist_moe.apply("base", "delta.safetensors", "repaired").path
@@ -264,18 +266,20 @@ def apply(base: str | Path, delta: str | Path, out: str | Path) -> Exported:
 
 
 def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verification:
-    """Compare an exported model with its base, bit for bit: only experts of the masks' union may differ.
+    """Compare an exported model with its base, byte by byte: only experts in the union of the masks may differ.
 
     Args:
         base: directory of the base model.
         model: directory of the exported model.
-        *masks: mask store of the run, a directory or URL; of a run with `train.revisions` all of them.
+        *masks: mask store of the run, a directory or URL; all of them if the run had `train.revisions`.
 
     Returns:
-        What was compared, what has changed, and each difference that should not be; `holds` says whether there is none.
+        What was compared, what has changed, and `violations`: every difference that should not be there. `holds` is
+            True
+        if there is none.
 
     Raises:
-        UserError: one of them cannot be read, or the masks are of another base.
+        UserError: an input cannot be read, or the masks are for another base.
 
     Example:
         >>> dist_moe.verify("base", "repaired", "runs/my-run/masks.zarr").violations

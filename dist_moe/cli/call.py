@@ -1,4 +1,4 @@
-"""What a command is given."""
+"""The arguments with which the function of a command is called."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dist_moe.cli.streams import Output
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A parsed command line. The function that runs it stands there as `run_command`."""
+    """A parsed command line; its `run_command` is the function that runs the command."""
 
     args: argparse.Namespace
     settings: list[str]
-    """Words that no option takes, and that override keys of the configuration."""
+    """Arguments that no option takes: they override settings of the configuration."""
     output: Output
     launcher: int | None
-    """The process that has started this one as one of several, and watches it."""
+    """Process id of the launcher, if one has started this process."""

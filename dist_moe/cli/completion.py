@@ -94,7 +94,7 @@ def _cases(case: str, offered: dict[str, str], indent: int) -> str:
 
 
 def _tree(parser: Parser, place: str) -> Iterator[tuple[str, Parser]]:
-    """Every parser by the commands that lead to it, each after a blank."""
+    """Every parser, with the commands that lead to it, each after a blank."""
     yield place, parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""`dist-moe config init|show|diff`: a configuration to start from, what one comes to, and how two differ."""
+"""`dist-moe config init|show|diff`: write a configuration, show where each value comes from, compare two files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the package logs, as the commands show it: information on stdout, warnings on stderr.
+"""Shows what the package logs: information on stdout, warnings on stderr.
 
-Python's own `StreamHandler` would catch the end of a stdout that nobody reads; here it ends the command, as it should.
+Python's own `StreamHandler` would swallow the error when nobody reads stdout any more; here it ends the command.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 class _Console(logging.Handler):
-    """Looks the streams up at each line, as they may have been replaced."""
+    """Looks up the streams for each line, because they may have been replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:
@@ -23,7 +23,7 @@ class _Console(logging.Handler):
 
 @contextmanager
 def console() -> Iterator[None]:
-    """Show what the package logs, from INFO on."""
+    """Context manager: show what the package logs, from level INFO on."""
     package, handler = logging.getLogger("dist_moe"), _Console()
     level, propagate = package.level, package.propagate
     package.propagate = False  # a library that has set up the root's logging would print each line again

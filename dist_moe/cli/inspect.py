@@ -85,7 +85,7 @@ def _inspect(call: Call) -> int:
 
 
 def once(pairs: Iterable[list[str]]) -> dict[str, str]:
-    """Names and values; a name that is given twice is a mistake."""
+    """Names and values; a name that is given twice is an error."""
     values: dict[str, str] = {}
     for name, value in pairs:
         if name in values:
@@ -95,7 +95,7 @@ def once(pairs: Iterable[list[str]]) -> dict[str, str]:
 
 
 def view_of(store: MaskStore, words: Sequence[str]) -> View:
-    """The view that the words ask for."""
+    """The view that the arguments ask for."""
     from dist_moe.report import views
     from dist_moe.stats.names import parse_expert_name
     from dist_moe.store import MaskStore

@@ -1,4 +1,4 @@
-"""`dist-moe export|apply|verify|inspect-model|families`: their arguments, and what they call."""
+"""`dist-moe export|apply|verify|inspect-model|families`: their arguments, and the functions that they call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command of ours is as a process: its streams, its signals, its status and its one line of an error."""
+"""Runs a command as a process: output streams, signals, exit status, and errors in one line."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from dist_moe.errors import LostRankError, UserError
 
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
-"""As of a program that SIGPIPE ends. The signal itself stays ignored, as Python has it: it would also end, without a
-word, a command that has lost its connection to a store behind a URL."""
+"""Exit status when nobody reads the output: that of a program which SIGPIPE ends. The signal itself stays ignored,
+as in Python by default, because it would also silently end a command that has lost its connection to a remote
+store."""
 SAME_WISH_S = 2.0
-"""A terminal's Ctrl-C reaches a process twice, from the terminal and from its launcher: the second comes within this,
-and must not end the clearing up that the first has begun."""
+"""Ctrl-C in a terminal reaches a process twice, from the terminal and from its launcher. A second signal within this
+time is the same request, and must not interrupt the clean-up after the first."""
 LONGEST = 700
 
 
 def run_process(command: Callable[[Output], int], name: str = "dist-moe") -> int:
-    """Run a command and return its status; what a user should know of its end is one line on stderr.
+    """Run a command and return its exit status; an error that the user should know is one line on stderr.
 
-    2: bad input, or a stdout that cannot be written (a full disk). 1: another rank has died. 130: interrupted by
-    SIGINT or SIGTERM. 141, without a word: nobody reads the output of a command that prints. Anything else that is
-    raised is a bug, and keeps its traceback.
+    2: wrong input, or stdout cannot be written (full disk). 1: another rank has died. 130: interrupted by SIGINT or
+    SIGTERM. 141, silently: nobody reads the output of a command that prints. Other exceptions are bugs and keep their
+    traceback.
     """
     output = Output()
     with own_streams(output):
@@ -55,13 +56,13 @@ def run_process(command: Callable[[Output], int], name: str = "dist-moe") -> int
 
 
 def is_first() -> bool:
-    """Whether this process tells the user what is the same on all ranks of its job, before they know each other."""
+    """Whether this process prints messages that are the same on all ranks, before the ranks know each other."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def print_end(name: str, line: str) -> None:
-    """What a user should know of a command's end, on stderr: one line of at most `LONGEST` characters, whatever names
-    of files and other foreign text it has."""
+    """Print the final message of a command on stderr, as one line of at most `LONGEST` characters, whatever text is
+    in it."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{name}: {line}")
     half = LONGEST // 2
     print(line if len(line) <= LONGEST else f"{line[:half]} ... {line[5 - half :]}", file=sys.stderr, flush=True)
@@ -74,10 +75,10 @@ def _end(name: str, line: str, status: int) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C, so that what is half written is removed.
+    """Context manager: SIGTERM acts like Ctrl-C, so that half-written files are removed.
 
-    A process under a launcher leaves SIGTERM as it is: its launcher ends it so when another rank has died, and it may
-    then be waiting in a library that lets no Python code run.
+    Not under a launcher, which sends SIGTERM when another rank has died: the process may then be waiting inside a
+    library in which no Python code runs.
     """
     signals = (signal.SIGINT,) if "RANK" in os.environ else (signal.SIGINT, signal.SIGTERM)
     first = 0.0

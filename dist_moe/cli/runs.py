@@ -1,6 +1,6 @@
-"""`dist-moe count|analyze|train|evaluate|checkpoint|demo`: their arguments, and what they call.
+"""`dist-moe count|analyze|train|evaluate|checkpoint|demo`: their arguments, and the functions that they call.
 
-The first three may be one process of many. A `UserError` then reaches all ranks, and the first one prints it.
+Some of them may run as one of many processes. A `UserError` then reaches all ranks, and rank 0 prints it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def add_run_commands(commands: Any) -> None:
 def add_configured(
     commands: Any, name: str, what: str, work: Callable[[Config, Comm, Call], object], sections: tuple[str, ...]
 ) -> None:
-    """A command that reads a configuration, on one process or as one of many."""
+    """Add a command that reads a configuration, and may run as one of many processes."""
     further = (
         "Settings come from the YAML file; those given on the command line, as --data.max_length 512, override it."
     )
@@ -109,7 +109,7 @@ def _on_all_ranks(call: Call, work: Callable[[Comm], object]) -> int:
 
 
 def _versions() -> dict[str, str]:
-    """What computes; importing it all would take seconds."""
+    """Versions of what computes; importing it would take seconds."""
     libraries = ("torch", "transformers", "deepspeed")
     return {"dist_moe": __version__, "python": python_version()} | {name: version(name) for name in libraries}
 

@@ -1,4 +1,4 @@
-"""`dist-moe select`: its arguments, and what it calls; without torch."""
+"""`dist-moe select`: its arguments, and the function that it calls; without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dist-moe store ...` and `dist-moe import`: their arguments, and what they call."""
+"""`dist-moe store ...` and `dist-moe import`: their arguments, and the functions that they call."""
 
 from __future__ import annotations
 

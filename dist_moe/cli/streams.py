@@ -1,8 +1,8 @@
-"""stdout and stderr of a command: text that no encoding refuses, and a reader that may go away.
+"""Replaces stdout and stderr by streams that accept any text, and that survive when nobody reads them any more.
 
-A stream whose file takes no more (a pipe without a reader, a full disk) is lost, once; what is written to it later
-goes nowhere, Python's own flush at the end included. What that means is the command's matter: one whose product is
-what it prints ends there, one that writes files goes on without its console.
+A stream whose file takes no more data (a pipe without a reader, a full disk) is reported once; later writes to it are
+ignored, including Python's own flush at exit. A command whose product is its output then ends; a command that writes
+files goes on without its console.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TextIO
 
 
 class OutputLostError(Exception):
-    """Nobody can read any more what a command prints. `reason` is the system's error."""
+    """Nobody can read a command's output any more. `reason` is the system's error."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(str(reason))
@@ -24,7 +24,7 @@ class OutputLostError(Exception):
 
 
 class _Forgiving(io.FileIO):
-    """A file whose first failing write is told to `on_loss`, and the later ones to nobody."""
+    """A file whose first failing write calls `on_loss`; later failing writes are ignored."""
 
     def __init__(self, descriptor: int, on_loss: Callable[[OSError], None]) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -41,13 +41,13 @@ class _Forgiving(io.FileIO):
 
 
 class Output:
-    """What becomes of a command whose stdout is lost: it ends, until it says that it `outlives` its reader."""
+    """Decides what happens when stdout is lost: the command ends, unless it has called `outlive_reader`."""
 
     def __init__(self) -> None:
         self._outlives = False
 
     def outlive_reader(self) -> None:
-        """From here on the command's product is not what it prints: a lost stdout is said on stderr, once."""
+        """From now on the command goes on without a reader: a lost stdout is reported once on stderr."""
         self._outlives = True
 
     def lost(self, error: OSError) -> None:
@@ -58,10 +58,10 @@ class Output:
 
 @contextmanager
 def own_streams(output: Output) -> Iterator[None]:
-    """Python's own stdout and stderr as forgiving ones; what somebody has put in their place stays.
+    """Context manager: replace Python's own stdout and stderr; streams that somebody else has put there are kept.
 
-    A stream that was closed before the start (`>&-`) is lost from the first; its number is taken, so that no file that
-    is opened later gets what libraries print.
+    A stream that was closed at the start (`>&-`) counts as lost. Its file descriptor is taken, so that no file opened
+    later gets what libraries print.
     """
     for descriptor in range(3):
         _take_if_closed(descriptor)

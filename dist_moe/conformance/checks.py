@@ -1,7 +1,8 @@
-"""What it means that a family is supported: one function a capability, each fails with the first thing that is wrong.
+"""Defines what "supported" means for a model type: one function for each capability, which raises if something is
+wrong.
 
-The reference is transformers' own model. The test suite runs these for every family, and `dist-moe families` does so on
-whatever transformers is installed.
+The reference is transformers' own model. The tests run these functions for every family, and `dist-moe families` runs
+them with the installed transformers.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from dist_moe.weights.trained import TrainedExperts
 from dist_moe.weights.verify import verify_checkpoint
 
 OWNED: tuple[list[int], ...] = ([1, 4, 6], [0, 7], [])
-"""Experts of MoE layers 0, 1, 2 (and again): uneven, not contiguous, one layer without any."""
+"""Experts of MoE layers 0, 1, 2 (repeated): uneven, not contiguous, one layer without any."""
 NUM_STEPS = 3
 
 
 def tap(specimen: Specimen) -> None:
-    """Counts and gates are a recount, token by token, of what the routers gave to the experts."""
+    """Counts and gates equal a recount, token by token, of what the routers passed to the experts."""
     model, ids_RS = specimen.taken(), specimen.ids_RS
     counted_RS = torch.rand(ids_RS.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     num_experts, length = model.shape.num_experts, ids_RS.shape[1]
@@ -66,7 +67,7 @@ def tap(specimen: Specimen) -> None:
 
 
 def route(specimen: Specimen) -> None:
-    """An all-true mask changes no bit; else only allowed experts get tokens, and all numbers stay finite."""
+    """An all-true mask changes no bit; otherwise only allowed experts get tokens, and all numbers are finite."""
     specimen.can_route()
     model = specimen.trainable()
     with torch.no_grad():
@@ -96,7 +97,7 @@ def _require_only(specimen: Specimen, model: MoEModel, allowed_LE: torch.Tensor,
 
 
 def update(specimen: Specimen) -> None:
-    """Logits and every expert's gradients are those of the plain model."""
+    """Logits and the gradients of every expert equal those of the plain model."""
     reference, model = specimen.plain(), specimen.trainable()
     expected, logits = specimen.logits(reference), specimen.logits(model.module)
     require(close(logits, expected), "logits are not the plain model's")
@@ -113,12 +114,12 @@ def update(specimen: Specimen) -> None:
 
 
 def train(specimen: Specimen) -> None:
-    """Masked steps move the experts of their own mask, and not one bit of another's weights or optimizer state."""
+    """Steps under masks change their masks' experts, and no bit of any other expert's weights or optimizer state."""
     specimen.once(_trained)
 
 
 def _trained(specimen: Specimen) -> tuple[MoEModel, SelectiveAdamW]:
-    """A model after some masked steps, checked after each; at least one expert of a layer is in no mask."""
+    """A model after some steps under masks, checked after each; at least one expert in a layer is in no mask."""
     model = adopt(specimen.reloaded(specimen.saved), COMM)
     with torch.no_grad(), model.tap.count(torch.ones(specimen.ids_RS.shape, dtype=torch.bool)) as tally:
         specimen.logits(model.module)
@@ -153,7 +154,7 @@ def _bits(model: MoEModel, optimizer: SelectiveAdamW) -> dict[tuple[int, int], l
 
 
 def _exported(specimen: Specimen) -> tuple[Path, Path, MoEModel, np.ndarray]:
-    """A base on disk, the export of its trained model, that model, and the union bool [L, E]."""
+    """A base on disk, the export of its trained model, that model, and the union, bool [L, E]."""
     base, experts, out = specimen.saved, specimen.path / "experts", specimen.path / "out"
     model, optimizer = specimen.once(_trained)
     save_experts(experts, model.layers, optimizer, COMM, {})
@@ -164,7 +165,7 @@ def _exported(specimen: Specimen) -> tuple[Path, Path, MoEModel, np.ndarray]:
 
 
 def load(specimen: Specimen) -> None:
-    """A rank's own experts and the dense weights, read from shards, have the bits that `from_pretrained` gives."""
+    """A rank's experts and the dense weights, read from shards, have the bits that `from_pretrained` gives."""
     path = specimen.saved
     expected = adopt(specimen.reloaded(path), COMM)
     found = empty_model(path, specimen.dtype)
@@ -228,4 +229,4 @@ CHECKS: dict[str, Callable[[Specimen], str | None]] = {
     "export": export,
     "verify": verify,
 }
-"""Capability -> the function that decides it, and may return what is to be known of how it holds."""
+"""Capability -> the function that checks it; it may return a note."""

@@ -1,4 +1,5 @@
-"""A row alone is what it is in a batch: padded right, as for counting and training, and left, as for decoding."""
+"""Checks that a row gives the same results alone and in a padded batch (padded right to count and train, left to
+decode)."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from dist_moe.model.generate import Sampling
 from dist_moe.model.model import MoEModel
 
 LENGTHS = (SPAN // 3, SPAN, 2 * SPAN - 1, 3 * SPAN)
-"""Tokens of the rows: all that sees `SPAN` tokens at once has to choose or to forget in the last two."""
+"""Numbers of tokens of the rows. Parts that see `SPAN` tokens at once have to choose or forget in the last two."""
 NUM_NEW = 4
 PAD_ID = 0
 WRITTEN = Sampling(max_new_tokens=NUM_NEW, temperature=0.0, seed=0, eos_ids=())
 
 
 def padding(specimen: Specimen) -> str | None:
-    """Counts of rows together are those of each alone, of given and of generated tokens; logits are close."""
+    """Counts of rows together equal those of each alone, for given and for generated tokens; logits are close."""
     model, rows = specimen.taken(), _rows()
     settings = {"micro_batch_tokens": len(rows) * (max(LENGTHS) + NUM_NEW), "pad_id": PAD_ID, "comm": COMM}
     given = count_rows(model, rows, tokens="all", **settings)  # type: ignore[arg-type]
@@ -51,7 +52,7 @@ def _rows() -> list[Encoded]:
 
 @torch.no_grad()
 def _logits(model: MoEModel, rows: Sequence[Encoded]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Of each row, in one pass for all: logits of its own tokens [S, V], and of those that it is continued with."""
+    """Logits for each row, from one pass for all: of its own tokens [S, V], and of its continuation."""
     batch = collate(rows, PAD_ID)
     right = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     input_ids, live = collate_prompts(rows, PAD_ID)
@@ -68,7 +69,7 @@ def _decode(model: MoEModel, input_ids: torch.Tensor, attention_mask: torch.Tens
 
 
 def _counted(model: MoEModel, seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> np.ndarray:
-    """Counts [L, E] of what the routers gave to the experts in one pass after another."""
+    """Counts [L, E] of what the routers passed to the experts, in one pass after another."""
     counts_LE = np.zeros((model.shape.num_layers, model.shape.num_experts), np.int64)
     for i, (_, index_Tk, weights_Tk) in enumerate(seen):
         chosen = index_Tk[(index_Tk < model.shape.num_experts) & (weights_Tk != 0)]

@@ -1,10 +1,10 @@
-"""Tiny configurations, one line a model type, and models with random weights built from them; nothing is fetched.
+"""Tiny configurations, one line for each model type, and models with random weights; nothing is downloaded.
 
-They differ in what a loader, a tap or a mask must cope with: experts with and without gate or bias, transposed weights,
+They cover what loading, counting and masking must cope with: experts with and without gate or bias, transposed weights,
 dense layers before the first MoE layer, grouped top-k, correction biases, shared experts, and checkpoints with one
-tensor an expert or with fused ones. Of what may look at a row's padding each has every kind that its family knows:
-sliding windows, chunks, sparse attention's choice of tokens, convolutions, recurrent states; and all of them are
-shorter than `SPAN`, so that a longer row makes them choose or forget.
+tensor per expert or with fused ones. Every part of a family that may look at padding is included: sliding windows,
+chunks, sparse attention, convolutions, recurrent states. All of these see fewer than `SPAN` tokens, so that a longer
+row makes them choose or forget.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dist_moe.moe.discover import HASH_TABLE
 
 L, E, K, VOCAB = 3, 8, 4, 128
 SPAN = 16
-"""The most tokens that a window, a chunk or a sparse attention sees at once."""
+"""Maximum number of tokens that a window, a chunk or a sparse attention sees at once."""
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -232,9 +232,9 @@ COMPOSITES: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": {"vision_config": QWEN_VISION},
     "qwen4_exp": {"vision_config": QWEN_VISION},
 }
-"""Model types whose text model is `<type>_text`, and their other parts."""
+"""Model types whose text model is `<type>_text`, with their other parts."""
 REFUSED: dict[str, dict[str, Any]] = {"doge": MLP | NUM | {"is_moe": True, "num_experts": 64}}
-"""Model types that are refused by name."""
+"""Model types that are not supported."""
 
 
 def _config(family: str, **changes: Any) -> PreTrainedConfig:
@@ -249,7 +249,7 @@ FAMILY_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     for family in SETTINGS
     if family in CONFIG_MAPPING  # an older transformers has fewer
 }
-"""Family -> its tiny configuration; keyword arguments change single settings."""
+"""Family -> function that makes its tiny configuration; keyword arguments change single settings."""
 
 
 def _composite(model_type: str) -> PreTrainedConfig:
@@ -263,11 +263,12 @@ ALL_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = (
     | {name: partial(_composite, name) for name in COMPOSITES if name in CONFIG_MAPPING}
     | {name: partial(_config, name) for name in REFUSED if name in CONFIG_MAPPING}
 )
-"""The same with the composite types and the refused ones."""
+"""The same, with composite and unsupported types."""
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Random values in all weights, correction biases and hash tables: what is misplaced shows, and routing varies."""
+    """Fill all weights, correction biases and hash tables with random values, so that misplaced ones show and
+    routing varies."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -284,7 +285,7 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model of this family with random weights; eager experts, eval mode."""
+    """A model of this family with random weights, eager experts, in eval mode."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(ALL_CONFIGS[family](**changes), dtype=dtype)
     model.set_experts_implementation("eager")

@@ -1,4 +1,4 @@
-"""One tiny model of a family, plain and taken over, and what both compute on the same tokens."""
+"""A tiny model of one family, with and without dist_moe's changes, and what both compute on the same tokens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ COMM = SoloComm(torch.device("cpu"))
 
 
 CLOSE = 1e-4
-"""Largest difference of whole models' logits and gradients, as a share of the largest value: two orders of summation in
-float32, which the layers above the experts amplify (most families stay below 1e-6)."""
+"""Tolerance for logits and gradients of whole models, relative to the largest value. Two orders of summation in
+float32 differ a little, and the layers above the experts amplify that (most families stay below 1e-6)."""
 
 
 class CheckError(AssertionError):
-    """A check of the sweep found that something does not hold."""
+    """A check has failed."""
 
 
 def require(holds: bool | torch.Tensor, what: str) -> None:
@@ -38,15 +38,15 @@ def require(holds: bool | torch.Tensor, what: str) -> None:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two results are the same but for rounding."""
+    """Whether two results are equal up to rounding."""
     return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
 
 
 class Specimen:
-    """A tiny model of `model_type`; `plain`, `taken` and `trainable` give new copies with the same weights."""
+    """A tiny model of `model_type`; `plain`, `taken` and `trainable` make new copies with the same weights."""
 
     def __init__(self, model_type: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
-        """`path` is an empty directory for what is written to disk."""
+        """`path` is an empty directory for files."""
         self.model_type, self.path, self.dtype = model_type, path, dtype
         self._results: dict[Callable[[Specimen], Any], Any] = {}
         self.ids_RS = torch.randint(3, VOCAB - 3, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
@@ -56,15 +56,15 @@ class Specimen:
         return build(self.model_type, self.dtype)
 
     def plain(self) -> PreTrainedModel:
-        """As transformers builds it, with its eager experts."""
+        """The model as transformers builds it, with eager experts."""
         return copy.deepcopy(self._built)
 
     def taken(self) -> MoEModel:
-        """With its experts in banks."""
+        """The model with its experts in banks."""
         return adopt(self.plain(), COMM)
 
     def trainable(self) -> MoEModel:
-        """With its experts in banks, and a gradient buffer for each of them."""
+        """The model with its experts in banks, and a gradient buffer for each."""
         model = self.taken()
         train_from(model.layers, 0)
         for layer in model.layers:
@@ -73,7 +73,7 @@ class Specimen:
 
     @cached_property
     def saved(self) -> Path:
-        """The plain model as a checkpoint in several shards."""
+        """The plain model, saved as a checkpoint in several shards."""
         path = self.path / "base"
         self.plain().save_pretrained(path, max_shard_size="100KB")
         if self._built.config.model_type != self.model_type:  # the text model of a composite configuration
@@ -81,7 +81,7 @@ class Specimen:
         return path
 
     def reloaded(self, path: Path) -> PreTrainedModel:
-        """A checkpoint as plain transformers loads it, for which every tensor must be a weight, and the reverse."""
+        """A checkpoint as plain transformers loads it; every tensor must be a weight, and every weight a tensor."""
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype, output_loading_info=True)
         model: PreTrainedModel = loaded[0]
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
@@ -89,14 +89,14 @@ class Specimen:
         return model
 
     def once(self, function: Callable[[Specimen], T]) -> T:
-        """`function(self)`, computed at its first call; only for results that nobody changes."""
+        """`function(self)`, computed at its first call; only for results that are never changed."""
         if function not in self._results:
             self._results[function] = function(self)
         result: T = self._results[function]
         return result
 
     def can_route(self) -> None:
-        """Raise the `UserError` of a family that no mask can be put on."""
+        """Raise the `UserError` of a family whose routing cannot be masked."""
         require_routers(self.plain())
 
     def logits(self, module: torch.nn.Module) -> torch.Tensor:
@@ -105,14 +105,14 @@ class Specimen:
         return result
 
     def random_mask(self, model: MoEModel, num_allowed: int, seed: int = 5) -> torch.Tensor:
-        """bool [L, E] with `num_allowed` experts a layer."""
+        """bool [L, E] with `num_allowed` experts in each layer."""
         generator = torch.Generator().manual_seed(seed)
         scores_LE = torch.rand(model.shape.num_layers, model.shape.num_experts, generator=generator)
         return scores_LE.argsort(1).argsort(1) < num_allowed
 
 
 def experts_inputs(model: MoEModel, run: Any) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What each layer's experts are given while `run()` runs: hidden [T, H], experts [T, k], weights [T, k]."""
+    """The inputs of each layer's experts while `run()` runs: hidden [T, H], experts [T, k], weights [T, k]."""
     seen: list[Any] = []
 
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

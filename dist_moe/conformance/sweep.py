@@ -1,4 +1,4 @@
-"""Which families work with the installed transformers: every check on every MoE causal language model type."""
+"""Runs every check on every MoE causal language model type of the installed transformers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NOT_TRIED = "not tried: no tiny configuration in dist_moe/conformance/sizes.py"
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What works for one model type: capability -> whether it does, and what is to be known."""
+    """Results for one model type: whether each capability works, and a note."""
 
     model_type: str
     works: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CHECKS, False))
     note: str = ""
 
     def record(self) -> dict[str, object]:
-        """Flat, for JSON."""
+        """As a flat JSON object."""
         return {"model_type": self.model_type, **self.works, "note": self.note}
 
 
@@ -38,7 +38,7 @@ def sweep(model_types: Iterable[str] | None = None) -> Iterator[Support]:
 
 
 def support(model_type: str) -> Support:
-    """Run all checks on one model type; a check that fails says why in the note."""
+    """Run all checks on one model type; the note says why a check failed."""
     works: dict[str, bool] = {}
     notes: list[str] = []
     # a future keeps whatever a check raises, so one family cannot end the sweep
@@ -60,7 +60,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def table(rows: Iterable[Support]) -> Iterator[str]:
-    """The support table as Markdown, a line at a time."""
+    """The results as a Markdown table, line by line."""
     yield "| model type | " + " | ".join(CHECKS) + " | note |"
     yield "| --- |" + " :-: |" * len(CHECKS) + " --- |"
     for row in rows:

@@ -1,4 +1,4 @@
-"""Every MoE causal language model type of the installed transformers, told by its configuration class alone."""
+"""Lists the MoE causal language model types of the installed transformers, from their configuration classes alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from dist_moe.moe.internals import causal_lm_types
 
 NUM_EXPERTS = re.compile(r"(moe_)?num_(local_)?experts|n_routed_experts")
-"""The names that a configuration gives to its number of experts."""
+"""Names under which configurations have the number of experts."""
 
 
 def moe_model_types() -> list[str]:
-    """Model types that `AutoModelForCausalLM` takes and whose configuration, or a part of it, names experts; sorted."""
+    """Model types that `AutoModelForCausalLM` supports and whose configuration, or a part of it, has a number of
+    experts; sorted."""
     return [name for name in causal_lm_types() if _names_experts(CONFIG_MAPPING[name])]
 
 

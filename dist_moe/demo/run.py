@@ -1,7 +1,7 @@
-"""The demo: the whole path on a small real model, each stage by the command that a user would type.
+"""The demo: all steps on a small real model, each with the command that a user would type.
 
-The base model is made on the spot and answers everything. Three fairy-tale topics stand in for unsafe categories; after
-the run the model refuses those, and only the experts that they share have changed.
+The base model is made on the spot and answers everything. Three fairy-tale topics stand in for unsafe categories. After
+the run the model should refuse these, and only the selected experts have changed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from dist_moe.files import writing
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
-"""Status of a command of ours that was interrupted."""
+"""Exit status of a command of ours that was interrupted."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARKER = "made-by-dist-moe-demo"
-"""A file in the demo's directory; without it an existing directory is not ours to replace."""
+"""A file in the demo's directory; a directory without it is not replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
 
 
 class Stages:
-    """Run commands and show them as they are typed from the repository's root."""
+    """Runs commands, and shows them as they would be typed in the root of the repository."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -135,7 +135,7 @@ class Stages:
         log.info(f"\n== {self.number}. {text}")
 
     def launch(self, script: str, config: Path, *overrides: object) -> None:
-        """On two ranks; on one where there is a single GPU."""
+        """Run on two ranks; on one if there is a single GPU."""
         num_ranks = 1 if torch.cuda.device_count() == 1 else 2
         self.command("deepspeed", "--quiet", "--num_gpus", num_ranks, script, "--config", config, *overrides)
 
@@ -157,7 +157,7 @@ class Stages:
 
 
 def _from_repository(words: Sequence[str]) -> list[str]:
-    """The repository's own scripts by their full path, so that the demo works from any directory."""
+    """Replace the repository's own scripts by their full paths, so that the demo works from any directory."""
     return [str(REPOSITORY / w) if w.startswith(("launch/", "tools/")) else w for w in words]
 
 

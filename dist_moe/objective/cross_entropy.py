@@ -36,10 +36,12 @@ class Refusals(CrossEntropy):
     name = "refusals"
 
     weight: NonNegative = 0.0
-    """Of the mean cross-entropy of the unsafe rows' loss tokens alone, as cross_entropy has it for all; 0: off. With
-    answers and refusals each label has a weight of its own; set cross_entropy.weight to 0 then."""
+    """Weight of the cross-entropy of the unsafe rows' response tokens, which are refusals. 0: off. Use `refusals`
+    and `answers` instead of cross_entropy to give each label a weight of its own; then set cross_entropy.weight
+    to 0."""
     rows: Literal["all", "safe", "unsafe"] = "unsafe"
-    """Rows of a batch whose loss tokens the term is a mean over. A batch without such a token has 0 of it."""
+    """Rows of a batch over whose response tokens the term is averaged: all, the safe or the unsafe ones. A batch
+    without such tokens contributes 0."""
 
 
 @TERMS.register
@@ -50,6 +52,7 @@ class Answers(CrossEntropy):
     name = "answers"
 
     weight: NonNegative = 0.0
-    """Of the mean cross-entropy of the safe rows' loss tokens alone, as cross_entropy has it for all; 0: off."""
+    """Weight of the cross-entropy of the safe rows' response tokens. 0: off."""
     rows: Literal["all", "safe", "unsafe"] = "safe"
-    """Rows of a batch whose loss tokens the term is a mean over. A batch without such a token has 0 of it."""
+    """Rows of a batch over whose response tokens the term is averaged: all, the safe or the unsafe ones. A batch
+    without such tokens contributes 0."""

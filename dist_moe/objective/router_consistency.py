@@ -28,11 +28,11 @@ class RouterConsistency(ContrastTerm):
     name = "router_consistency"
 
     weight: NonNegative = 0.0
-    """Of the KL divergence (safe || unsafe), in nats, of mean router distributions: in each MoE layer the softmax over
-    all that its router scores, without a mask, the mean of it over all tokens (prompts and answers, no padding) of the
-    batch's safe and of its unsafe rows, and then the mean over layers. 0: off. Routers are frozen, so this moves
-    what trained experts do to the routing of the layers above them. A step has one more forward pass, without
-    gradients."""
+    """Weight of the KL divergence KL(safe || unsafe), in nats, between mean router distributions, averaged over MoE
+    layers. A layer's router distribution for a token is the softmax over everything that its router scores,
+    without a mask; its mean is taken over all tokens (prompts and responses, no padding) of the batch's safe and
+    of its unsafe rows. 0: off. Routers are frozen, so the term acts on trained experts, through the routing of
+    the layers above them. A step takes one more forward pass without gradients."""
 
     def values(self, inputs: Inputs) -> Sequence[Tensor]:
         return [logits_mW.float().softmax(-1) for logits_mW in inputs.router_logits_mW]

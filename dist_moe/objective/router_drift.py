@@ -22,11 +22,12 @@ class RouterDrift(TokenTerm):
     over = "tokens"
 
     weight: NonNegative = 0.0
-    """Of the mean KL divergence (base || model), in nats, of what the routers make of a token: in each MoE layer the
-    softmax over all that its router scores, without a mask, and then the mean over layers. 0: off. Routers are frozen,
-    so this holds back what trained experts do to the routing of the layers above them. Needs what kl_to_base needs."""
+    """Weight of the KL divergence KL(base || model), in nats, between the router distributions of the base model and
+    of the model, averaged over tokens and MoE layers. A layer's router distribution for a token is the softmax
+    over everything that its router scores, without a mask. 0: off. Routers are frozen, so the term limits how far
+    trained experts change the routing of the layers above them. It takes the same memory and time as kl_to_base."""
     rows: Literal["all", "safe", "unsafe"] = "all"
-    """Rows of a batch whose tokens, prompts' and answers', the divergence is a mean over: all, the safe or the unsafe
+    """Rows of a batch over whose tokens, of prompts and responses, the term is averaged: all, the safe or the unsafe
     ones."""
 
     def losses(self, inputs: Inputs) -> Tensor:

@@ -1,4 +1,5 @@
-"""What an analysis prints: experts per batch beside what chance selects, the tops, and whether categories differ."""
+"""The report that an analysis prints: experts of each batch against chance, top experts, similarity within
+categories."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from dist_moe.stats.specificity import category_specificity, union_growth
 from dist_moe.store.read import MaskStore
 
 MOST_BATCHES = 1000
-"""Of which each is listed, and all pairs are compared; for more, `dist-moe inspect` is the place to ask."""
+"""Up to this number, every batch is listed and all pairs are compared; for more, use `dist-moe inspect`."""
 
 COLUMNS = {
     "Layer_Expert": "{}",
@@ -31,9 +32,8 @@ COLUMNS = {
 
 
 def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
-    """The analysis in figures, line by line: experts per batch, the global top 10, the top 5 of each category's first
-    batch. Where there are few enough prompts, all are tested together.
-    """
+    """The report, line by line: experts of each batch, top 10 over all prompts, top 5 of the first batch of each
+    category. If there are few enough prompts, all of them are also tested together."""
     counts, seed = store.counts, seed_of(store.counts)
     yield "Per-batch unsafe experts count:"
     yield from _counts(store)

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, as `dist-moe checkpoint show` prints it."""
+"""The lines that `dist-moe checkpoint show` prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN_EXPERTS = 12
 
 
 def checkpoint_lines(found: Checkpoint) -> Iterator[str]:
-    """Its step, where the run is, what each rank owns, and the facts of the run."""
+    """Lines about a checkpoint: its step, state, what each rank owns, and the facts of the run."""
     index, state = found.index, found.index.state
     yield f"{found.path}: after step {found.step}, complete; {index.layout}"
     place, done = state.position, state.done
@@ -32,7 +32,7 @@ def checkpoint_lines(found: Checkpoint) -> Iterator[str]:
 
 
 def _names(experts: list[Expert]) -> str:
-    """The experts of a file; of many the first."""
+    """Names of the experts of a file; only the first if there are many."""
     names = [expert_name(*expert) for expert in sorted(experts)]
     more = f" and {len(names) - SHOWN_EXPERTS} more" if len(names) > SHOWN_EXPERTS else ""
     return " ".join(names[:SHOWN_EXPERTS]) + more or "none yet"

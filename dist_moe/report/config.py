@@ -1,4 +1,4 @@
-"""A run's configuration as `dist-moe config` shows it."""
+"""The lines that `dist-moe config` prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_moe.config.load import Resolved, settings_of
 from dist_moe.config.schema import Config
 
 EXAMPLES = {"run_dir": "runs/my-run", "model.path": "models/my-model", "data.paths": ["data/prompts.jsonl"]}
-"""What stands in place of the required settings until somebody writes their own."""
+"""Example values for the required settings."""
 HEADER = """\
 # A run of dist-moe: fill in run_dir, model.path and data.paths. A line that starts with # and a name is a setting with
 # its default: remove the # to change it. Paths are relative to the directory in which the command is started.
@@ -21,8 +21,8 @@ HEADER = """\
 
 
 def template() -> str:
-    """A configuration file with every setting, its default and its help. The required ones are first, and are the only
-    ones that are not commented out."""
+    """A configuration file with every setting, its default and its help. Only the required settings, which come
+    first, are not commented out."""
     assert EXAMPLES.keys() == {each.key for each in described() if each.required}
     sections = {name: list(group) for name, group in groupby(described(), lambda each: each.section)}
     top = sections.pop("")
@@ -36,7 +36,7 @@ def template() -> str:
 
 
 def resolved_lines(resolved: Resolved) -> list[str]:
-    """Each setting, `key: value`, and where the value comes from."""
+    """One line for each setting: `key: value`, and where the value comes from."""
     settings = settings_of(resolved.config)
     left = {key: f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()}
     width = min(60, max(map(len, left.values())))
@@ -44,13 +44,13 @@ def resolved_lines(resolved: Resolved) -> list[str]:
 
 
 def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configurations differ: dotted key -> both values, plain."""
+    """Settings in which two configurations differ: dotted key -> both values."""
     one, two = settings_of(first), settings_of(second)
     return {key: (one[key], two[key]) for key in one if one[key] != two[key]}
 
 
 def _lines(settings: list[Described]) -> Iterator[str]:
-    """Each setting below its help, and the name of each section above its first."""
+    """Each setting below its help, with the name of a section above its first setting."""
     inside: list[str] = []
     for setting in settings:
         *sections, name = setting.key.split(".")

@@ -1,7 +1,8 @@
-"""What a checkpoint is to this package, from its config and its shards' headers: no weight is read.
+"""Describes a checkpoint for `dist-moe inspect-model`, from its configuration and its shards' headers; reads no
+weights.
 
-How a family routes is not looked up by its name. Its own block runs once on the meta device, where nothing is computed,
-and the functions that it calls between the router's weight and the experts are written down.
+How a family routes is observed, not looked up by name: its MoE block runs once on the meta device, where nothing is
+computed, and the functions that it calls between the router's weight and the experts are recorded.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ ROUTE = "train.mode route"
 CAPABILITIES = ("analyze", "train.mode update", ROUTE, "evaluate", "export", "verify")
 SCORES = ("softmax", "sigmoid", "softplus", "sqrt")
 NUM_TOKENS = 5
-"""Of the run on the meta device: unlike any number of experts or groups that matters."""
+"""Number of tokens of the run on the meta device: different from any number of experts or groups that matters."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """The answers of `dist-moe inspect-model`, ready to print."""
+    """What `dist-moe inspect-model` prints."""
 
     model_type: str
     dtype: str
@@ -42,30 +43,34 @@ class ModelSummary:
     moe_layers: int
     dense_layers: int
     experts: int
-    """Routed experts a layer."""
+    """Routed experts in each layer."""
     experts_per_token: int
     routing: str
-    """The router's functions in the order of their calls."""
+    """The router's functions in the order in which they are called."""
     groups: int
-    """Groups of experts that top-k is limited to a part of; 1: no groups."""
+    """Number of groups of experts in group-limited routing; 1: no groups."""
     expert_biases: bool
     shared_experts: bool
     """Experts that every token uses: never counted, masked or trained."""
     bytes_per_expert: int
-    """Of one routed expert in one layer, in the checkpoint's dtype."""
+    """Bytes of one routed expert in one layer, in the checkpoint's data type."""
     expert_bytes: int
-    """Of all routed experts of all layers."""
+    """Bytes of all routed experts of all layers."""
     other_bytes: int
     rows_per_pass: str
-    """Whether rows of several lengths share a forward pass."""
+    """Whether rows of different lengths may share a forward pass."""
     on_disk: str
     supported: str
     refused: str
-    """With the reason; "nothing" where all is supported."""
+    """What is not supported, and why; "nothing" if everything is."""
 
 
 def describe(path: Path) -> ModelSummary:
-    """Look at a model directory. A dense, quantized or unknown model is a `UserError` that says so."""
+    """Describe a model directory.
+
+    Raises:
+        UserError: the model is dense, quantized or unknown.
+    """
     model = empty_model(path)
     layers = find_moe_layers(model)
     shape = moe_shape(model, layers)
@@ -101,7 +106,7 @@ def describe(path: Path) -> ModelSummary:
 
 
 def table(summary: ModelSummary) -> Iterator[str]:
-    """One line a fact."""
+    """One line for each fact."""
     for name in summary.__slots__:
         value = getattr(summary, name)
         if isinstance(value, bool):
@@ -114,7 +119,7 @@ def table(summary: ModelSummary) -> Iterator[str]:
 
 
 def _num_decoder_layers(model: PreTrainedModel, experts_name: str) -> int:
-    """Length of the list of layers that an experts module, as `model.layers.3.mlp.experts`, lies in."""
+    """Length of the list of layers that contains an experts module such as `model.layers.3.mlp.experts`."""
     parts = experts_name.split(".")
     position = next(i for i, part in enumerate(parts) if part.isdecimal())
     layers = model.get_submodule(".".join(parts[:position]))
@@ -123,7 +128,7 @@ def _num_decoder_layers(model: PreTrainedModel, experts_name: str) -> int:
 
 
 def _refusal(model: PreTrainedModel) -> str | None:
-    """Why `train.mode: route` is refused, if it is."""
+    """Why `train.mode: route` is not supported, if it is not."""
     try:
         require_routers(model)
     except UserError as error:
@@ -134,7 +139,7 @@ def _refusal(model: PreTrainedModel) -> str | None:
 def routing_steps(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> tuple[list[str], int]:
     """What the last MoE layer's router does to its logits, in words, and its number of groups.
 
-    `model` is on the meta device, and is of no use for another forward pass afterwards.
+    `model` is on the meta device, and must not be used for another forward pass afterwards.
     """
     last = _Recorder(layers[-1])
     layers[-1].block.register_forward_pre_hook(lambda block, args: last.__enter__() and None)
@@ -153,7 +158,7 @@ def routing_steps(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> tuple
 
 
 class _Recorder(TorchFunctionMode):
-    """While entered, writes down what happens to the logits of one layer's router."""
+    """Context manager: records what happens to the logits of one layer's router."""
 
     def __init__(self, layer: MoELayer) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Pictures of a mask store, each as PNG and SVG: risk and selection by layer and expert, overlap, union growth.
+"""Plots of a mask store as PNG and SVG: risk_diff and selection by layer and expert, overlap, growth of the union.
 
-matplotlib is optional and is imported when something is drawn. Colours are told apart with any colour vision: cividis
-for amounts, orange to purple for signed ones. The same store gives the same SVG.
+matplotlib is optional, and imported when something is drawn. The colours can be told apart with any colour vision:
+cividis for amounts, orange to purple for signed values. The same store gives the same SVG.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def write_plots(store: MaskStore, out: Path) -> list[Path]:
-    """Draw all pictures into `out`, which is made if need be; files of the same name are replaced.
+    """Draw all plots into `out`, which is created if needed; files of the same names are replaced.
 
     Raises:
-        UserError: matplotlib is not installed, or `out` cannot be written; then nothing there has changed.
+        UserError: matplotlib is not installed, or `out` cannot be written; then no file has changed.
     """
     try:
         import matplotlib
@@ -57,7 +57,7 @@ def _drawn(figure: Figure, **options: Any) -> bytes:
 
 
 def risk_figure(store: MaskStore) -> Figure:
-    """Pooled risk_diff of every expert; those that the selection rule picks from it are framed."""
+    """risk_diff of every expert, all prompts pooled; experts that the selection rule selects from it are framed."""
     frame = store.counts.aggregated
     values_LE = np.zeros(store.masks.shape[1:])
     values_LE[frame["layer"], frame["expert"]] = frame["risk_diff"]
@@ -71,7 +71,7 @@ def risk_figure(store: MaskStore) -> Figure:
 
 
 def selected_figure(store: MaskStore) -> Figure:
-    """In what share of the batches each expert is selected."""
+    """Fraction of the batches that select each expert."""
     num_LE = _times_selected(store)
     figure, axes = _experts_figure(store, f"share of {len(store.masks)} batches that select an expert (white: none)")
     values_LE = np.where(num_LE > 0, num_LE / len(store.masks), np.nan)
@@ -81,7 +81,8 @@ def selected_figure(store: MaskStore) -> Figure:
 
 
 def overlap_figure(store: MaskStore) -> Figure:
-    """Jaccard index of every two batches, ordered by category; of every two categories where batches are too many."""
+    """Jaccard index of all pairs of batches, ordered by category; of all pairs of categories if there are too many
+    batches."""
     categories = np.array(store.categories, dtype=object)
     names = sorted(set(store.categories))
     if len(categories) <= MOST_BATCHES:
@@ -181,7 +182,7 @@ def _figure(store: MaskStore, title: str, width: float, height: float) -> tuple[
 
 
 def _short_name(store: MaskStore) -> str:
-    """The last two parts of its path: a run directory tells stores apart, which are all called masks.zarr."""
+    """The last two parts of the path: stores are all called masks.zarr, so the run directory tells them apart."""
     return "/".join(str(store.path).rstrip("/").split("/")[-2:])
 
 

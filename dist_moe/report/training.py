@@ -1,4 +1,4 @@
-"""What a training run says of itself before its first step."""
+"""What a training run prints before its first step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dist_moe.training.revisions import MaskRevisions
 def before_training(
     config: Config, engine: str, masks: MaskRevisions, model: MoEModel, plan: FreezePlan, mesh: Mesh, work: Path
 ) -> Iterator[str]:
-    """Line by line: what is trained, of what model, and how it is spread. `work` is where the run is until its end."""
+    """Lines: what is trained, of which model, and how it is spread over ranks. `work` is where the run works until
+    its end."""
     yield from plan.describe()
     numbers = np.array([batch.num_unsafe_experts for batch in masks.first.batches])
     yield f"Unsafe experts per batch: Min {numbers.min()}, Max {numbers.max()}, Mean {numbers.mean():.1f}"

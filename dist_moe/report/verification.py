@@ -1,4 +1,4 @@
-"""The proof of what an export has changed, as `dist-moe verify` prints it."""
+"""The lines that `dist-moe verify` prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHOWN_VIOLATIONS = 20
 
 
 def verification_lines(seen: Verification) -> Iterator[str]:
-    """What was compared, what has changed, and what should not have."""
+    """What was compared, what has changed, and what should not have changed."""
     yield f"Compared {seen.num_tensors} tensors ({seen.num_bytes / 1e6:,.1f} MB) of {seen.model} with {seen.base}"
     yield (
         f"Changed: {len(seen.changed_tensors)} tensors, {len(seen.changed_experts)} experts; "

@@ -1,8 +1,9 @@
-"""Two stores, each one Zarr v3 group: what was measured (`Counts`), and what was selected from it (`MaskStore`).
+"""Two kinds of stores, each one Zarr v3 group: what was measured (`Counts`), and what was selected from it
+(`MaskStore`).
 
-`write_store` writes one whole or not at all, `StoreWriter` in parts by many processes. `require_same_origin` compares
-masks with a run, `dist_moe.report.views` answers questions about them. Both formats are described in docs/formats.md.
-NumPy, pandas and Zarr only: a store is read without torch.
+`write_store` writes a whole store; `StoreWriter` lets many processes write one. `require_same_origin` checks that masks
+belong to a run. docs/formats.md describes both formats. Uses NumPy, pandas and Zarr only: stores are read without
+torch.
 """
 
 from dist_moe.store.counts import Counts

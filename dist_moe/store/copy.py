@@ -1,6 +1,6 @@
-"""Copying a whole store from one place to another, each file compared with its digest on the way.
+"""Copies a store, and compares each file with its digest on the way.
 
-zarr.json comes last: what a killed copy leaves does not open as a store.
+zarr.json is copied last, so what a killed copy leaves does not open as a store.
 """
 
 import json
@@ -16,12 +16,12 @@ from dist_moe.store.store import Store
 
 
 def copy_store(store: Store, place: str) -> None:
-    """Write the same bytes to `place`, a directory or a URL that fsspec can write to.
+    """Copy to `place`, a new directory or a URL that fsspec can write to.
 
     A directory appears there complete, or not at all.
 
     Raises:
-        UserError: there is something at `place` already, it cannot be written, or the store is damaged.
+        UserError: `place` exists, it cannot be written, or the store is damaged.
     """
     if open_source(place).exists():
         raise UserError(f"{place} exists: choose another place or remove it")

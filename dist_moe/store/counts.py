@@ -1,4 +1,4 @@
-"""Reading a counts store: what was measured of each prompt, and the rates that follow from it."""
+"""Reads a counts store: the measurements of each prompt, and the rates computed from them."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -25,7 +25,7 @@ PROMPTS_AT_ONCE = 1024
 
 
 class Counts(Store):
-    """What an analysis measured, and of what; made by `Counts.open`."""
+    """The measurements of an analysis; made by `Counts.open`."""
 
     kind: ClassVar[Kind] = COUNTS
 
@@ -43,28 +43,28 @@ class Counts(Store):
 
     @property
     def prompt_counts(self) -> Rows:
-        """int32 [P, L, E]; the one array that may be too large to read at once."""
+        """int32 [P, L, E]; this array may be too large to read at once."""
         return self._by_prompt("counts")
 
     @property
     def prompt_tokens(self) -> Rows:
-        """int64 [P]: counted tokens."""
+        """int64 [P]: number of counted tokens."""
         return self._by_prompt("tokens")
 
     @property
     def tables(self) -> Mapping[str, Rows]:
-        """What else was measured of each prompt, by name: float32 or int32, [P, L, E] or [P] each."""
+        """Further measurements of each prompt, by name: float32 or int32, [P, L, E] or [P]."""
         return {name: self._by_prompt(name) for name in self.table_names}
 
     def of_batches(self, batches: range, *, tables: bool = True, prefix: str = "") -> RoutingCounts:
-        """The counts of the prompts of some consecutive batches; as `of_prompts`."""
+        """The counts of the prompts of consecutive batches; see `of_prompts`."""
         return self.of_prompts(self.index.rows(batches), tables=tables, prefix=prefix)
 
     def of_prompts(self, prompts: slice, *, tables: bool = False, prefix: str = "") -> RoutingCounts:
-        """The counts of some consecutive prompts, with or without tables; `prefix`: of another table, "prefill_".
+        """The counts of consecutive prompts, with or without tables; with `prefix` "prefill_", from that table.
 
         Raises:
-            UserError: one of them is none that counting tokens could give; names array, batch, prompt and expert.
+            UserError: a value is impossible; names array, batch, prompt and expert.
         """
         counts_PLE, tokens_P = (self._by_prompt(f"{prefix}{name}")[prompts] for name in ("counts", "tokens"))
         counts_PLE, tokens_P = counts_PLE.astype(np.int64), tokens_P.astype(np.int64)
@@ -79,7 +79,7 @@ class Counts(Store):
         return RoutingCounts(counts_PLE, tokens_P, self.experts_per_token, others)
 
     def risk(self, batches: range) -> RiskTable:
-        """Rates of some consecutive batches.
+        """Rates of consecutive batches.
 
         Raises:
             UserError: as `of_prompts`, or an arm of a batch has no counted token.
@@ -121,28 +121,29 @@ class Counts(Store):
 
     @cached_property
     def prompts(self) -> pd.DataFrame:
-        """One line for each of the P prompts: id, unsafe, batch, tokens (counted ones)."""
+        """A table with a row for each prompt: id, unsafe, batch, tokens (number of counted ones)."""
         index = self.index
         columns = {"id": index.prompt_ids, "unsafe": index.unsafe_P, "batch": index.batch_of_P.astype(np.int32)}
         return pd.DataFrame(columns | {"tokens": self.prompt_tokens[:]})
 
     @cached_property
     def template_tokens(self) -> np.ndarray | None:
-        """int32 [P]: how many of a row's counted tokens are the chat template's; None where the store does not know."""
+        """int32 [P]: number of prompt tokens that belong to the chat template alone; None if the store does not
+        know."""
         return self._shapes.array(TEMPLATE)[:] if TEMPLATE in self.files.array_digests else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may make a difference of routing that is no risk, a line each."""
+        """Lines about other differences between safe and unsafe prompts that may explain a difference in routing."""
         return tuple(warnings(self.attributes.get("arms", {}), self.counted_tokens, len(self.batch_ids)))
 
     def steps(self) -> list[range]:
-        """All batches in steps that read each file once."""
+        """All batches, in blocks that read each file once."""
         return [range(*slab) for slab in self._shapes.array(prompt_array("counts")).slabs(0, len(self.batch_ids))]
 
     @cached_property
     def aggregated(self) -> pd.DataFrame:
-        """All experts by their rates over the pooled prompts, riskiest first; columns as `risk_frame`."""
+        """All experts with their rates over all prompts pooled, largest risk_diff first; columns as in `risk_frame`."""
         parts = []
         for start in range(0, self.index.num_prompts, PROMPTS_AT_ONCE):
             counts = self.of_prompts(slice(start, start + PROMPTS_AT_ONCE))
@@ -152,7 +153,7 @@ class Counts(Store):
 
     @cached_property
     def mean_of_batches(self) -> pd.DataFrame:
-        """Like `aggregated`, but the mean of the batches' rates: each batch weighs the same, however many tokens."""
+        """Like `aggregated`, but the mean of the batches' rates, with the same weight for each batch."""
         return _single_row_frame(mean_of_batches(self.risk(range(len(self.batch_ids)))))
 
     def _computed(self, rows: Callable[[range], np.ndarray]) -> Rows:

@@ -1,4 +1,4 @@
-"""What a counts store holds: which prompt is in which batch, and what was measured of each."""
+"""The plan of a counts store: what it will contain, known before counting."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ ALWAYS = {"counts": ("int32", 3), "tokens": ("int64", 1)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountsPlan(StorePlan[RoutingCounts]):
-    """What is to be measured, and of what. Results are the counts of the prompts of some batches."""
+    """Plan of a counts store. Its results are the counts of the prompts of some batches."""
 
     kind: ClassVar[Kind] = COUNTS
     tables: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Further measurements of prompts by name: NumPy type ("float32" or "int32"), and 3 for [P, L, E] or 1 for [P]."""
+    """Further measurements by name: NumPy type ("float32" or "int32"), and 3 for [P, L, E] or 1 for [P]."""
     template_P: np.ndarray | None = None
-    """int [P]: how many of a row's counted tokens are the chat template's. None: none are, or nobody knows."""
+    """int [P]: number of prompt tokens that belong to the chat template alone; None: none, or unknown."""
 
     def require_sound(self) -> None:
         assert self.template_P is None or self.template_P.shape == self.index.unsafe_P.shape

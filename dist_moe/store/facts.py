@@ -1,4 +1,4 @@
-"""What a reader should know of two arms before believing a difference; the attribute `arms` of a counts store."""
+"""The attribute `arms` of a counts store: other differences between safe and unsafe prompts than risk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 MOST_BATCHES = 1000
-"""Of which each is tested on its own."""
+"""Up to this number of batches, each is tested on its own."""
 
 
 def arm_facts(plan: CountsPlan, tokens_P: np.ndarray) -> dict[str, Any]:
-    """What docs/formats.md says of `arms`, from the plan and how many tokens of each row were counted, int [P]."""
+    """The attribute `arms` (see docs/formats.md), from the plan and the number of counted tokens of each row, int
+    [P]."""
     counted_P = tokens_P > 0
     kinship, unsafe_P = plan.index.kinship.of(counted_P), plan.index.unsafe_P[counted_P]
     facts: dict[str, Any] = {"level": LEVEL}
@@ -42,7 +43,7 @@ def arm_facts(plan: CountsPlan, tokens_P: np.ndarray) -> dict[str, Any]:
 
 
 def _prompts(kinship: Kinship, unsafe_P: np.ndarray) -> dict[str, Any]:
-    """How many there are, how many of both arms with how many rows, and batches that have a single one in an arm."""
+    """Numbers of prompts, of prompts and rows in both arms, and of batches with a single prompt in an arm."""
     safe, unsafe = (np.unique(kinship.cluster_P[arm_P]) for arm_P in (~unsafe_P, unsafe_P))
     both = np.intersect1d(safe, unsafe)
     of_arms = np.stack([2 * kinship.batch_P.astype(np.uint64) + unsafe_P.astype(np.uint64), kinship.cluster_P], axis=1)
@@ -58,7 +59,7 @@ def _prompts(kinship: Kinship, unsafe_P: np.ndarray) -> dict[str, Any]:
 def _batches_that_differ(
     value_P: np.ndarray, weight_P: np.ndarray, unsafe_P: np.ndarray, kinship: Kinship, generator: np.random.Generator
 ) -> list[int] | None:
-    """Batches whose arms differ by themselves, at a false discovery rate of LEVEL; None: too many to be tested."""
+    """Batches whose arms differ, at a false discovery rate of LEVEL; None if there are too many to test."""
     batches, starts = np.unique(kinship.batch_P, return_index=True)
     if len(batches) > MOST_BATCHES:
         return None
@@ -72,7 +73,7 @@ def _batches_that_differ(
 
 
 def warnings(arms: Mapping[str, Any], counted_tokens: str, num_batches: int) -> Iterator[str]:
-    """A line for each thing in these facts that may make a difference of routing that is no risk."""
+    """Lines about differences in `arms` that may explain a difference in routing."""
     if number := arms.get("prompts_in_both_arms"):
         yield (
             f"{number} of {arms['prompts']} prompts have both safe and unsafe rows "

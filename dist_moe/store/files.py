@@ -1,4 +1,4 @@
-"""A store's files, each compared with its digest before anything decodes it; no byte goes out unchecked."""
+"""Reads the files of a store, and compares each with its digest before it is decoded."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ ADVICE = "restore it from a copy, or remove it and run the analysis again"
 
 
 def damaged(place: str, how: str) -> UserError:
-    """What a damaged store is refused with."""
+    """The error for a damaged store."""
     return UserError(f"{place} is damaged: {how}; {ADVICE}")
 
 
 class CheckedFiles:
-    """The arrays of one store. The files read last are kept, so that neighbours cost no second look."""
+    """The arrays of one store. Caches the last files, so that neighbouring batches are read once."""
 
     def __init__(self, source: Source, array_digests: dict[str, str]) -> None:
         self.source, self.array_digests = source, array_digests
@@ -41,10 +41,10 @@ class CheckedFiles:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def array(self, name: str) -> StoredRows:
-        """An array to be read as it is indexed.
+        """An array that is read when it is indexed.
 
         Raises:
-            UserError: what says how it is stored is damaged.
+            UserError: its metadata are damaged.
         """
         if name not in self._arrays:
             if name not in self.array_digests:
@@ -59,10 +59,10 @@ class CheckedFiles:
         return self._arrays[name]
 
     def read(self, array: str, file: str) -> bytes:
-        """One file of an array.
+        """The bytes of one file of an array.
 
         Raises:
-            UserError: it was changed or lost.
+            UserError: the file has changed or is missing.
         """
         key = f"{array}/{file}"
         if key in self._kept:
@@ -81,7 +81,7 @@ class CheckedFiles:
         """The digests of an array's files.
 
         Raises:
-            UserError: the list itself was changed or lost.
+            UserError: the list has changed or is missing.
         """
         if array not in self._sums:
             sums = stored_sums(self.source, array, self.array_digests[array])
@@ -91,7 +91,7 @@ class CheckedFiles:
         return self._sums[array]
 
     def damage(self, array: str) -> list[Damage]:
-        """All that is wrong with an array: every file is read and compared, and none may be there besides."""
+        """Everything that is wrong with an array: compares every file, and finds files that do not belong there."""
         try:
             sums = self.sums(array)
         except UserError:
@@ -107,6 +107,6 @@ class CheckedFiles:
         return wrong
 
     def facts(self) -> list[dict[str, Any]]:
-        """What is stored, one line an array: name, dtype, shape."""
+        """A line for each array: name, dtype, shape."""
         arrays = [(name, self.array(name)) for name in self.array_digests]
         return [{"array": n, "dtype": a.dtype.name, "shape": "x".join(map(str, a.shape))} for n, a in arrays]

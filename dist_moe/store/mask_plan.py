@@ -1,4 +1,4 @@
-"""What a mask store holds: each batch's experts, the rule that chose them, and how far they can be trusted."""
+"""The plan of a mask store: what it will contain, known before selecting, and the results of batches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from dist_moe.store.zarr_arrays import ArraySpec, plain, sharded
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskResults:
-    """What was chosen for some consecutive batches."""
+    """What was selected for consecutive batches."""
 
     masks: ExpertMasks
     signs_B3: np.ndarray
@@ -24,26 +24,26 @@ class MaskResults:
 
     @staticmethod
     def signs(masks: ExpertMasks, risk_diff_BLE: np.ndarray) -> np.ndarray:
-        """`signs_B3`, from the batches' risk_diff."""
+        """`signs_B3`, computed from the batches' risk_diff."""
         signs_BLE = np.where(masks.masks_BLE, np.sign(risk_diff_BLE), np.nan)
         return np.stack([(signs_BLE == sign).sum(axis=(1, 2)) for sign in (1, -1, 0)], axis=1).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskPlan(StorePlan[MaskResults]):
-    """What is to be chosen, and from which counts."""
+    """Plan of a mask store: what is selected, and from which counts."""
 
     kind: ClassVar[Kind] = MASKS
     selection_rule: Mapping[str, Any]
     """The rule's name and parameters, JSON values."""
     counts_digest: str
-    """Of the counts store that the masks were selected from."""
+    """Digest of the counts store."""
     statistics: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Further results by name: NumPy type ("float32" or "int32"), and 3 for [B, L, E] or 1 for [B]."""
     revision: int = 0
-    """0: the first masks; each later one stands in a store of its own and names the one before."""
+    """0: the first masks. Each later revision is a store of its own and names its predecessor."""
     previous: str | None = None
-    """Digest of the revision before this one."""
+    """Digest of the previous revision."""
 
     def require_sound(self) -> None:
         assert self.revision >= 0
@@ -51,7 +51,7 @@ class MaskPlan(StorePlan[MaskResults]):
         require_kinds(self.statistics)
 
     def revised(self, before: str, **changes: Any) -> "MaskPlan":
-        """The plan of the revision after this one, of which `before` is the digest; `changes` are other fields."""
+        """Plan of the next revision; `before` is the digest of this one, `changes` are other fields."""
         return replace(self, revision=self.revision + 1, previous=before, **changes)
 
     @property

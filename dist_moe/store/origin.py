@@ -1,4 +1,4 @@
-"""Masks belong to one model, tokenizer, data set and sequence of batches; a run that uses them must have the same."""
+"""Checks that masks belong to the model, tokenizer, data and batches of a run."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -55,7 +55,7 @@ def require_same_origin(
 
 
 def revision_place(place: str, revision: int) -> str:
-    """Where a revision of a mask set stands: 2 of `"run/masks.zarr"` is `"run/masks.r2.zarr"`; 0 is the set itself."""
+    """Path of a revision of a mask set: 2 of `"run/masks.zarr"` is `"run/masks.r2.zarr"`; 0 is the set itself."""
     assert revision >= 0
     return place if revision == 0 else f"{place.removesuffix('.zarr')}.r{revision}.zarr"
 
@@ -64,7 +64,7 @@ def require_follows(before: MaskStore, after: MaskStore) -> None:
     """Refuse masks that are not the next revision of others.
 
     Raises:
-        UserError: `after` is of another number, names another store as the one before, or is of other batches.
+        UserError: `after` has another number, names another predecessor, or is of other batches.
     """
     if (after.revision, after.previous) != (before.revision + 1, before.digest):
         raise UserError(

@@ -1,7 +1,7 @@
-"""What the two stores have in common before anything is written: facts, and the grid on which batches lie.
+"""What the plans of both kinds of stores share: attributes, and the grid of batches.
 
-Everything that is found for a batch lies on one grid: a file of each array holds the same batches, so that whoever has
-their results writes those files whole and no others. Equal input gives equal bytes, whoever writes.
+All results of batches are on one grid: a file of each array holds the same batches, so that whoever has their results
+writes these files completely and no others. Equal input gives equal bytes, whoever writes.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ HASHES = ("model_hash", "tokenizer_hash", "data_hash", "tokens_hash")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorePlan(Generic[R]):
-    """What is known before there is a result of type R: the same for all that write one store together."""
+    """What is known of a store before there is a result (of type R); the same for all that write the store together."""
 
     kind: ClassVar[Kind]
     index: BatchIndex
@@ -31,9 +31,9 @@ class StorePlan(Generic[R]):
     experts_per_token: int
     """The model's k."""
     counted_tokens: str
-    """As `analysis.tokens`."""
+    """The setting `analysis.tokens`."""
     layer_names: tuple[str, ...]
-    """The model's module name of each MoE layer, L of them."""
+    """Module name of each of the L MoE layers."""
     provenance: Mapping[str, Any]
     """JSON values; at least the `HASHES`, and whatever else made the batches."""
 
@@ -48,12 +48,12 @@ class StorePlan(Generic[R]):
 
     @property
     def rows_per_file(self) -> int:
-        """How many batches share a file."""
+        """Number of batches that share a file."""
         return batches_per_file(len(self.index))
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Those of the store's root, but what is known only when it is sealed."""
+        """Attributes of the store's root, except those that are known only when it is completed."""
         return {
             "format": self.kind.format,
             "format_version": self.kind.version,
@@ -68,15 +68,15 @@ class StorePlan(Generic[R]):
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays that are known before there is a result; each is one file."""
+        """Arrays that are known before there is a result; one file each."""
         texts = {"batch_ids": self.index.ids, "batch_categories": self.index.categories}
         return {name: encode_texts(text) for name, text in texts.items()} | self.own_arrays
 
     def files(self, index: int, results: R) -> dict[str, bytes]:
-        """The files of one step of the grid: key within the store -> bytes.
+        """The files of one block of the grid: key within the store -> bytes.
 
         Raises:
-            AssertionError: these are no results of those batches.
+            AssertionError: the results are not of these batches.
         """
         batches = range(index * self.rows_per_file, min((index + 1) * self.rows_per_file, len(self.index)))
         values, specs = self.values(batches, results), self.specs
@@ -84,38 +84,38 @@ class StorePlan(Generic[R]):
         return {f"{name}/{spec.file(index)}": encode_file(spec, values[name]) for name, spec in specs.items()}
 
     def require_sound(self) -> None:
-        """Assert what a plan of this kind must be."""
+        """Assert that a plan of this kind is consistent."""
 
     @property
     def own_attributes(self) -> dict[str, Any]:
-        """Further attributes."""
+        """Further attributes of this kind."""
         raise NotImplementedError
 
     @property
     def own_arrays(self) -> dict[str, np.ndarray]:
-        """Further arrays of one file."""
+        """Further arrays of one file of this kind."""
         raise NotImplementedError
 
     @property
     def specs(self) -> dict[str, ArraySpec]:
-        """Arrays of results, all on the grid of batches."""
+        """Arrays of results, on the grid of batches."""
         raise NotImplementedError
 
     def values(self, batches: range, results: R) -> dict[str, np.ndarray]:
-        """What the arrays of results hold for some consecutive batches, which must be those of the results."""
+        """Contents of the arrays of results for consecutive batches; the results must be of these batches."""
         raise NotImplementedError
 
     def cut(self, results: R, batches: range) -> R:
-        """The results of some consecutive batches, from those of all."""
+        """The results of consecutive batches, from those of all."""
         raise NotImplementedError
 
     def sealed_attributes(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """What is known when all is written, from the arrays named in `needed_to_seal`."""
+        """Attributes that are known when everything is written, from the arrays named in `needed_to_seal`."""
         return {}
 
     @property
     def needed_to_seal(self) -> tuple[str, ...]:
-        """Arrays of results that are read again when the store is sealed."""
+        """Arrays of results that are read again when the store is completed."""
         return ()
 
 

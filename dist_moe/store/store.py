@@ -1,7 +1,7 @@
-"""What both kinds of stores are when they are read. Nothing is ever written, and no file is decoded unchecked.
+"""What both kinds of stores share when they are read. Nothing is written, and no file is decoded before it is verified.
 
-Opening reads and checks the root's metadata only, whatever the size; each file is compared with its digest when it is
-read, and `check` does all of them.
+Opening reads and verifies only the root's metadata, whatever the size. Each file is compared with its digest when it is
+read; `check` compares all of them.
 """
 
 from functools import cached_property
@@ -18,7 +18,7 @@ from dist_moe.store.source import Source, open_source
 
 
 class Store:
-    """Its facts, and its batches; made by `open`."""
+    """Attributes and batches of a store; made by `open`."""
 
     kind: ClassVar[Kind]
 
@@ -38,23 +38,23 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a store read-only.
+        """Open a store for reading.
 
         Args:
-            path: a directory, or a URL that fsspec knows, such as s3://bucket/masks.zarr.
+            path: a directory, or a URL that fsspec can read, such as s3://bucket/masks.zarr.
 
         Raises:
-            UserError: there is no store at `path`, it is not ours, of another version, incomplete or damaged.
+            UserError: there is no store at `path`, or it is of another kind or version, incomplete or damaged.
         """
         source = open_source(path)
         return cls(path, source, *read_root(source, cls.kind))
 
     @classmethod
     def open_whole(cls, path: str | Path) -> Self:
-        """Open a store, and check that its arrays and its plan fit together; results are checked when they are read.
+        """Open a store, and check that its arrays are consistent; results are checked when they are read.
 
         Raises:
-            UserError: as `open`, or one of them has another type, length or shape than the others.
+            UserError: as `open`, or an array has an unexpected type, length or shape.
         """
         store = cls.open(path)
         store.check_plan()
@@ -64,7 +64,7 @@ class Store:
         """Compare types, shapes and lengths of all arrays with each other; results are not read.
 
         Raises:
-            UserError: two do not fit together.
+            UserError: two of them are inconsistent.
         """
         for name in self.files.array_digests:
             self._shapes.array(name)
@@ -76,11 +76,11 @@ class Store:
         self.categories  # noqa: B018 (its length is checked as it is read)
 
     def damage(self) -> list[Damage]:
-        """Every file of every array compared with its digest; empty for a store as it was written."""
+        """Compare every file of every array with its digest; returns what is wrong."""
         return [wrong for name in self.files.array_digests for wrong in self.files.damage(name)]
 
     def check(self) -> None:
-        """Compare every file with the digests that were written.
+        """Compare every file with its digest.
 
         Raises:
             UserError: a file was changed, added or lost.
@@ -92,12 +92,12 @@ class Store:
 
     @property
     def arrays(self) -> pd.DataFrame:
-        """What is stored, one line an array: name, dtype, shape."""
+        """A line for each array: name, dtype, shape."""
         return pd.DataFrame(self.files.facts())
 
     @cached_property
     def batch_ids(self) -> tuple[str, ...]:
-        """Stable id of each batch."""
+        """Id of each batch."""
         return self._shapes.texts("batch_ids")
 
     @cached_property
@@ -111,7 +111,7 @@ class Store:
         return len(self.batch_ids), len(self.layer_names), self.num_experts
 
     def _texts(self, name: str, number: int) -> tuple[str, ...]:
-        """An array of text with this many entries."""
+        """An array of texts, with this number of entries."""
         texts = self._shapes.texts(name)
         if len(texts) != number:
             raise damaged(str(self.path), f"array {name} has {len(texts)} entries: expected {number}")

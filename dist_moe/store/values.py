@@ -1,4 +1,4 @@
-"""What counting tokens can give, and what not: whoever wrote the numbers, they are looked at before they are used."""
+"""Checks that stored measurements are possible, before they are used."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from dist_moe.stats.names import expert_name
 def wrong_measurement(
     counts_PLE: np.ndarray, tokens_P: np.ndarray, experts_per_token: int, tables: Mapping[str, np.ndarray]
 ) -> tuple[str, int, str] | None:
-    """The first number that is none: name of its table, prompt, and what it is; None: all can be.
+    """The first impossible value: name of its table, prompt, and what is wrong; None if there is none.
 
     Args:
         counts_PLE: int [P, L, E].

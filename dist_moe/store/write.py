@@ -1,9 +1,9 @@
-"""Writing a store of counts or masks: whole, or in parts by many processes that need no lock.
+"""Writes a store of counts or masks, by one process or by many that need no lock.
 
-All that write one store hold the same plan. Each writes files that no other writes, whole and by one rename, and then
-a record of their digests; a step of the grid with a record is done. Whoever finds all records seals the store: only
-then is there a zarr.json at its root, and without one it does not open. Two that write the same step, or seal at the
-same time, write the same bytes.
+All that write one store have the same plan. Each writes blocks of batches: files that nobody else writes, each by one
+rename, and then a record of their digests; a block with a record is done. Whoever finds all records completes the
+store: only then is there a zarr.json at its root, without which it does not open. Two that write the same block, or
+complete the store at the same time, write the same bytes.
 """
 
 import json
@@ -32,7 +32,7 @@ from dist_moe.store.zarr_arrays import METADATA, array_metadata, decode_rows, en
 
 
 def write_store(path: Path, plan: StorePlan[R], results: R, *, overwrite: bool = False) -> None:
-    """Write a store of the results of all batches of the plan; it appears at `path` complete, or not at all.
+    """Write a store with the results of all batches of the plan; it appears at `path` complete, or not at all.
 
     Raises:
         UserError: `path` exists, and `overwrite` is false.
@@ -48,12 +48,12 @@ REMOVE = "remove the unfinished store, to begin anew"
 
 
 class StoreWriter(Generic[R]):
-    """One of those that write a store; it may be killed at any moment, and another goes on."""
+    """One of the processes that write a store; it may be killed at any moment, and another can go on."""
 
     def __init__(self, path: Path, plan: StorePlan[R], *, sync: bool = True) -> None:
         """Begin a store at `path`, or go on with one that was begun with the same plan.
 
-        Without `sync` the caller sees to it that files are on disk (fsync) before they count.
+        Without `sync`, the caller must make sure that files are on disk (fsync) before they count.
 
         Raises:
             UserError: the store there, complete or not, has another plan.
@@ -80,24 +80,24 @@ class StoreWriter(Generic[R]):
 
     @property
     def missing(self) -> list[range]:
-        """The batches of each step of the grid that nobody has written yet; none of a store that is sealed."""
+        """The batches of each block that is not written yet; none if the store is complete."""
         return [self.batches(step) for step in range(self.num_steps) if self.is_missing(step)]
 
     @property
     def num_steps(self) -> int:
-        """How many steps the grid of batches has."""
+        """Number of blocks of the grid."""
         return self._num_steps
 
     def batches(self, step: int) -> range:
-        """The batches of a step of the grid."""
+        """The batches of a block."""
         return range(step * self._rows, min((step + 1) * self._rows, len(self.plan.index)))
 
     def is_missing(self, step: int) -> bool:
-        """Whether nobody has written this step yet."""
+        """Whether a block is not written yet."""
         return not self._sealed and not self._record(step).exists()
 
     def write(self, batches: range, results: R) -> None:
-        """Write one step of the grid: `batches` is one of `missing`. One that another has written meanwhile is left."""
+        """Write one block; `batches` is one of `missing`. Does nothing if another process has written it meanwhile."""
         index = batches.start // self._rows
         assert batches == self.batches(index), f"{batches} is not {self.batches(index)}"
         if not self.is_missing(index):
@@ -108,7 +108,7 @@ class StoreWriter(Generic[R]):
         self._put(str(self._record(index).relative_to(self.path)), sums_text({k: sha256(d) for k, d in files.items()}))
 
     def seal(self) -> None:
-        """Mark the store complete; does nothing if another has.
+        """Complete the store; does nothing if another process has.
 
         Raises:
             UserError: some batches are not written yet.
@@ -189,7 +189,7 @@ class StoreWriter(Generic[R]):
         return sums
 
     def _stored(self, name: str) -> np.ndarray:
-        """An array of results, from what all have written."""
+        """An array of results, from what all processes have written."""
         spec, rows = self._specs[name], []
         for step in range(self.num_steps):
             data = (self.path / name / spec.file(step)).read_bytes()

@@ -1,8 +1,8 @@
-"""Zarr v3 arrays as bytes: what is in each file of an array, and back, by zarr-python on files in memory.
+"""Zarr v3 arrays as bytes: the contents of each file of an array, and back, with zarr-python on files in memory.
 
-So the digest of a file is compared before anything of it is decoded, and a file is written whole by whoever has its
-rows. Only the first axis is split. A plain array has one chunk a file; a sharded one has a chunk for each row, so that
-a row is decoded without its neighbours.
+So a file's digest can be compared before anything is decoded, and a file is written completely by whoever has its rows.
+Only the first axis is split. A plain array has one chunk per file; a sharded one has a chunk for each row, so that a
+row can be decoded alone.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ METADATA = "zarr.json"
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """Type, shape and cut of one array."""
+    """Type, shape and split of one array."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     rows_per_file: int
-    """How much of the first axis is in one file."""
+    """Number of rows of the first axis in one file."""
     rows_per_chunk: int
-    """How much of it is decoded at once; the same as `rows_per_file` unless `sharded`."""
+    """Number of rows that are decoded together; equal to `rows_per_file` unless the array is `sharded`."""
     sharded: bool
 
     def file(self, index: int) -> str:
@@ -45,19 +45,19 @@ class ArraySpec:
 
 
 def plain(dtype: Any, shape: Sequence[int], rows_per_file: int | None = None) -> ArraySpec:
-    """An array with one chunk a file; without `rows_per_file` it is one file."""
+    """An array with one chunk per file; without `rows_per_file` it is one file."""
     rows = rows_per_file or max(1, shape[0])
     return ArraySpec(np.dtype(dtype), tuple(shape), rows, rows, sharded=False)
 
 
 def sharded(dtype: Any, shape: Sequence[int], rows_per_file: int) -> ArraySpec:
-    """An array with one chunk a row, and many rows in a file."""
+    """An array with one chunk per row, and many rows in a file."""
     return ArraySpec(np.dtype(dtype), tuple(shape), rows_per_file, 1, sharded=True)
 
 
 @lru_cache
 def array_metadata(spec: ArraySpec) -> bytes:
-    """The array's zarr.json."""
+    """The zarr.json of an array."""
     files: dict[str, Any] = {}
     _create(spec, files)
     return bytes(files[METADATA].to_bytes())
@@ -68,7 +68,7 @@ def parse_array_metadata(data: bytes) -> ArraySpec:
     """The spec in an array's zarr.json.
 
     Raises:
-        UserError: it is none of ours.
+        UserError: it is not as this package writes it.
     """
     with refused_by_library(f"its {METADATA} is no array's", "it cannot be read"):
         array = zarr.open_array(MemoryStore({METADATA: Buffer.from_bytes(data)}), mode="r")
@@ -81,7 +81,7 @@ def parse_array_metadata(data: bytes) -> ArraySpec:
 
 
 def encode_file(spec: ArraySpec, rows: np.ndarray) -> bytes:
-    """One file with these rows, at most `rows_per_file`; only an array's last file has fewer."""
+    """The bytes of one file with these rows, at most `rows_per_file`; only an array's last file has fewer."""
     assert rows.dtype == spec.dtype, f"{rows.dtype} for {spec.dtype}"
     assert rows.shape[1:] == spec.shape[1:]
     assert 0 < len(rows) <= spec.rows_per_file
@@ -91,7 +91,7 @@ def encode_file(spec: ArraySpec, rows: np.ndarray) -> bytes:
 
 
 def decode_rows(spec: ArraySpec, data: bytes, start: int, stop: int, what: str) -> np.ndarray:
-    """Rows `start` to `stop` of a file, counted within it; `what` is how an error calls the array.
+    """Rows `start` to `stop` of a file, counted within it; `what` is the array's name in errors.
 
     Raises:
         UserError: the file holds something else.

@@ -1,6 +1,6 @@
-"""What differs between a base and its repaired model, as a stream of (place, new bytes), one expert at a time.
+"""The difference between a base and its repaired model, as a stream of (place, new bytes), one expert at a time.
 
-A run's trained experts give this stream, and so does a delta file; export.py, which takes it, does not know which.
+Both a run's trained experts and a delta file give such a stream; export.py, which takes it, does not know which.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dist_moe.weights.parts import Expert
 from dist_moe.weights.trained import TrainedExperts
 
 Change = tuple[Place, np.ndarray]
-"""A place and its new bytes, uint8."""
+"""A place in a checkpoint and its new bytes, uint8."""
 
 
 def trained_places(layout: HubLayout, experts: Iterable[Expert]) -> list[tuple[Place, Expert]]:
-    """Where these experts are, each place with its expert, in the order of their names; no weight is read."""
+    """The places of these experts, each with its expert, sorted by name; reads no weights."""
     experts_of: dict[int, list[int]] = {}
     for layer, expert in sorted(set(experts)):
         experts_of.setdefault(layer, []).append(expert)
@@ -35,7 +35,7 @@ def trained_places(layout: HubLayout, experts: Iterable[Expert]) -> list[tuple[P
 
 
 def trained_changes(layout: HubLayout, trained: TrainedExperts) -> Iterator[Change]:
-    """A run's trained experts in the names and dtypes of the base that `layout` is of.
+    """A run's trained experts under the tensor names and in the data types of the base that `layout` describes.
 
     Raises:
         UserError: they are of a model with other layers, experts or shapes.

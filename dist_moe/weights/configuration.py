@@ -1,4 +1,4 @@
-"""A checkpoint's config.json and generation_config.json, as transformers reads them, or refused by what is wrong."""
+"""Reads a checkpoint's config.json and generation_config.json as transformers does, with one-line errors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ GENERATION = "generation_config.json"
 ADVICE = "copy or download the checkpoint again, or correct its config.json"
 LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 MOST_LAYERS = 1000
-"""Several times those of any model."""
+"""Limit on the number of layers, several times that of any model."""
 
 
 def refused_by_transformers(file: Path) -> AbstractContextManager[None]:
-    """While transformers reads `file`, or builds what it describes; what it raises is one line."""
+    """Context manager: an error of transformers while it reads `file`, or builds a model from it, becomes one line."""
     return refused_by_library(f"{file}: not what transformers {transformers.__version__} reads", ADVICE)
 
 
@@ -28,7 +28,7 @@ def read_config(path: Path) -> PreTrainedConfig:
     """The configuration of a model directory.
 
     Raises:
-        UserError: it is not one of transformers', no causal language model can be built of it, or none that trains.
+        UserError: transformers cannot read it, it is not of a causal language model, or the model cannot be trained.
     """
     file = path / CONFIG
     raw = read_json(file)
@@ -47,10 +47,10 @@ def read_config(path: Path) -> PreTrainedConfig:
 
 
 def read_generation_config(path: Path) -> GenerationConfig | None:
-    """What generation_config.json says; None: there is none.
+    """The contents of generation_config.json; None if there is none.
 
     Raises:
-        UserError: transformers does not read it, or an end token is no number.
+        UserError: transformers cannot read it, or an end token is not a number.
     """
     file = path / GENERATION
     if not file.is_file():
@@ -77,7 +77,7 @@ def _check_model_type(file: Path, raw: dict[str, Any]) -> None:
 
 
 def _check_layer_counts(file: Path, raw: dict[str, Any]) -> None:
-    """Before transformers makes a list and a module of each of a billion layers."""
+    """Refuse absurd numbers of layers before transformers builds a list of them."""
     text = raw.get("text_config")
     for part in (raw, text if isinstance(text, dict) else {}):
         for name in LAYER_COUNTS:

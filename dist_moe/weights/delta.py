@@ -1,10 +1,10 @@
-"""A delta: the changed experts of one base in one small safetensors file, which holds numbers and JSON only.
+"""Deltas: the changed experts of one base in a small safetensors file, which holds numbers and JSON only.
 
-    __metadata__   digest, format, version, facts (JSON: what the experts were trained from and how)
-    NAME           an expert's tensor as the checkpoint names it, in the checkpoint's dtype
+    __metadata__   digest, format, version, facts (JSON: about the training of the experts)
+    NAME           an expert's tensor, with the name and data type that it has in the checkpoint
     NAME[5]        row 5 of a tensor that holds all experts of a layer
 
-The digest is the SHA-256 of the whole file with 64 zeros in the digest's place.
+The digest is the SHA-256 of the whole file, with 64 zeros in place of the digest.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def write_delta(out: Path, layout: HubLayout, places: Iterable[Place], changes: Iterable[Change], facts: Facts) -> None:
-    """Write the changes of `places`, in the base that `layout` is of, to the new file `out`.
+    """Write the changes at `places`, in the base that `layout` describes, to the new file `out`.
 
-    The header is written first and the changes fill the space behind it as they come, one at a time in memory.
+    The header is written first; then the changes are written as they come, one at a time in memory.
     """
     header: dict[str, Any] = {
         "__metadata__": {"digest": NO_DIGEST, "format": FORMAT, "version": VERSION, "facts": json.dumps(asdict(facts))}
@@ -62,10 +62,10 @@ def write_delta(out: Path, layout: HubLayout, places: Iterable[Place], changes: 
 
 
 def read_facts(path: Path) -> Facts:
-    """The facts of a delta, after a check of every byte.
+    """The facts of a delta, after verifying every byte.
 
     Raises:
-        UserError: there is no such file, it is no delta, of another version, not as it was written, or says too little.
+        UserError: the file is missing, not a delta, of another version, damaged, or its facts are incomplete.
     """
     if not path.is_file():
         raise UserError(f"no delta file {path}: expected one that `dist-moe export RUN --delta` has written")
@@ -86,10 +86,10 @@ def read_facts(path: Path) -> Facts:
 
 
 def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
-    """What a delta changes: whole experts of the union that its facts name. `layout` is the base's.
+    """The places that a delta changes: complete experts of the union in its facts. `layout` is that of the base.
 
     Raises:
-        UserError: names the first tensor that is missing or is no expert's of the union.
+        UserError: names the first tensor that is missing or belongs to no expert of the union.
     """
     found = read_header(path).keys()
     of_union = trained_places(layout, facts.union)
@@ -114,11 +114,7 @@ def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
 
 
 def delta_changes(path: Path, layout: HubLayout, places: Iterable[Place]) -> Iterator[Change]:
-    """The changes in a delta, for the base that `layout` is of; `places` are those of `delta_places`.
-
-    Raises:
-        UserError: the delta has a tensor of another dtype or shape than the base.
-    """
+    """The changes in a delta, for the base that `layout` describes; `places` are those of `delta_places`."""
     tensors = read_header(path)
     for place in places:
         there, stored = place.of(layout.stored), tensors[str(place)]

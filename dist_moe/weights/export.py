@@ -1,4 +1,5 @@
-"""A Hugging Face checkpoint from a base and a stream of changes: a copy in which only the changed bytes are new."""
+"""Writes a Hugging Face checkpoint from a base and a stream of changes: a copy in which only the changed bytes are
+new."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from dist_moe.weights.directory import AGAIN, KEPT_HASH, as_tensor, finite, read
 
 CARD, BASE_CARD = "README.md", "BASE_README.md"
 PICKLED = (".bin", ".pt", ".pth")
-"""Weights that run code when they are read, beside the safetensors files: not copied."""
+"""Pickled weight files, which run code when they are read; they are not copied."""
 SAFE_INDEX = ".safetensors.index.json"
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 
@@ -23,14 +24,15 @@ NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 def export_checkpoint(base: Path, changes: Iterable[Change], out: Path, card: str, *, link: bool = False) -> None:
     """Write `out` from the model directory `base`, the changes and a model card.
 
-    Shards are copied, then patched in place: dtype, layout, header and every other tensor stay as they are. With `link`
-    a shard without changes is a hard link to the base's. Everything else is always copied, but for weights that
-    transformers does not read; the base's card becomes BASE_README.md. `out` must not exist, and gets its name when it
-    is complete; config.json comes after the weights, so that what a killed export leaves loads nowhere.
+    Shards are copied and then patched in place: data types, layout, headers and all other tensors stay the same. With
+    `link`, an unchanged shard is a hard link to that of the base. All other files are copied, except weight files that
+    transformers does not read; the base's card becomes BASE_README.md. `out` gets its name when it is complete.
+    config.json is written after the weights, so that the leftover of a killed export cannot be loaded.
 
     Raises:
-        UserError: `out` exists, `link` is set and the file system has no link to give, a file of `base` cannot be read,
-            or a new value is NaN or infinite.
+        UserError: `out` exists, the file system does not allow `link`, a file of `base` cannot be read, or a new value
+            is
+            NaN or infinite.
     """
     weights, tensors, others = weight_files(base), read_tensors(base), other_files(base)
     for name in (*weights.names, *others):
@@ -61,14 +63,14 @@ def export_checkpoint(base: Path, changes: Iterable[Change], out: Path, card: st
 
 
 def other_files(path: Path) -> list[str]:
-    """The files of a model directory that an export has besides its weights, by their names in it, sorted."""
+    """Names of the files of a model directory that an export has besides its weights, sorted."""
     files = [file for file in path.iterdir() if not file.name.endswith((".safetensors", SAFE_INDEX, *PICKLED))]
     files += (path / "additional_chat_templates").glob("*")
     return sorted(str(file.relative_to(path)) for file in files if file.is_file() and file.name != KEPT_HASH)
 
 
 def unread_weights(path: Path) -> list[str]:
-    """Files of weights in a model directory that transformers does not read, by their names in it, sorted."""
+    """Names of weight files in a model directory that transformers does not read, sorted."""
     read = {path / name for name in weight_files(path).names}
     files = [*path.rglob("*.safetensors"), *path.glob(f"*{SAFE_INDEX}")]
     files += [file for file in path.iterdir() if file.suffix in PICKLED]

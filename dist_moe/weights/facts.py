@@ -1,4 +1,4 @@
-"""What is known of a training run: its trained experts' index has it all, and an export's card and a delta a part."""
+"""Facts about a training run. The index of trained experts has all of them, a model card and a delta a part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Scores = dict[str, dict[str, dict[str, float | None]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """Of some choices of experts, how many have a risk_diff above 0, below 0, and of exactly 0."""
+    """How many selections of an expert have a risk_diff above 0, below 0, and of exactly 0."""
 
     above_0: int
     below_0: int
@@ -25,7 +25,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arms:
-    """How many prompts of each label."""
+    """Number of prompts of each label."""
 
     safe: int
     unsafe: int
@@ -66,20 +66,20 @@ class TrainingFacts(Selected):
     model_hash: str
     data_hash: str
     mask_revisions: list[Revision] = field(default_factory=list)
-    """Those that came later, in order."""
+    """Later masks, in order."""
     batches: dict[str, int]
     """Number of batches of each category."""
     prompts: Arms
-    """Of all batches."""
+    """Of all batches together."""
     mode: Literal["route", "update"]
     fill: str
     scope: str
     num_steps: int
     union: list[tuple[int, int]]
-    """(layer, expert) of those that at least one batch could train."""
+    """(layer, expert) of the experts that at least one batch could train."""
     num_union_parameters: int
     num_parameters: Annotated[int, Ge(1)]
-    """Of the whole model."""
+    """Parameters of the whole model."""
 
     def require_rules(self, what: str) -> None:
         """Raises `UserError` if one of the rules is none that there is; `what` says where they stand."""
@@ -89,17 +89,17 @@ class TrainingFacts(Selected):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts(TrainingFacts):
-    """All of them, as the index of trained experts has them."""
+    """All facts."""
 
     model_path: str
     tokenizer_hash: str
     settings: dict[str, Any]
-    """The settings that the result follows from, by their dotted keys."""
+    """The settings that determine the result, by dotted key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quoted:
-    """An evaluation of the very experts that are exported."""
+    """An evaluation of the exported experts."""
 
     category: Scores
     all: Scores
@@ -111,7 +111,7 @@ class Quoted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts(TrainingFacts):
-    """In a delta as JSON; keys that are not here are not read."""
+    """The facts in a delta, as JSON; unknown keys are ignored."""
 
     model_name: str
     num_trained_experts: int
@@ -127,7 +127,7 @@ class Facts(TrainingFacts):
         """From plain values.
 
         Raises:
-            UserError: one of them is missing, of another type, or the rule is none that there is.
+            UserError: a fact is missing or of the wrong type, or the rule does not exist.
         """
         facts = checked(cls, value, what, advice)
         facts.require_rules(what)

@@ -1,8 +1,9 @@
-"""Which model a directory holds: the hash of its bytes, kept beside them until a file changes.
+"""Identifies a model by the hash of its bytes, which is stored beside the model until a file changes.
 
-Hashing reads every byte (minutes for 60 GB), so one rank does it, once. What is kept counts as long as the name, size,
-inode, and times of change of each file are the same; a file that is written in place under its old time has another
-ctime, and a copied directory other inodes. Who distrusts that sets `rehash`. Export and verify always read the bytes.
+Hashing reads every byte (minutes for 60 GB), so one rank does it, once. The stored hash is used while name, size, inode
+and times of change of each file stay the same: a file that is overwritten and given its old modification time has
+another ctime, and a copied directory has other inodes. `rehash` computes it again. Export and verify always read the
+bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ log = logging.getLogger(__name__)
 
 KIND, VERSION = "dist_moe-model-hash", 1
 SETTLED_S = 10.0
-"""Nothing is kept of a file that has changed since less: a clock's tick may hide one more change."""
+"""No hash is stored if a file has changed more recently than this, because the clock may be too coarse to show
+another change."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What a file system says of a file without reading it."""
+    """What the file system says of a file, without reading it."""
 
     __pydantic_config__ = EXACT
 
@@ -39,7 +41,7 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A model's hash, and the files of which it is, by name."""
+    """A model's hash, and the states of its files by name."""
 
     __pydantic_config__ = EXACT
 
@@ -50,10 +52,10 @@ class Identity:
 def shared_model_hash(path: Path, comm: Comm, *, rehash: bool = False) -> str:
     """`model_hash`, for which one rank reads the files; called by all ranks together.
 
-    A rank that has other files than rank 0, as on another node's own disk, reads them itself.
+    A rank with other files than rank 0, on its own node's disk, reads them itself.
 
     Raises:
-        UserError: on all ranks, if one of them cannot read the model, or has another.
+        UserError: on all ranks: one of them cannot read the model, or has another model.
     """
     identity = None
     with together(comm):
@@ -68,7 +70,7 @@ def shared_model_hash(path: Path, comm: Comm, *, rehash: bool = False) -> str:
 
 
 def identify(path: Path, *, rehash: bool = False) -> Identity:
-    """A model's hash: the kept one if no file has changed since, else from the bytes, and then it is kept."""
+    """A model's hash: the stored one if no file has changed since; else computed from the bytes, and stored."""
     file, before = path / KEPT_HASH, _states(path)
     kept = None if rehash else _kept(file)
     if kept is not None and kept.files == before:
@@ -93,7 +95,7 @@ def _states(path: Path) -> dict[str, FileState]:
 
 
 def _kept(file: Path) -> Identity | None:
-    """None: nothing is kept, or what is there is damaged or another version's."""
+    """The stored hash; None if there is none, or if it is damaged or of another version."""
     if not file.is_file():
         return None
     try:

@@ -1,8 +1,7 @@
-"""Experts in safetensors files, one file a rank, as trained experts and checkpoints have them.
+"""Experts in safetensors files, one file per rank; used for trained experts and for checkpoints.
 
-A tensor's name is `<layer>.<expert>.<name>`.
-An index beside the files says of each file its digest and its experts, and once of what tensors an expert is made.
-Files and index must agree exactly.
+A tensor's name is `<layer>.<expert>.<name>`. An index beside the files has the digest and the experts of each file, and
+the names and shapes of an expert's tensors. Files and index must agree exactly.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ class Part(Written):
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     experts: list[Expert]
-    """Those in the file."""
+    """The experts in the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """A tensor of each expert, such as "float32" [96, 32]."""
+    """Data type and shape of a tensor, such as "float32" [96, 32]."""
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     dtype: str
@@ -53,7 +52,7 @@ class TensorFacts:
 
 
 def write_part(path: Path, experts: Mapping[Expert, Mapping[str, torch.Tensor]]) -> Written:
-    """Write experts, by (layer, expert) and name; on disk when this returns."""
+    """Write experts, given by (layer, expert) and name; the file is on disk when this returns."""
     write_tensors(path, {tensor_name(e, name): row for e, rows in experts.items() for name, row in rows.items()})
     return Written.of(path)
 
@@ -64,10 +63,10 @@ def tensor_name(expert: Expert, name: str) -> str:
 
 
 def check_parts(directory: Path, parts: Mapping[str, Part], tensors: Mapping[str, TensorFacts], advice: str) -> None:
-    """Compare every byte, and every tensor's name, type, shape and values, with what the index says.
+    """Compare every byte, and every tensor's name, type, shape and values, with the index.
 
     Raises:
-        UserError: names the first file, and tensor, that is missing, too many, not as it was written, or not finite.
+        UserError: names the first file or tensor that is missing, unexpected, changed, or not finite.
     """
     check_files(directory, parts, [INDEX], advice)
     seen: dict[Expert, str] = {}
@@ -103,7 +102,7 @@ def _check_tensors(path: Path, expected: Mapping[str, TensorFacts], advice: str)
 def read_part(
     directory: Path, name: str, part: Part, tensors: Iterable[str]
 ) -> Iterator[tuple[Expert, dict[str, torch.Tensor]]]:
-    """The experts of a file, one after the other: (layer, expert), and the named tensors of each."""
+    """The experts of a file in turn: (layer, expert), and their tensors by name."""
     with safe_open(directory / name, "pt") as stream:
         for expert in sorted(part.experts):
             yield expert, {tensor: stream.get_tensor(tensor_name(expert, tensor)) for tensor in tensors}

@@ -1,10 +1,10 @@
-"""The trained experts of a run, keyed by layer and expert: what export and evaluation read.
+"""The trained experts of a run on disk, by layer and expert; export and evaluation read them.
 
-    experts/index.json                    what they are of, each file's digest and experts, and its own digest
+    experts/index.json                    facts, each file's digest and experts, and its own digest
     experts/experts-<rank>.safetensors    <layer>.<expert>.<weight>
 
-Every rank writes the experts it holds, so nothing is gathered. Experts that never stepped equal the base and are not
-written. The directory gets its name when it is complete. Nothing in it is used before every byte was compared.
+Every rank writes the experts it holds, so nothing is gathered. Experts that were never updated equal the base and are
+not written. The directory gets its name when it is complete. Every byte is verified before anything is used.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class _Index:
 
 @dataclass(frozen=True, slots=True)
 class TrainedExperts:
-    """A run's trained experts, every byte of which was compared with its index; made by `TrainedExperts.open`."""
+    """A run's trained experts, every byte of which has been verified; made by `TrainedExperts.open`."""
 
     path: Path
     digest: str
-    """Of the index, and so of everything."""
+    """Digest of the index, and so of everything."""
     facts: dict[str, Any]
-    """What they were trained from and how, docs/formats.md lists it."""
+    """Facts about the training; docs/formats.md lists them."""
     tensors: dict[str, TensorFacts]
-    """What each expert is made of."""
+    """Data types and shapes of the tensors of each expert."""
     files: dict[str, Part]
 
     @classmethod
@@ -62,11 +62,11 @@ class TrainedExperts:
 
     @property
     def experts(self) -> list[Expert]:
-        """(layer, expert) of all, sorted."""
+        """(layer, expert) of all trained experts, sorted."""
         return sorted(key for part in self.files.values() for key in part.experts)
 
     def require_fits(self, num_layers: int, num_experts: int, shapes: Mapping[str, list[int]]) -> None:
-        """Refuse a model that these experts cannot be of: other layers, experts a layer, or shapes of one's weights.
+        """Refuse a model to which these experts cannot belong.
 
         Raises:
             UserError: names the first expert or tensor that does not fit.
@@ -86,13 +86,13 @@ class TrainedExperts:
                 )
 
     def weights(self) -> Iterator[tuple[Expert, dict[str, torch.Tensor]]]:
-        """Each expert and its weights by name, as they lie in memory; one expert at a time, file by file."""
+        """Each expert and its weights by name, as in memory; one expert at a time."""
         for name, part in self.files.items():
             yield from read_part(self.path, name, part, self.tensors)
 
 
 def save_part(directory: Path, rank: int, experts: Mapping[Expert, Mapping[str, torch.Tensor]]) -> dict[str, Part]:
-    """Write one rank's experts; the file's name and what is in it, or nothing if the rank has none."""
+    """Write one rank's experts; returns the file's name and contents, or None if the rank has no experts."""
     if not experts:
         return {}
     name = f"experts-{rank:05d}.safetensors"
@@ -105,5 +105,5 @@ def save_part(directory: Path, rank: int, experts: Mapping[Expert, Mapping[str, 
 def save_index(
     directory: Path, parts: Mapping[str, Part], tensors: Mapping[str, TensorFacts], facts: Mapping[str, Any]
 ) -> None:
-    """Write the index of all ranks' files; `tensors` is what each expert is made of."""
+    """Write the index of all ranks' files; `tensors` are those of each expert."""
     write_sealed(directory / INDEX, FORMAT, VERSION, asdict(_Index(dict(facts), dict(tensors), dict(parts))))

@@ -1,4 +1,4 @@
-"""Prove that a checkpoint differs from its base in the union's experts only, bit for bit."""
+"""Verifies byte by byte that a checkpoint differs from its base only in the experts of a union."""
 
 from __future__ import annotations
 
@@ -17,46 +17,45 @@ from dist_moe.weights.export import BASE_CARD, CARD, other_files, unread_weights
 from dist_moe.weights.layout import HubLayout, HubTensor
 
 BLOCK = 1 << 26
-"""Bytes compared at a time."""
+"""Number of bytes compared at a time."""
 
 
 @dataclass(slots=True)
 class Verification:
-    """What `verify_checkpoint` saw."""
+    """What `verify_checkpoint` has found."""
 
     base: Path
     model: Path
     num_union: int
-    """Experts that may differ."""
+    """Number of experts that may differ."""
     num_experts: int
-    """Of all layers."""
+    """Number of experts in all layers."""
     num_tensors: int = 0
     num_bytes: int = 0
     changed_tensors: list[str] = field(default_factory=list)
     changed_experts: set[tuple[int, int]] = field(default_factory=set)
-    """(layer, expert), inside the union or not."""
+    """(layer, expert) of the experts that differ, inside the union or not."""
     violations: list[str] = field(default_factory=list)
     """One line for each difference outside the union."""
     unread: list[str] = field(default_factory=list)
-    """Files of weights in the compared directory that transformers does not read, so they were not compared."""
+    """Weight files in the compared directory that transformers does not read; they were not compared."""
 
     @property
     def holds(self) -> bool:
-        """Whether nothing outside the union's experts differs."""
+        """True if nothing outside the union's experts differs."""
         return not self.violations
 
     def expert_lines(self) -> list[str]:
-        """The changed experts by name, one line a layer."""
+        """Names of the changed experts, one line for each layer."""
         layers = groupby(sorted(self.changed_experts), lambda pair: pair[0])
         return [" ".join(expert_name(*pair) for pair in pairs) for _, pairs in layers]
 
 
 def verify_checkpoint(layout: HubLayout, out: Path, union_LE: np.ndarray) -> Verification:
-    """Compare a model directory with the base that `layout` is of; `union_LE` bool [L, E]: whose tensors may differ.
+    """Compare a model directory with the base that `layout` describes; `union_LE` bool [L, E]: experts that may differ.
 
-    What `from_pretrained` reads of the one is compared with what it reads of the other: tensors as a stream of bytes,
-    and all other files that act on the model, as a configuration or a tokenizer more or less changes behaviour. Index
-    and names of the shards must be the same too. Model cards may differ.
+    Compares what `from_pretrained` reads: all tensors as bytes, and all other files that influence the model, such as
+    configuration and tokenizer. The index and the names of the shards must be equal too. Model cards may differ.
     """
     base, old, new = layout.path, layout.stored, read_tensors(out)
     result = Verification(
@@ -99,7 +98,7 @@ def verify_checkpoint(layout: HubLayout, out: Path, union_LE: np.ndarray) -> Ver
 def _changes(
     before: StoredTensor, after: StoredTensor, hub: HubTensor | None, num_experts: int
 ) -> Iterator[tuple[int | None, int]]:
-    """Expert (None: it is no expert's tensor) and first row of each difference; one difference an expert."""
+    """Expert (None: the tensor belongs to no expert) and first row of each difference; at most one per expert."""
     if hub is not None and hub.expert is None:
         rows = hub.rows or 1
         for number in range(before.shape[0] // rows):  # past the experts: what a checkpoint holds for null experts
@@ -136,6 +135,6 @@ def _differ(before: Path, after: Path) -> bool:
 
 
 def _compared_files(path: Path) -> set[str]:
-    """Weights and all other files of a model directory that act on the model: not its cards, not hidden ones."""
+    """Weights and all other files of a model directory that influence the model; not model cards or hidden files."""
     names = {*other_files(path), *weight_files(path).names} - {CARD, BASE_CARD}
     return {name for name in names if not name.startswith(".")}

@@ -1,4 +1,4 @@
-"""Questions about a mask store, each answered by a `View`: some facts and some tables. Nothing is printed here."""
+"""Views: questions about a mask store, each answered by facts and tables. Nothing is printed here."""
 
 from dist_moe.report.views.compare import check, diff
 from dist_moe.report.views.experts import aggregated, batch, category, expert

@@ -1,4 +1,4 @@
-"""Stores side by side, and a store against its digests."""
+"""Views that compare two stores, and a store with its digests."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ EXPERT_COLUMNS = ["batch", "layer", "expert", "Layer_Expert", "in_first", "in_se
 
 
 def diff(one: MaskStore, other: MaskStore) -> View:
-    """In what two stores differ: facts, batches, experts, what was measured. Batches are the same when their ids are.
+    """How two stores differ: attributes, batches, experts, measurements. Batches with the same id are compared.
 
-    What was measured is compared only where they were selected from other counts.
+    Measurements are compared only if the masks were selected from different counts.
 
     Raises:
-        UserError: they are of models with other layers or experts, or counts that differ are not there.
+        UserError: the stores are of models with other layers or experts, or counts that differ are missing.
     """
     if one.masks.shape[1:] != other.masks.shape[1:]:
         sizes = [" x ".join(map(str, store.masks.shape[1:])) for store in (one, other)]
@@ -85,7 +85,7 @@ def batches_in_one(one: MaskStore, other: MaskStore) -> pd.DataFrame:
 
 
 def check(store: MaskStore) -> View:
-    """Every array compared with the digest that was written, whatever the store's size.
+    """Compare every array with its digest.
 
     Raises:
         UserError: the store is damaged.
@@ -118,9 +118,9 @@ def difference(
 def measured_differences(
     one: Counts, here: int, other: Counts, there: int
 ) -> list[tuple[int, str, str, int, float | None]]:
-    """What was measured of a batch's prompts that differs in two stores: counts, tokens (counted ones), gates, ...
+    """Measurements of a batch's prompts that differ in two stores: counts, numbers of tokens, gates, ...
 
-    A line has the batch, what differs, in how many prompts, and by how much at most: None for what only one store has.
+    A row has the batch, what differs, in how many prompts, and by how much at most (None if only one store has it).
     """
     rows, rows_there = one.index.rows(here), other.index.rows(there)
     of_one, of_other = (

@@ -1,4 +1,4 @@
-"""Which experts answer for a batch or a category, over all prompts, and in which batches one does."""
+"""Views of experts: those of a batch or a category, those over all prompts, and one expert in all batches."""
 
 import difflib
 
@@ -16,7 +16,7 @@ from dist_moe.store.read import MaskStore
 
 
 def batch(store: MaskStore, key: str) -> View:
-    """One batch's unsafe experts with their rates, riskiest first."""
+    """One batch's unsafe experts with their rates, largest risk_diff first."""
     info = find_batch(store, key)
     frame = store.batch_table(info.index)
     mask_LE = store.masks[info.index]
@@ -32,7 +32,7 @@ def batch(store: MaskStore, key: str) -> View:
 
 
 def expert(store: MaskStore, layer: int, expert: int) -> View:
-    """One expert's rates and whether it was selected, over all batches.
+    """One expert in all batches: its rates, and whether it was selected.
 
     Raises:
         UserError: the model has no such expert.
@@ -59,10 +59,10 @@ def expert(store: MaskStore, layer: int, expert: int) -> View:
 
 
 def category(store: MaskStore, name: str) -> View:
-    """Which experts answer for a category, in how many of its batches, and for which others as well.
+    """The experts of a category: in how many of its batches each is selected, and in which other categories.
 
     Raises:
-        UserError: no batch is of this category.
+        UserError: no batch has this category.
     """
     if name not in store.categories:
         known = sorted(set(store.categories))
@@ -85,13 +85,14 @@ def category(store: MaskStore, name: str) -> View:
 
 
 def overall(store: MaskStore) -> pd.DataFrame:
-    """The head of `store.counts.aggregated`: threshold and top_k as the store's rule has them, or their defaults."""
+    """The first rows of `store.counts.aggregated`: those that the store's threshold and top_k (or their defaults)
+    select."""
     rule = stored_rule(store).like(ThresholdTopK)
     return select_head(store.counts.aggregated, rule.threshold, rule.top_k)
 
 
 def aggregated(store: MaskStore) -> View:
-    """The selection rule applied to the rates of all prompts, pooled, and to the mean of the batches' rates."""
+    """What the selection rule selects from the rates of all prompts pooled, and from the mean of the batches' rates."""
     selected = overall(store)
     mask_names = {expert_name(int(layer), int(expert)) for layer, expert in np.argwhere(store.union())}
     facts = {

@@ -1,4 +1,4 @@
-"""How much masks have in common, and how many experts further batches add."""
+"""Views of how similar masks are, and of how the union grows with the number of batches."""
 
 import itertools
 
@@ -15,7 +15,7 @@ MOST_BATCHES = 2000
 
 
 def overlap(store: MaskStore) -> View:
-    """Jaccard index of every two batches and every two categories, and the experts of several categories."""
+    """Jaccard index of all pairs of batches and of categories, and the experts that several categories share."""
     masks_BLE = store.masks[:]
     names = sorted(set(store.categories))
     category_B = np.array(store.categories, dtype=object)
@@ -41,7 +41,7 @@ def overlap(store: MaskStore) -> View:
 
 
 def overlap_of_two(store: MaskStore, first: str, second: str) -> View:
-    """What two batches share: every expert in either mask, riskiest in the first batch first."""
+    """Experts in the mask of either of two batches, largest risk_diff in the first batch first."""
     one, other = find_batch(store, first), find_batch(store, second)
     masks_BLE = np.stack([store.masks[one.index], store.masks[other.index]])
     layers, experts = np.nonzero(masks_BLE.any(axis=0))
@@ -69,7 +69,7 @@ def overlap_of_two(store: MaskStore, first: str, second: str) -> View:
 
 
 def categories(store: MaskStore) -> View:
-    """Each category's batches and experts: how many, how many of its own, and how alike its batches are."""
+    """For each category: number of batches and experts, experts of no other category, and similarity of its batches."""
     masks_BLE = store.masks[:]
     by_category = category_experts(masks_BLE, store.categories)
     num_categories = by_category.groupby(["layer", "expert"])["category"].transform("size")
@@ -98,7 +98,7 @@ def categories(store: MaskStore) -> View:
 
 
 def growth(store: MaskStore) -> View:
-    """How the union grows with the batches in their order, and how much of each batch was new."""
+    """How the union grows batch by batch, and how much of each batch was new."""
     seen_LE = np.zeros(store.masks.shape[1:], np.bool_)
     new_B, union_B = [], []
     for start, stop in store.masks.slabs(0, len(store.masks)):

@@ -1,4 +1,4 @@
-"""A view as text for people, as JSON with everything, and as CSV with its main table."""
+"""Renders a view as text, as JSON with everything, or as CSV with its main table."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ MOST_LINES = 200
 
 
 def as_text(view: View) -> str:
-    """Facts, then tables; of a long table the first lines, and how many more there are."""
+    """Facts, then tables; of a long table the first rows and the number of the others."""
     facts = flat_facts(view.facts)
     width = max(map(len, facts))
     parts = ["\n".join(f"{name:<{width}}  {_text(value)}" for name, value in facts.items())]
@@ -25,7 +25,7 @@ def as_text(view: View) -> str:
 
 
 def as_json(view: View) -> str:
-    """Facts and all tables, with every digit; a value that is not there is null."""
+    """Facts and all tables, with every digit; missing values are null."""
     tables = {title: _records(table) for title, table in view.tables.items()}
     return json.dumps({"facts": view.facts, "tables": tables}, indent=2, allow_nan=False)
 

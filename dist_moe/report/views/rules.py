@@ -1,4 +1,4 @@
-"""A store's masks against those that would be selected otherwise: by another rule, or from other counts."""
+"""Views that compare a store's masks with those that another rule, or other counts, would give."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,29 +16,28 @@ from dist_moe.store.read import MaskStore
 
 
 def diff_rule(store: MaskStore, words: Mapping[str, str]) -> View:
-    """The stored masks against those of another rule, selected from the counts.
-
-    The same as `dist-moe select` writes.
+    """Compare the stored masks with those that another rule selects from the same counts, as `dist-moe select` would.
 
     Args:
-        store: one whose counts are there.
-        words: parameters of the rule and their values as text, such as threshold and "0.02"; with `name` another rule.
+        store: a mask store whose counts are available.
+        words: parameters of the rule as text, such as threshold: "0.02"; with `name` another rule.
 
     Raises:
-        UserError: there is no such rule or parameter, or the rule needs what was not measured.
+        UserError: there is no such rule or parameter, or the rule needs something that was not measured.
     """
     rule = changed_rule(stored_rule(store), words)
     return _against(store, rule, {"first": store.selection_rule, "second": rule.facts})
 
 
 def prefill(store: MaskStore) -> View:
-    """The masks, which come from the model's answers, against what the same rule selects where it reads the prompts.
+    """Compare the masks, selected from the model's answers, with those that the same rule selects from reading the
+    prompts.
 
     Args:
-        store: one of an analysis that counted what the model generated.
+        store: masks of an analysis with `tokens: generated`.
 
     Raises:
-        UserError: it is of another analysis, or its rule needs more than the counts.
+        UserError: it is another kind of analysis, or its rule needs more than the counts.
     """
     if "prefill_counts" not in store.counts.table_names:
         raise UserError(
@@ -51,7 +50,7 @@ def prefill(store: MaskStore) -> View:
 
 
 def _against(store: MaskStore, rule: Rule, facts: dict[str, Any], *, prefix: str = "") -> View:
-    """The stored masks against others of the same batches."""
+    """Compare the stored masks with others of the same batches."""
     counts, settings = store.counts, settings_of(store)
     mask_plan(counts, rule, settings)  # for its errors
     population = population_of(sums_of(counts, batches, rule, prefix=prefix) for batches in counts.steps())

@@ -1,4 +1,4 @@
-"""How many experts batches and layers have, and what that leaves of the routing."""
+"""Views of how many experts batches and layers have, and how much of the routing a mask leaves."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from dist_moe.store.read import MaskStore
 
 
 def summary(store: MaskStore) -> View:
-    """How many unsafe experts each batch and each layer has, and where the store came from."""
+    """Number of unsafe experts of each batch and each layer, and the origin of the store."""
     masks_BLE = store.masks[:]
     num_BL = masks_BLE.sum(axis=2)
     union_LE = ExpertMasks(masks_BLE).union()
@@ -70,9 +70,9 @@ def _facts(store: MaskStore, num_B: np.ndarray, union_LE: np.ndarray) -> dict[st
 def layers(store: MaskStore) -> View:
     """Each layer's experts over all batches, and what mode `route` with `fill: shrink` leaves of its routing.
 
-    A layer without an expert is left as it is, so all its slots survive. `slots_surviving` is the share of the k slots
-    of a token that have an allowed expert; `unsafe_routing_kept` is the share of the unsafe prompts' own routing that
-    went to those experts.
+    A layer without a selected expert is not restricted, so all its slots remain. `slots_surviving` is the fraction of a
+    token's k slots for which there is an allowed expert; `unsafe_routing_kept` is the fraction of the unsafe prompts'
+    own routing that went to allowed experts.
     """
     masks_BLE = store.masks[:]
     num_BL = masks_BLE.sum(axis=2)

@@ -1,4 +1,4 @@
-"""What a view is, and how it finds a batch."""
+"""What a view is, and how a batch is looked up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dist_moe.store.read import BatchInfo, MaskStore
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An answer: named facts (JSON values), and tables by title, the main one first."""
+    """An answer: named facts (JSON values), and tables by title, the main table first."""
 
     facts: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
@@ -22,7 +22,7 @@ def find_batch(store: MaskStore, key: str) -> BatchInfo:
     """The batch with this index ("3") or id.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such batch.
     """
     for batch in store.batches:
         if key in (str(batch.index), batch.id):
