@@ -133,6 +133,23 @@ JSONL = {
     "a link to itself": (lambda: Path("x.jsonl").symlink_to("x.jsonl"), "x.jsonl: cannot read: "),
 }
 HEAD = "prompt,label\n"
+SUITE_FILES = {
+    "another file": (
+        "advbench",
+        "prompt,label\nw1,safe\n",
+        "x.csv:2: a file of advbench has the columns goal, target; here",
+    ),
+    "no such suite": (
+        "advbanch",
+        "goal,target\nw1,w2\n",
+        "advbanch=x.csv: no suite 'advbanch': expected one of advbench",
+    ),
+    "a label that is none": (
+        "xstest",
+        "prompt,type,focus,label\nw1,a,b,bad\n",
+        "x.csv:2: `label` must be safe or unsafe",
+    ),
+}
 CSV = {
     "nothing": ("", "x.csv: no rows"),
     "header only": (HEAD, "x.csv: no rows"),
@@ -225,6 +242,10 @@ CASES = [
         for name, (change, says) in PARQUET.items()
     ),
     *(Case(f"dataset: {name}", change, "evaluate run --data x", (says,)) for name, (change, says) in DATASETS.items()),
+    *(
+        Case(f"suite: {name}", put(text, "x.csv"), f"evaluate run --data {suite}=x.csv", (says,))
+        for name, (suite, text, says) in SUITE_FILES.items()
+    ),
     Case("unknown extension", put("x", "x.txt"), "evaluate run --data x.txt", ("unknown extension '.txt'",)),
     Case("a file in a path", put("x", "x"), "evaluate run --data x/y.jsonl", ("x/y.jsonl: cannot read: Not a dir",)),
     Case("too few rows", put(GOOD, "x.jsonl"), "evaluate run --data x.jsonl", ("too few rows",)),

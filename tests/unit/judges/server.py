@@ -33,7 +33,7 @@ class Served:
         self.url, self.released = "", threading.Event()
 
     def act(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        body = json.loads(handler.rfile.read(int(handler.headers.get("Content-Length", 0))) or b"{}")
         self.asked.append(body)
         self.headers.append(dict(handler.headers))
         self.paths.append(handler.path)
@@ -46,6 +46,9 @@ def serving(*acts: Act) -> Iterator[Served]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            served.act(self)
+
+        def do_GET(self) -> None:
             served.act(self)
 
         def log_message(self, *_: Any) -> None:

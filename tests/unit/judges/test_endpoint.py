@@ -93,9 +93,10 @@ def test_what_will_not_pass_is_not_tried_again(status: int) -> None:
         assert len(served.asked) == 1
 
 
-def test_no_redirection_is_followed() -> None:
-    with serving(says("refused")) as other, serving(fails(307, Location=f"{other.url}/chat/completions")) as served:
-        assert verdict(endpoint(served)) == ("missing", "the endpoint answered HTTP 307")
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirection_is_followed(status: int) -> None:
+    with serving(says("refused")) as other, serving(fails(status, Location=f"{other.url}/chat/completions")) as served:
+        assert verdict(endpoint(served)) == ("missing", f"the endpoint answered HTTP {status}")
         assert other.asked == []
 
 
