@@ -73,7 +73,8 @@ def require_command(given: list[str], folder: Path, *, may_lack: bool = False) -
     except SystemExit:  # it has printed what was asked for
         return
     except UserError as error:
-        if may_lack and ("are required" in str(error) or "expected one argument" in str(error)):
+        lacks = ("are required", "expected one argument", "expected at least one argument")
+        if may_lack and any(words in str(error) for words in lacks):
             return
         raise
     if args.parser.takes_settings:
