@@ -90,7 +90,8 @@ def _verify(call: Call) -> int:
 
 def _inspect_model(call: Call) -> int:
     from dist_moe.model.model import check_model_dir
-    from dist_moe.report.model import describe, table
+    from dist_moe.moe.summary import describe
+    from dist_moe.report.model import table
 
     check_model_dir(call.args.model)
     summary = describe(call.args.model)
@@ -101,7 +102,7 @@ def _inspect_model(call: Call) -> int:
 
 
 def _families(call: Call) -> int:
-    from dist_moe.conformance.sweep import table
+    from dist_moe.report.families import table
     from dist_moe.workflows.families import families
 
     rows = families(call.args.types)

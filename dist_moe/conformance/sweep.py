@@ -57,12 +57,3 @@ def support(model_type: str) -> Support:
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def table(rows: Iterable[Support]) -> Iterator[str]:
-    """The results as a Markdown table, line by line."""
-    yield "| model type | " + " | ".join(CHECKS) + " | note |"
-    yield "| --- |" + " :-: |" * len(CHECKS) + " --- |"
-    for row in rows:
-        marks = " | ".join("yes" if row.works[name] else "no" for name in CHECKS)
-        yield f"| {row.model_type} | {marks} | {row.note} |"

@@ -110,20 +110,6 @@ def _turns(most: dict[str, int], total: int) -> list[str]:
     return turns[:total]
 
 
-def describe(plan: BatchPlan) -> list[str]:
-    """Lines for the console: number of batches in total and by category, and of rows that are not used."""
-    index = plan.index
-    num_unsafe = int(index.unsafe_P[index.rows(0)].sum())
-    counts = Counter(index.categories)
-    lines = [f"Batches: {len(index)}, each of {index.sizes_B[0] - num_unsafe} safe + {num_unsafe} unsafe rows"]
-    for name in sorted(counts.keys() | plan.left_over_unsafe.keys()):
-        left = plan.left_over_unsafe.get(name, 0)
-        why = " (too few safe rows)" if left >= num_unsafe else ""
-        lines.append(f"  {name}: {counts[name]}; unsafe rows not used: {left}{why}")
-    lines.append(f"safe rows not used: {plan.left_over_safe}")
-    return lines
-
-
 def epoch_order(num_batches: int, seed: int, epoch: int) -> np.ndarray:
     """Order of the batches in an epoch: int64 [num_batches], a permutation, the same on every rank."""
     return _generator(seed, "epoch", epoch).permutation(num_batches)

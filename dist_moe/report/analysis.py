@@ -55,6 +55,13 @@ def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
         yield _table(store.batch_table(batch.index), 5)
 
 
+def sizes_line(masks: MaskStore) -> str:
+    """How many experts a mask set has, in a line."""
+    sizes, name = masks.signs_B3.sum(axis=1), masks.selection_rule["name"]
+    spread = f"Min {sizes.min()}, Max {sizes.max()}, Mean {sizes.mean():.1f}"
+    return f"Unsafe experts per batch by {name}: {spread}; {masks.union().sum()} in the union"
+
+
 def _counts(store: MaskStore) -> Iterator[str]:
     has_null = "null_high" in store.statistics
     mean_B, high_B = (store.statistics[name][:] if has_null else np.empty(0) for name in ("null_mean", "null_high"))

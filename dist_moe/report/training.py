@@ -20,7 +20,9 @@ def before_training(
 ) -> Iterator[str]:
     """Lines: what is trained, of which model, and how it is spread over ranks. `work` is where the run works until
     its end."""
-    yield from plan.describe()
+    share = 100 * plan.num_trainable / plan.num_parameters
+    yield f"Total unique unsafe experts (union): {plan.num_experts}"
+    yield f"Trainable: {plan.num_trainable:,} / {plan.num_parameters:,} ({share:.2f} %)"
     numbers = np.array([batch.num_unsafe_experts for batch in masks.first.batches])
     yield f"Unsafe experts per batch: Min {numbers.min()}, Max {numbers.max()}, Mean {numbers.mean():.1f}"
     for end, old, new in zip(masks.ends, masks.stores, masks.stores[1:], strict=False):

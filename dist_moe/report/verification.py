@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
+from dist_moe.stats.names import expert_name
 from dist_moe.weights.verify import Verification
 
 SHOWN_VIOLATIONS = 20
@@ -16,8 +18,8 @@ def verification_lines(seen: Verification) -> Iterator[str]:
         f"Changed: {len(seen.changed_tensors)} tensors, {len(seen.changed_experts)} experts; "
         f"the union has {seen.num_union} of {seen.num_experts} experts"
     )
-    for line in seen.expert_lines():
-        yield f"  {line}"
+    for _, experts in groupby(sorted(seen.changed_experts), lambda expert: expert[0]):  # a line for each layer
+        yield "  " + " ".join(expert_name(*expert) for expert in experts)
     if seen.unread:
         yield f"Not read by transformers, so not compared: {', '.join(seen.unread)}"
     for line in seen.violations[:SHOWN_VIOLATIONS]:

@@ -24,11 +24,3 @@ class FreezePlan:
     @property
     def num_trainable(self) -> int:
         return self.num_experts * self.num_expert_parameters
-
-    def describe(self) -> list[str]:
-        """Lines for the console."""
-        share = 100 * self.num_trainable / self.num_parameters
-        return [
-            f"Total unique unsafe experts (union): {self.num_experts}",
-            f"Trainable: {self.num_trainable:,} / {self.num_parameters:,} ({share:.2f} %)",
-        ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +43,6 @@ class Verification:
     def holds(self) -> bool:
         """True if nothing outside the union's experts differs."""
         return not self.violations
-
-    def expert_lines(self) -> list[str]:
-        """Names of the changed experts, one line for each layer."""
-        layers = groupby(sorted(self.changed_experts), lambda pair: pair[0])
-        return [" ".join(expert_name(*pair) for pair in pairs) for _, pairs in layers]
 
 
 def verify_checkpoint(layout: HubLayout, out: Path, union_LE: np.ndarray) -> Verification:

@@ -14,8 +14,8 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from dist_moe.config.schema import Config, DataConfig
-from dist_moe.data.batches import BatchPlan, describe, plan_batches
-from dist_moe.data.encode import EncodedSet, Findings, encode, pad_token_id, tokenizer_hash
+from dist_moe.data.batches import BatchPlan, plan_batches
+from dist_moe.data.encode import EncodedSet, encode, pad_token_id, tokenizer_hash
 from dist_moe.data.index import BatchIndex
 from dist_moe.data.rows import PromptSet, read_prompts
 from dist_moe.data.tokens import Encoded, tokens_hash
@@ -23,6 +23,7 @@ from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.model.model import check_model_dir
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.report.data import data_lines
 from dist_moe.weights.configuration import read_config, read_generation_config
 from dist_moe.weights.identity import shared_model_hash
 
@@ -102,7 +103,8 @@ def _read(config: Config) -> Read:
     num_ids = model.get_text_config().vocab_size
     _check_ids(prompts, encoded, tokenizer, path, num_ids)
     plan = plan_batches(prompts.prompts, config.batches.batch_size, config.batches.safe_ratio, config.seed)
-    for line in (*prompts.notes, *_lengths(data, model), *_findings(encoded.findings, data), *describe(plan)):
+    most_positions = getattr(model.get_text_config(), "max_position_embeddings", None)
+    for line in data_lines(data, prompts, encoded.findings, plan, most_positions):
         log.info(line)
     pad_id = pad_token_id(tokenizer)
     return Read(
@@ -190,40 +192,3 @@ def _check_ids(
                 f"{prompt.source}: the token {shown(tokenizer.convert_ids_to_tokens(largest))} has id {largest}, but "
                 f"the model has ids up to {num_ids - 1} (vocab_size): {path} holds the tokenizer of another model"
             )
-
-
-def _lengths(data: DataConfig, model: PreTrainedConfig) -> list[str]:
-    limit = getattr(model.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or data.max_length <= limit:
-        return []
-    return [
-        f"data.max_length = {data.max_length} is above the model's max_position_embeddings = {limit}: "
-        "longer rows are at positions that the model does not know"
-    ]
-
-
-def _findings(found: Findings, data: DataConfig) -> list[str]:
-    """Lines about rows that were cut, and about rows that are not as a user may expect."""
-    lines = [
-        (found.prompts_cut, f"whose prompt lost its start to data.max_length = {found.max_length}"),
-        (found.responses_cut, f"whose response lost its end to data.max_length = {found.max_length}"),
-        (found.spans_cut, f"whose span lost tokens to data.max_length = {found.max_length}"),
-        (
-            found.straddling,
-            "in which one token has the end of the prompt and the start of the answer: it is the answer's",
-        ),
-        (
-            found.other_prompts,
-            "whose prompt has other tokens before the answer than alone, as inference feeds it; in the first, "
-            f"{found.other_prompt}",
-        ),
-        (found.changed, "whose answer the chat template changes: what it writes is trained"),
-        (found.endless, "without a token that ends the answer's turn: training does not teach the model to stop"),
-        (found.lost, "in which the chat template leaves out or changes a message: it does not count as content"),
-    ]
-    said = [f"rows {text}: {number}" for number, text in lines if number]
-    if found.date_asked:
-        said.append(f"The chat template asks for the date: it is told data.template_date = {data.template_date}")
-    if found.example is not None:
-        said.append(f"One row, its trained part between >>> and <<<: {found.example}")
-    return said

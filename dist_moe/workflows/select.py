@@ -11,6 +11,7 @@ from dist_moe.config.load import load_config
 from dist_moe.config.schema import AnalysisConfig
 from dist_moe.errors import UserError, shown
 from dist_moe.files import atomic_directory, require_absent
+from dist_moe.report.analysis import sizes_line
 from dist_moe.rules import Rule
 from dist_moe.selection.choose import mask_plan, population_of, require_some, selected, sums_of
 from dist_moe.selection.statistics import selection_rule
@@ -47,11 +48,7 @@ def select(run: Path, words: Mapping[str, str], name: str) -> MaskStore:
         write_masks(directory, counts, rule, settings, progress=log.isEnabledFor(logging.INFO))
         require_some(MaskStore.open(directory), counts, rule)
     masks = MaskStore.open(place)
-    sizes = masks.signs_B3.sum(axis=1)
-    log.info(
-        f"Unsafe experts per batch by {rule.name}: Min {sizes.min()}, Max {sizes.max()}, Mean {sizes.mean():.1f}; "
-        f"{masks.union().sum()} in the union"
-    )
+    log.info(sizes_line(masks))
     log.info(f"Masks: {place}")
     return masks
 

@@ -16,12 +16,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from dist_moe.conformance import checks
 from dist_moe.conformance.checks import CHECKS
 from dist_moe.conformance.specimen import CheckError, Specimen
-from dist_moe.conformance.sweep import NOT_TRIED, Support, support, sweep, table
+from dist_moe.conformance.sweep import NOT_TRIED, Support, support, sweep
 from dist_moe.conformance.types import moe_model_types
 from dist_moe.model import generate
 from dist_moe.model.model import MoEModel
 from dist_moe.moe.route_mask import RouteMask
 from dist_moe.moe.tap import RoutingTap
+from dist_moe.report.families import table
 from dist_moe.training.optimizer import SelectiveAdamW
 from tests.tiers import by_family
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_moe.data.batches import describe, epoch_order, micro_batches, plan_batches, shard_rows, token_budget
+from dist_moe.data.batches import epoch_order, micro_batches, plan_batches, shard_rows, token_budget
 from dist_moe.data.rows import Message, Prompt
 from dist_moe.errors import UserError
 from tests.batches import batches_of
@@ -163,16 +163,6 @@ def test_too_few_rows(prompts: list[Prompt], message: str) -> None:
     with pytest.raises(UserError) as caught:
         plan_batches(prompts, 16, 0.5, 0)
     assert message in str(caught.value)
-
-
-def test_describe() -> None:
-    assert describe(plan_batches(rows(7, fraud=6, hacking=2, theft=1), batch_size=4, safe_ratio=0.5, seed=0)) == [
-        "Batches: 3, each of 2 safe + 2 unsafe rows",
-        "  fraud: 2; unsafe rows not used: 2 (too few safe rows)",
-        "  hacking: 1; unsafe rows not used: 0",
-        "  theft: 0; unsafe rows not used: 1",
-        "safe rows not used: 1",
-    ]
 
 
 @given(st.integers(0, 50), st.integers(1, 20))

@@ -17,7 +17,7 @@ from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.layout import hub_layout
 from dist_moe.moe.load import empty_model, fill
-from dist_moe.report.model import describe
+from dist_moe.moe.summary import describe
 from dist_moe.store import MaskStore
 from dist_moe.weights.directory import INDEX, model_hash, read_tensors, weight_files
 from dist_moe.weights.export import export_checkpoint

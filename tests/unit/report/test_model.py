@@ -9,7 +9,8 @@ from dist_moe.conformance.sizes import FAMILY_CONFIGS, E, K, build
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.load import empty_model
-from dist_moe.report.model import describe, routing_steps, table
+from dist_moe.moe.summary import describe, routing_steps
+from dist_moe.report.model import table
 from tests.tiers import by_family
 
 SOFTMAX, NORMALISED = f"softmax, top-{K}", f"softmax, top-{K}, renormalised"
