@@ -60,6 +60,7 @@ class Reference:
         consistency: float = 0.0,
         refusals: float = 0.0,
         answers: float = 0.0,
+        dpo: float = 0.0,
     ) -> None:
         """`kl` weighs the divergence from the base model over the loss tokens of `kl_rows`; `drift` that of the routers
         over the tokens of `drift_rows`; `consistency` that of mean unsafe from mean safe routing; `refusals` and
@@ -73,6 +74,7 @@ class Reference:
             "router_consistency": consistency,
             "refusals": refusals,
             "answers": answers,
+            "dpo": dpo,
         }
         self.kl_rows, self.drift_rows = kl_rows, drift_rows
         self.model.requires_grad_(False)
@@ -107,8 +109,11 @@ class Reference:
         self.rows = {key: row for key, row in self.rows.items() if union[key[:2]]}
         self.adamw = {key: adamw for key, adamw in self.adamw.items() if union[key[:2]]}
 
-    def step(self, mask, input_ids, labels, unsafe, weight=1.0):
-        """One batch, `unsafe` bool [R]: loss and global norm, and new weights for the mask's experts."""
+    def step(self, mask, input_ids, labels, unsafe, weight=1.0, worse=None):
+        """One batch, `unsafe` bool [R]: loss and global norm, and new weights for the mask's experts.
+
+        `worse` are ids and labels of rejected answers, and the row [P] that each is of.
+        """
         rows = unsafe if self.scope == "unsafe" else torch.ones_like(unsafe)
         self.masked_T = rows.repeat_interleave(input_ids.shape[1])
         self.allowed = None
@@ -116,7 +121,7 @@ class Reference:
             self.allowed = mask.clone()
             self.allowed[~mask.any(1)] = True
         logits = self.model(input_ids=input_ids, use_cache=False).logits
-        loss = self._loss(logits, input_ids, labels, unsafe)
+        loss = self._loss(logits, input_ids, labels, unsafe, worse)
         (weight * loss).backward()
         active = []
         for layer, expert in torch.nonzero(mask).tolist():
@@ -139,7 +144,7 @@ class Reference:
             module.zero_grad(set_to_none=True)
         return loss.item(), float(norm)
 
-    def _loss(self, logits, input_ids, labels, unsafe):
+    def _loss(self, logits, input_ids, labels, unsafe, worse):
         """The sum over the terms with a weight; `terms` are their means. Padding has token 0."""
         rows = {"all": torch.ones_like(unsafe), "safe": ~unsafe, "unsafe": unsafe}
         with torch.no_grad():
@@ -173,7 +178,23 @@ class Reference:
             safe, other = ([x.softmax(-1).mean(0) for x in routers(w, self.router_logits)] for w in ("safe", "unsafe"))
             return sum((p * (p.log() - q.log())).sum() for p, q in zip(safe, other, strict=True)) / L
 
+        def log_p(scores, labels):
+            log_p_RSV, next_RS = scores[:, :-1].log_softmax(-1), labels[:, 1:]
+            chosen = log_p_RSV.gather(2, next_RS.clamp(min=0)[..., None]).squeeze(2)
+            return chosen.masked_fill(next_RS == -100, 0).sum(1)
+
+        def dpo():
+            ids, worse_labels, row = worse
+            rows = unsafe[row] if self.scope == "unsafe" else torch.ones_like(row, dtype=torch.bool)
+            self.masked_T = rows.repeat_interleave(ids.shape[1])
+            rejected = log_p(self.model(input_ids=ids, use_cache=False).logits, worse_labels)
+            with torch.no_grad():
+                rejected_before = log_p(self.base(input_ids=ids, use_cache=False).logits, worse_labels)
+            gains = log_p(logits, labels) - log_p(base, labels)
+            return -F.logsigmoid(0.1 * (gains[row] - (rejected - rejected_before))).mean()
+
         means = {
+            "dpo": dpo,
             "cross_entropy": lambda: cross_entropy("all"),
             "refusals": lambda: cross_entropy("unsafe"),
             "answers": lambda: cross_entropy("safe"),

@@ -33,6 +33,11 @@ def needs_base(objective: ObjectiveConfig) -> bool:
     return any(term.needs & {"base_logits", "base_router_logits"} for term in active_terms(objective))
 
 
+def pair_terms(objective: ObjectiveConfig) -> list[str]:
+    """Names of the active terms that read rejected answers."""
+    return [term.name for term in active_terms(objective) if term.over == "pairs"]
+
+
 def router_terms(objective: ObjectiveConfig) -> list[str]:
     """Names of the active terms that read router logits."""
     return [term.name for term in active_terms(objective) if term.needs & {"router_logits", "base_router_logits"}]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from hashlib import sha256
 from typing import Any
@@ -90,6 +90,8 @@ def encode(
         end_ids: ids that may end an answer, in addition to the tokenizer's special tokens.
         variables: further variables of the template.
 
+    A row's rejected answer is a row of its own beside it, and counts as one in the findings.
+
     Raises:
         UserError: there is no chat template, it fails on a row or does not write its answer, the tokenizer fails, or
             the span of a row does not occur in its text exactly once.
@@ -100,6 +102,12 @@ def encode(
     for start in range(0, len(prompts), ROWS_AT_ONCE):
         chosen = prompts[start : start + ROWS_AT_ONCE]
         rows += encoder.rows(chosen, [rendered(prompt, template) for prompt in chosen])
+    pairs = [i for i, prompt in enumerate(prompts) if prompt.rejected is not None]
+    worse = [replace(prompts[i], response=prompts[i].rejected, span=None, rejected=None) for i in pairs]
+    for start in range(0, len(pairs), ROWS_AT_ONCE):
+        part = worse[start : start + ROWS_AT_ONCE]
+        for i, row in zip(pairs[start:], encoder.rows(part, [rendered(each, template) for each in part]), strict=False):
+            rows[i] = replace(rows[i], rejected=row)
     names = ("prompts_cut", "responses_cut", "spans_cut", "straddling", "other_prompts", "changed", "endless", "lost")
     findings = Findings(
         max_length=max_length,

@@ -1,9 +1,10 @@
 """Reads the rows of prompt files into values that depend neither on the order nor on the format of the files.
 
 A row has `prompt` (text) or `messages` (a list of {role, content} that ends with the user; JSON in a .csv cell) and
-`label` (safe | unsafe). Optional are `response`, `category`, `id`, `pair_id` (shared by a safe and an unsafe row that
-differ in little else), and `span` (a part of the text whose tokens `analysis.tokens: span` counts). Other columns, and
-other keys of a message, are ignored. An empty cell, blank text and null all mean "not given".
+`label` (safe | unsafe). Optional are `response` (`chosen` is another name for it), `category`, `id`, `pair_id` (shared
+by a safe and an unsafe row that differ in little else), `span` (a part of the text whose tokens `analysis.tokens: span`
+counts), and `rejected` (a worse answer than the response, for `train.objective.dpo`). Other columns, and other keys of
+a message, are ignored. An empty cell, blank text and null all mean "not given".
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dist_moe.data.formats import Row, listed, read_rows
 from dist_moe.data.suites import read_suite, suite_of
 from dist_moe.errors import UserError, shown
 
-COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id", "span")
+COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id", "span", "chosen", "rejected")
 """All columns that are read; the readers drop the others."""
 ROLES = ("system", "user", "assistant")
 
@@ -42,6 +43,8 @@ class Prompt:
     source: str
     pair_id: str | None = None
     span: str | None = None
+    rejected: str | None = None
+    """An answer that is worse than the response."""
 
     @property
     def question(self) -> str:
@@ -52,7 +55,7 @@ class Prompt:
     def content(self) -> str:
         """Canonical JSON of the whole row, except its id and place."""
         turns = [[message.role, message.content] for message in self.messages]
-        rest = [self.pair_id, self.span]
+        rest = [self.pair_id, self.span, self.rejected]
         while rest and rest[-1] is None:  # hashes of rows without a later column are what they were before it
             rest.pop()
         return json.dumps([turns, self.response, self.unsafe, self.category, *rest])
@@ -142,13 +145,24 @@ def parse_row(row: Row, source: str, names: Sequence[str] | None = None) -> Prom
     return Prompt(
         id=_text(row, "id", source) or "",
         messages=_messages(messages, source) if text is None else (Message("user", text),),
-        response=_text(row, "response", source),
+        response=_response(row, source),
         unsafe=label == "unsafe",
         category=_text(row, "category", source),
         source=source,
         pair_id=_text(row, "pair_id", source),
         span=_text(row, "span", source),
+        rejected=_text(row, "rejected", source),
     )
+
+
+def _response(row: Row, source: str) -> str | None:
+    """What is trained: `chosen` is another name for it."""
+    response, chosen = _text(row, "response", source), _text(row, "chosen", source)
+    if response is not None and chosen is not None:
+        raise UserError(f"{source}: expected `response` or `chosen`, which is another name for it, got both")
+    if response is None and chosen is None and _text(row, "rejected", source) and row.get("label") == "safe":
+        raise UserError(f"{source}: `rejected` has no answer beside it that is better: expected `chosen` or `response`")
+    return response if chosen is None else chosen
 
 
 def _messages(messages: Any, source: str) -> tuple[Message, ...]:

@@ -37,6 +37,8 @@ class Encoded:
     """Tokens that the template writes between the answer and the token that ends its turn; they are not trained."""
     alone_ids: tuple[int, ...] | None = None
     """The prompt tokenised alone, as inference does; None if that equals `prompt_ids`."""
+    rejected: Encoded | None = None
+    """The same prompt with a worse answer than the response; None if the row has none."""
 
     @property
     def inference_ids(self) -> tuple[int, ...]:
@@ -72,6 +74,22 @@ class TokenBatch:
     """bool: prompt tokens with a character of a message."""
     in_span: Tensor
     """bool: tokens of the rows' spans."""
+    is_rejected: Tensor
+    """bool: all positions of the sequences of rejected answers, which follow the rows if they were asked for."""
+    rejected_labels: Tensor
+    """int64: as `labels`, of rejected answers, which have no `labels`."""
+    pair: Tensor
+    """int64: at all positions of a row and of its rejected answer, the index of the row; -1 if it has none."""
+
+    @property
+    def own(self) -> Tensor:
+        """bool: tokens of the rows themselves, neither padding nor the dummy nor of a rejected answer's sequence."""
+        return self.live & ~self.is_rejected
+
+    @property
+    def all_labels(self) -> Tensor:
+        """`labels`, and those of rejected answers."""
+        return self.labels.where(~self.is_rejected, self.rejected_labels)
 
     def counted(self, which: CountedTokens) -> Tensor:
         """bool [R, S]: the tokens whose routing is counted; never padding or the dummy."""
@@ -88,9 +106,12 @@ class TokenBatch:
         return TokenBatch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__slots__))
 
 
-def collate(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
+def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False) -> TokenBatch:
     """Pad rows on the right to the longest. No rows: one dummy row of one token, so that every rank has a forward
-    pass to run."""
+    pass to run. With `pairs`, the rejected answers follow the rows, as sequences of their own."""
+    paired = [i for i, row in enumerate(rows) if pairs and row.rejected is not None]
+    num_own = max(len(rows), 1)
+    rows = [*rows, *(worse for i in paired if (worse := rows[i].rejected) is not None)]
     width = max((len(row.prompt_ids) + len(row.response_ids) for row in rows), default=1)
     shape = (max(len(rows), 1), width)
     input_ids = torch.full(shape, pad_id)
@@ -112,16 +133,24 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
         if row.gap is not None:
             is_completion[i, slice(*row.gap)] = False
     attended = live if rows else torch.ones_like(live)
+    labels = input_ids.masked_fill(~is_completion, IGNORED)
+    is_rejected, pair = torch.zeros_like(live), torch.full(shape, -1)
+    is_rejected[num_own:] = True
+    for number, i in enumerate(paired):
+        pair[i] = pair[num_own + number] = i
     return TokenBatch(
         input_ids,
         attended.to(torch.int64),
-        input_ids.masked_fill(~is_completion, IGNORED),
+        labels.masked_fill(is_rejected, IGNORED),
         is_completion=is_completion,
         is_prompt=is_prompt,
         live=live,
         is_unsafe=is_unsafe,
         in_content=in_content,
         in_span=in_span,
+        is_rejected=is_rejected,
+        rejected_labels=labels.masked_fill(~is_rejected, IGNORED),
+        pair=pair,
     )
 
 
@@ -141,5 +170,6 @@ def tokens_hash(rows: Iterable[Encoded]) -> str:
     total = sha256()
     for row in rows:
         ids = [row.prompt_ids, row.response_ids, row.alone_ids]
-        total.update(json.dumps([*ids, row.content, row.span, row.gap]).encode() + b"\n")
+        worse = [] if row.rejected is None else [row.rejected.prompt_ids, row.rejected.response_ids, row.rejected.gap]
+        total.update(json.dumps([*ids, row.content, row.span, row.gap, *worse]).encode() + b"\n")
     return total.hexdigest()

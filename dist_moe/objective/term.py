@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Rows = Literal["all", "safe", "unsafe"]
 Need = Literal["logits", "base_logits", "router_logits", "base_router_logits"]
-Over = Literal["answers", "tokens"]
+Over = Literal["answers", "tokens", "pairs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class Inputs:
 
     m may be 0. Of a term over `answers` these are the loss tokens, and what stands here is of the position from which
     each is predicted: a loss token is a token of an answer, or the one that ends its turn. Of a term over `tokens` they
-    are the rows' own, prompts' and answers', without padding; there are no logits then, [0, V].
+    are the rows' own, prompts' and answers', without padding; there are no logits then, [0, V]. Of a term over `pairs`
+    they are the loss tokens of rows that have a rejected answer, of both answers.
     """
 
     logits_mV: Tensor
@@ -39,6 +40,11 @@ class Inputs:
     them."""
     base_router_logits_mW: Sequence[Tensor] = ()
     """The base model's, without gradients."""
+    pair_m: Tensor | None = None
+    """int64, the number of the token's pair, from 0 without a gap. None: the term is not over pairs."""
+    rejected_m: Tensor | None = None
+    """bool, whether the token is of the pair's rejected answer."""
+    num_pairs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,7 @@ class TokenTerm(Term):
     without such tokens contributes 0."""
 
     def losses(self, inputs: Inputs) -> Tensor:
-        """[m], float32: the loss of each token, with a graph where the inputs have one."""
+        """[m], float32: the loss of each token, with a graph where the inputs have one; over pairs [num_pairs]."""
         raise NotImplementedError
 
 

@@ -12,7 +12,8 @@ from dist_moe.objective import ContrastTerm, Inputs, Over, Rows, Term, TokenTerm
 from dist_moe.training.loss import at_labels
 
 Numbers = Mapping[tuple[Over, Rows], int]
-"""Tokens of a whole batch, over all ranks: loss tokens (answers) or all of the rows' own, by the rows they are in."""
+"""Of a whole batch, over all ranks: loss tokens (answers), all of the rows' own tokens, or rows with a rejected answer
+(pairs), by the rows' label."""
 LABELS: tuple[Rows, Rows] = ("safe", "unsafe")
 
 
@@ -24,6 +25,7 @@ class TermResult:
     """Over the term's tokens in the whole batch's chosen rows, without its weight; 0 where there is no token. Of a
     contrast: its value."""
     tokens: int
+    """How many these are; of a term over pairs: how many pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,13 @@ class Tokens:
     """bool, whether a token's row is unsafe."""
     at_n: torch.Tensor
     """The position from which each is predicted, of the T."""
-    live_T: torch.Tensor
+    own_T: torch.Tensor
+    """bool, no padding, and no row of a rejected answer."""
     unsafe_T: torch.Tensor
+    pair_n: torch.Tensor
+    """The number of a token's pair; -1: its row has no rejected answer, or none was asked for."""
+    rejected_n: torch.Tensor
+    """bool, whether a token is of a rejected answer."""
     model: Read
     base: Read | None
     """At the rows in the objective's `base_rows`; None: not needed."""
@@ -55,11 +62,13 @@ class Tokens:
     def of(cls, batch: TokenBatch, model: Read, base: Read | None) -> Tokens:
         """Those of a micro-batch, and what passes over it have left."""
         positions_RS = torch.arange(batch.live.numel(), device=batch.live.device).view_as(batch.live)
-        target_n, unsafe_n, at_n = (
-            at_labels(values_RS, batch.labels)
-            for values_RS in (batch.labels.roll(-1, 1), batch.is_unsafe, positions_RS)
+        labels = batch.all_labels
+        target_n, unsafe_n, at_n, pair_n, rejected_n = (
+            at_labels(values_RS, labels)
+            for values_RS in (labels.roll(-1, 1), batch.is_unsafe, positions_RS, batch.pair, batch.is_rejected)
         )
-        return cls(target_n, unsafe_n, at_n, batch.live.reshape(-1), batch.is_unsafe.reshape(-1), model, base)
+        own_T, unsafe_T = batch.own.reshape(-1), batch.is_unsafe.reshape(-1)
+        return cls(target_n, unsafe_n, at_n, own_T, unsafe_T, pair_n, rejected_n, model, base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,7 @@ class Objective:
     def __init__(self, terms: Sequence[Term]) -> None:
         assert terms, "an objective without a term"
         for term in terms:
-            assert term.over == "answers" or not term.needs & {"logits", "base_logits"}, f"{term.name}: no logits there"
+            assert term.over != "tokens" or not term.needs & {"logits", "base_logits"}, f"{term.name}: no logits there"
         self.terms = tuple(terms)
         self.contrasted = tuple(term for term in terms if isinstance(term, ContrastTerm))
         needing = [term for term in terms if term.needs & {"base_logits", "base_router_logits"}]
@@ -85,6 +94,7 @@ class Objective:
         self.base_terms = tuple(needing)
         self.base_rows: Rows | None = rows.pop() if len(rows) == 1 else "all" if rows else None
         """Rows of which some term needs what the base model computes. None: no term does."""
+        self.has_pairs = any(term.over == "pairs" for term in terms)
         self.reads_routers = any("router_logits" in term.needs for term in terms)
         self.reads_base_routers = any("base_router_logits" in term.needs for term in terms)
 
@@ -121,7 +131,7 @@ class Objective:
                 empty = numbers[term.over, term.rows] == 0  # nothing to ask the term, whose inputs may lack the base's
                 losses = _nothing(tokens) if empty else term.losses(self._inputs(term, tokens, term.rows))
             # through the output layer, so that backward visits all layers, and in the same order, on every rank
-            found[term.name] = losses if term.over == "answers" else torch.cat([losses, _nothing(tokens)])
+            found[term.name] = losses if term.over != "tokens" else torch.cat([losses, _nothing(tokens)])
         return found
 
     def total(self, losses: Mapping[str, torch.Tensor], numbers: Numbers) -> torch.Tensor:
@@ -159,20 +169,27 @@ class Objective:
         return torch.cat(parts)
 
     def _inputs(self, term: Term, tokens: Tokens, rows: Rows) -> Inputs:
-        base_logits = None
+        base_logits = pair = rejected = None
+        num_pairs = 0
         if term.over == "tokens":
             logits, target = tokens.model.logits_nV[:0], tokens.target_n[:0]
-            at = torch.nonzero(tokens.live_T & in_rows(tokens.unsafe_T, rows)).flatten()
+            at = torch.nonzero(tokens.own_T & in_rows(tokens.unsafe_T, rows)).flatten()
         else:
             logits, target, at = tokens.model.logits_nV, tokens.target_n, tokens.at_n
-            if rows != "all":
-                chosen_n = in_rows(tokens.unsafe_n, rows)
+            chosen_n = in_rows(tokens.unsafe_n, rows)
+            if self.has_pairs:
+                chosen_n = chosen_n & (tokens.pair_n >= 0 if term.over == "pairs" else ~tokens.rejected_n)
+            if rows != "all" or self.has_pairs:
                 logits, target, at = logits[chosen_n], target[chosen_n], at[chosen_n]
             if "base_logits" in term.needs:
                 assert tokens.base is not None
+                assert self.base_rows is not None
                 base_logits = tokens.base.logits_nV
-                if self.base_rows != rows:
-                    base_logits = base_logits[in_rows(tokens.unsafe_n, rows)]
+                if self.base_rows != rows or self.has_pairs:
+                    base_logits = base_logits[chosen_n[in_rows(tokens.unsafe_n, self.base_rows)]]
+            if term.over == "pairs":
+                pairs, pair = tokens.pair_n[chosen_n].unique(return_inverse=True)
+                rejected, num_pairs = tokens.rejected_n[chosen_n], len(pairs)
         routers: Sequence[torch.Tensor] = ()
         base_routers: Sequence[torch.Tensor] = ()
         if "router_logits" in term.needs:
@@ -186,6 +203,9 @@ class Objective:
             base_logits_mV=base_logits,
             router_logits_mW=routers,
             base_router_logits_mW=base_routers,
+            pair_m=pair,
+            rejected_m=rejected,
+            num_pairs=num_pairs,
         )
 
 

@@ -29,14 +29,14 @@ class Passes:
         base = self._base(batch, numbers)
         next_pass(self.model, batch, plan)
         self.monitor.watch(batch)
-        read = self._read(self.engine.forward, batch, batch.labels, self.objective.reads_routers)
+        read = self._read(self.engine.forward, batch, batch.all_labels, self.objective.reads_routers)
         return Tokens.of(batch, read, base)
 
     def ahead(self, batch: TokenBatch, plan: RoutePlan | None) -> Tokens:
         """What contrasts ask for, without a graph and unseen by the monitor: the model is as in `trained`."""
         next_pass(self.model, batch, plan)
         with torch.no_grad(), self.monitor.aside():
-            read = self._read(self._logits, batch, batch.labels, self.objective.reads_routers)
+            read = self._read(self._logits, batch, batch.all_labels, self.objective.reads_routers)
         self.engine.release()
         return Tokens.of(batch, read, None)
 
@@ -47,7 +47,7 @@ class Passes:
             return None
         assert self.model.originals is not None
         chosen_RS = in_rows(batch.is_unsafe, rows)
-        labels = batch.labels.masked_fill(~chosen_RS, IGNORED)
+        labels = batch.all_labels.masked_fill(~chosen_RS, IGNORED)
         with (
             torch.no_grad(),
             self.monitor.aside(),

@@ -25,12 +25,15 @@ class Split:
         size = min(micro_batch_size or rows_per_rank, rows_per_rank)
         return cls(batch_size, num_ranks, size, -(-rows_per_rank // size))
 
-    def local(self, rows: list[Encoded], rank: int, pad_id: int) -> list[TokenBatch]:
-        """One rank's micro-batches of a batch. A rank with fewer rows gets micro-batches without real tokens."""
+    def local(self, rows: list[Encoded], rank: int, pad_id: int, *, pairs: bool = False) -> list[TokenBatch]:
+        """One rank's micro-batches of a batch. A rank with fewer rows gets micro-batches without real tokens.
+
+        With `pairs`, a row's rejected answer is in its micro-batch.
+        """
         mine = [rows[i] for i in shard_rows(len(rows), rank, self.num_ranks)]
         parts = [list(part) for part in micro_batches(mine, self.micro_batch_size)]
         parts += [[]] * (self.num_micro_batches - len(parts))
-        return [collate(part, pad_id) for part in parts]
+        return [collate(part, pad_id, pairs=pairs) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,9 @@ class Rows:
     split: Split
     rank: int
     pad_id: int
+    pairs: bool = False
+    """Whether rejected answers are included."""
 
     def local(self, rows: list[Encoded]) -> list[TokenBatch]:
         """This rank's micro-batches of a batch's rows."""
-        return self.split.local(rows, self.rank, self.pad_id)
+        return self.split.local(rows, self.rank, self.pad_id, pairs=self.pairs)

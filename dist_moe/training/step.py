@@ -12,6 +12,7 @@ from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import IGNORED, TokenBatch
 from dist_moe.model.model import MoEModel
 from dist_moe.moe.route_mask import RoutePlan, routable
+from dist_moe.objective import Over, Rows
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.audit import StepAudit
 from dist_moe.training.engine import Engine
@@ -157,18 +158,15 @@ def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: Route
 
 
 def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> Numbers:
-    """Numbers of tokens in the whole batch, over all ranks."""
-    counts = torch.zeros(2, 2, dtype=torch.int64)
+    """Numbers of tokens, and of pairs, in the whole batch, over all ranks."""
+    overs: tuple[Over, ...] = ("answers", "tokens", "pairs")
+    counts = torch.zeros(len(overs), 2, dtype=torch.int64)
     for batch in micro_batches:
-        for row, counted_RS in enumerate(((batch.labels != IGNORED)[:, 1:], batch.live)):
+        counted = (batch.labels != IGNORED)[:, 1:], batch.own, batch.is_rejected[:, :1]
+        for row, counted_RS in enumerate(counted):
             unsafe_RS = batch.is_unsafe[:, : counted_RS.shape[1]]
             counts[row] += torch.stack([counted_RS.sum(), (counted_RS & unsafe_RS).sum()])
-    (answers, unsafe_answers), (tokens, unsafe_tokens) = comm.sum_(counts.to(comm.device)).tolist()
-    return {
-        ("answers", "all"): answers,
-        ("answers", "safe"): answers - unsafe_answers,
-        ("answers", "unsafe"): unsafe_answers,
-        ("tokens", "all"): tokens,
-        ("tokens", "safe"): tokens - unsafe_tokens,
-        ("tokens", "unsafe"): unsafe_tokens,
-    }
+    numbers: dict[tuple[Over, Rows], int] = {}
+    for over, (num_all, num_unsafe) in zip(overs, comm.sum_(counts.to(comm.device)).tolist(), strict=True):
+        numbers |= {(over, "all"): num_all, (over, "safe"): num_all - num_unsafe, (over, "unsafe"): num_unsafe}
+    return numbers

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from dist_moe.config.load import save_config
-from dist_moe.config.objective import needs_base
+from dist_moe.config.objective import needs_base, pair_terms
 from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.engines.build import build_engine
 from dist_moe.files import writing
@@ -77,7 +77,8 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     optimizer = _optimizer(config, model, in_force.union(), mesh)
     curve = _curve(config.train, optimizer, schedule.num_steps)
     split = Split.of(config.batches.batch_size, comm.size, model.at_once(config.train.micro_batch_size))
-    rows = Rows(given.inputs.rows, split, comm.rank, given.inputs.pad_id)
+    pairs = bool(pair_terms(config.train.objective))
+    rows = Rows(given.inputs.rows, split, comm.rank, given.inputs.pad_id, pairs)
     engine = build_engine(given.engine, model, optimizer, curve, comm, given.deepspeed_settings, split)
     for line in before_training(config, engine.name, masks, model, plan, mesh, work.path):
         log.info(line)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_moe.config.objective import router_terms
+from dist_moe.config.objective import pair_terms, router_terms
 from dist_moe.config.schema import Config
 from dist_moe.engines.build import EngineName, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
@@ -60,6 +60,11 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         same["the digest of each mask store"] = [store.digest for store in masks.stores]
     inputs = read_inputs(config, comm)
     with together(comm):
+        for term in pair_terms(config.train.objective):
+            if not any(row.rejected for row in inputs.encoded.rows):
+                raise UserError(
+                    f"train.objective.{term}: no row has a `rejected` answer: add that column, or set its weight to 0"
+                )
         _require_masks_fit(masks, config, inputs)
         facts = resume_facts(config, inputs, masks)
         found = unfinished_run(work, config, facts) if comm.rank == 0 else None

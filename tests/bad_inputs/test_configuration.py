@@ -158,6 +158,12 @@ CONFIGS = [
         "train --config bad.yaml",
         ("train.objective: every term has weight 0", "TERM.weight above 0 for one of answers, cross_entropy, "),
     ),
+    Case(
+        "a term over pairs without a pair",
+        after_good("train: {objective: {dpo: {weight: 1}}}\n"),
+        "train --config bad.yaml --run-dir run --overwrite",
+        ("train.objective.dpo: no row has a `rejected` answer: add that column",),
+    ),
     Case("resolved: broken", put("train: {", "run/train.yaml"), "export run --out out", ("run/train.yaml", NO_YAML)),
     Case("resolved: NUL", put(b"\0", "run/train.yaml"), "evaluate run", ("run/train.yaml", NO_YAML)),
 ]

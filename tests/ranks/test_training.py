@@ -1,6 +1,6 @@
 """N ranks on DeepSpeed equal one plain process, and not one bit moves outside a batch's mask."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from dist_moe.engines.fsdp import FsdpEngine
 from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import adopt
 from dist_moe.objective.cross_entropy import Answers, CrossEntropy, Refusals
+from dist_moe.objective.dpo import DPO
 from dist_moe.objective.kl_to_base import KLToBase
 from dist_moe.objective.router_consistency import RouterConsistency
 from dist_moe.objective.router_drift import RouterDrift
@@ -57,6 +58,7 @@ class Case:
     consistency: float = 0.0
     refusals: float = 0.0
     answers: float = 0.0
+    dpo: float = 0.0
 
     def __str__(self) -> str:
         """What differs from the first case."""
@@ -122,6 +124,10 @@ CASES = [
     ),
     Case(consistency=20.0, drift=5.0, drift_rows="unsafe", kl=1.0, engine="fsdp", family="olmoe", scope="unsafe"),
     Case(consistency=20.0, ep_size=2, family="gpt_oss", mode="update", micro_batch_size=1, checkpointing=True),
+    # pairs of answers; a row in three has none
+    Case(dpo=5.0, cross_entropy=0.0, micro_batch_size=2, checkpointing=True),
+    Case(dpo=5.0, kl=1.0, kl_rows="safe", drift=5.0, consistency=5.0, engine="fsdp", scope="unsafe", family="olmoe"),
+    Case(dpo=5.0, masks="adversarial", placement="balanced", rows=1, zero=3, mode="update"),
     # a weight of its own for each label
     Case(cross_entropy=0.0, refusals=2.0, answers=0.5, kl=3.0, micro_batch_size=2),
 ]
@@ -160,6 +166,23 @@ def batch_rows(step: int, num_rows: int) -> list[Encoded]:
         ids = torch.randint(3, VOCAB, (9 + 2 * i,), generator=generator).tolist()
         rows.append(Encoded(tuple(ids[:4]), tuple(ids[4:]), unsafe=i % 3 == 1))
     return rows
+
+
+def with_pairs(rows: list[Encoded], step: int) -> list[Encoded]:
+    """Two rows in three get a rejected answer, of another length than their response."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    made = []
+    for i, row in enumerate(rows):
+        ids = tuple(torch.randint(3, VOCAB, (3 + i % 4,), generator=generator).tolist())
+        rejected = Encoded(row.prompt_ids, ids, row.unsafe) if i % 3 != 2 else None
+        made.append(replace(row, rejected=rejected))
+    return made
+
+
+def worse_of(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids and labels of the rejected answers, and the row that each is of."""
+    ids, labels, _ = padded([row.rejected for row in rows if row.rejected])
+    return ids, labels, torch.tensor([i for i, row in enumerate(rows) if row.rejected])
 
 
 def padded(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -230,7 +253,7 @@ def train_case(comm, case):
     model = adopt(tiny_model(case.family, case.dtype), mesh.ep, placement_of(case, mesh.ep.size))
     if case.checkpointing:
         model.checkpoint_activations()
-    if case.kl or case.drift:
+    if case.kl or case.drift or case.dpo:
         model.keep_originals(masks.any(0))
     optimizer = CountingAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -260,13 +283,15 @@ def train_case(comm, case):
         router_consistency=RouterConsistency(weight=case.consistency),
         refusals=Refusals(weight=case.refusals),
         answers=Answers(weight=case.answers),
+        dpo=DPO(weight=case.dpo),
     )
     settings = TrainConfig(mode=case.mode, scope=case.scope, objective=objective)
     step = MaskedStep(model, optimizer, engine, comm, settings, promise)
     results, leaks, moved = [], [], 0
     for i, mask in enumerate(masks):
         before = snapshot(model.layers, optimizer)
-        micro_batches = split.local(batch_rows(i, case.rows), comm.rank, pad_id=0)
+        rows = with_pairs(batch_rows(i, case.rows), i) if case.dpo else batch_rows(i, case.rows)
+        micro_batches = split.local(rows, comm.rank, pad_id=0, pairs=bool(case.dpo))
         take = step.audited if i % 3 == 1 else step  # not the last one, as FSDP's audit gives memory back
         results.append(take(str(i), mask, micro_batches))
         after = snapshot(model.layers, optimizer)
@@ -322,7 +347,7 @@ def ranks():
 
 
 def reference_of(case: Case) -> Reference:
-    weights = ("kl", "kl_rows", "cross_entropy", "drift", "drift_rows", "consistency", "refusals", "answers")
+    weights = ("kl", "kl_rows", "cross_entropy", "drift", "drift_rows", "consistency", "refusals", "answers", "dpo")
     return Reference(case.family, case.mode, case.scope, **{name: getattr(case, name) for name in weights})
 
 
@@ -337,7 +362,9 @@ def test_equals_plain_transformers_and_torch_adamw(ranks, num_ranks, number):
     close, close_weight, close_mean = CLOSE[case.dtype]
     reference = reference_of(case)
     for i, mask in enumerate(masks_of(case)):
-        loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
+        rows = batch_rows(i, case.rows)
+        worse = worse_of(with_pairs(rows, i)) if case.dpo else None
+        loss, norm = reference.step(mask, *padded(rows), worse=worse)
         for answer in answers:
             assert answer["losses"][i] == pytest.approx(loss, abs=close)
             for name, mean in answer["terms"][i].items():

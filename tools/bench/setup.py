@@ -164,6 +164,9 @@ def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
         is_unsafe=everywhere,
         in_content=everywhere,
         in_span=everywhere,
+        is_rejected=~everywhere,
+        rejected_labels=torch.full_like(labels, IGNORED),
+        pair=torch.full_like(labels, -1),
     )
 
 

@@ -116,6 +116,7 @@ FULL: list[dict[str, Any]] = [
         "label": "unsafe",
         "category": "hacking",
         "pair_id": "x",
+        "rejected": "Like this.",
     },
 ]
 """Every column is given in some row."""
@@ -123,7 +124,7 @@ FULL: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_format_gives_every_column(write: Writer, tmp_path: Path) -> None:
-    assert set().union(*FULL) == set(COLUMNS)
+    assert set().union(*FULL) | {"chosen"} == set(COLUMNS)  # another name for the response
     read_set = read_prompts([write(tmp_path, FULL)], REFUSAL)
     assert [replace(prompt, source="") for prompt in read_set.prompts] == [
         Prompt(
@@ -144,6 +145,7 @@ def test_every_format_gives_every_column(write: Writer, tmp_path: Path) -> None:
             category="hacking",
             source="",
             pair_id="x",
+            rejected="Like this.",
         ),
     ]
     (tmp_path / "lines").mkdir()
@@ -171,12 +173,31 @@ def test_hash_is_the_same_in_every_format_and_order(write: Writer, tmp_path: Pat
         {"id": "other"},
         {"pair_id": "other"},
         {"span": "other"},
+        {"rejected": "other"},
     ],
 )
 def test_hash_changes_with_each_field(change: dict[str, str], tmp_path: Path) -> None:
     row = {"prompt": "p", "response": "r", "label": "safe", "category": "c", "id": "i"}
     before = read_prompts([write_jsonl(tmp_path, [row])], REFUSAL).data_hash
     assert read_prompts([write_jsonl(tmp_path, [row | change])], REFUSAL).data_hash != before
+
+
+def test_chosen_is_another_name_for_the_response(tmp_path: Path) -> None:
+    row = {"prompt": "p", "label": "safe", "rejected": "worse"}
+    (tmp_path / "other").mkdir()
+    chosen = read_prompts([write_jsonl(tmp_path, [row | {"chosen": "r"}])], REFUSAL)
+    assert chosen.prompts[0].response == "r"
+    assert (
+        chosen.data_hash
+        == read_prompts([write_jsonl(tmp_path / "other", [row | {"response": "r"}])], REFUSAL).data_hash
+    )
+
+
+def test_a_rejected_answer_is_worse_than_the_refusal_where_that_is_used(tmp_path: Path) -> None:
+    (prompt,) = read_prompts(
+        [write_jsonl(tmp_path, [{"prompt": "p", "label": "unsafe", "rejected": "Sure"}])], REFUSAL
+    ).prompts
+    assert (prompt.response, prompt.rejected) == (REFUSAL, "Sure")
 
 
 def test_hash_changes_with_the_refusal_where_it_is_used(tmp_path: Path) -> None:

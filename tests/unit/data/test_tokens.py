@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dist_moe.data.encode import encode, pad_token_id, tokenizer_hash
 from dist_moe.data.rows import Message, Prompt
-from dist_moe.data.tokens import Encoded, collate
+from dist_moe.data.tokens import Encoded, collate, tokens_hash
 from dist_moe.errors import UserError
 
 ENDED = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -119,6 +120,44 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.counted("all").tolist() == batch.attention_mask.bool().tolist()
     assert {batch.input_ids.dtype, batch.attention_mask.dtype, batch.labels.dtype} == {torch.int64}
     assert {batch.is_completion.dtype, batch.live.dtype, batch.counted("prompt").dtype} == {torch.bool}
+
+
+def test_a_rejected_answer_is_a_row_after_the_others_where_pairs_are_asked_for() -> None:
+    rows = [
+        Encoded((5, 6), (7,), rejected=Encoded((5, 6), (8, 9), True), unsafe=True),
+        Encoded((1,), (2,)),
+        Encoded((3,), (4,), rejected=Encoded((3,), (9,))),
+    ]
+    alone = collate(rows, pad_id=0)
+    assert not alone.is_rejected.any()
+    assert (alone.pair == -1).all()
+    assert torch.equal(alone.all_labels, alone.labels)
+    batch = collate(rows, pad_id=0, pairs=True)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 0], [1, 2, 0, 0], [3, 4, 0, 0], [5, 6, 8, 9], [3, 9, 0, 0]]
+    none = [-100] * 4
+    own, worse = (
+        [[-100, -100, 7, -100], [-100, 2, -100, -100], [-100, 4, -100, -100]],
+        [[-100, -100, 8, 9], [-100, 9, -100, -100]],
+    )
+    assert batch.labels.tolist() == [*own, none, none]
+    assert batch.all_labels.tolist() == [*own, *worse]
+    assert batch.own.long().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
+    assert batch.live[3:].long().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.pair[:, 0].tolist() == [0, -1, 2, 0, 2]
+    assert batch.is_unsafe[:, 0].tolist() == [True, False, False, True, False]
+
+
+def test_a_rejected_answer_is_encoded_as_a_row_with_that_response(tokenizer: PreTrainedTokenizerFast) -> None:
+    better = [replace(prompt("no"), span=None), prompt("hi")]
+    plain = encode(better, tokenizer, 1024, None)
+    paired = encode([better[0], replace(better[1], rejected="no")], tokenizer, 1024, None)
+    assert paired.rows == (
+        plain.rows[0],
+        replace(plain.rows[1], rejected=encode([prompt("no")], tokenizer, 1024).rows[0]),
+    )
+    assert tokens_hash(paired.rows) != tokens_hash(plain.rows)
+    other = encode([better[0], replace(better[1], rejected="hi")], tokenizer, 1024, None)
+    assert tokens_hash(paired.rows) != tokens_hash(other.rows)
 
 
 def test_a_padding_id_that_is_also_a_token_hides_nothing() -> None:

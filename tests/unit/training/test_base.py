@@ -14,7 +14,16 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
 from dist_moe.training.step import MaskedStep
-from tests.ranks.test_training import Case, batch_rows, masks_of, padded, reference_of, train_case
+from tests.ranks.test_training import (
+    Case,
+    batch_rows,
+    masks_of,
+    padded,
+    reference_of,
+    train_case,
+    with_pairs,
+    worse_of,
+)
 from tests.tiny import random_masks, tiny_model, token_ids
 
 CPU = SoloComm(torch.device("cpu"))
@@ -128,12 +137,21 @@ def test_the_audit_sees_an_original_that_changes(monkeypatch):
         step.audited("the batch", MASK, batches)
 
 
-def test_terms_on_router_logits_equal_plain_transformers():
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(drift=20.0, consistency=20.0, refusals=0.5, micro_batch_size=2),
+        Case(dpo=5.0, drift=20.0, micro_batch_size=2, scope="unsafe"),
+    ],
+    ids=["routers", "pairs"],
+)
+def test_terms_beside_the_cross_entropy_equal_plain_transformers(case):
     """Several micro-batches; `tests/ranks/test_training.py` has the same on ranks."""
-    case = Case(drift=20.0, consistency=20.0, refusals=0.5, micro_batch_size=2)
     answer, reference = train_case(CPU, case), reference_of(case)
     for i, mask in enumerate(masks_of(case)):
-        loss, norm = reference.step(mask, *padded(batch_rows(i, case.rows)))
+        rows = batch_rows(i, case.rows)
+        worse = worse_of(with_pairs(rows, i)) if case.dpo else None
+        loss, norm = reference.step(mask, *padded(rows), worse=worse)
         assert answer["losses"][i] == pytest.approx(loss, abs=1e-5)
         assert answer["norms"][i] == pytest.approx(norm, abs=1e-5)
         assert answer["terms"][i] == pytest.approx(reference.terms, abs=1e-6)

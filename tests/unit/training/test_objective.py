@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from dist_moe.objective import TERMS, ContrastTerm, Inputs
 from dist_moe.objective.cross_entropy import Answers, CrossEntropy, Refusals
+from dist_moe.objective.dpo import DPO
 from dist_moe.objective.kl_to_base import KLToBase
 from dist_moe.objective.router_consistency import RouterConsistency
 from dist_moe.objective.router_drift import RouterDrift
@@ -44,7 +45,8 @@ def routers(seed):
 
 def tokens_of(model_logits, base=None, unsafe=UNSAFE, routed=(), base_routed=()):
     base = None if base is None else Read(base, base_routed)
-    return Tokens(TARGET, unsafe, AT, LIVE_T, UNSAFE_T, Read(model_logits, routed), base)
+    no_pair, accepted = torch.full_like(TARGET, -1), torch.zeros_like(unsafe)
+    return Tokens(TARGET, unsafe, AT, LIVE_T, UNSAFE_T, no_pair, accepted, Read(model_logits, routed), base)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -146,7 +148,7 @@ def test_router_consistency_and_its_gradient_are_the_whole_batchs_in_parts(start
     def part(where):
         read = Read(logits(1)[:0], [x[where] for x in ours])
         none = torch.zeros(0, dtype=torch.int64)
-        return Tokens(none, none.bool(), none, LIVE_T[where], UNSAFE_T[where], read, None)
+        return Tokens(none, none.bool(), none, LIVE_T[where], UNSAFE_T[where], none, none.bool(), read, None)
 
     with torch.no_grad():
         sums = [objective.sums(part(where))["router_consistency"] for where in parts]
@@ -190,6 +192,40 @@ def test_each_label_has_a_cross_entropy_of_its_own(term, rows):
     chosen = UNSAFE if rows == "unsafe" else ~UNSAFE
     expected = F.cross_entropy(logits(1)[chosen], TARGET[chosen])
     torch.testing.assert_close(objective.total(losses, NUMBERS), 0.25 * expected)
+
+
+def test_dpo_and_its_gradient_are_its_definition():
+    """Two rows of three tokens with a pair each, and one without; far from the base, and at it."""
+    pair = torch.tensor([2, 2, -1, 0, 2, 0])
+    rejected = torch.tensor([False, False, False, False, True, True])
+    target = torch.tensor([3, 49, 0, 7, 7, 1])
+    generator = torch.Generator().manual_seed(5)
+    base = 3 * torch.randn(6, V, generator=generator)
+    unsafe = torch.tensor([True, True, False, False, True, False])
+    for far in (0.0, 3.0):
+        ours, theirs = (
+            (base + far * torch.randn(6, V, generator=torch.Generator().manual_seed(6))).requires_grad_()
+            for _ in range(2)
+        )
+        tokens = Tokens(target, unsafe, target, LIVE_T, UNSAFE_T, pair, rejected, Read(ours), Read(base))
+        objective, numbers = Objective([CrossEntropy(), DPO(weight=2.0, beta=0.7)]), NUMBERS | {("pairs", "all"): 2}
+        losses = objective.losses(tokens, numbers)
+        logp, old = (torch.distributions.Categorical(logits=logits).log_prob(target) - 0.0 for logits in (theirs, base))
+        gain = logp - old
+        margins = torch.stack([gain[3] - gain[5], gain[0] + gain[1] - gain[4]])
+        expected = -torch.log(torch.sigmoid(0.7 * margins))
+        torch.testing.assert_close(losses["dpo"], expected)
+        torch.testing.assert_close(losses["cross_entropy"], -logp[~rejected])  # a rejected answer is not learnt
+        losses["dpo"].sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+        assert ours.grad[[0, 3, 4, 5]].any(1).all()
+    objective = Objective([DPO(weight=2.0, rows="unsafe")])
+    losses = objective.losses(
+        Tokens(target, unsafe, target, LIVE_T, UNSAFE_T, pair, rejected, Read(ours), Read(base[unsafe])),
+        NUMBERS | {("pairs", "unsafe"): 1},
+    )
+    torch.testing.assert_close(losses["dpo"], -torch.log(torch.sigmoid(0.1 * margins[1:])))
 
 
 def test_rows_without_a_token_give_0_and_a_graph():
