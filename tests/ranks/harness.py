@@ -17,11 +17,20 @@ import torch.distributed as dist
 from dist_moe.parallel.comm import GroupComm
 
 LIMIT_SECONDS = 400
+LIBRARIES = (
+    "datasets",
+    "deepspeed",
+    "torch.distributed.fsdp",
+    "transformers.models.qwen3_moe.modeling_qwen3_moe",
+    "zarr",
+)
+"""What takes seconds to import: a server imports it once in a session, and ranks are forks of that."""
 
 
 def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """`function(comm, *args)` on every rank; what it returns (anything that can be pickled), in rank order."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LIBRARIES))
     queue = context.Queue()
     with tempfile.TemporaryDirectory() as directory:
         processes = [

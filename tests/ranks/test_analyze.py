@@ -27,6 +27,8 @@ def analyzed(comm, config, run_dir, arguments):
     store = MaskStore.open(run_dir / "masks.zarr")
     store.check()
     store.counts.check()
+    assert store.counts.prompt_counts[:].any(axis=(1, 2)).all(), "a prompt was not counted"
+    assert store.masks[:].any()
     return (store.digest, store.counts.digest), written
 
 
