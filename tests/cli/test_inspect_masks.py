@@ -1,8 +1,12 @@
-"""tools/inspect_masks.py as a person types it; in a process where torch cannot be imported."""
+"""tools/inspect_masks.py as a person types it; in a process where torch cannot be imported.
+
+Imports take seconds, so one process does them for all commands: each is a fork of it, with streams of its own.
+"""
 
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +14,57 @@ from pathlib import Path
 import pytest
 
 from tests.unit.store.example import example_contents, write_contents, write_example
+from tools.soak.__main__ import SINGLE_THREADED
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_masks.py"
 WITHOUT_TORCH = """
 import runpy, sys
 for name in ("torch", "transformers", "deepspeed"):
     sys.modules[name] = None
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
+ONE = f"{WITHOUT_TORCH}sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+MANY = f"""{WITHOUT_TORCH}
+import json, os
+import dist_moe.cli.main, dist_moe.report.views, dist_moe.store
+for line in sys.stdin:
+    words, *streams = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, place in enumerate(streams, 1):
+            os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = words
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        raise AssertionError("the tool has not ended the process")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Inspector:
+    """What starts the tool: a process with what it imports, of which each start is a fork."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-W", "error", "-c", MANY]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | SINGLE_THREADED
+        )
+        self.streams = folder / "stdout", folder / "stderr"
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        """Status, stdout and stderr."""
+        words = [str(TOOL), *map(str, arguments)]
+        self.process.stdin.write(json.dumps([words, *map(str, self.streams)]) + "\n")
+        self.process.stdin.flush()
+        status = int(self.process.stdout.readline())
+        return status, *(stream.read_text() for stream in self.streams)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _started(tmp_path_factory):
+    global inspect
+    inspect = Inspector(tmp_path_factory.mktemp("streams"))
+    yield
+    inspect.process.stdin.close()
+    assert inspect.process.wait(timeout=60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +72,23 @@ def store(tmp_path_factory):
     return write_example(tmp_path_factory.mktemp("run") / "masks.zarr")
 
 
-def inspect(*arguments):
-    command = [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
 def answer(*arguments):
-    result = inspect(*arguments)
-    assert (result.returncode, result.stderr) == (0, "")
-    return result.stdout
+    status, out, err = inspect(*arguments)
+    assert (status, err) == (0, "")
+    return out
 
 
 def refusal(*arguments):
-    result = inspect(*arguments)
-    assert (result.returncode, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
+    status, out, err = inspect(*arguments)
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
     return line
+
+
+def test_a_process_of_its_own_says_the_same(store):
+    command = [sys.executable, "-W", "error", "-c", ONE, str(TOOL), str(store), "batch", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == inspect(store, "batch", 1)
 
 
 def test_summary_is_the_default(store):
@@ -169,7 +216,7 @@ def test_pictures(store, tmp_path):
 
 
 def test_pictures_without_matplotlib(store, tmp_path):
-    without = WITHOUT_TORCH.replace('"torch"', '"torch", "matplotlib"')
+    without = ONE.replace('"torch"', '"torch", "matplotlib"')
     command = [sys.executable, "-c", without, str(TOOL), str(store), "plots", "--out", str(tmp_path / "plots")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 2
