@@ -70,58 +70,62 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
     started = time.monotonic()
     stages = Stages()
     stages.title("A base model, and prompts in three stand-in categories")
-    corpus = build_corpus(0, num_pretraining=size.num_pretraining, batches_per_category=size.batches_per_category)
-    prompts, held_out, base, config = out / "prompts.jsonl", out / "held-out.jsonl", out / "base", out / "run.yaml"
-    write_rows(corpus.prompts, prompts)
-    write_rows(corpus.held_out, held_out)
-    make_base_model(
-        base,
-        corpus,
-        seed=0,
-        steps=size.base_steps,
-        hidden_size=size.hidden_size,
-        num_layers=size.num_layers,
-    )
-    save_config(_config(out, base, prompts, size), config)
-
+    inputs = Inputs(out)
+    inputs.make(size)
     run, model = out / "run", out / "model"
     stages.title("Analysis: prompts -> masks")
-    stages.launch("launch/analyze.py", config)
+    stages.launch("launch/analyze.py", inputs.config)
     stages.title("Training: only each batch's experts")
-    stages.launch("launch/train.py", config)
+    stages.launch("launch/train.py", inputs.config)
     stages.title("Export to a Hugging Face checkpoint, and proof that only the union's experts changed")
     stages.command("dist-moe", "export", run, "--out", model)
-    stages.command("dist-moe", "verify", base, model, "--masks", run / "masks.zarr")
+    stages.command("dist-moe", "verify", inputs.base, model, "--masks", run / "masks.zarr")
     stages.title("Which experts answer for which category")
     for view in ("summary", "overlap"):
         stages.command("dist-moe", "inspect", run / "masks.zarr", view)
     stages.title("Before and after, on prompts that neither analysis nor training has seen, without a mask")
-    stages.command("dist-moe", "evaluate", run, "--data", held_out)
+    stages.command("dist-moe", "evaluate", run, "--data", inputs.held_out)
     if not fast:
         update = out / "run-update"
         stages.title("The same experts in mode update, which leaves the routing as it is: the price of mode route")
-        stages.launch(
-            "launch/train.py",
-            config,
-            "--run-dir",
-            update,
-            "--train.masks",
-            run / "masks.zarr",
-            "--train.mode",
-            "update",
-        )
-        stages.command("dist-moe", "evaluate", update, "--data", held_out)
+        others = ("--run-dir", update, "--train.masks", run / "masks.zarr", "--train.mode", "update")
+        stages.launch("launch/train.py", inputs.config, *others)
+        stages.command("dist-moe", "evaluate", update, "--data", inputs.held_out)
     stages.title(f"Done in {time.monotonic() - started:.0f} s. Where everything lies:")
     for path, what in (
-        (config, "the configuration: train again with the commands above, changed as you like"),
-        (base, "the base model"),
-        (prompts, "the prompts of analysis and training"),
+        (inputs.config, "the configuration: train again with the commands above, changed as you like"),
+        (inputs.base, "the base model"),
+        (inputs.prompts, "the prompts of analysis and training"),
         (run / "masks.zarr", "masks; counts.zarr beside them: dist-moe inspect"),
         (run / "metrics.jsonl", "one line a step, with the hash of the mask in force"),
         (run / "evaluation.json", "before and after, by batch and category"),
         (model, "the repaired model: AutoModelForCausalLM.from_pretrained"),
     ):
         log.info(f"  {path}  {what}")
+
+
+class Inputs:
+    """What a user would bring: where each thing lies in the demo's directory."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.prompts, self.held_out = out / "prompts.jsonl", out / "held-out.jsonl"
+        self.base, self.config = out / "base", out / "run.yaml"
+
+    def make(self, size: Size) -> None:
+        """Write prompts, base model and configuration."""
+        corpus = build_corpus(0, num_pretraining=size.num_pretraining, batches_per_category=size.batches_per_category)
+        write_rows(corpus.prompts, self.prompts)
+        write_rows(corpus.held_out, self.held_out)
+        make_base_model(
+            self.base,
+            corpus,
+            seed=0,
+            steps=size.base_steps,
+            hidden_size=size.hidden_size,
+            num_layers=size.num_layers,
+        )
+        save_config(_config(self.out, self.base, self.prompts, size), self.config)
 
 
 class Stages:
