@@ -26,7 +26,10 @@ import pandas as pd
 
 from dist_moe.config import Config, load_config
 from dist_moe.errors import UserError
-from dist_moe.evaluation.record import Table, read_evaluation
+from dist_moe.evaluation.groups import By
+from dist_moe.evaluation.record import Evaluation, read_evaluation
+from dist_moe.evaluation.rows import Kind
+from dist_moe.report.evaluation import estimates_frame, rows_frame, table_frame
 from dist_moe.store import Counts, MaskStore
 from dist_moe.workflows.run_dir import RunDir
 from dist_moe.workflows.select import select as select_masks
@@ -55,19 +58,46 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Before and after, by batch, by category, and over all rows.
-
-    A table has a line for each group, and columns (measure, "before" | "after"): "refusal loss (unsafe)" and "answer
-    loss (safe)" are means over response tokens, "refused (unsafe)" and "refused (safe)" shares of rows.
-    """
+    """What an evaluation has found. The page on evaluation says what each number means."""
 
     path: Path
-    """evaluation.json, which has the same tables."""
-    batch: pd.DataFrame
-    category: pd.DataFrame
-    all: pd.DataFrame
-    trained_on: bool
-    """Whether these are the prompts of the training, so that the tables say nothing about other prompts."""
+    """Directory of evaluation.json and answers.jsonl, which have it all."""
+    evaluation: Evaluation
+    """As values: `facts`, `groups` with every estimate and its interval, and `rows`, one record a row."""
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Kinds of rows that there are, such as "held out" and "trained"; they are in no table together."""
+        return self.evaluation.kinds
+
+    @property
+    def estimates(self) -> pd.DataFrame:
+        """Every number, a line each: kind, by, group, measure, when, value, low, high, num_rows, num_prompts, p_value.
+
+        `low` and `high` are the ends of 95 % intervals, `p_value` is of changes of refusal rates.
+        """
+        return estimates_frame(self.evaluation)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """One line a row: id, file, label, category, batch, kind, ..., `before.answer`, `after.answer`, and for each
+        judge its verdict and reason, such as `after.judgements.phrases.verdict`."""
+        return rows_frame(self.evaluation.rows)
+
+    def table(self, by: By = "all", kind: Kind | None = None) -> pd.DataFrame:
+        """The values of one table: a line for each batch, category or file, or for all rows.
+
+        Columns are (measure, "before" | "after" | "change"): "refused (unsafe)" and "refused (safe)" are shares of
+        rows, "refusal loss (unsafe)" and "answer loss (safe)" means per token in nats, and so on.
+
+        Args:
+            by: all, batch, category or file.
+            kind: of rows; may be left out where there is one kind only.
+
+        Raises:
+            UserError: there are several kinds, or none of this name.
+        """
+        return table_frame(self.evaluation, by, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,30 +220,47 @@ def train(config: Config | str | Path) -> Trained:
     return Trained(config.run_dir, tuple(sorted(facts.union)), facts)
 
 
-def evaluate(run: str | Path, data: Sequence[str | Path] = ()) -> Evaluated:
-    """Score a run's own prompts, or those in the files `data`, with the base and the trained experts, without a mask.
+def evaluate(
+    path: str | Path,
+    data: Sequence[str | Path] = (),
+    *,
+    against: str | Path | None = None,
+    out: str | Path | None = None,
+    **settings: object,
+) -> Evaluated:
+    """Score rows with a run's base model and with its trained experts, or with a model, without a mask.
 
     Args:
-        run: a run directory in which training has ended.
-        data: files of prompts; none: those of the training.
+        path: a run directory in which training has ended, or a model's directory.
+        data: files of rows; without, those that the run was trained on.
+        against: a model's directory that is the "before" of another model; a run's before is its base model.
+        out: directory of the results; without, the run's own, or `evaluation-NAME` for a model.
+        **settings: of the section `evaluation`, such as `max_new_tokens=64`.
 
     Returns:
-        Tables of before and after, with a line for each batch, for each category, and for all rows.
+        The tables, every estimate with its interval, and every row with its answers.
 
     Raises:
-        UserError: there is no finished training in `run`, or a file is not what the experts were trained from.
+        UserError: there is no finished training in a run, a file is not what the experts were trained from, or a
+            setting is wrong.
 
     Example:
-        >>> dist_moe.evaluate("runs/my-run", ["held-out.jsonl"]).category["refused (unsafe)"]
+        >>> dist_moe.evaluate("runs/my-run", ["held-out.jsonl"]).table("category", "held out")["refused (unsafe)"]
     """
     from dist_moe.parallel.launch import process_group
     from dist_moe.workflows import evaluate as workflow
 
+    words = [word for name, value in settings.items() for word in _words(f"--evaluation.{name}", value)]
     with process_group() as comm:
-        workflow.evaluate(Path(run), tuple(map(Path, data)), comm)
-    path = RunDir(Path(run)).evaluation
-    found = read_evaluation(path)
-    return Evaluated(path, _frame(found.batch), _frame(found.category), _frame(found.all), found.trained_on)
+        place = workflow.evaluate(
+            Path(path),
+            [Path(file) for file in data],
+            comm,
+            against=None if against is None else Path(against),
+            out=None if out is None else Path(out),
+            settings=words,
+        )
+    return Evaluated(place, read_evaluation(place))
 
 
 def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool = False) -> Exported:
@@ -294,9 +341,6 @@ def _config(config: Config | str | Path) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 
 
-def _frame(table: Table) -> pd.DataFrame:
-    lines = {
-        group: {(measure, when): value for measure, pair in measures.items() for when, value in pair.items()}
-        for group, measures in table.items()
-    }
-    return pd.DataFrame.from_dict(lines, orient="index", dtype=float)
+def _words(key: str, value: object) -> list[str]:
+    """A setting as on the command line."""
+    return [key, *map(str, value)] if isinstance(value, list | tuple) else [key, str(value)]

@@ -69,6 +69,6 @@ def write_config(path: Path, model: Path, data: Path, run_dir: Path, extra: str 
     path.write_text(
         f"run_dir: {run_dir}\nmodel: {{path: {model}}}\ndata: {{paths: [{data}], refusal: sorry w1 w2}}\n"
         "train: {lr: 1e-3, eps: 1e-6, epochs: 2}\n"
-        f"evaluation: {{max_new_tokens: 4, refusal_phrases: [sorry]}}\n{extra}"
+        f"evaluation: {{max_new_tokens: 4, judge: {{phrases: {{also: [sorry]}}}}}}\n{extra}"
     )
     return path

@@ -24,11 +24,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import dist_moe
 from dist_moe.config import schema
+from dist_moe.judges import JUDGES
 from dist_moe.objective import TERMS
-from dist_moe.registry import parameters
+from dist_moe.registry import Registry, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = Path("dist_moe/config/schema.py")
@@ -99,14 +101,14 @@ def rule_settings() -> Section:
     return Section("RuleSettings", tuple(rows))
 
 
-def objective_sections() -> dict[str, Section]:
-    """The section of the objective, and one of each term."""
+def objects_sections(name: str, registry: Registry[Any]) -> dict[str, Section]:
+    """A section that has one for each object of a registry, and these."""
     sections = {}
-    for term in TERMS.values():
-        rows = (Field(each.name, each.written, repr(each.default), each.help) for each in parameters(term))
-        sections[term.__name__] = Section(term.__name__, tuple(rows))
-    terms = tuple(Field(name, term.__name__, None, "") for name, term in TERMS.items())
-    return sections | {"ObjectiveConfig": Section("ObjectiveConfig", terms)}
+    for cls in registry.values():
+        rows = (Field(each.name, each.written, repr(each.default), each.help) for each in parameters(cls))
+        sections[cls.__name__] = Section(cls.__name__, tuple(rows))
+    own = tuple(Field(each, cls.__name__, None, "") for each, cls in registry.items())
+    return sections | {name: Section(name, own)}
 
 
 def _fields(node: ast.ClassDef) -> Iterator[Field]:
@@ -225,7 +227,8 @@ def update(root: Path, *, check: bool) -> list[str]:
     """Rewrite the page under `root` (unless `check`); returns what is wrong: a stale page, dead links."""
     problems = []
     sources = (path for path in (SCHEMA, STATISTICS) if (root / path).exists())
-    sections = {"RuleSettings": rule_settings()} | objective_sections()
+    sections = {"RuleSettings": rule_settings()} | objects_sections("ObjectiveConfig", TERMS)
+    sections |= objects_sections("JudgeConfig", JUDGES)
     for path in sources:
         sections |= read_sections((root / path).read_text(encoding="utf-8"))
     for page, text in ((PAGE, render(sections)), (PYTHON, render_python())):

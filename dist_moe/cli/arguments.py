@@ -30,10 +30,10 @@ class Parser(argparse.ArgumentParser):
         self._intermixes = False
         self.set_defaults(parser=self)
 
-    def take_settings(self, *sections: str) -> None:
-        """Accept settings as arguments; the help lists the top-level ones and those of `sections`."""
+    def take_settings(self, *sections: str, usage: str = "--config FILE [--SETTING VALUE ...]") -> None:
+        """Accept settings as arguments; the help lists those of `sections`, of which "" is the top level."""
         self._sections = sections
-        self.usage = f"{self.prog} --config FILE [--SETTING VALUE ...]"
+        self.usage = f"{self.prog} {usage}"
 
     @property
     def takes_settings(self) -> bool:
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         self._shows_settings = True
         from dist_moe.config.describe import described  # only needed here
 
-        groups = {name: self.add_argument_group(name or "top-level settings") for name in ("", *self._sections)}
+        groups = {name: self.add_argument_group(name or "top-level settings") for name in self._sections}
         for each in described():
             if each.section in groups:
                 default = "required" if each.required else f"default: {json.dumps(each.default, ensure_ascii=False)}"

@@ -21,7 +21,7 @@ def add_config_commands(commands: Any) -> None:
     what = "print every setting of a run, and whether its value comes from the default, the file or the command line"
     action = actions.add_parser("show", help=what, description=f"{what[0].upper()}{what[1:]}.")
     action.add_argument("--config", type=path, required=True, help="YAML file of the run")
-    action.take_settings(*SECTIONS)
+    action.take_settings("", *SECTIONS)
     action.set_defaults(run_command=_show)
     action = actions.add_parser("diff", help="print the settings in which two files differ; exit status 1 if any do")
     action.add_argument("first", type=path, help="YAML file of a run, or analyze.yaml or train.yaml of a run directory")

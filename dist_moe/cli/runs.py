@@ -46,11 +46,20 @@ def add_run_commands(commands: Any) -> None:
         _train,
         ("model", "data", "batches", "train", "parallel", "checkpoint", "evaluation"),
     )
-    command = commands.add_parser("evaluate", help="before and after per batch and category, unmasked")
-    command.add_argument("run", type=path, help="run directory")
-    command.add_argument("--data", type=path, nargs="+", default=[], help="prompt files to score instead of the run's")
+    command = commands.add_parser(
+        "evaluate",
+        help="before and after of a run, or a model by itself: refusals, losses, divergence, with intervals",
+        description="Answers and scores rows with a run's base model and its trained experts, or with a model, always "
+        "without a mask; docs/evaluation.md says what each number means. Settings of `evaluation`, and for a model's "
+        "directory of `data` and `model` too, may stand on the command line: --evaluation.max_new_tokens 64.",
+    )
+    command.add_argument("path", metavar="MODEL_OR_RUN", type=path, help="a run, or a model's directory")
+    command.add_argument("--data", type=path, nargs="+", default=[], help="files of rows, instead of the run's own")
+    command.add_argument("--against", metavar="BASE", type=path, help="a model that is the before of a model")
+    command.add_argument("--out", type=path, help="directory of the results, instead of the run's or evaluation-NAME")
     command.add_argument("--ep-size", type=count, help="ranks that share experts, instead of evaluation.ep_size")
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; not used
+    command.take_settings("evaluation", usage="MODEL_OR_RUN [--data FILE ...] [--SETTING VALUE ...]")
     command.set_defaults(run_command=_evaluate)
     command = commands.add_parser("checkpoint", help="verify a run's checkpoints and print what they contain")
     command.add_argument("action", choices=["show"], help="verify every byte, then print the contents")
@@ -76,7 +85,7 @@ def add_configured(
         "--config", type=path, required=True, help="YAML file of the run; `dist-moe config init` writes one"
     )
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; not used
-    command.take_settings(*sections)
+    command.take_settings("", *sections)
     command.set_defaults(
         run_command=lambda call: _on_all_ranks(call, lambda comm: work(_config(call, name, comm), comm, call))
     )
@@ -133,7 +142,13 @@ def _train(config: Config, comm: Comm, call: Call) -> None:
 
 
 def _evaluate(call: Call) -> int:
+    call.args.parser.refuse([word for word in call.settings if word.startswith("--") and not _is_setting(word)])
     return _on_all_ranks(call, lambda comm: _evaluate_on(call, comm))
+
+
+def _is_setting(word: str) -> bool:
+    """Whether it may override one of the configuration; others are options that there are not."""
+    return "." in word.partition("=")[0] or word.partition("=")[0] in ("--seed", "--rehash")
 
 
 def _evaluate_on(call: Call, comm: Comm) -> None:
@@ -143,8 +158,16 @@ def _evaluate_on(call: Call, comm: Comm) -> None:
     args = call.args
     with together(comm) as same:
         same |= {"command": "evaluate", "--ep-size": args.ep_size, "--data": [str(file) for file in args.data]}
-        same |= _versions()
-    evaluate(args.run, tuple(args.data), comm, args.ep_size)
+        same |= {"--against": str(args.against), "the settings": call.settings, **_versions()}
+    evaluate(
+        args.path,
+        args.data,
+        comm,
+        against=args.against,
+        out=args.out,
+        ep_size=args.ep_size,
+        settings=call.settings,
+    )
 
 
 def _checkpoint(call: Call) -> int:

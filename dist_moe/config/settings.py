@@ -34,6 +34,7 @@ class Setting:
 
     adapter: TypeAdapter[Any]
     required: bool
+    default: Any
     flag: bool
     """It is a bool: on the command line `--name` means true and `--no-name` false."""
     optional: bool
@@ -59,6 +60,7 @@ def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
                 Setting(
                     TypeAdapter(types[field.name]),
                     required,
+                    default=None if required else field.default,
                     flag=kind is bool,
                     optional=NoneType in get_args(kind),
                     several=getattr(kind, "__origin__", None) is tuple,
@@ -79,7 +81,8 @@ def checked(key: str, value: Any, where: str) -> Any:
     Raises:
         UserError: the value is wrong; one line with `where`, the key, what is expected and the value.
     """
-    _require_text(value, f"{where}: {key}", blank=True)
+    if value != SETTINGS[key].default:  # which may be empty: not set
+        _require_text(value, f"{where}: {key}", blank=True)
     try:
         encoded = json.dumps(value)
     except (TypeError, ValueError):

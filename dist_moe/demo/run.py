@@ -77,14 +77,14 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
     stages.launch("launch/analyze.py", inputs.config)
     stages.title("Training: only each batch's experts")
     stages.launch("launch/train.py", inputs.config)
-    stages.title("Export to a Hugging Face checkpoint, and proof that only the union's experts changed")
-    stages.command("dist-moe", "export", run, "--out", model)
-    stages.command("dist-moe", "verify", inputs.base, model, "--masks", run / "masks.zarr")
     stages.title("Which experts answer for which category")
     for view in ("summary", "overlap"):
         stages.command("dist-moe", "inspect", run / "masks.zarr", view)
     stages.title("Before and after, on prompts that neither analysis nor training has seen, without a mask")
     stages.command("dist-moe", "evaluate", run, "--data", inputs.held_out)
+    stages.title("Export to a Hugging Face checkpoint, and proof that only the union's experts changed")
+    stages.command("dist-moe", "export", run, "--out", model)
+    stages.command("dist-moe", "verify", inputs.base, model, "--masks", run / "masks.zarr")
     if not fast:
         update = out / "run-update"
         stages.title("The same experts in mode update, which leaves the routing as it is: the price of mode route")
@@ -98,7 +98,7 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
         (inputs.prompts, "the prompts of analysis and training"),
         (run / "masks.zarr", "masks; counts.zarr beside them: dist-moe inspect"),
         (run / "metrics.jsonl", "one line a step, with the hash of the mask in force"),
-        (run / "evaluation.json", "before and after, by batch and category"),
+        (run / "evaluation.json", "the same tables as numbers; every answer is in answers.jsonl beside it"),
         (model, "the repaired model: AutoModelForCausalLM.from_pretrained"),
     ):
         log.info(f"  {path}  {what}")

@@ -1,39 +1,89 @@
-"""How a model answers, always unmasked, because inference has no mask: losses and refusals for every row."""
+"""How a model answers each row, and how likely it finds other answers; always unmasked, because inference has no mask.
+
+Legend: R rows, n tokens of answers, T openings, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.model.generate import Asked, Sampling, write_answers
 from dist_moe.model.model import MoEModel
 from dist_moe.parallel.comm import Comm
-from dist_moe.parallel.rows import map_rows
-from dist_moe.training.loss import token_losses
+from dist_moe.parallel.rows import Kind, map_rows
+from dist_moe.training.loss import LabelledLogits, at_labels
 
 NO_TOKEN = -1
 """Behind an answer's end."""
+TOKENS_AT_ONCE = 1024
+"""Of the two distributions over the vocabulary that a divergence is made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model that is scored, as it is inside `in_force`: with its weights as they are, or with kept originals."""
+
+    model: MoEModel
+    in_force: Callable[[], AbstractContextManager[None]] = nullcontext
+    labelled: LabelledLogits = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labelled", LabelledLogits(self.model.module))
+
+
+@dataclass(frozen=True, slots=True)
+class Scorable:
+    """A row, and its prompt with each of T texts as the beginning of an answer, see `opening`."""
+
+    row: Encoded
+    openings: tuple[Encoded, ...]
+
+    def longest(self, max_new_tokens: int) -> int:
+        """Tokens of the longest forward pass that it needs."""
+        given = (len(each.prompt_ids) + len(each.response_ids) for each in (self.row, *self.openings))
+        return max(*given, len(self.row.inference_ids) + max_new_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one model says to one row."""
+
+    loss_sum: float
+    """- log p over the tokens of the row's response, added up."""
+    opening_log_p: tuple[float, ...]
+    """Of each opening: mean log p of its tokens."""
+    ids: tuple[int, ...]
+    """Its own greedy answer, with the token that ended it, if there was room for one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowScore:
-    """`loss_sum` over the `num_loss_tokens` tokens of the row's response; `answer` is the model's own greedy one."""
-
-    loss_sum: float
     num_loss_tokens: int
-    answer: str
-    refused: bool
+    """Tokens of the row's response; 0 where it has none."""
+    kl_sum: float | None
+    """KL(last || first subject), added up over the tokens of a safe row's response, in nats. None: of one subject."""
+    replies: dict[str, Reply]
+    """By the subject's name."""
+
+
+def opening(row: Encoded, ends: Collection[int]) -> Encoded:
+    """A row whose response is the beginning of an answer: without the tokens, such as `ends`, that end its turn."""
+    ids = row.response_ids if row.gap is None else row.response_ids[: row.gap[0] - len(row.prompt_ids)]
+    while len(ids) > 1 and ids[-1] in ends:
+        ids = ids[:-1]
+    return replace(row, response_ids=ids, gap=None, span=None)
 
 
 def score_rows(
-    model: MoEModel,
-    rows: Sequence[Encoded],
+    subjects: Mapping[str, Subject],
+    rows: Sequence[Scorable],
     *,
-    decode: Callable[[list[int]], str],
-    refusals: Sequence[str],
     max_new_tokens: int,
     micro_batch_tokens: int,
     pad_id: int,
@@ -43,53 +93,122 @@ def score_rows(
 ) -> list[RowScore]:
     """Score R rows in their order, the same on every rank; all ranks of `comm` call it with the same rows.
 
-    Ranks may share the experts of `model`. `micro_batch_tokens` bounds a forward pass, its padding and the answers that
-    it becomes; where padding would change results, each row is alone. `refusals` are the lower-case beginnings that
-    count as a refusal; `progress` is told the rows done each time.
+    Args:
+        subjects: one model, or two that have one tokenizer, by name; ranks may share their experts.
+        rows: of as many openings each.
+        max_new_tokens: the longest answer.
+        micro_batch_tokens: bounds a forward pass, its padding and the answers that it becomes; where padding would
+            change results, each row is alone.
+        pad_id: token that fills up shorter rows.
+        eos_ids: tokens that end an answer.
+        comm: all ranks.
+        progress: is told the rows done each time.
     """
     greedy = Sampling(max_new_tokens=max_new_tokens, temperature=0, seed=0, eos_ids=tuple(eos_ids))
-    scores = map_rows(
+    num_openings = len(rows[0].openings)
+    models = [subject.model for subject in subjects.values()]
+    of_each: dict[str, Kind] = {
+        "loss": (torch.float64, ()),
+        "opening": (torch.float64, (num_openings,)),
+        "ids": (torch.int64, (max_new_tokens,)),
+    }
+    found = map_rows(
         rows,
-        lambda some: {**_response_losses(model, some, pad_id), "answers": _answers(model, some, greedy, pad_id)},
+        lambda some: _pass(subjects, some, num_openings, greedy, pad_id),
         comm,
         results={
-            "loss_sums": (torch.float64, ()),
-            "num_loss_tokens": (torch.int64, ()),
-            "answers": (torch.int64, (max_new_tokens,)),
+            "tokens": (torch.int64, ()),
+            "kl": (torch.float64, ()),
+            **{f"{what} {name}": kind for name in subjects for what, kind in of_each.items()},
         },
-        length=lambda row: max(len(row.prompt_ids) + len(row.response_ids), len(row.inference_ids) + max_new_tokens),
-        budget=model.at_once(micro_batch_tokens),
-        sharing=model.layers[0].comm.size,
+        length=lambda row: row.longest(max_new_tokens),
+        budget=min(model.at_once(micro_batch_tokens) for model in models),
+        sharing=models[0].layers[0].comm.size,
         progress=progress,
     )
-    lists = (scores[name].tolist() for name in ("loss_sums", "num_loss_tokens", "answers"))
+    lists = {name: values.tolist() for name, values in found.items()}
     return [
-        _score(loss, number, decode([token for token in ids if token != NO_TOKEN]), refusals)
-        for loss, number, ids in zip(*lists, strict=True)
+        RowScore(
+            num_loss_tokens=lists["tokens"][i],
+            kl_sum=lists["kl"][i] if len(subjects) > 1 else None,
+            replies={
+                name: Reply(
+                    loss_sum=lists[f"loss {name}"][i],
+                    opening_log_p=tuple(lists[f"opening {name}"][i]),
+                    ids=tuple(token for token in lists[f"ids {name}"][i] if token != NO_TOKEN),
+                )
+                for name in subjects
+            },
+        )
+        for i in range(len(rows))
     ]
 
 
-def _score(loss: float, number: int, answer: str, refusals: Sequence[str]) -> RowScore:
-    refused = answer.strip().lower().startswith(tuple(refusals))
-    return RowScore(loss, number, answer, refused)
-
-
 @torch.no_grad()
-def _response_losses(model: MoEModel, rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
-    """Of each row: its response's losses added up, float64 [R], and how many there are, int64 [R]."""
-    device = model.layers[0].comm.device
-    batch = collate(rows, pad_id).to(device)
-    with model.batch(batch.live):
-        logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    losses, row_n = token_losses(logits, batch.labels)
-    sums = torch.zeros(len(batch.live), dtype=torch.float64, device=device).index_add_(0, row_n, losses.double())
-    return {"loss_sums": sums, "num_loss_tokens": torch.bincount(row_n, minlength=len(batch.live))}
+def _pass(
+    subjects: Mapping[str, Subject], rows: Sequence[Scorable], num_openings: int, greedy: Sampling, pad_id: int
+) -> dict[str, torch.Tensor]:
+    """What `score_rows` wants to know of the rows of one forward pass."""
+    own = [each.row for each in rows]
+    found: dict[str, torch.Tensor] = {}
+    safe_logits: list[torch.Tensor] = []
+    for name, subject in subjects.items():
+        with subject.in_force():
+            sums, tokens, logits = _log_p(subject, own, pad_id)
+            of_openings = [
+                _log_p(subject, [each.openings[t] for each in rows], pad_id)[:2] for t in range(num_openings)
+            ]
+            means = [total / number.clamp(min=1) for total, number in of_openings]
+            found |= {
+                "tokens": tokens,
+                f"loss {name}": -sums,
+                f"opening {name}": torch.stack(means, 1) if means else sums.new_zeros(len(sums), 0),
+                f"ids {name}": _answers(subject.model, own, greedy, pad_id),
+            }
+        safe_logits.append(logits)
+    base_mV, model_mV = safe_logits[0], safe_logits[-1]
+    return {**found, "kl": _divergence(base_mV, model_mV, own, pad_id)}
+
+
+def _log_p(subject: Subject, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each row: its response's log p added up, float64 [R], and its number of tokens, int64 [R]; and the logits
+    [m, V] from which the safe rows' responses are predicted."""
+    batch = collate(rows, pad_id).to(subject.model.layers[0].comm.device)
+    with subject.model.batch(batch.live), subject.labelled.at(batch.labels):
+        whole = subject.model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    logits_nV, target_n = subject.labelled.of(whole.logits, batch.labels)
+    row_n = at_labels(_row_numbers(batch.labels), batch.labels)
+    log_p_n = -F.cross_entropy(logits_nV.float(), target_n, reduction="none")
+    sums = torch.zeros(len(batch.live), dtype=torch.float64, device=log_p_n.device)
+    sums.index_add_(0, row_n, log_p_n.double())
+    return (
+        sums,
+        torch.bincount(row_n, minlength=len(batch.live)),
+        logits_nV[~at_labels(batch.is_unsafe, batch.labels)],
+    )
+
+
+def _divergence(base_mV: torch.Tensor, model_mV: torch.Tensor, rows: Sequence[Encoded], pad_id: int) -> torch.Tensor:
+    """float64 [R]: KL(model || base) at the response's tokens of each safe row, added up; 0 for unsafe rows."""
+    batch = collate(rows, pad_id).to(base_mV.device)
+    row_m = at_labels(_row_numbers(batch.labels), batch.labels)[~at_labels(batch.is_unsafe, batch.labels)]
+    sums = torch.zeros(len(batch.live), dtype=torch.float64, device=base_mV.device)
+    for start in range(0, len(row_m), TOKENS_AT_ONCE):
+        some = slice(start, start + TOKENS_AT_ONCE)
+        log_base, log_model = (logits[some].double().log_softmax(-1) for logits in (base_mV, model_mV))
+        sums.index_add_(0, row_m[some], (log_model.exp() * (log_model - log_base)).sum(-1))
+    return sums
+
+
+def _row_numbers(labels: torch.Tensor) -> torch.Tensor:
+    """int64 [R, S]: at each position the number of its row."""
+    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
 
 
 def _answers(model: MoEModel, rows: Sequence[Encoded], greedy: Sampling, pad_id: int) -> torch.Tensor:
     """int64 [R, max_new_tokens]: each row's answer, and `NO_TOKEN` behind its end."""
     device = model.layers[0].comm.device
-    answers_RS = torch.full((len(rows), greedy.max_new_tokens), NO_TOKEN, device=device)
+    answers_RS = torch.full((max(len(rows), 1), greedy.max_new_tokens), NO_TOKEN, device=device)
     for row, ids in enumerate(write_answers(model, Asked.of(rows, pad_id, device), greedy)):
         answers_RS[row, : len(ids)] = torch.tensor(ids, device=device)
     return answers_RS

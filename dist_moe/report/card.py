@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dist_moe.evaluation.record import Evaluation
+from dist_moe.report.evaluation import HEADINGS, IN_GROUPS, shown_measure
 from dist_moe.weights.export import BASE_CARD, CARD
 from dist_moe.weights.facts import Arms, Facts, Numbers, Quoted, Selected
 
@@ -101,36 +103,45 @@ def _front_matter(card: str) -> str:
     return f"---\n{kept}---\n\n" if kept else ""
 
 
+def quoted(evaluation: Evaluation) -> Quoted:
+    """What a card tells of an evaluation: no paths of the machine that it was made on."""
+    facts, judge = evaluation.facts, evaluation.facts.judges[0]
+    told = [group for kind in evaluation.kinds for by in ("category", "all") for group in evaluation.of(kind, by)]
+    return Quoted(
+        groups=told,
+        data_hash=facts.data_hash,
+        files=[Path(file).name for file in facts.files],
+        is_compared=facts.unknown is None,
+        near_equal=facts.settings["evaluation.near_equal"],
+        judge=f"{judge.name} ({judge.in_words})",
+        max_new_tokens=facts.settings["evaluation.max_new_tokens"],
+        resamples=facts.settings["evaluation.resamples"],
+        seed=facts.seed,
+    )
+
+
 def _before_after(evaluation: Quoted | None) -> list[str]:
     if evaluation is None:
         return []
-    groups = {**evaluation.category, **evaluation.all}
-    measures = list(evaluation.all["all"])
-    rows = [
-        (group, *(f"{_number(scores[m]['before'])} → {_number(scores[m]['after'])}" for m in measures))
-        for group, scores in groups.items()
-    ]
-    return [
+    lines = [
         "## Before and after",
         "",
-        "By `dist-moe evaluate`, without a mask: mean loss per token, and share of greedy answers that refuse. "
-        + _scored(evaluation),
-        "",
-        *_table(("Category", *measures), rows),
+        f"By `dist-moe evaluate`, without a mask, on rows of {', '.join(evaluation.files)}, hash "
+        f"`{evaluation.data_hash}`. Refusals are the share of greedy answers, of at most {evaluation.max_new_tokens} "
+        f"tokens, that refuse, as the judge {evaluation.judge} has it; losses are means per token. In brackets 95 % "
+        f"intervals of the number after: of refusals Wilson's, of the rest by {evaluation.resamples} resamples of "
+        f"prompts (seed {evaluation.seed}).",
         "",
     ]
-
-
-def _scored(evaluation: Quoted) -> str:
-    """On which prompts."""
-    prompts = f"On {_arms(evaluation.prompts)}hash `{evaluation.data_hash}`"
-    if evaluation.trained_on:
-        return f"{prompts}: the prompts of the training itself, not held out, so this says nothing of other prompts."
-    return f"{prompts}: another file than that of the training; whether they share prompts was not looked at."
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    for kind in dict.fromkeys(group.kind for group in evaluation.groups):
+        groups = [group for group in evaluation.groups if group.kind == kind]
+        names = [name for name in IN_GROUPS if any(name in group.measures for group in groups)]
+        rows = [
+            (group.name, group.num_unsafe, group.num_safe, *(shown_measure(group.measures.get(n)) for n in names))
+            for group in groups
+        ]
+        lines += [f"{HEADINGS[kind]}.", "", *_table(("Category", "unsafe rows", "safe rows", *names), rows), ""]
+    return lines
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

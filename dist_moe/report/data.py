@@ -11,14 +11,11 @@ from dist_moe.data.encode import Findings
 from dist_moe.data.rows import PromptSet
 
 
-def data_lines(
-    data: DataConfig, prompts: PromptSet, findings: Findings, plan: BatchPlan, most_positions: object
-) -> Iterator[str]:
-    """All of it. `most_positions` is the model's max_position_embeddings, if it names a number."""
+def data_lines(data: DataConfig, prompts: PromptSet, findings: Findings, most_positions: object) -> Iterator[str]:
+    """All but the batches. `most_positions` is the model's max_position_embeddings, if it names a number."""
     yield from prompts.notes
     yield from _lengths(data, most_positions)
     yield from _findings(findings, data)
-    yield from batch_lines(plan)
 
 
 def batch_lines(plan: BatchPlan) -> list[str]:

@@ -26,7 +26,7 @@ from dist_moe.weights.directory import read_header
 from dist_moe.weights.facts import Facts
 from dist_moe.weights.layout import HubLayout, Place
 
-FORMAT, VERSION = "dist_moe delta", "2"
+FORMAT, VERSION = "dist_moe delta", "3"
 NO_DIGEST = "0" * 64
 DIGEST = re.compile(r"[0-9a-f]{64}")
 

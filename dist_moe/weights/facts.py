@@ -9,9 +9,7 @@ from annotated_types import Ge
 
 from dist_moe.artefacts import checked
 from dist_moe.rules import Rule, from_facts
-
-Scores = dict[str, dict[str, dict[str, float | None]]]
-"""Group -> measure -> before | after."""
+from dist_moe.stats.measured import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +99,22 @@ class RunFacts(TrainingFacts):
 class Quoted:
     """An evaluation of the exported experts."""
 
-    category: Scores
-    all: Scores
+    groups: list[Group]
+    """All rows of each kind, and those of each category."""
     data_hash: str
-    trained_on: bool
-    """Whether its prompts are those of the training."""
-    prompts: Arms
+    files: list[str]
+    """Names of the files whose rows they are."""
+    is_compared: bool
+    """Whether the rows were looked for among those of the training."""
+    near_equal: float
+    """Similarity from which on two prompts count as the same."""
+    judge: str
+    """Who says what a refusal is: name, and in words."""
+    max_new_tokens: int
+    """The longest answer that it was shown."""
+    resamples: int
+    seed: int
+    """Of the intervals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

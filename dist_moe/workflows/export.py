@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from dist_moe.errors import UserError
-from dist_moe.evaluation.record import read_evaluation
+from dist_moe.evaluation.record import INDEX, read_evaluation
 from dist_moe.files import require_absent
 from dist_moe.model.model import check_model_dir
 from dist_moe.moe.layout import hub_layout
-from dist_moe.report.card import model_card
+from dist_moe.report.card import model_card, quoted
 from dist_moe.selection.stored import open_masks
 from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
@@ -80,20 +80,14 @@ def _facts(run: TrainedRun) -> Facts:
 
 def _evaluation(run: TrainedRun) -> Quoted | None:
     """The evaluation that the model card quotes: the run's, if it is of the present experts."""
-    file = run.dir.evaluation
+    file = run.dir.path / INDEX
     if not file.exists():
         return None
-    found = read_evaluation(file)
-    if found.experts_digest != run.experts.digest:
+    found = read_evaluation(run.dir.path)
+    if found.facts.experts_digest != run.experts.digest:
         log.info(f"{file} is of other experts than {run.dir.experts} has: the model card does not quote it")
         return None
-    return Quoted(
-        category=found.category,
-        all=found.all,
-        data_hash=found.data_hash,
-        trained_on=found.trained_on,
-        prompts=found.prompts,
-    )
+    return quoted(found)
 
 
 def _require_base(base: Path, expected: str, what: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
 from hashlib import sha256
@@ -17,13 +18,13 @@ from dist_moe.config.schema import Config, DataConfig
 from dist_moe.data.batches import BatchPlan, plan_batches
 from dist_moe.data.encode import EncodedSet, encode, pad_token_id, tokenizer_hash
 from dist_moe.data.index import BatchIndex
-from dist_moe.data.rows import PromptSet, read_prompts
+from dist_moe.data.rows import Prompt, PromptSet, read_prompts
 from dist_moe.data.tokens import Encoded, tokens_hash
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.model.model import check_model_dir
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
-from dist_moe.report.data import data_lines
+from dist_moe.report.data import batch_lines, data_lines
 from dist_moe.weights.configuration import read_config, read_generation_config
 from dist_moe.weights.identity import shared_model_hash
 
@@ -33,14 +34,14 @@ COPY_AGAIN = "copy or download the checkpoint again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Read:
-    """All but the hash of the model, for which every byte of it is read."""
+class TokenRows:
+    """Rows as a model's tokenizer makes them; the same on all ranks."""
 
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
     encoded: EncodedSet
-    plan: BatchPlan
-    """Which of the prompts are in which batch."""
+    encode: Callable[[Sequence[Prompt]], EncodedSet]
+    """How `encoded` was made, for other texts with these prompts."""
     pad_id: int
     end_ids: tuple[int, ...]
     """Token ids that end an answer: that of the tokenizer, and those in the checkpoint's settings."""
@@ -55,8 +56,17 @@ class Read:
             "the data's hash": self.prompts.data_hash,
             "the tokenizer's hash": self.tokenizer_hash,
             "the tokens' hash": self.tokens_hash,
-            "the batches' hash": sha256(" ".join(self.batches.ids).encode()).hexdigest(),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs(TokenRows):
+    """The inputs of a run: rows, and the batches that they are in; the same on all ranks."""
+
+    plan: BatchPlan
+    """Which of the prompts are in which batch."""
+    model_hash: str
+    """Hash of the model."""
 
     @property
     def batches(self) -> BatchIndex:
@@ -67,14 +77,6 @@ class Read:
         return [self.encoded.rows[i] for i in self.plan.taken_P[self.batches.rows(batches)]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs(Read):
-    """The inputs of a run; the same on all ranks."""
-
-    model_hash: str
-    """Hash of the model."""
-
-
 def read_inputs(config: Config, comm: Comm) -> Inputs:
     """Read and check everything but the weights, and log what the user should know of the data. Called by all ranks.
 
@@ -82,14 +84,23 @@ def read_inputs(config: Config, comm: Comm) -> Inputs:
         UserError: on all ranks: something is wrong on one of them, or differs between two.
     """
     with together(comm) as same:
-        found = _read(config)
-        same |= found.facts
+        rows = read_token_rows(config)
+        batches = config.batches
+        plan = plan_batches(rows.prompts.prompts, batches.batch_size, batches.safe_ratio, config.seed)
+        for line in batch_lines(plan):
+            log.info(line)
+        same |= {**rows.facts, "the batches' hash": sha256(" ".join(plan.index.ids).encode()).hexdigest()}
     model_hash = shared_model_hash(config.model.path, comm, rehash=config.rehash)
-    return Inputs(**{field.name: getattr(found, field.name) for field in fields(Read)}, model_hash=model_hash)
+    known = {field.name: getattr(rows, field.name) for field in fields(TokenRows)}
+    return Inputs(**known, plan=plan, model_hash=model_hash)
 
 
-def _read(config: Config) -> Read:
-    """Read on one rank, without the model's hash, for which all bytes must be read."""
+def read_token_rows(config: Config) -> TokenRows:
+    """Read the rows of `data.paths` and turn them into tokens, on one rank; log what the user should know of them.
+
+    Raises:
+        UserError: something of the data, the tokenizer or the model's configuration cannot be used.
+    """
     path, data = config.model.path, config.data
     check_model_dir(path)
     today, template, variables = _template_date(data), _chat_template(data), _template_variables(data)
@@ -97,26 +108,33 @@ def _read(config: Config) -> Read:
     model = read_config(path)  # before the tokenizer, which reads config.json too and would be blamed for it
     tokenizer = read_tokenizer(path)
     end_ids = _end_ids(path, model, tokenizer)
-    encoded = encode(
-        prompts.prompts, tokenizer, data.max_length, template, today=today, end_ids=end_ids, variables=variables
-    )
+
+    def encoded_as(some: Sequence[Prompt]) -> EncodedSet:
+        return encode(some, tokenizer, data.max_length, template, today=today, end_ids=end_ids, variables=variables)
+
+    encoded = encoded_as(prompts.prompts)
     num_ids = model.get_text_config().vocab_size
     _check_ids(prompts, encoded, tokenizer, path, num_ids)
-    plan = plan_batches(prompts.prompts, config.batches.batch_size, config.batches.safe_ratio, config.seed)
     most_positions = getattr(model.get_text_config(), "max_position_embeddings", None)
-    for line in data_lines(data, prompts, encoded.findings, plan, most_positions):
+    for line in data_lines(data, prompts, encoded.findings, most_positions):
         log.info(line)
     pad_id = pad_token_id(tokenizer)
-    return Read(
+    return TokenRows(
         tokenizer=tokenizer,
         prompts=prompts,
         encoded=encoded,
-        plan=plan,
+        encode=encoded_as,
         pad_id=pad_id if pad_id < num_ids else 0,
         end_ids=end_ids,
         tokenizer_hash=tokenizer_hash(tokenizer, template),
         tokens_hash=tokens_hash(encoded.rows),
     )
+
+
+def tokenizer_hash_of(path: Path, data: DataConfig) -> str:
+    """`TokenRows.tokenizer_hash` of another model's directory with the same settings."""
+    check_model_dir(path)
+    return tokenizer_hash(read_tokenizer(path), _chat_template(data))
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -17,16 +17,19 @@ from pathlib import Path
 from dist_moe.config.load import load_config
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
+from dist_moe.evaluation.record import ANSWERS, INDEX
 from dist_moe.files import sync, sync_tree, writing
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.workflows.run_lock import RunLock
 
+EVALUATION = (INDEX, ANSWERS)
+"""An evaluation's files."""
 RESULTS = {
     "count": ("counts.zarr", "count.yaml"),
     "analyze": ("counts.zarr", "count.yaml", "masks.zarr", "analyze.yaml"),
     "select": ("masks.zarr", "analyze.yaml"),
-    "train": ("experts", "evaluation.json", "metrics.jsonl", "checkpoints", "train.yaml"),
+    "train": ("experts", *EVALUATION, "metrics.jsonl", "checkpoints", "train.yaml"),
 }
 """The results of each command, and what is removed together with old ones: an evaluation belongs to its experts.
 

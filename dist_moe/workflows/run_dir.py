@@ -60,10 +60,6 @@ class RunDir:
         is requeued."""
         return self.path / "REQUEUE"
 
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation.json"
-
     def resolved(self, command: str) -> Path:
         """The configuration with which a command ran."""
         return self.path / f"{command}.yaml"

@@ -36,7 +36,7 @@ from dist_moe.training.state import TrainState
 from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
 from dist_moe.training.trainer import Trainer
-from dist_moe.workflows.results import is_finished, publish_results
+from dist_moe.workflows.results import EVALUATION, is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way
 from dist_moe.workflows.route_cost import tell_route_cost
 from dist_moe.workflows.run_dir import RunDir
@@ -181,7 +181,8 @@ def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, p
     with together(comm), writing(work.path):
         if comm.rank == 0:
             check_ledger(work.metrics, trainer.schedule, given.masks, first, trainer.state)
-            work.evaluation.unlink(missing_ok=True)  # of experts that somebody has removed
+            for name in EVALUATION:
+                (work.path / name).unlink(missing_ok=True)  # of experts that somebody has removed
     facts = asdict(run_facts(config, given.inputs, given.masks, plan))
     num_saved = save_experts(work.experts, given.model.layers, trainer.step.optimizer, comm, facts)
     with together(comm), writing(run.path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,14 @@ class TrainedRun:
     facts: RunFacts
 
     @classmethod
-    def open(cls, path: Path) -> TrainedRun:
+    def open(cls, path: Path, settings: Sequence[str] = (), *, every_byte: bool = True) -> TrainedRun:
         """Read and verify everything but the base model.
+
+        Args:
+            path: the run directory.
+            settings: words of a command line that override its configuration.
+            every_byte: compare all bytes of the trained experts with their digests. Without it only their index is
+                read: another rank has done that.
 
         Raises:
             UserError: something is missing or has changed since it was written, or train.yaml differs from the
@@ -72,7 +79,7 @@ class TrainedRun:
             raise UserError(
                 f"{path}: no finished training there: expected train.yaml and experts/; run `dist-moe train` first"
             )
-        config, experts = load_config(file), TrainedExperts.open(run.experts)
+        config, experts = load_config(file, settings), TrainedExperts.open(run.experts, every_byte=every_byte)
         facts = checked(RunFacts, experts.facts, f"{run.experts / INDEX}: facts", ADVICE)
         here = result_settings(config)
         for key, there in facts.settings.items():

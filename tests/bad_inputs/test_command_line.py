@@ -33,7 +33,7 @@ COMMANDS = [
     wrong("apply model", "required: delta, --out"),
     wrong("verify model model", "required: --masks; see dist-moe verify --help"),
     wrong("verify model", "required: model, --masks"),
-    wrong("evaluate", "required: run"),
+    wrong("evaluate", "required: MODEL_OR_RUN"),
     wrong("evaluate run --data", "argument --data: expected at least one argument"),
     wrong("evaluate run --dta x.jsonl", "unrecognized arguments: --dta; did you mean --data?"),
     wrong("checkpoint list run", "'list' is none of show"),

@@ -141,15 +141,27 @@ RUNS = [
     Case("evaluation: a directory", lambda: directory("run/evaluation.json"), EXPORT, ("cannot read",)),
     Case(
         "evaluation: a changed number",
-        lambda: edit("run/evaluation.json", lambda d: d["all"]["all"]["refused (unsafe)"].update(after=1.0)),
+        lambda: edit("run/evaluation.json", lambda d: d["groups"][0]["measures"].clear()),
         DELTA,
         ("evaluation.json is damaged",),
     ),
     Case(
         "evaluation: as older versions wrote it",
-        lambda: write("run/evaluation.json", '{"all": {}, "batch": {}, "category": {}}'),
+        lambda: reseal("run/evaluation.json", lambda d: d.update(version=1)),
         EXPORT,
-        ("with format 'dist_moe evaluation'", "evaluate` again"),
+        ("expected 'dist_moe evaluation' version 2, found version 1", "evaluate` again"),
+    ),
+    Case(
+        "evaluation: another answer",
+        lambda: flip("run/answers.jsonl"),
+        EXPORT,
+        ("run/answers.jsonl is not there, or not as it was written", "evaluate` again"),
+    ),
+    Case(
+        "evaluation: no answers",
+        lambda: Path("run/answers.jsonl").unlink(),
+        DELTA,
+        ("run/answers.jsonl is not there",),
     ),
 ]
 CHECKPOINT_HARMS = {
@@ -208,9 +220,12 @@ CASES = [*RUNS, *EXPERTS, *CHECKPOINTS]
 def test_a_stale_artefact_is_not_quoted(copy, capsys):
     """An evaluation of other experts than those that are exported; one of these is quoted, with its prompts."""
     assert main(["export", "run", "--out", "fresh"]) == 0
-    assert "16 safe and 16 unsafe prompts" in Path("fresh/README.md").read_text().split("## Before and after")[1]
-    assert "the prompts of the training itself, not held out" in Path("fresh/README.md").read_text()
-    reseal("run/evaluation.json", lambda document: document.update(experts_digest="0" * 64))
+    told = Path("fresh/README.md").read_text().split("## Before and after")[1]
+    assert "| all | 16 | 16 | " in told
+    assert "on rows of prompts.jsonl, hash" in told
+    assert "the judge phrases (" in told
+    assert "Trained: these are the rows of the training itself, not held out" in told
+    reseal("run/evaluation.json", lambda document: document["facts"].update(experts_digest="0" * 64))
     assert main(["export", "run", "--out", "out"]) == 0
     assert "run/evaluation.json is of other experts than run/experts has" in capsys.readouterr().out
     assert "Before and after" not in Path("out/README.md").read_text()
@@ -222,8 +237,11 @@ def test_an_artefact_of_other_prompts_is_quoted_as_such(copy):
     assert main(["evaluate", "run", "--data", "other.jsonl"]) == 0
     assert main(["export", "run", "--out", "out"]) == 0
     card = Path("out/README.md").read_text()
-    assert "another file than that of the training; whether they share prompts was not looked at" in card
-    assert "not held out" not in card
+    headings = [line for line in card.splitlines() if line.startswith(("Held out:", "Trained:", "Overlapping:"))]
+    kinds = [line.split(":")[0] for line in headings]
+    assert kinds == ["Overlapping", "Trained"]
+    assert "| all | 0 | 1 | " in card.split("Overlapping:")[1].split("Trained:")[0]
+    assert "| all | 16 | 15 | " in card.split("Trained:")[1]
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids(CASES))

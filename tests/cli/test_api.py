@@ -59,18 +59,30 @@ def test_analyze_and_train_are_what_the_commands_do(trained, tmp_path, capsys):
 def test_evaluate_gives_the_tables_of_the_file(trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained.run_dir, run)
-    found = dist_moe.evaluate(run)
-    written = json.loads(found.path.read_text())
-    assert found.path == run / "evaluation.json"
-    assert found.trained_on
-    for name in ("batch", "category", "all"):
-        table = getattr(found, name)
-        assert table.index.tolist() == list(written[name])
-        for group, measures in written[name].items():
-            for measure, pair in measures.items():
-                assert table.loc[group, (measure, "before")] == pytest.approx(pair["before"], nan_ok=True)
-                assert table.loc[group, (measure, "after")] == pytest.approx(pair["after"], nan_ok=True)
+    found = dist_moe.evaluate(run, max_new_tokens=3, resamples=50)
+    written = json.loads((run / "evaluation.json").read_text())
+    assert found.path == run
+    assert found.kinds == ["trained"]
+    num_estimates = 0
+    for by in ("all", "batch", "category", "file"):
+        table = found.table(by)
+        groups = [group for group in written["groups"] if group["by"] == by]
+        assert table.index.tolist() == [group["name"] for group in groups]
+        for group in groups:
+            for measure, times in group["measures"].items():
+                for when, estimate in times.items():
+                    if estimate is not None:
+                        num_estimates += 1
+                        assert table.loc[group["name"], (measure, when)] == estimate["value"]
+    assert len(found.estimates) == num_estimates
+    assert {"kind", "by", "group", "measure", "when", "value", "low", "high"} <= {*found.estimates}
+    assert max(found.rows["after.num_tokens"]) == 3
+    assert len(found.rows) == 32
     assert nothing_printed(capsys)
+    with pytest.raises(dist_moe.UserError, match="there are no held out rows, only trained"):
+        found.table("all", "held out")
+    with pytest.raises(dist_moe.UserError, match="max_new_tokens: expected greater"):
+        dist_moe.evaluate(run, max_new_tokens=0)
 
 
 def test_export_and_verify(trained, tmp_path, capsys):

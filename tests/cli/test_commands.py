@@ -15,6 +15,7 @@ from dist_moe.stats.masks import mask_hash
 from dist_moe.store.read import MaskStore
 from dist_moe.weights.directory import read_tensors
 from tests.cli.conftest import new_run
+from tests.evaluations import value
 from tests.tiny import FAMILIES, token_ids
 
 
@@ -123,17 +124,15 @@ def test_evaluation_equals_plain_transformers(trained, tmp_path, capsys):
     assert main(["evaluate", str(run_dir)]) == 0
     said = capsys.readouterr().out
     assert "refusal loss (unsafe)" in said
-    assert "the prompts of the training itself, not held out" in said
-    found = json.loads((run_dir / "evaluation.json").read_text())
-    assert {"batch", "category", "all"} <= set(found)
-    assert set(found["category"]) == {"hacking", "weapons"}
+    assert "Trained: these are the rows of the training itself, not held out" in said
+    assert "32 different prompts" in said
     rows = [json.loads(line) for line in trained.data.read_text().splitlines()]
     unsafe = [{**row, "response": "sorry w1 w2"} for row in rows if row["label"] == "unsafe"]
     safe = [row for row in rows if row["label"] == "safe"]
     for when, path in (("before", trained.model), ("after", tmp_path / "out")):
         for measure, arm in (("refusal loss (unsafe)", unsafe), ("answer loss (safe)", safe)):
             expected = plain_loss(path, arm)
-            assert found["all"]["all"][measure][when] == pytest.approx(expected, abs=1e-5)
+            assert value(run_dir, measure, when) == pytest.approx(expected, abs=1e-5)
 
 
 def plain_loss(path: Path, rows: list[dict]) -> float:

@@ -13,6 +13,7 @@ from dist_moe.store.read import MaskStore
 from dist_moe.weights.directory import model_hash
 from tests.checkpoint import save_checkpoint
 from tests.cli.test_bad_input import refused
+from tests.evaluations import value
 
 
 def run(*argv: object) -> int:
@@ -78,10 +79,12 @@ def test_the_card_shows_the_evaluation_until_the_experts_are_others(trained, tmp
     shutil.copytree(trained.run_dir, run_dir)
     assert run("evaluate", run_dir) == 0
     assert run("export", run_dir, "--out", tmp_path / "evaluated") == 0
-    scores = json.loads((run_dir / "evaluation.json").read_text())["category"]["weapons"]["answer loss (safe)"]
+    before, after = (
+        value(run_dir, "refusal loss (unsafe)", when, by="category", name="weapons") for when in ("before", "after")
+    )
     card = (tmp_path / "evaluated" / "README.md").read_text()
     (line,) = [line for line in card.splitlines() if line.startswith("| weapons | ")]
-    assert f" {scores['before']:.3f} → {scores['after']:.3f} |" in line
+    assert f" | {before:.3f} → {after:.3f} [" in line
     assert run("train", "--config", trained.config, "--run-dir", run_dir, "--overwrite", "--train.epochs", "1") == 0
     assert run("export", run_dir, "--out", tmp_path / "other") == 0
     assert "Before and after" not in (tmp_path / "other" / "README.md").read_text()

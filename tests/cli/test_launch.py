@@ -68,11 +68,15 @@ def test_evaluation_on_two_ranks_is_that_of_one(trained, tmp_path):
     one = json.loads((run_dir / "evaluation.json").read_text())
     done = deepspeed("evaluate", run_dir)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("Before and after, all rows:") == 1
+    assert done.stdout.count("Trained: these are the rows of the training itself") == 1
     two = json.loads((run_dir / "evaluation.json").read_text())
-    assert one["settings"] == two["settings"]
-    for measure, values in one["all"]["all"].items():
-        assert two["all"]["all"][measure] == pytest.approx(values, abs=1e-6)
+    assert one["facts"] == two["facts"]
+    of_all = [document["groups"][0] for document in (one, two)]
+    assert {group["by"] for group in of_all} == {"all"}
+    for measure, times in of_all[0]["measures"].items():
+        for when, estimate in times.items():
+            found = of_all[1]["measures"][measure][when]
+            assert (found and found["value"]) == (estimate and pytest.approx(estimate["value"], abs=1e-5))
     done = deepspeed("evaluate", run_dir, "--ep-size", "3")
     assert done.returncode == 2
     assert done.stderr.count("evaluation.ep_size is 3, but 2 rank(s) do not divide") == 1

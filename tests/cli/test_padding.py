@@ -17,6 +17,7 @@ from dist_moe.store import MaskStore
 from dist_moe.workflows.inputs import read_inputs
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.cli.conftest import Run, new_run
+from tests.evaluations import value
 from tests.plain import response_loss, routed
 
 NOTE = "One row a forward pass: in a padded row the sparse attention of 'deepseek_v32' chooses other tokens"
@@ -68,9 +69,8 @@ def test_with_padding_every_command_computes_what_rows_alone_give(alone, capsys)
 
     assert main(["evaluate", str(alone.run_dir)]) == 0
     assert NOTE in capsys.readouterr().out
-    scores = json.loads((alone.run_dir / "evaluation.json").read_text())["all"]["all"]
     unsafe = [row for batch in dealt for row in batch if row.unsafe]
-    before = scores["refusal loss (unsafe)"]["before"]
+    before = value(alone.run_dir, "refusal loss (unsafe)", "before")
     assert before == pytest.approx(response_loss(plain, unsafe), abs=1e-6)
 
 

@@ -31,6 +31,7 @@ def old(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("old") / "run"
     shutil.copytree(trained.run_dir, out)
     (out / "evaluation.json").write_text("{}")
+    (out / "answers.jsonl").write_text("")
     return out
 
 
@@ -84,6 +85,7 @@ def test_the_same_command_then_replaces_it_whole(killed):
         assert differing_bits(work / name, work / "undisturbed") == 0, name
         assert names(work / name) == names(work / "undisturbed")
         assert not (work / name / "evaluation.json").exists()
+        assert not (work / name / "answers.jsonl").exists()
     assert len(found) > 16
 
 

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from dist_moe.cli.main import main
 from tests.checkpoint import prompt_rows, save_checkpoint, write_jsonl
+from tests.evaluations import value
 from tests.wiring import (
     Store,
     Training,
@@ -128,7 +129,7 @@ def run(request, tmp_path_factory):
         "analysis": analysis,
         "train": train,
         "parallel": {"placement": "contiguous", "offload_optimizer": "cpu", "ep_size": 1},
-        "evaluation": {"max_new_tokens": ANSWER, "refusal_phrases": [phrase], "micro_batch_tokens": 120},
+        "evaluation": {"max_new_tokens": ANSWER, "judge": {"phrases": {"also": [phrase]}}, "micro_batch_tokens": 120},
         "seed": SEED,
     }
     YAML().dump(config, root / "run.yaml")
@@ -203,7 +204,6 @@ def test_wiring_of_the_settings_that_the_runs_share(run):
 
 
 def test_wiring_of_losses_and_refusals(run):
-    found = json.loads((run.root / "run" / "evaluation.json").read_text())
     for when, path in (("before", run.model), ("after", run.root / "out")):
         model = plain(path)
         for b, names in enumerate(run.store.rows):
@@ -215,7 +215,8 @@ def test_wiring_of_losses_and_refusals(run):
                 answers = [greedy(model, prompt, ANSWER) for prompt, _ in pairs]
                 refused = [answer.startswith((run.refusal, run.phrase)) for answer in answers]
                 loss = sum(response_loss(model, *pair) for pair in pairs) / sum(len(response) for _, response in pairs)
-                line = found["batch"][str(b)]
-                assert line[loss_name][when] == pytest.approx(loss, abs=1e-5)
-                assert line[refused_name][when] == pytest.approx(sum(refused) / len(refused))
-    assert 0 < found["all"]["all"]["refused (unsafe)"]["before"] < 1
+                of_batch = {"by": "batch", "name": str(b), "kind": "trained"}
+                assert value(run.root / "run", loss_name, when, **of_batch) == pytest.approx(loss, abs=1e-5)
+                found = value(run.root / "run", refused_name, when, **of_batch)
+                assert found == pytest.approx(sum(refused) / len(refused))
+    assert 0 < value(run.root / "run", "refused (unsafe)", "before", kind="trained") < 1

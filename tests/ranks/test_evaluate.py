@@ -10,11 +10,13 @@ from transformers import AutoModelForCausalLM
 from dist_moe.cli.main import main
 from dist_moe.config.load import load_config
 from dist_moe.errors import UserError
-from dist_moe.evaluation.score import score_rows
+from dist_moe.evaluation.score import Scorable, Subject, score_rows
 from dist_moe.measure.gradients import gradient_table
 from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.weights import trained
 from dist_moe.workflows import evaluate as module
+from dist_moe.workflows import evaluated as models
 from dist_moe.workflows.inputs import read_inputs
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.plain import response_loss
@@ -45,13 +47,13 @@ def run(tmp_path_factory):
 
 
 def evaluated(comm, run_dir, ep_size=None):
-    module.evaluate(run_dir, (), comm, ep_size)
-    return (run_dir / "evaluation.json").read_bytes()
+    module.evaluate(run_dir, (), comm, ep_size=ep_size)
+    return tuple((run_dir / name).read_bytes() for name in ("evaluation.json", "answers.jsonl"))
 
 
 def refused(comm, run_dir, ep_size=None):
     with pytest.raises(UserError) as error:
-        module.evaluate(run_dir, (), comm, ep_size)
+        module.evaluate(run_dir, (), comm, ep_size=ep_size)
     return str(error.value)
 
 
@@ -59,10 +61,8 @@ def scored(comm):
     """Scores of rows and gradients of the unsafe ones, to the bit."""
     model, rows = adopt(tiny_model("qwen3_moe"), SoloComm(comm.device)), batch_rows(0, 9)
     scores = score_rows(
-        model,
-        rows,
-        decode=str,
-        refusals=["[1"],
+        {"before": Subject(adopt(tiny_model("qwen3_moe", seed=1), SoloComm(comm.device))), "after": Subject(model)},
+        [Scorable(row, (row,)) for row in rows],
         max_new_tokens=4,
         micro_batch_tokens=60,
         pad_id=0,
@@ -70,8 +70,7 @@ def scored(comm):
         comm=comm,
         progress=lambda _: None,
     )
-    numbers = [(score.loss_sum.hex(), score.num_loss_tokens, score.answer, score.refused) for score in scores]
-    return numbers, gradient_table(model, rows, comm)
+    return scores, gradient_table(model, rows, comm)
 
 
 def one_rank(comm, run_dir):
@@ -82,13 +81,22 @@ def two_ranks(comm, run_dir):
     def failing(*arguments):
         raise UserError("the disk of this node is gone")
 
-    lines, load_model = [refused(comm, run_dir, ep_size=3)], module.load_model
+    lines, load_model = [refused(comm, run_dir, ep_size=3)], models.load_model
     if comm.rank == 1:
-        module.load_model = failing
+        models.load_model = failing
     lines.append(refused(comm, run_dir))
-    module.load_model = load_model
+    models.load_model = load_model
     left = sorted(path.name for path in run_dir.iterdir())
-    return {"written": evaluated(comm, run_dir), "scored": scored(comm), "refused": lines, "left": left}
+    calls, check = [], trained.check_parts
+    trained.check_parts = lambda *given: (calls.append(given), check(*given))
+    written = evaluated(comm, run_dir)
+    return {
+        "written": written,
+        "scored": scored(comm),
+        "refused": lines,
+        "left": left,
+        "num_hashed": len(calls),
+    }
 
 
 def four_ranks(comm, run_dir):
@@ -107,10 +115,11 @@ def on_ranks(run, tmp_path_factory):
 
 def test_any_number_of_ranks_writes_the_same_evaluation(on_ranks):
     expected = on_ranks[1][0]["written"]
-    scores = json.loads(expected)
-    assert set(scores["category"]) == {"fraud", "hacking"}
-    losses = scores["all"]["all"]["refusal loss (unsafe)"]
-    assert losses["before"] != losses["after"], "training has changed nothing"
+    tables = of_groups(expected)
+    assert {name for kind, by, name in tables if by == "category"} == {"fraud", "hacking", "uncategorised"}
+    losses = tables["trained", "all", "all"]["refusal loss (unsafe)"]
+    assert losses["before"]["value"] != losses["after"]["value"], "training has changed nothing"
+    assert tables["trained", "all", "all"]["KL to the base (safe)"]["after"]["value"] > 0
     for number in (2, 4):
         assert [answer["written"] for answer in on_ranks[number]] == [expected] * number
 
@@ -120,29 +129,53 @@ def test_ranks_score_what_plain_transformers_does(run, on_ranks):
     inputs = read_inputs(config, SoloComm(torch.device("cpu")))
     unsafe = [row for row in inputs.rows(range(len(inputs.batches))) if row.unsafe]
     plain = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32).eval()
-    before = json.loads(on_ranks[2][0]["written"])["all"]["all"]["refusal loss (unsafe)"]["before"]
+    tables = of_groups(on_ranks[2][0]["written"])
+    before = tables["trained", "all", "all"]["refusal loss (unsafe)"]["before"]["value"]
     assert before == pytest.approx(response_loss(plain, unsafe), abs=1e-6)
 
 
 def test_ranks_that_share_experts_score_what_one_does_but_for_rounding(on_ranks):
     assert len({answer["shared"] for answer in on_ranks[4]}) == 1
-    found, right = (json.loads(text) for text in (on_ranks[4][0]["shared"], on_ranks[1][0]["written"]))
-    assert (found["settings"]["evaluation"]["ep_size"], right["settings"]["evaluation"]["ep_size"]) == (2, 1)
-    for group in ("batch", "category", "all"):
-        assert found[group].keys() == right[group].keys()
-        for key, measures in right[group].items():
-            for measure, values in measures.items():
-                assert found[group][key][measure] == pytest.approx(values, rel=1e-5)
+    texts = on_ranks[4][0]["shared"], on_ranks[1][0]["written"]
+    settings = [json.loads(text[0])["facts"]["settings"]["evaluation.ep_size"] for text in texts]
+    assert settings == [2, 1]
+    found, right = map(of_groups, texts)
+    assert found.keys() == right.keys()
+    for group, measures in right.items():
+        assert found[group].keys() == measures.keys()
+        for measure, times in measures.items():
+            for when, estimate in times.items():
+                assert found[group][measure][when] == pytest.approx(estimate, rel=1e-4, abs=1e-6)
+
+
+def of_groups(written):
+    """(kind, by, name) -> measures, without what is not there."""
+    return {
+        (group["kind"], group["by"], group["name"]): {
+            name: {when: present(estimate) for when, estimate in times.items() if estimate}
+            for name, times in group["measures"].items()
+        }
+        for group in json.loads(written[0])["groups"]
+    }
+
+
+def present(values):
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def test_scores_and_gradients_have_the_bits_of_one_process(on_ranks):
     scores, gradients = on_ranks[1][0]["scored"]
-    assert len({answer for _, _, answer, _ in scores}) > 3
+    assert len({score.replies["after"].ids for score in scores}) > 3
+    assert len({score.kl_sum for score in scores}) > 3
     assert gradients.any()
     for answer in on_ranks[2]:
         found, table = answer["scored"]
         assert found == scores
         assert (table == gradients).all()
+
+
+def test_one_rank_hashes_the_trained_experts(on_ranks):
+    assert [answer["num_hashed"] for answer in on_ranks[2]] == [1, 0]
 
 
 def test_what_fails_is_one_line_on_all_ranks_and_leaves_nothing(on_ranks):
@@ -152,4 +185,4 @@ def test_what_fails_is_one_line_on_all_ranks_and_leaves_nothing(on_ranks):
             "another number of ranks",
             "rank 1: the disk of this node is gone",
         ]
-        assert "evaluation.json" not in answer["left"]
+        assert not {"evaluation.json", "answers.jsonl"} & {*answer["left"]}

@@ -239,7 +239,7 @@ configs = st.builds(
         betas=st.tuples(decay, decay),
         epochs=st.integers(1, 2**31 - 1),
     ),
-    evaluation=st.builds(EvaluationConfig, refusal_phrases=st.lists(words, max_size=3).map(tuple)),
+    evaluation=st.builds(EvaluationConfig, judges=st.lists(words, min_size=1, max_size=3).map(tuple)),
     seed=st.integers(0, 2**31 - 1),
     overwrite=st.booleans(),
 )

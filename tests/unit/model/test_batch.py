@@ -6,7 +6,7 @@ import torch
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
-from dist_moe.evaluation.score import _response_losses
+from dist_moe.evaluation.score import Scorable, Subject, score_rows
 from dist_moe.measure.gradients import expert_gradients
 from dist_moe.measure.passes import count_generated, count_given
 from dist_moe.model.generate import Sampling
@@ -65,13 +65,26 @@ def generate(model: MoEModel) -> None:
     count_generated(model, ROWS, Sampling(max_new_tokens=3, temperature=0, seed=0, eos_ids=()), 0, gates=True)
 
 
+def evaluate(model: MoEModel) -> None:
+    score_rows(
+        {"after": Subject(model)},
+        [Scorable(row, (row,)) for row in ROWS],
+        max_new_tokens=3,
+        micro_batch_tokens=1000,
+        pad_id=0,
+        eos_ids=(),
+        comm=CPU,
+        progress=lambda _: None,
+    )
+
+
 USES = {
     "a step": step,
     "a loss": mean_loss,
     "counting": lambda model: count_given(model, ROWS, "all", 0, gates=True),
     "generation": generate,
     "gradients": lambda model: expert_gradients(model, ROWS[0]),
-    "evaluation": lambda model: _response_losses(model, ROWS, 0),
+    "evaluation": evaluate,
 }
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from dist_moe.data.tokens import Encoded
-from dist_moe.evaluation.score import score_rows
+from dist_moe.evaluation.score import Scorable, Subject, score_rows
 from dist_moe.measure.collect import count_rows
 from dist_moe.model.generate import Sampling
 from dist_moe.model.model import adopt
@@ -48,10 +48,8 @@ def told(said):
 
 def answers(model, rows):
     scores = score_rows(
-        model,
-        [Encoded(row.prompt_ids, (9, 10)) for row in rows],
-        decode=lambda ids: " ".join(map(str, ids)),
-        refusals=["never"],
+        {"after": Subject(model)},
+        [Scorable(Encoded(row.prompt_ids, (9, 10)), ()) for row in rows],
         max_new_tokens=NEW,
         micro_batch_tokens=60,
         pad_id=0,
@@ -59,7 +57,7 @@ def answers(model, rows):
         comm=CPU,
         progress=lambda _: None,
     )
-    return [[int(i) for i in score.answer.split()] for score in scores]
+    return [[*score.replies["after"].ids] for score in scores]
 
 
 @pytest.fixture(scope="module")

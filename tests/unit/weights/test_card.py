@@ -6,7 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dist_moe.report.card import ROUTE_LIMIT, model_card
-from dist_moe.weights.facts import Arms, Numbers, Quoted, Revision
+from dist_moe.stats.measured import Estimate, Group, Measure
+from dist_moe.weights.facts import Numbers, Quoted, Revision
 
 BASE_CARD = """---
 license: apache-2.0
@@ -23,7 +24,6 @@ tags: [moe]
 ---
 # The base
 """
-SCORES = {"refusal loss (unsafe)": {"before": 3.25, "after": 0.5}, "refused (safe)": {"before": 0.0, "after": None}}
 
 
 def write_base(path, card=None):
@@ -115,16 +115,49 @@ def test_a_base_without_front_matter(facts, tmp_path, card):
     assert ("look up its license" in found) == (card is None)
 
 
+def group(kind, by, name, **after):
+    measures = {measure: Measure(before=estimate(0.0), after=estimate(value)) for measure, value in after.items()} | {
+        "refusal loss (unsafe)": Measure(before=estimate(3.25), after=estimate(0.5, None))
+    }
+    return Group(kind=kind, by=by, name=name, num_safe=3, num_unsafe=4, num_prompts=7, measures=measures)
+
+
+def estimate(value, low=0.25):
+    high = None if low is None else 0.75
+    return Estimate(value=value, low=low, high=high, num_rows=4, num_prompts=4)
+
+
 def test_before_and_after(facts, tmp_path):
     base = write_base(tmp_path / "b")
     assert "Before and after" not in model_card(facts, base)
-    all_scores = {"category": {"hexes": SCORES}, "all": {"all": SCORES}}
-    quoted = Quoted(**all_scores, data_hash="d" * 64, trained_on=False, prompts=Arms(safe=3, unsafe=4))
-    card = model_card(replace(facts, evaluation=quoted), base)
-    assert f"On 3 safe and 4 unsafe prompts, hash `{'d' * 64}`: another file than that of the training" in card
-    assert "| Category | refusal loss (unsafe) | refused (safe) |" in card
-    assert "| hexes | 3.250 → 0.500 | 0.000 → - |" in card
-    assert "| all | 3.250 → 0.500 | 0.000 → - |" in card
+    quoted = Quoted(
+        groups=[
+            group("held out", "category", "hexes", **{"refused (unsafe)": 0.5}),
+            group("held out", "all", "all", **{"refused (unsafe)": 0.5}),
+            group("trained", "all", "all", **{"refused (unsafe)": 1.0}),
+        ],
+        data_hash="d" * 64,
+        files=["held-out.jsonl"],
+        is_compared=True,
+        near_equal=0.8,
+        judge="phrases (phrases of refusals in English)",
+        max_new_tokens=24,
+        resamples=2000,
+        seed=0,
+    )
+    card = model_card(replace(facts, evaluation=quoted), base).split("## Before and after")[1]
+    for told in (
+        f"on rows of held-out.jsonl, hash `{'d' * 64}`",
+        "of at most 24 tokens, that refuse, as the judge phrases (phrases of refusals in English) has it",
+        "by 2000 resamples of prompts (seed 0)",
+    ):
+        assert told in card
+    held_out, trained = card.split("Trained: these are the rows of the training itself, not held out")
+    assert "Held out: these rows were not trained" in held_out
+    assert "| Category | unsafe rows | safe rows | refused (unsafe) | refusal loss (unsafe) |" in held_out
+    assert "| hexes | 4 | 3 | 0.000 → 0.500 [0.250, 0.750] | 3.250 → 0.500 [too few prompts] |" in held_out
+    assert "| all | 4 | 3 | 0.000 → 1.000 [0.250, 0.750] |" in trained
+    assert "hexes" not in trained.split("## Limits")[0]
 
 
 @pytest.mark.parametrize(("mode", "told"), [("route", True), ("update", False)])

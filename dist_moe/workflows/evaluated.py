@@ -1,0 +1,184 @@
+"""What `dist-moe evaluate` is given: a run or a model's directory, and how it answers before and after."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dist_moe.config.load import load_config
+from dist_moe.config.schema import Config
+from dist_moe.data.batches import plan_batches
+from dist_moe.data.rows import read_prompts
+from dist_moe.errors import UserError
+from dist_moe.evaluation.places import TrainedPrompts
+from dist_moe.evaluation.record import ANSWERS, INDEX
+from dist_moe.evaluation.score import Subject
+from dist_moe.files import require_writable
+from dist_moe.model.model import MoEModel, load_model
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.training.save import expert_tensors, load_experts
+from dist_moe.weights.configuration import read_config
+from dist_moe.weights.directory import CONFIG
+from dist_moe.workflows.inputs import TokenRows, tokenizer_hash_of
+from dist_moe.workflows.trained_run import TrainedRun
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """A run, whose before is its base model, or a model, whose before is another one or nothing."""
+
+    config: Config
+    """Of the run, or made of defaults; `data.paths` are the files that are evaluated."""
+    own_data: bool
+    """Whether these are the run's own."""
+    run: TrainedRun | None
+    against: Path | None
+    """The model that is before. None: a run's base, or there is no before."""
+    out: Path
+    """Directory of the results."""
+
+    @property
+    def before(self) -> Path | None:
+        """The model that `before` is of."""
+        return self.against if self.run is None else self.config.model.path
+
+    def require_rows_fit(self, rows: TokenRows) -> None:
+        """Refuse rows or tokens that are not those that the two models, or the run, have in common.
+
+        Raises:
+            UserError: says what is another.
+        """
+        config = self.config
+        if self.run is not None:
+            facts, experts = self.run.facts, self.run.dir.experts
+            _require_same(
+                "the tokenizer or chat template is not that", rows.tokenizer_hash, facts.tokenizer_hash, experts
+            )
+            if self.own_data:
+                _require_same("data.paths are not the prompts", rows.prompts.data_hash, facts.data_hash, experts)
+        elif self.against is not None:
+            if tokenizer_hash_of(self.against, config.data) != rows.tokenizer_hash:
+                raise UserError(
+                    f"{self.against} has another tokenizer or chat template than {config.model.path}: their answers "
+                    "can be compared token by token only if both are the same; evaluate each by itself"
+                )
+            sizes = [read_config(path).get_text_config().vocab_size for path in (config.model.path, self.against)]
+            if sizes[0] != sizes[1]:
+                raise UserError(
+                    f"{self.against} has a vocabulary of {sizes[1]} tokens, {config.model.path} one of {sizes[0]}: "
+                    "evaluate each by itself"
+                )
+
+    def require_model(self, model_hash: str) -> None:
+        """Refuse another base model than the run's.
+
+        Raises:
+            UserError: it is another.
+        """
+        if self.run is not None:
+            what = f"{self.config.model.path} is not the model"
+            _require_same(what, model_hash, self.run.facts.model_hash, self.run.dir.experts)
+
+    def load(self, mesh: Mesh) -> tuple[MoEModel, dict[str, Subject]]:
+        """The model whose forward passes are told of, and those that are scored: before, if there is one, and after."""
+        model = load_model(self.config.model, mesh.ep)
+        if self.run is not None:
+            num_layers, num_experts = model.shape.num_layers, model.shape.num_experts
+            shapes = {name: facts.shape for name, facts in expert_tensors(model.layers).items()}
+            self.run.experts.require_fits(num_layers, num_experts, shapes)
+            chosen_LE = torch.zeros(num_layers, num_experts, dtype=torch.bool)
+            for layer, expert in self.run.experts.experts:
+                chosen_LE[layer, expert] = True
+            model.keep_originals(chosen_LE)
+            assert model.originals is not None
+            load_experts(self.run.experts, model.layers)
+            return model, {"before": Subject(model, model.originals.in_force), "after": Subject(model)}
+        if self.against is None:
+            return model, {"after": Subject(model)}
+        before = load_model(replace(self.config.model, path=self.against), mesh.ep)
+        return model, {"before": Subject(before), "after": Subject(model)}
+
+    def trained_prompts(self) -> TrainedPrompts | str:
+        """The rows that the run was trained on, or why they are not known."""
+        if self.run is None:
+            return "a model's directory does not say what it was trained on"
+        config, paths = self.run.config, self.run.config.data.paths
+        try:
+            prompts = read_prompts(paths, config.data.refusal)
+        except UserError as error:
+            return f"the rows of the training cannot be read ({error})"
+        if prompts.data_hash != self.run.facts.data_hash:
+            return f"{', '.join(map(str, paths))}: not the rows of the training any more"
+        plan = plan_batches(prompts.prompts, config.batches.batch_size, config.batches.safe_ratio, config.seed)
+        dealt = tuple(prompts.prompts[row] for row in plan.taken_P)
+        return TrainedPrompts(dealt, tuple(plan.index.batch_of_P.tolist()))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's, and not a model's.
+
+    Raises:
+        UserError: there is no directory.
+    """
+    if not os.path.isdir(path):
+        raise UserError(
+            f"no directory {path}: expected a run that `dist-moe train` has written, or a model's directory"
+        )
+    return not os.path.isfile(path / CONFIG)
+
+
+def read_evaluated(
+    path: Path,
+    data: Sequence[Path],
+    *,
+    against: Path | None,
+    out: Path | None,
+    settings: Sequence[str],
+    every_byte: bool,
+) -> Evaluated:
+    """Read all but rows and weights; nothing is written. `settings` override the run's, or the defaults.
+
+    Raises:
+        UserError: something is missing or wrong, or cannot be combined.
+    """
+    if is_run(path):
+        if against is not None:
+            raise UserError(f"{path} is a run, which is compared with its base model: leave --against out")
+        run = TrainedRun.open(path, settings, every_byte=every_byte)
+        config = replace(run.config, data=replace(run.config.data, paths=tuple(data) or run.config.data.paths))
+        return Evaluated(config=config, own_data=not data, run=run, against=None, out=out or path)
+    if not data:
+        raise UserError(f"{path} is a model's directory, which has no rows of its own: give --data FILE")
+    place = out or Path(f"evaluation-{path.resolve().name}")
+    given = ["--run-dir", str(place), "--model.path", str(path), "--data.paths", *map(str, data)]
+    config = load_config(None, [*settings, *given])
+    return Evaluated(config=config, own_data=False, run=None, against=against, out=place)
+
+
+def require_place(out: Path, *, is_run: bool) -> None:
+    """Refuse early a directory for the results that holds something else, or cannot be written.
+
+    Raises:
+        UserError: it does.
+    """
+    if out.exists() and not is_run:
+        if not out.is_dir():
+            raise UserError(f"cannot write {out}: {os.strerror(errno.ENOTDIR)}: choose another --out")
+        if any(each.name not in (INDEX, ANSWERS) for each in out.iterdir()):
+            raise UserError(f"{out} exists and is no earlier evaluation: choose another --out or remove it")
+    for name in (INDEX, ANSWERS):
+        if out.exists():
+            require_writable(out / name)
+
+
+def _require_same(what: str, here: str, there: str, experts: Path) -> None:
+    if here != there:
+        raise UserError(f"{what} that {experts} was trained from: hash {here[:12]}, expected {there[:12]}; restore it")
