@@ -17,6 +17,7 @@ from dist_moe.data.tokens import Encoded
 from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe import route_mask
+from dist_moe.moe.natural import Natural
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training import step as step_module
@@ -44,7 +45,7 @@ class Trial:
         schedule = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
         engine = LocalEngine(self.model.module, self.optimizer, schedule)
         self.promise = Promise.of(MASK.numpy(), LABELS)
-        self.settings = TrainConfig(**settings)
+        self.settings = TrainConfig(**{"fill": "shrink"} | settings)
         self.step = MaskedStep(self.model, self.optimizer, engine, comm, self.settings, lambda batch_id: self.promise)
         self.mask, self.labels = MASK, LABELS
 
@@ -106,23 +107,41 @@ def masked(change: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Any:
 
 def ignore_mask(trial: Trial, patch: pytest.MonkeyPatch) -> None:
     """Routers say that they have applied the mask, and choose and weigh as without one."""
-    patch.setattr(route_mask._Routing, "_forbid", lambda routing, scores: scores)
-    patch.setattr(route_mask._Routing, "enforce", lambda routing, index, weights: weights)
+    patch.setattr(route_mask.Masked, "_forbid", lambda routing, scores: scores)
+    patch.setattr(route_mask.Masked, "enforce", lambda routing, index, weights: weights)
 
 
 def ignore_mask_for_weights(trial: Trial, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(route_mask._Routing, "enforce", lambda routing, index, weights: torch.ones_like(weights))
+    patch.setattr(route_mask.Masked, "enforce", lambda routing, index, weights: torch.ones_like(weights))
+
+
+def keep_others(trial: Trial, patch: pytest.MonkeyPatch) -> None:
+    """Tokens that have chosen some of the batch's experts go to the others of their choice too, and nobody says so."""
+    patch.setattr(Natural, "_drop", lambda routing, values, source: values)
+    enforce = Natural.enforce
+
+    def keep(routing: Any, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        enforce(routing, index, weights)
+        return weights
+
+    patch.setattr(Natural, "enforce", keep)
+
+
+def leave_all_alone(trial: Trial, patch: pytest.MonkeyPatch) -> None:
+    """Each token goes where it has chosen to go, and the router says that it has applied no mask."""
+    patch.setattr(Natural, "_drop", lambda routing, values, source: values)
+    patch.setattr(Natural, "enforce", lambda routing, index, weights: weights)
 
 
 def one_more(trial: Trial, patch: pytest.MonkeyPatch) -> None:
     """Fill `best` adds an expert to layers that have enough."""
-    original = route_mask._Routing.__init__
+    original = route_mask.Masked.__init__
 
     def init(routing: Any, *args: Any) -> None:
         original(routing, *args)
         routing.num_missing = 1
 
-    patch.setattr(route_mask._Routing, "__init__", init)
+    patch.setattr(route_mask.Masked, "__init__", init)
 
 
 def wrong_address(trial: Trial, patch: pytest.MonkeyPatch) -> None:
@@ -191,6 +210,7 @@ def hash_of_another(trial: Trial, patch: pytest.MonkeyPatch) -> None:
 
 ROUTING, BUFFER = "not routed under the batch's mask", "gradient buffer of L"
 BEST, BIAS, UNSAFE, UPDATE = {"fill": "best"}, {"fill": "bias"}, {"scope": "unsafe"}, {"mode": "update"}
+NATURAL = {"fill": "natural"}
 
 FAULTS = {
     "another batch's plan": Fault(ROUTING, plan(OTHER)),
@@ -207,6 +227,15 @@ FAULTS = {
     "shrink for best": Fault(ROUTING, plan(MASK, fill="shrink"), BEST),
     "bias for shrink": Fault(ROUTING, plan(MASK, fill="bias")),
     "shrink for bias": Fault(ROUTING, plan(MASK, fill="shrink"), BIAS),
+    "natural for shrink": Fault(ROUTING, plan(MASK, fill="natural")),
+    "shrink for natural": Fault(ROUTING, plan(MASK, fill="shrink"), NATURAL),
+    "another batch's plan, natural": Fault(ROUTING, plan(OTHER), NATURAL),
+    "no plan, natural": Fault(ROUTING, plan(None), NATURAL),
+    "a natural plan in mode update": Fault(ROUTING, plan(MASK), NATURAL | UPDATE),
+    "safe rows masked, natural": Fault(ROUTING, masked(lambda masked_RS: None), NATURAL | UNSAFE),
+    "unsafe rows left alone, natural": Fault(ROUTING, masked(lambda m: m if m is None else ~m), NATURAL | UNSAFE),
+    "a token's own others stay": Fault("sent to experts outside", keep_others, NATURAL),
+    "nothing is dropped": Fault(ROUTING, leave_all_alone, NATURAL),
     "another bias": Fault(ROUTING, plan(MASK, bias=1.0), BIAS),
     "a layer without a mask is masked": Fault(ROUTING, plan(MASK | OTHER)),
     "one more expert than best may add": Fault(ROUTING, one_more, BEST),

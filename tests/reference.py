@@ -17,21 +17,22 @@ ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
 MAX_NORM = 0.05
 
 
-def softmax(logits, allowed, config, router):
+def softmax(logits, allowed, keep, config, router):
     """Scores over the allowed experts; the family says whether the k chosen ones are made to sum to 1."""
     weights, index = torch.softmax(logits.masked_fill(~allowed, float("-inf")).float(), -1).topk(K)
+    weights = weights * keep.gather(-1, index)
     if config.model_type == "mixtral" or config.norm_topk_prob:
         weights = weights / weights.sum(-1, keepdim=True)
     return weights, index
 
 
-def gpt_oss(logits, allowed, config, router):
+def gpt_oss(logits, allowed, keep, config, router):
     """Softmax over the k chosen logits."""
     chosen, index = logits.masked_fill(~allowed, float("-inf")).topk(K)
-    return torch.softmax(chosen, -1), index
+    return torch.softmax(chosen.masked_fill(~keep.gather(-1, index), float("-inf")), -1), index
 
 
-def deepseek_v3(logits, allowed, config, router):
+def deepseek_v3(logits, allowed, keep, config, router):
     """Choose by sigmoid score plus correction bias, inside the groups whose best two allowed experts are best together
     (arXiv 2412.19437); weights are the scores without the bias, made to sum to the scaling factor."""
     scores = torch.sigmoid(logits.float())
@@ -42,7 +43,7 @@ def deepseek_v3(logits, allowed, config, router):
     chosen_groups = group_scores.sum(-1).topk(config.topk_group).indices
     in_group = torch.zeros(groups.shape[:-1], dtype=torch.bool).scatter(-1, chosen_groups, True)[..., None]
     best, index = groups.masked_fill(~in_group, float("-inf")).flatten(-2).topk(K)
-    weights = scores.gather(-1, index).masked_fill(best.isinf(), 0)
+    weights = scores.gather(-1, index).masked_fill(best.isinf() | ~keep.gather(-1, index), 0)
     return weights / (weights.sum(-1, keepdim=True) + 1e-20) * config.routed_scaling_factor, index
 
 
@@ -61,11 +62,12 @@ class Reference:
         refusals: float = 0.0,
         answers: float = 0.0,
         dpo: float = 0.0,
+        fill: str = "shrink",
     ) -> None:
         """`kl` weighs the divergence from the base model over the loss tokens of `kl_rows`; `drift` that of the routers
         over the tokens of `drift_rows`; `consistency` that of mean unsafe from mean safe routing; `refusals` and
         `answers` the cross-entropy of the unsafe and of the safe rows."""
-        self.model, self.mode, self.scope = tiny_model(family), mode, scope
+        self.model, self.mode, self.scope, self.fill = tiny_model(family), mode, scope, fill
         self.base = tiny_model(family)
         self.weights_of_terms = {
             "cross_entropy": cross_entropy,
@@ -100,9 +102,15 @@ class Reference:
         self.router_logits[layer] = out[0]
         if self.allowed is None:
             return out
+        logits, _, index = out
+        everything_TE = torch.ones_like(logits, dtype=torch.bool)
         forbidden_TE = ~self.allowed[layer] & self.masked_T[:, None]
-        weights, index = self.rule(out[0], ~forbidden_TE, self.config, self.routers[layer])
-        return out[0], weights, index
+        allowed_TE, keep_TE = ~forbidden_TE, everything_TE
+        if self.fill == "natural":  # `index` is what each token has chosen by itself
+            has_own_T = self.allowed[layer][index].any(-1)
+            allowed_TE, keep_TE = everything_TE, ~forbidden_TE | ~has_own_T[:, None]
+        weights, index = self.rule(logits, allowed_TE, keep_TE, self.config, self.routers[layer])
+        return logits, weights, index
 
     def reconcile(self, union):
         """Optimizers of experts outside bool [L, E] are forgotten: one that comes back starts from its weights."""

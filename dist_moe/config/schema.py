@@ -127,12 +127,13 @@ class TrainConfig:
     """What tokens can be routed to during training; in both modes only the experts of the batch's mask are updated.
     route: only the mask's experts, as `fill` and `scope` say. update: any expert; routing is not changed. With `route`,
     the model is trained in a state in which it is not used later, because inference has no mask; compare both."""
-    fill: Literal["shrink", "best", "bias"] = "shrink"
+    fill: Literal["natural", "shrink", "best", "bias"] = "shrink"
     """For mode `route`: how the mask restricts routing. A layer in which the mask has no expert is never restricted.
-    shrink: only the mask's experts can be chosen, so a token may go to fewer than k experts (k: the model's experts per
-    token). best: like shrink, but free places up to k go to the other experts with the highest router logits; those
-    stay frozen. bias: every expert can be chosen, but route_bias is added to the router logits of the mask's experts.
-    """
+    natural: each token chooses experts as without a mask; of its choice only the mask's experts stay active, and a
+    token that chose none of these keeps its choice. shrink: only the mask's experts can be chosen, so a token may go to
+    fewer than k experts (k: the model's experts per token). best: like shrink, but free places up to k go to the other
+    experts with the highest router logits; those stay frozen. bias: every expert can be chosen, but route_bias is added
+    to the router logits of the mask's experts."""
     scope: Literal["all", "unsafe"] = "all"
     """For mode `route`: the rows of a batch that are routed under the mask. all: all rows. unsafe: the unsafe rows;
     safe rows are routed without a mask."""

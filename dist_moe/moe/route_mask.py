@@ -1,7 +1,8 @@
-"""Make experts unroutable: the `route` mode.
+"""Masks on routing: the `route` mode.
 
-While a MoE block routes, that is from the start of its forward to the call of its experts, two kinds of operations are
-changed, and everything else is the family's own code:
+While a MoE block routes, that is from the start of its forward to the call of its experts, some operations are changed,
+and everything else is the family's own code. `fill: natural` changes what comes after the family's choice (natural.py).
+The others forbid experts, or lift them, before it:
 
 - what the router's weight gives (logits): outside the allowed experts they become a very low finite value, so that
   softmax and sigmoid give exactly 0, and a renormalisation divides by what is left;
@@ -25,15 +26,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from dist_moe.moe.discover import MoELayer
 from dist_moe.moe.internals import named_arguments
+from dist_moe.moe.natural import Natural
+from dist_moe.moe.routing import TOPKS, Applied, Routing, Watching, lowest
 
-Fill = Literal["shrink", "best", "bias"]
+Fill = Literal["natural", "shrink", "best", "bias"]
 Scope = Literal["all", "unsafe"]
-MATMULS = (F.linear, torch.mm, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
-TOPKS = (torch.topk, torch.Tensor.topk)
 SOFT_CAPS = (torch.tanh, torch.Tensor.tanh)
 """A soft cap on the logits (laguna) would lift what is forbidden to a value that a renormalisation can see."""
 
@@ -42,10 +42,11 @@ SOFT_CAPS = (torch.tanh, torch.Tensor.tanh)
 class RoutePlan:
     """What routing may use for one batch.
 
-    `allowed_LE` bool [L, E]; a layer whose row is all true is left as it is. `fill` says what happens in a layer with
-    fewer allowed experts than k: `shrink` routes to those only; `best` adds the best others by the router's logits, for
-    each token its own; `bias` forbids nothing, and adds `bias` to the allowed experts' logits. `scope` says for which
-    rows: all, or the unsafe ones only, and then a safe row's tokens route as without a mask.
+    `allowed_LE` bool [L, E]; a layer whose row is all true is left as it is. `fill` says how: `natural` lets each token
+    choose by itself, and of its choice only the allowed experts stay active, or all of it where it has none of them;
+    `shrink` routes to the allowed only, even where these are fewer than k; `best` then adds the best others by the
+    router's logits, for each token its own; `bias` forbids nothing, and adds `bias` to the allowed experts' logits.
+    `scope` says for which rows: all, or the unsafe ones only, and then a safe row's tokens route as without a mask.
     """
 
     allowed_LE: torch.Tensor
@@ -65,17 +66,6 @@ def surviving_slots(mask_LE: torch.Tensor, top_k: int) -> float:
     return float(num_allowed_L.clamp(max=top_k).sum()) / (len(mask_LE) * top_k)
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What one layer's router has applied in its last pass; bool [T, E], or [1, E] where it is alike for all tokens."""
-
-    allowed_TE: torch.Tensor
-    """Experts that could be chosen."""
-    lifted_TE: torch.Tensor
-    """Experts whose logits were lifted by `bias`."""
-    bias: float
-
-
 class RouteMask:
     """Hooks on all MoE blocks of a model; `set` puts a plan in force until the next one.
 
@@ -90,7 +80,7 @@ class RouteMask:
         self.masked_T: torch.Tensor | None = None
         self.applied: list[Applied | None] = [None] * len(layers)
         self._device, self._shape_LE = device, (len(layers), layers[0].num_experts)
-        self._routing: dict[int, _Watching] = {}
+        self._routing: dict[int, Watching] = {}
         self._read: list[torch.Tensor] | None = None
         for layer in layers:
             layer.block.register_forward_pre_hook(self._enter(layer))
@@ -136,16 +126,19 @@ class RouteMask:
     def applied_LE(self) -> torch.Tensor:
         """bool [L, E]: the experts that the routers have left to every token in their last pass."""
         everything_E = torch.ones(self._shape_LE[1], dtype=torch.bool, device=self._device)
-        return torch.stack([everything_E if a is None else a.allowed_TE.all(0) for a in self.applied])
+        return torch.stack([everything_E if a is None else (a.allowed_TE & a.kept_TE).all(0) for a in self.applied])
+
+    def _new(self, layer: MoELayer, plan: RoutePlan) -> Routing:
+        if plan.fill == "natural":
+            return Natural(layer, plan.allowed_LE[layer.index], self.masked_T)
+        return Masked(layer, plan, self.masked_T, self.top_k)
 
     def _enter(self, layer: MoELayer) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
             self.applied[layer.index] = None
             if self.plan is None and self._read is None:
                 return
-            routing = _Watching(layer)
-            if self.plan is not None:
-                routing = _Routing(layer, self.plan, self.masked_T, self.top_k)
+            routing = Watching(layer) if self.plan is None else self._new(layer, self.plan)
             self._routing[layer.index] = routing
             routing.__enter__()
 
@@ -167,11 +160,11 @@ class RouteMask:
             if self._read is not None:
                 assert routing.logits is not None, f"{layer.name}: the router's logits never came by"
                 self._read[layer.index] = routing.logits.reshape(-1, routing.logits.shape[-1])
-            if not isinstance(routing, _Routing):
+            if not isinstance(routing, Routing):
                 return None
-            self.applied[layer.index] = routing.applied
             named = named_arguments(args, kwargs)
             named["top_k_weights"] = routing.enforce(named["top_k_index"], named["top_k_weights"])
+            self.applied[layer.index] = routing.applied
             return (), named
 
         return hook
@@ -185,39 +178,7 @@ class RouteMask:
         return hook
 
 
-class _Watching(TorchFunctionMode):
-    """While entered, sees what one layer's router gives, and changes nothing.
-
-    Shapes: W = E routed experts and the null or always-on ones that the router scores beside them; G groups of M.
-    """
-
-    def __init__(self, layer: MoELayer) -> None:
-        super().__init__()
-        self.router_shape, self.num_experts = layer.router_shape, layer.num_experts
-        self.in_router = False
-        """A shared expert's weight can have the router's shape, so only its own module's products are logits."""
-        self.logits: torch.Tensor | None = None
-        """[..., W], as the router's weight has given them last; None: they have not come by."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.in_router and func in MATMULS and tuple(args[1].shape) in (self.router_shape, self.router_shape[::-1]):
-            self.logits = func(*args, **kwargs)
-            return self._given(self.logits)
-        return self._other(func, args, kwargs)
-
-    def _given(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the router goes on with in the place of its logits."""
-        return logits
-
-    def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of any other operation."""
-        return func(*args, **kwargs)
-
-
-class _Routing(_Watching):
+class Masked(Routing):
     """While entered, applies one layer's plan to the router's logits and to top-k over experts."""
 
     def __init__(self, layer: MoELayer, plan: RoutePlan, masked_T: torch.Tensor | None, top_k: int) -> None:
@@ -241,18 +202,14 @@ class _Routing(_Watching):
                 return self._top_k(func, *args, **kwargs)
         return func(*args, **kwargs)
 
-    @property
-    def applied(self) -> Applied | None:
-        """What has been applied; None if the router's logits never came by."""
-        if self.logits is None:
-            return None
+    def _applied(self) -> Applied:
         allowed_TE, lifted_TE = self.allowed[:, : self.num_experts], self.lifted[:, : self.num_experts]
+        everything = torch.ones_like(self.allowed_E)[None]
         if self.plan.fill == "bias":
-            return Applied(torch.ones_like(allowed_TE), lifted_TE, self.plan.bias)
-        return Applied(allowed_TE, torch.zeros_like(lifted_TE), 0.0)
+            return Applied(torch.ones_like(allowed_TE), lifted_TE, self.plan.bias, everything)
+        return Applied(allowed_TE, torch.zeros_like(lifted_TE), 0.0, everything)
 
     def enforce(self, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
-        """Set what weight is left on forbidden experts to 0; indices past E are null experts."""
         if self.plan.fill == "bias":
             return weights_Tk
         allowed = self.allowed[:, : self.num_experts].expand(len(index_Tk), -1)
@@ -265,14 +222,14 @@ class _Routing(_Watching):
         if self.plan.fill == "bias":
             return (flat_TW + self.plan.bias * self.lifted.to(flat_TW.dtype)).view_as(logits)
         if self.num_missing > 0:
-            lowest = torch.finfo(logits.dtype).min
-            best = flat_TW.detach().masked_fill(self.allowed, lowest).topk(self.num_missing).indices
+            others_TW = flat_TW.detach().masked_fill(self.allowed, torch.finfo(logits.dtype).min)
+            best = others_TW.topk(self.num_missing).indices
             self.allowed = self.allowed.expand(len(flat_TW), -1).scatter(1, best, True)
         return self._forbid(logits)
 
     def _top_k(self, func: Callable[..., Any], scores: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         width = scores.shape[-1]
-        if width in (self.num_experts, self.router_shape[0]):
+        if self.is_of_experts(scores):
             _, index = func(self._forbid(scores), *args, **kwargs)
             return torch.return_types.topk((scores.gather(-1, index), index))
         if scores.dim() == 3 and scores.shape[1] * width == self.num_experts:
@@ -282,16 +239,11 @@ class _Routing(_Watching):
     def _top_k_of_groups(self, func: Callable[..., Any], scores_TGM: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The values rank the groups by their sum: forbidden experts add 0, and a group of only such is last."""
         allowed_TGM = self.allowed[:, : self.num_experts].reshape(-1, *scores_TGM.shape[1:]).expand_as(scores_TGM)
-        values, index = func(scores_TGM.masked_fill(~allowed_TGM, _lowest(scores_TGM)), *args, **kwargs)
+        values, index = func(scores_TGM.masked_fill(~allowed_TGM, lowest(scores_TGM)), *args, **kwargs)
         lacking = allowed_TGM.any(-1, keepdim=True) & ~allowed_TGM.gather(-1, index)
         return torch.return_types.topk((values.masked_fill(lacking, 0), index))
 
     def _forbid(self, scores: torch.Tensor) -> torch.Tensor:
         """scores [..., W or E], with the lowest value on forbidden experts."""
         flat_TW = scores.reshape(-1, scores.shape[-1])
-        return flat_TW.masked_fill(~self.allowed[:, : flat_TW.shape[1]], _lowest(scores)).view_as(scores)
-
-
-def _lowest(scores: torch.Tensor) -> float:
-    """A quarter of the lowest value, so that sums stay finite."""
-    return torch.finfo(scores.dtype).min / 4
+        return flat_TW.masked_fill(~self.allowed[:, : flat_TW.shape[1]], lowest(scores)).view_as(scores)

@@ -24,7 +24,7 @@ from dist_moe.moe.discover import MoELayer, find_moe_layers, moe_shape, require_
 from dist_moe.moe.internals import is_decoder_layer, must_be_alone
 from dist_moe.moe.layout import hub_layout
 from dist_moe.moe.load import empty_model
-from dist_moe.moe.route_mask import MATMULS
+from dist_moe.moe.routing import MATMULS
 
 ROUTE = "train.mode route"
 CAPABILITIES = ("analyze", "train.mode update", ROUTE, "evaluate", "export", "verify")

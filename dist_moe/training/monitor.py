@@ -6,7 +6,8 @@ step was given. After the last backward pass, and before the optimizer's step, i
 - the experts that are about to be updated, each on exactly one rank, and their gradient buffers: each must be part of
   the optimizer's row of the same expert;
 - the mask that each layer's router applied to each token: the batch's own on the rows that `scope` names, with as
-  many additional experts per token as `fill` allows; none on other rows or in mode `update`;
+  many additional experts per token as `fill` allows; none on other rows or in mode `update`; with `fill: natural`, on
+  those of the tokens that are sent to an expert of the batch;
 - the experts that each token was sent to, as seen at the call of the experts;
 - the rows that each rank's experts received: they must be those that all ranks' tokens were sent to.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import TokenBatch
 from dist_moe.model.model import MoEModel
 from dist_moe.moe.internals import named_arguments
-from dist_moe.moe.route_mask import Applied
+from dist_moe.moe.routing import Applied
 from dist_moe.parallel.comm import Comm
 from dist_moe.stats.masks import mask_hash
 from dist_moe.stats.names import expert_name
@@ -124,35 +125,44 @@ class MaskMonitor:
             if self._live_T is None:
                 return
             named = named_arguments(args, kwargs)
-            self._count_sent(index, named["top_k_index"], named["top_k_weights"])
-            self._misrouted_L[index] += (self._is_misrouted(index) & self._live_T).sum()
+            has_own_T = self._count_sent(index, named["top_k_index"], named["top_k_weights"])
+            self._misrouted_L[index] += (self._is_misrouted(index, has_own_T) & self._live_T).sum()
 
         return hook
 
-    def _count_sent(self, index: int, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> None:
-        """Count where a layer's tokens go, and find tokens that go to more experts outside the mask than allowed."""
+    def _count_sent(self, index: int, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
+        """Count where a layer's tokens go, and find tokens that go to more experts outside the mask than allowed.
+
+        Returns which of the masked tokens go to an expert of the batch: bool [T].
+        """
         assert self._live_T is not None
         num_experts = self._sent_LE.shape[1]
         used_Tk = (weights_Tk != 0) & (index_Tk < num_experts) & self._live_T[:, None]
         expert_Tk = index_Tk.clamp(max=num_experts - 1)
-        outside_Tk = used_Tk & self._masked_T[:, None] & ~self._rule.allowed_LE[index][expert_Tk]
+        masked_Tk = used_Tk & self._masked_T[:, None]
+        has_own_T = (masked_Tk & self._rule.kept_LE[index][expert_Tk]).any(1)
+        outside_Tk = masked_Tk & ~self._rule.allowed_LE[index][expert_Tk]
         outside_Tk = outside_Tk & (outside_Tk.sum(1, keepdim=True) > self._rule.num_added_L[index])
+        outside_Tk = outside_Tk | (masked_Tk & ~self._rule.kept_LE[index][expert_Tk] & has_own_T[:, None])
         for counted, pairs_Tk in ((self._sent_LE, used_Tk), (self._outside_LE, outside_Tk)):
             counted[index].scatter_add_(0, expert_Tk.reshape(-1), pairs_Tk.reshape(-1).long())
+        return has_own_T
 
-    def _is_misrouted(self, index: int) -> torch.Tensor:
-        """Tokens to which a layer's router applied another mask than it should: bool [T], or [1] if it is the same
-        for all."""
+    def _is_misrouted(self, index: int, has_own_T: torch.Tensor) -> torch.Tensor:
+        """Tokens [T] to which a layer's router applied another mask than it should."""
         allowed_E, lifted_E = self._rule.allowed_LE[index], self._rule.lifted_LE[index]
         everything, nothing = torch.ones_like(allowed_E)[None], torch.zeros_like(allowed_E)[None]
-        applied = self.model.route_mask.applied[index] or Applied(everything, nothing, 0.0)
+        applied = self.model.route_mask.applied[index] or Applied(everything, nothing, 0.0, everything)
+        kept_TE = self._rule.kept_LE[index] | ~has_own_T[:, None]
         free = applied.allowed_TE.all(1) & ~applied.lifted_TE.any(1)
         lacks = (allowed_E & ~applied.allowed_TE).any(1)
         adds_others = (applied.allowed_TE & ~allowed_E).sum(1) != self._rule.num_added_L[index]
         lifts_others = (applied.lifted_TE != lifted_E).any(1)
         if applied.bias != self.settings.route_bias:
             lifts_others = lifts_others | lifted_E.any()
-        return torch.where(self._masked_T, lacks | adds_others | lifts_others, ~free)
+        return torch.where(self._masked_T, lacks | adds_others | lifts_others, ~free) | (
+            applied.kept_TE != kept_TE
+        ).any(1)
 
     def _received_LE(self) -> torch.Tensor:
         """Number of rows that each of this rank's experts received."""
@@ -182,14 +192,18 @@ class MaskMonitor:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What routing may do under the mask, layer by layer. `num_added_L`: number of additional experts."""
+    """What routing may do under the mask, layer by layer."""
 
     allowed_LE: torch.Tensor
+    """Experts that can be chosen."""
     num_added_L: torch.Tensor
+    """Number of additional experts."""
     lifted_LE: torch.Tensor
+    kept_LE: torch.Tensor
+    """Where a token is sent to one of these, it is sent to no other."""
 
     def to(self, device: torch.device) -> _Rule:
-        return _Rule(self.allowed_LE.to(device), self.num_added_L.to(device), self.lifted_LE.to(device))
+        return _Rule(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def _rule(mask_LE: torch.Tensor, top_k: int, settings: TrainConfig) -> _Rule:
@@ -198,11 +212,14 @@ def _rule(mask_LE: torch.Tensor, top_k: int, settings: TrainConfig) -> _Rule:
     is_masked_L1 = mask_LE.any(1, keepdim=True) & ~mask_LE.all(1, keepdim=True) & (settings.mode == "route")
     named_LE, nothing_LE = torch.where(is_masked_L1, mask_LE, True), torch.zeros_like(mask_LE)
     num_missing_L = (top_k - named_LE.sum(1)).clamp(min=0)
+    none_L, everything_LE = torch.zeros_like(num_missing_L), torch.ones_like(mask_LE)
+    if settings.fill == "natural":
+        return _Rule(everything_LE, none_L, nothing_LE, named_LE)
     if settings.fill == "bias":
-        return _Rule(torch.ones_like(mask_LE), torch.zeros_like(num_missing_L), mask_LE & is_masked_L1)
+        return _Rule(everything_LE, none_L, mask_LE & is_masked_L1, everything_LE)
     if settings.fill == "best":
-        return _Rule(named_LE, num_missing_L, nothing_LE)
-    return _Rule(named_LE, torch.zeros_like(num_missing_L), nothing_LE)
+        return _Rule(named_LE, num_missing_L, nothing_LE, everything_LE)
+    return _Rule(named_LE, none_L, nothing_LE, everything_LE)
 
 
 def _is_row(views: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:

@@ -40,6 +40,7 @@ STATE = ("master", "exp_avg", "exp_avg_sq")
 class Case:
     family: str = "qwen3_moe"
     mode: str = "route"
+    fill: str = "shrink"
     masks: str = "random"
     micro_batch_size: int | None = None
     checkpointing: bool = False
@@ -93,6 +94,12 @@ CASES = [
     Case(zero=3, family="olmoe", masks="adversarial", micro_batch_size=2, checkpointing=True, placement="balanced"),
     Case(zero=3, family="gpt_oss", masks="adversarial", mode="update", rows=1),
     Case(zero=3, family="deepseek_v3", micro_batch_size=2),
+    Case(zero=3, family="gpt_oss", fill="natural", scope="unsafe", micro_batch_size=2, checkpointing=True),
+    # each token's own choice
+    Case(fill="natural", scope="unsafe", placement="balanced"),
+    Case(fill="natural", family="deepseek_v3", masks="adversarial", micro_batch_size=2, checkpointing=True),
+    Case(fill="natural", family="olmoe", masks="adversarial", kl=20.0, scope="unsafe", ep_size=2),
+    Case(fill="natural", family="gpt_oss", engine="fsdp", masks="adversarial"),
     # several replicas of the experts
     Case(ep_size=1),
     Case(ep_size=1, engine="fsdp", family="olmoe", masks="adversarial", mode="update", micro_batch_size=2),
@@ -285,7 +292,7 @@ def train_case(comm, case):
         answers=Answers(weight=case.answers),
         dpo=DPO(weight=case.dpo),
     )
-    settings = TrainConfig(mode=case.mode, scope=case.scope, objective=objective)
+    settings = TrainConfig(mode=case.mode, fill=case.fill, scope=case.scope, objective=objective)
     step = MaskedStep(model, optimizer, engine, comm, settings, promise)
     results, leaks, moved = [], [], 0
     for i, mask in enumerate(masks):
@@ -347,7 +354,18 @@ def ranks():
 
 
 def reference_of(case: Case) -> Reference:
-    weights = ("kl", "kl_rows", "cross_entropy", "drift", "drift_rows", "consistency", "refusals", "answers", "dpo")
+    weights = (
+        "kl",
+        "kl_rows",
+        "cross_entropy",
+        "drift",
+        "drift_rows",
+        "consistency",
+        "refusals",
+        "answers",
+        "dpo",
+        "fill",
+    )
     return Reference(case.family, case.mode, case.scope, **{name: getattr(case, name) for name in weights})
 
 

@@ -1,8 +1,9 @@
 """How each family routes one token, written from its paper or definition: plain NumPy, nothing of transformers or ours.
 
 A rule sees the logits of the router's own weight, float64 [W], and looks at the allowed experts only: it is the router
-of a model that has no others. It gives the weights [E], and by how much its closest decision was made: where that is
-below rounding, another choice is as right.
+of a model that has no others. Of those that it has chosen, only the experts of `keep` (None: all) get a weight, and
+with it a part in a renormalisation. It gives the weights [E], and by how much its closest decision was made: where that
+is below rounding, another choice is as right.
 """
 
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ def top_two(values):
     return sum(values[:2])
 
 
+def only(chosen, keep):
+    return [expert for expert in chosen if keep is None or expert in keep]
+
+
 def weigh(scores, chosen, num_experts, margin, renormalise=False, scale=1.0, floor=0.0, epsilon=0.0):
     weights = np.zeros(num_experts)
     for expert in chosen:
@@ -68,7 +73,7 @@ def weigh(scores, chosen, num_experts, margin, renormalise=False, scale=1.0, flo
     return Routed(weights * scale, margin)
 
 
-def scores_then_top_k(x, allowed, k, score, *, bias=None, groups=None, **weighing):
+def scores_then_top_k(x, allowed, k, score, *, bias=None, groups=None, keep=None, **weighing):
     """Score all experts, choose the top k by score plus correction bias, weigh by the scores alone."""
     scores = np.zeros(len(x))
     scores[allowed] = score(x[allowed])
@@ -77,18 +82,19 @@ def scores_then_top_k(x, allowed, k, score, *, bias=None, groups=None, **weighin
         chosen, margin = take_best(choice, k)
     else:
         chosen, margin = take_best_of_groups(choice, k, len(x), **groups)
-    return weigh(scores, chosen, len(x), margin, **weighing)
+    return weigh(scores, only(chosen, keep), len(x), margin, **weighing)
 
 
-def top_k_then_scores(x, allowed, k, score, *, bias=None, **weighing):
+def top_k_then_scores(x, allowed, k, score, *, bias=None, keep=None, **weighing):
     """Choose the top k logits (plus correction bias), then score only these."""
     chosen, margin = take_best({e: x[e] + (0.0 if bias is None else bias[e]) for e in allowed}, k)
+    chosen = only(chosen, keep)
     scores = np.zeros(len(x))
     scores[chosen] = score(x[chosen])
     return weigh(scores, chosen, len(x), margin, **weighing)
 
 
-def sparse_mixer(x, allowed, k, *, jitter):
+def sparse_mixer(x, allowed, k, *, jitter, keep=None):
     """SparseMixer-v2 at inference (arXiv 2409.12136): two experts, one after the other; each weighs what softmax gives
     it among the experts left that are within 2 * jitter of it."""
     weights, margin, left = np.zeros(len(x)), INF, list(allowed)
@@ -99,18 +105,21 @@ def sparse_mixer(x, allowed, k, *, jitter):
         weights[best] = np.exp(x[best]) / np.exp(x[near]).sum()
         margin = min(margin, gap, *(abs(distance[e] - 2 * jitter) for e in left if e != best))
         left.remove(best)
+    weights[[e for e in range(len(x)) if e not in only(range(len(x)), keep)]] = 0
     return Routed(weights, margin)
 
 
-def with_shared(x, allowed, k, num_experts, *, bias, scale):
+def with_shared(x, allowed, k, num_experts, *, bias, scale, keep=None):
     """Inkling: the chosen experts and the shared ones, whose logits come last, split one sum of sigmoids."""
     chosen, margin = take_best({e: sigmoid(x[e]) + bias[e] for e in allowed}, k)
+    chosen = only(chosen, keep)
     weights = np.zeros(num_experts)
     weights[chosen] = sigmoid(x[chosen])
     return Routed(scale * weights / (weights.sum() + sigmoid(x[num_experts:]).sum()), margin)
 
 
-def with_null(x, allowed, k, num_experts, *, bias, scale=1.0):
+def with_null(x, allowed, k, num_experts, *, bias, scale=1.0, keep=None):
     """Zaya, LongCat-Flash: softmax plus bias; the last logits are of experts without weights, always allowed."""
-    routed = scores_then_top_k(x, [*allowed, *range(num_experts, len(x))], k, softmax, bias=bias, scale=scale)
+    allowed = [*allowed, *range(num_experts, len(x))]
+    routed = scores_then_top_k(x, allowed, k, softmax, bias=bias, scale=scale, keep=keep)
     return Routed(routed.weights_E[:num_experts], routed.margin)

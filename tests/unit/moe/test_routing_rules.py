@@ -79,16 +79,16 @@ def ernie(c, b):
     return corrected(c, b) | {"floor": c.moe_norm_min}
 
 
-def cohere2(x, allowed, k, *, sigmoids, renormalise):
-    return top_k_then_scores(x, allowed, k, sigmoid if sigmoids else softmax, renormalise=renormalise)
+def cohere2(x, allowed, k, *, sigmoids, **weighing):
+    return top_k_then_scores(x, allowed, k, sigmoid if sigmoids else softmax, **weighing)
 
 
-def laguna(x, allowed, k, *, cap, bias):
-    return sigmoid_top_k(cap * np.tanh(x / cap) if cap else x, allowed, k, bias=bias, renormalise=True)
+def laguna(x, allowed, k, *, cap, **weighing):
+    return sigmoid_top_k(cap * np.tanh(x / cap) if cap else x, allowed, k, renormalise=True, **weighing)
 
 
-def gemma4(x, allowed, k, *, expert_scale):
-    routed = softmax_top_k(x, allowed, k, renormalise=True)
+def gemma4(x, allowed, k, *, expert_scale, keep=None):
+    routed = softmax_top_k(x, allowed, k, renormalise=True, keep=keep)
     routed.weights_E *= expert_scale
     return routed
 
@@ -291,6 +291,11 @@ def expected(rule, numbers, k, x, allowed, plan, is_masked):
     everything, missing, margin = list(range(E)), k - len(allowed), float("inf")
     if not is_masked:
         allowed = everything
+    elif plan.fill == "natural":
+        own = rule(x, everything, k, **numbers)
+        if own.weights_E[allowed].any():
+            own = rule(x, everything, k, keep={*allowed, *range(E, len(x))}, **numbers)
+        return own.weights_E, own.margin
     elif plan.fill == "bias":
         x, allowed = x.copy(), allowed if len(allowed) < E else []
         x[allowed] += plan.bias
@@ -326,6 +331,8 @@ def check(watched, plan, rounding):
                 clear += 1
                 np.testing.assert_allclose(found, weights, rtol=rounding, atol=rounding)
                 assert not found[weights == 0].any()
+            if is_masked and plan.fill == "natural" and found[allowed].any():
+                assert not np.delete(found, allowed).any()
             if is_masked and plan.fill == "shrink":
                 assert not np.delete(found, allowed).any()
                 assert watched.family in HAVE_NULL or found.any()
@@ -356,6 +363,7 @@ def test_weights_in_bfloat16(family):
         RoutePlan(masks(num_layers, 1, seed=1)),
         RoutePlan(masks(num_layers, 5, seed=5)),
         RoutePlan(masks(num_layers, 2, seed=9), "best", scope="unsafe"),
+        RoutePlan(masks(num_layers, 3, seed=9), "natural", scope="unsafe"),
     ]
     clear, total = sum(check(watched, plan, 2e-2) for plan in plans)
     assert clear > 0.4 * total
