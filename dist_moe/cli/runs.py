@@ -13,7 +13,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from dist_moe import __version__
-from dist_moe.cli.arguments import count, path
+from dist_moe.cli.arguments import count, path, text
 from dist_moe.cli.call import Call
 from dist_moe.cli.process import print_end
 from dist_moe.errors import UserError
@@ -61,6 +61,24 @@ def add_run_commands(commands: Any) -> None:
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; not used
     command.take_settings("evaluation", usage="MODEL_OR_RUN [--data FILE ...] [--SETTING VALUE ...]")
     command.set_defaults(run_command=_evaluate)
+    command = add_configured(
+        commands,
+        "compare",
+        "variants of a run, each trained from several seeds and evaluated on the same held-out rows, in one table",
+        _compare,
+        ("model", "data", "batches", "analysis", "train", "parallel", "checkpoint", "evaluation"),
+    )
+    command.add_argument("--held-out", type=path, nargs="+", required=True, help="files of rows to evaluate on")
+    command.add_argument(
+        "--variants",
+        metavar="VARIANT",
+        type=text,
+        nargs="+",
+        required=True,
+        help="each RULE or RULE,train.SETTING=VALUE,...: a rule of selection, and settings of its training; the first "
+        "is what the others are compared with",
+    )
+    command.add_argument("--seeds", type=count, default=3, help="how many, from `seed` on (default: %(default)s)")
     command = commands.add_parser("checkpoint", help="verify a run's checkpoints and print what they contain")
     command.add_argument("action", choices=["show"], help="verify every byte, then print the contents")
     command.add_argument("path", type=path, help="run directory, or one checkpoint in it")
@@ -75,7 +93,7 @@ def add_run_commands(commands: Any) -> None:
 
 def add_configured(
     commands: Any, name: str, what: str, work: Callable[[Config, Comm, Call], object], sections: tuple[str, ...]
-) -> None:
+) -> argparse.ArgumentParser:
     """Add a command that reads a configuration, and may run as one of many processes."""
     further = (
         "Settings come from the YAML file; those given on the command line, as --data.max_length 512, override it."
@@ -89,6 +107,7 @@ def add_configured(
     command.set_defaults(
         run_command=lambda call: _on_all_ranks(call, lambda comm: work(_config(call, name, comm), comm, call))
     )
+    return command
 
 
 def _config(call: Call, name: str, comm: Comm) -> Config:
@@ -168,6 +187,16 @@ def _evaluate_on(call: Call, comm: Comm) -> None:
         ep_size=args.ep_size,
         settings=call.settings,
     )
+
+
+def _compare(config: Config, comm: Comm, call: Call) -> None:
+    from dist_moe.parallel.launch import together
+    from dist_moe.workflows.compare import compare
+
+    args = call.args
+    with together(comm) as same:
+        same |= {"--held-out": list(map(str, args.held_out)), "--variants": args.variants, "--seeds": args.seeds}
+    compare(config, comm, args.held_out, args.variants, args.seeds)
 
 
 def _checkpoint(call: Call) -> int:

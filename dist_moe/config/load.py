@@ -60,10 +60,16 @@ def resolve(path: Path | None, overrides: Sequence[str] = ()) -> Resolved:
     for key in sorted(REQUIRED - values.keys()):
         where = f"{path} has" if path else "there is"
         raise UserError(f"{where} no `{key}`, which is required: add it to the file or pass --{key}")
-    config = _build(Config, values)
-    _check_batch(config)
-    _check_objective(config)
-    return Resolved(config, sources)
+    return Resolved(_whole(values), sources)
+
+
+def changed(config: Config, words: Sequence[str]) -> Config:
+    """Another configuration, with the settings of these command-line arguments.
+
+    Raises UserError, one line, for a word that is wrong.
+    """
+    values = {key: checked(key, value, "configuration") for key, value in settings_of(config).items()}
+    return _whole(values | dict(_read_words(words)))
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -146,6 +152,13 @@ def _build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         elif key in values:
             arguments[field.name] = values[key]
     return section(**arguments)
+
+
+def _whole(values: Mapping[str, Any]) -> Config:
+    config: Config = _build(Config, values)
+    _check_batch(config)
+    _check_objective(config)
+    return config
 
 
 def _plain(config: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from dist_moe.stats.proportions import LEVEL, wilson
+from dist_moe.stats.proportions import LEVEL, paired_difference, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,25 @@ def crossed_mean(values_SP: np.ndarray, *, are_rates: bool = False) -> Mean:
     square, df = max(sources)
     half = float(stdtrit(df, 0.5 + LEVEL / 2) * np.sqrt(square / values_SP.size)) if square > 0 else 0.0
     low, high = mean - half, mean + half
-    if are_rates:
-        widest = wilson(mean * num_prompts, num_prompts)
-        low, high = max(0.0, min(low, widest[0])), min(1.0, max(high, widest[1]))
-    return Mean(mean, low, high)
+    if not are_rates:
+        return Mean(mean, low, high)
+    return _at_least(Mean(mean, low, high), wilson(mean * num_prompts, num_prompts), 0.0)
+
+
+def crossed_difference(values_SP: np.ndarray, reference_SP: np.ndarray, *, are_rates: bool = False) -> Mean:
+    """Mean of values - reference, paired by run and prompt, as `crossed_mean` has it.
+
+    For `are_rates` the interval is never narrower than Newcombe's of paired shares on P prompts.
+    """
+    found = crossed_mean(values_SP - reference_SP)
+    if not are_rates:
+        return found
+    pairs = ((reference_SP, values_SP), (reference_SP, 1 - values_SP), (1 - reference_SP, values_SP))
+    both, only_first, only_second = (float((a * b).mean(axis=0).sum()) for a, b in pairs)
+    neither = values_SP.shape[1] - both - only_first - only_second
+    return _at_least(found, paired_difference(both, only_first, only_second, neither), -1.0)
+
+
+def _at_least(found: Mean, ends: tuple[float, float], least: float) -> Mean:
+    """The interval with these ends inside it, and within [least, 1]."""
+    return Mean(found.value, max(least, min(found.low, ends[0])), min(1.0, max(found.high, ends[1])))

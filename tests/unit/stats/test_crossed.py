@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dist_moe.stats.crossed import crossed_mean
-from dist_moe.stats.proportions import wilson
+from dist_moe.stats.crossed import crossed_difference, crossed_mean
+from dist_moe.stats.proportions import paired_difference, wilson
 
 
 def test_one_run_is_students_interval_of_its_prompts():
@@ -68,6 +68,20 @@ def test_a_difference_is_clear_if_its_interval_is_on_one_side():
     assert clear.is_clear
     assert not crossed_mean(np.array([[-1.0, 1.0, 0.5]])).is_clear
     assert crossed_mean(-np.array([[0.9, 1.0, 1.1, 1.0]])).is_clear
+
+
+def test_a_difference_of_rates_is_that_of_its_pairs_and_never_surer_than_its_prompts_allow():
+    generator = np.random.default_rng(4)
+    first, second = (generator.random((3, 40)) < share for share in (0.3, 0.6))
+    found, plain = crossed_difference(second * 1.0, first * 1.0, are_rates=True), crossed_mean(second * 1.0 - first)
+    assert found.value == plain.value
+    assert found.low <= plain.low
+    assert found.high >= plain.high
+    all_change = crossed_difference(np.ones((3, 20)), np.zeros((3, 20)), are_rates=True)
+    assert (all_change.low, all_change.high) == pytest.approx(paired_difference(0, 0, 20, 0), abs=1e-12)
+    assert crossed_difference(np.ones((3, 20)), np.zeros((3, 20))).low == 1.0
+    two_of_four = crossed_difference(np.array([[1.0, 1, 0, 0]]), np.array([[1.0, 0, 1, 0]]), are_rates=True)
+    assert two_of_four.low <= paired_difference(1, 1, 1, 1)[0] < 0
 
 
 def test_one_prompt_has_no_interval():

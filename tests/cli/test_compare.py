@@ -1,0 +1,127 @@
+"""`dist-moe compare` as a person types it: several variants and seeds, gone on with, against the runs by themselves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dist_moe.cli.main import main
+from dist_moe.store import MaskStore
+from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
+
+VARIANTS = ("threshold_top_k,train.mode=update", "union,train.mode=update,train.lr=1e-2")
+NAMES = ("threshold_top_k,mode=update", "union,mode=update,lr=1e-2")
+SETTINGS = "analysis: {threshold: 0.01, top_k: 6, statistics: {permutations: 0}}\n"
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    root = tmp_path_factory.mktemp("compare")
+    model = save_checkpoint(root / "model")
+    rows = prompt_rows(24, per_category=12)
+    data = write_jsonl(root / "prompts.jsonl", rows[:16] + rows[24:32] + rows[36:44])
+    write_jsonl(root / "held-out.jsonl", rows[16:24] + rows[32:36] + rows[44:])
+    write_config(root / "run.yaml", model, data, root / "runs", SETTINGS)
+    return root
+
+
+def compare(root, *words, variants=VARIANTS):
+    command = ["compare", "--config", root / "run.yaml", "--held-out", root / "held-out.jsonl", "--seeds", "2"]
+    return main([str(word) for word in (*command, "--variants", *variants, *words)])
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def compared(given):
+    assert compare(given) == 0
+    return given / "runs"
+
+
+def test_each_variant_of_each_seed_is_a_run_of_its_own(compared):
+    metrics = {}
+    for seed in (0, 1):
+        place = compared / f"seed-{seed}"
+        own, union = (MaskStore.open(place / f"{name}.zarr") for name in ("threshold_top_k", "union"))
+        assert (union.masks[:] == own.masks[:].any(axis=0)).all()
+        assert own.union().any()
+        for name in NAMES:
+            lines = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+            metrics[name, seed] = [line["batch_id"] for line in lines]
+            assert {line["lr"] for line in lines} == {1e-2 if "lr" in name else 1e-3}
+            assert {line["mode"] for line in lines} == {"update"}
+    assert metrics[NAMES[0], 0] == metrics[NAMES[1], 0]  # the same steps
+    assert set(metrics[NAMES[0], 0]) != set(metrics[NAMES[0], 1])  # another seed deals other batches
+
+
+def test_the_table_is_of_the_runs_own_answers(compared):
+    found = read(compared / "comparison.json")
+    assert found["reference"] == NAMES[0]
+    assert found["seeds"] == [0, 1]
+    for name in NAMES:
+        runs = [rows_of(compared / f"seed-{seed}" / name) for seed in (0, 1)]
+        divergence = [row["kl_sum"] / row["num_loss_tokens"] for rows in runs for row in rows if row["label"] == "safe"]
+        loss = [row["after"]["loss_sum"] / row["num_loss_tokens"] for rows in runs for row in rows
+                if row["label"] == "unsafe"]  # fmt: skip
+        levels = found["levels"][name]
+        assert levels["KL to the base (safe)"]["value"] == pytest.approx(np.mean(divergence))
+        assert levels["KL to the base (safe)"]["value"] > 0
+        assert levels["refusal loss (unsafe)"]["value"] == pytest.approx(np.mean(loss))
+        assert levels["refusal loss (unsafe)"]["num_prompts"] == 8
+    difference = found["differences"][NAMES[1]]["refusal loss (unsafe)"]["value"]
+    both = [found["levels"][name]["refusal loss (unsafe)"]["value"] for name in NAMES]
+    assert difference == pytest.approx(both[1] - both[0])
+
+
+def test_a_second_time_it_trains_nothing_and_says_the_same(compared, given, capfd):
+    before = read(compared / "comparison.json")
+    (compared / "comparison.json").unlink()
+    again = compared / "seed-1" / NAMES[1]
+    (again / "evaluation.json").unlink()  # as if killed before
+    times = {path: path.stat().st_mtime_ns for path in compared.rglob("metrics.jsonl")}
+    assert compare(given) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert read(compared / "comparison.json") == before
+    assert capfd.readouterr().out.count("Evaluation: ") == 1
+
+
+def test_other_settings_in_the_same_directory_are_refused_by_name(compared, given, capfd):
+    assert compare(given, "--train.epochs", "3") == 2
+    said = capfd.readouterr().err.strip()
+    assert said == (
+        f"dist-moe: error: train.epochs is 3, but {compared / 'seed-0' / NAMES[0]} was made with 2: "
+        "choose another run_dir"
+    )
+    assert compare(given, "--analysis.threshold", "0.02") == 2
+    masks = compared / "seed-0" / "threshold_top_k.zarr"
+    said = capfd.readouterr().err.strip()
+    assert said == f"dist-moe: error: threshold is 0.02, but {masks} was made with 0.01: choose another run_dir"
+
+
+@pytest.mark.parametrize(
+    ("variants", "says"),
+    [
+        (["no_rule"], "no selection rule 'no_rule'"),
+        (["lowest,lr=1"], "variant 'lowest,lr=1': expected RULE,train.SETTING=VALUE, got 'lr=1'"),
+        (["lowest,train.mode"], "variant 'lowest,train.mode': expected RULE,train.SETTING=VALUE, got 'train.mode'"),
+        (["lowest,train.mode=wrong"], "train.mode: expected"),
+        (["lowest,train.masks=x"], "train.masks is each variant's own"),
+    ],
+)
+def test_a_wrong_variant_is_refused_before_anything_is_written(given, tmp_path, capfd, variants, says):
+    assert compare(given, "--run-dir", tmp_path / "runs", variants=variants) == 2
+    assert says in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_rows_that_were_trained_are_no_comparison(given, tmp_path, capfd):
+    words = ("--run-dir", tmp_path / "runs", "--held-out", given / "prompts.jsonl", "--seeds", "1")
+    assert compare(given, *words, variants=VARIANTS[:1]) == 2
+    assert "no row is held out" in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
