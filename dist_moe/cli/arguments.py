@@ -122,6 +122,14 @@ def path(word: str) -> Path:
     return Path(text(word))
 
 
+def suite(word: str) -> Path:
+    """A published suite and its file, as `data.paths` takes them too."""
+    name, mark, file = word.partition("=")
+    if not (name and mark and file):
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE, such as xstest=xstest_prompts.csv, got {shown(word)}")
+    return path(word)
+
+
 def threshold(word: str) -> float:
     """A threshold of risk_diff, which lies between -1 and 1."""
     return _number(float, word, lambda number: -1 <= number < 1, "a number from -1 to below 1")

@@ -13,7 +13,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from dist_moe import __version__
-from dist_moe.cli.arguments import count, path, text
+from dist_moe.cli.arguments import count, path, suite, text
 from dist_moe.cli.call import Call
 from dist_moe.cli.process import print_end
 from dist_moe.errors import UserError
@@ -55,6 +55,14 @@ def add_run_commands(commands: Any) -> None:
     )
     command.add_argument("path", metavar="MODEL_OR_RUN", type=path, help="a run, or a model's directory")
     command.add_argument("--data", type=path, nargs="+", default=[], help="files of rows, instead of the run's own")
+    command.add_argument(
+        "--suite",
+        metavar="NAME=FILE",
+        type=suite,
+        nargs="+",
+        default=[],
+        help="files of published suites, beside those of --data; docs/judges.md lists the names",
+    )
     command.add_argument("--against", metavar="BASE", type=path, help="a model that is the before of a model")
     command.add_argument("--out", type=path, help="directory of the results, instead of the run's or evaluation-NAME")
     command.add_argument("--ep-size", type=count, help="ranks that share experts, instead of evaluation.ep_size")
@@ -175,12 +183,13 @@ def _evaluate_on(call: Call, comm: Comm) -> None:
     from dist_moe.workflows.evaluate import evaluate
 
     args = call.args
+    data = [*args.data, *args.suite]
     with together(comm) as same:
-        same |= {"command": "evaluate", "--ep-size": args.ep_size, "--data": [str(file) for file in args.data]}
+        same |= {"command": "evaluate", "--ep-size": args.ep_size, "--data": [str(file) for file in data]}
         same |= {"--against": str(args.against), "the settings": call.settings, **_versions()}
     evaluate(
         args.path,
-        args.data,
+        data,
         comm,
         against=args.against,
         out=args.out,

@@ -227,3 +227,12 @@ def test_the_page_lists_every_suite_with_its_columns() -> None:
     lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     stated = {cells[0].removeprefix("| "): cells[2] for cells in lines if len(cells) == 5}
     assert {name: stated[name] for name in SUITES} == {name: ", ".join(cls.needs) for name, cls in SUITES.items()}
+
+
+def test_the_command_takes_a_suite_by_name_and_file() -> None:
+    from dist_moe.cli.main import command_tree
+
+    args, _ = command_tree().parse_known_args(["evaluate", "run", "--suite", "xstest=a.csv"])
+    assert args.suite == [Path("xstest=a.csv")]
+    with pytest.raises(UserError, match=r"expected NAME=FILE, such as xstest=xstest_prompts\.csv, got 'a\.csv'"):
+        command_tree().parse_known_args(["evaluate", "run", "--suite", "a.csv"])
