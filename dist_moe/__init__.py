@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist_moe.api import analyze, apply, count, evaluate, export, select, train, verify
+    from dist_moe.api import analyze, apply, compare, count, evaluate, export, select, train, verify
     from dist_moe.config import Config, load_config
     from dist_moe.errors import UserError
     from dist_moe.store import Counts, MaskStore
@@ -21,6 +21,7 @@ __all__ = [
     "UserError",
     "analyze",
     "apply",
+    "compare",
     "count",
     "evaluate",
     "export",

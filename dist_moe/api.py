@@ -9,8 +9,8 @@
 
 Wrong input raises `UserError`. Nothing is printed: what the commands print is logged with Python's `logging`, under the
 name `dist_moe`, at level INFO. In a process that a launcher (torchrun, deepspeed) has started, `count`, `analyze`,
-`train` and `evaluate` do one rank's part of the work, as launch/*.py do: call them once in each process, with the same
-arguments.
+`train`, `evaluate` and `compare` do one rank's part of the work, as launch/*.py do: call them once in each process,
+with the same arguments.
 
 Torch is imported only by functions that need it, so `select` and functions that read a store work without it.
 """
@@ -35,6 +35,7 @@ from dist_moe.workflows.run_dir import RunDir
 from dist_moe.workflows.select import select as select_masks
 
 if TYPE_CHECKING:
+    from dist_moe.evaluation.comparison import Comparison
     from dist_moe.weights.facts import Facts, RunFacts
     from dist_moe.weights.verify import Verification
 
@@ -261,6 +262,36 @@ def evaluate(
             settings=words,
         )
     return Evaluated(place, read_evaluation(place))
+
+
+def compare(
+    config: Config | str | Path, held_out: Sequence[str | Path], variants: Sequence[str], *, seeds: int = 3
+) -> Comparison:
+    """Train variants of a run from several seeds, and evaluate all of them on the same held-out rows.
+
+    Runs that an earlier call has finished are not repeated.
+
+    Args:
+        config: a configuration, or the path of its YAML file; its `run_dir` holds all runs of the comparison.
+        held_out: files of rows to evaluate on. Rows that are trained, or nearly equal to trained ones, are left out.
+        variants: each `RULE` or `RULE,train.SETTING=VALUE,...`; the first is the one the others are compared with.
+        seeds: how many seeds, from the configuration's `seed` on.
+
+    Returns:
+        Means over seeds and prompts, and paired differences, each with a 95 % interval, by variant and measure.
+
+    Raises:
+        UserError: a variant or file is wrong, no row is held out, or `run_dir` has runs with other settings.
+
+    Example:
+        >>> found = dist_moe.compare("run.yaml", ["held-out.jsonl"], ["threshold_top_k", "random_matched"])
+        >>> found.differences["random_matched"]["refused (unsafe)"].is_clear
+    """
+    from dist_moe.parallel.launch import process_group
+    from dist_moe.workflows.compare import compare as compare_runs
+
+    with process_group() as comm:
+        return compare_runs(_config(config), comm, [Path(file) for file in held_out], variants, seeds)
 
 
 def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool = False) -> Exported:

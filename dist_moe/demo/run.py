@@ -171,7 +171,7 @@ def _config(out: Path, base: Path, prompts: Path, size: Size) -> Config:
         model=ModelConfig(path=base),
         data=DataConfig(paths=(prompts,), max_length=128),
         train=TrainConfig(lr=3e-3, epochs=size.epochs),
-        evaluation=EvaluationConfig(max_new_tokens=16),
+        evaluation=EvaluationConfig(max_new_tokens=32),
         overwrite=True,  # a demo may be run again
     )
 

@@ -1,10 +1,12 @@
 """`dist-moe compare` as a person types it: several variants and seeds, gone on with, against the runs by themselves."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
+import dist_moe
 from dist_moe.cli.main import main
 from dist_moe.store import MaskStore
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
@@ -89,6 +91,11 @@ def test_a_second_time_it_trains_nothing_and_says_the_same(compared, given, capf
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert read(compared / "comparison.json") == before
     assert capfd.readouterr().out.count("Evaluation: ") == 1
+
+
+def test_from_python_it_is_a_value(compared, given):
+    found = dist_moe.compare(given / "run.yaml", [given / "held-out.jsonl"], VARIANTS, seeds=2)
+    assert json.loads(json.dumps(asdict(found))).items() <= read(compared / "comparison.json").items()
 
 
 def test_other_settings_in_the_same_directory_are_refused_by_name(compared, given, capfd):

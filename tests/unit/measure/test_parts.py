@@ -102,7 +102,7 @@ def test_a_damaged_file_is_refused_and_can_be_counted_again(tmp_path, harm):
         data = bytearray(file.read_bytes())
         data[-40] ^= 1
         file.write_bytes({"cut": bytes(data[:-50]), "flip": data, "empty": b""}[harm])
-    with pytest.raises(UserError, match=r"counts is damaged: remove it, and give"):
+    with pytest.raises(UserError, match=r"counts is damaged: remove it, and run"):
         parts.counts(range(1))
     same(kept(tmp_path).counts(range(5)), COUNTS)
 
@@ -111,7 +111,7 @@ def test_an_artefact_of_another_part_is_damage(tmp_path):
     parts = kept(tmp_path)
     first, second = (parts._path(part) for part in (0, 1))
     second.write_bytes(first.read_bytes())
-    with pytest.raises(UserError, match="counts is damaged: remove it, and give"):
+    with pytest.raises(UserError, match="counts is damaged: remove it, and run"):
         parts.counts(range(3))
 
 

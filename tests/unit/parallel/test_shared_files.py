@@ -40,7 +40,7 @@ def test_what_dead_jobs_have_left_is_removed(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*file.*: Not a directory; when that is mended"):
+    with pytest.raises(UserError, match=r"cannot write .*file.*: Not a directory; solve that"):
         SharedDirectory(tmp_path / "file" / "final", COMM)
 
 
