@@ -46,7 +46,7 @@ def test_safetensors_reads_a_delta(trained, delta):
     found = load_file(delta)
     with safe_open(delta, "pt") as stream:
         metadata = stream.metadata()
-    assert (metadata["format"], metadata["version"]) == ("dist_moe delta", "2")
+    assert (metadata["format"], metadata["version"]) == ("dist_moe delta", "3")
     assert Facts.parse(json.loads(metadata["facts"]), "x", "y") == trained.facts
     if "model.layers.0.mlp.experts.down_proj[3]" in found:
         expected = {
@@ -124,8 +124,8 @@ def test_no_file(tmp_path):
     [
         (None, "is not a delta"),
         ({"format": "pt"}, "is not a delta"),
-        ({"format": "dist_moe delta", "version": "1"}, "expected delta version 2, found '1'"),
-        ({"format": "dist_moe delta", "version": "2"}, "is damaged"),
+        ({"format": "dist_moe delta", "version": "2"}, "expected delta version 3, found '2'"),
+        ({"format": "dist_moe delta", "version": "3"}, "is damaged"),
     ],
 )
 def test_a_foreign_file(tmp_path, metadata, message):

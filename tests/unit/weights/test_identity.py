@@ -145,7 +145,7 @@ def test_a_model_that_cannot_be_written_beside_is_read_each_time(
         assert identify(model).model_hash == identify(model).model_hash == model_hash(model)
     assert len(num_read) == 2
     assert caplog.messages[0].endswith(
-        "cannot keep the model's hash (Read-only file system), so every start reads all weights"
+        "cannot store the model's hash (Read-only file system), so every start reads all weights"
     )
 
 

@@ -107,4 +107,4 @@ def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module.fcntl, "flock", unsupported)
     with run_lock(tmp_path, COMM):
         pass
-    assert "no locks there (Operation not supported)" in caplog.messages[0]
+    assert "has no locks (Operation not supported)" in caplog.messages[0]
