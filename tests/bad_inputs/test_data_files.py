@@ -248,8 +248,13 @@ CASES = [
     ),
     Case("unknown extension", put("x", "x.txt"), "evaluate run --data x.txt", ("unknown extension '.txt'",)),
     Case("a file in a path", put("x", "x"), "evaluate run --data x/y.jsonl", ("x/y.jsonl: cannot read: Not a dir",)),
-    Case("too few rows", put(GOOD, "x.jsonl"), "analyze --config run.yaml --data.paths x.jsonl", ("too few rows",)),
-    Case("no row", put("", "x.jsonl"), "evaluate run --data x.jsonl", ("x.jsonl: there is no row to evaluate",)),
+    Case(
+        "too few rows",
+        put(GOOD, "x.jsonl"),
+        "analyze --config run.yaml --run-dir new --data.paths x.jsonl",
+        ("too few rows",),
+    ),
+    Case("no row", put("", "x.jsonl"), "evaluate run --data x.jsonl", ("x.jsonl: no rows",)),
 ]
 
 
