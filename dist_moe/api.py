@@ -265,7 +265,7 @@ def evaluate(
 
 
 def compare(
-    config: Config | str | Path, held_out: Sequence[str | Path], variants: Sequence[str], *, seeds: int = 3
+    config: Config | str | Path, held_out: Sequence[str | Path], variants: Sequence[str], *, num_seeds: int = 3
 ) -> Comparison:
     """Train variants of a run from several seeds, and evaluate all of them on the same held-out rows.
 
@@ -275,7 +275,7 @@ def compare(
         config: a configuration, or the path of its YAML file; its `run_dir` holds all runs of the comparison.
         held_out: files of rows to evaluate on. Rows that are trained, or nearly equal to trained ones, are left out.
         variants: each `RULE` or `RULE,train.SETTING=VALUE,...`; the first is the one the others are compared with.
-        seeds: how many seeds, from the configuration's `seed` on.
+        num_seeds: how many seeds, from the configuration's `seed` on.
 
     Returns:
         Means over seeds and prompts, and paired differences, each with a 95 % interval, by variant and measure.
@@ -291,7 +291,7 @@ def compare(
     from dist_moe.workflows.compare import compare as compare_runs
 
     with process_group() as comm:
-        return compare_runs(_config(config), comm, [Path(file) for file in held_out], variants, seeds)
+        return compare_runs(_config(config), comm, [Path(file) for file in held_out], variants, num_seeds)
 
 
 def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool = False) -> Exported:

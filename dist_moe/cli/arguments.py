@@ -31,8 +31,12 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(parser=self)
 
     def take_settings(self, *sections: str, usage: str = "--config FILE [--SETTING VALUE ...]") -> None:
-        """Accept settings as arguments; the help lists those of `sections`, of which "" is the top level."""
+        """Accept settings as arguments; the help lists those of `sections`, of which "" is the top level.
+
+        Options are then not abbreviated, as an abbreviation may be the name of a setting.
+        """
         self._sections = sections
+        self.allow_abbrev = False
         self.usage = f"{self.prog} {usage}"
 
     @property

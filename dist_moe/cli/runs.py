@@ -86,7 +86,7 @@ def add_run_commands(commands: Any) -> None:
         help="each RULE or RULE,train.SETTING=VALUE,...: a rule of selection, and settings of its training; the first "
         "is what the others are compared with",
     )
-    command.add_argument("--seeds", type=count, default=3, help="how many, from `seed` on (default: %(default)s)")
+    command.add_argument("--num-seeds", type=count, default=3, help="how many, from `seed` on (default: %(default)s)")
     command = commands.add_parser("checkpoint", help="verify a run's checkpoints and print what they contain")
     command.add_argument("action", choices=["show"], help="verify every byte, then print the contents")
     command.add_argument("path", type=path, help="run directory, or one checkpoint in it")
@@ -204,8 +204,12 @@ def _compare(config: Config, comm: Comm, call: Call) -> None:
 
     args = call.args
     with together(comm) as same:
-        same |= {"--held-out": list(map(str, args.held_out)), "--variants": args.variants, "--seeds": args.seeds}
-    compare(config, comm, args.held_out, args.variants, args.seeds)
+        same |= {
+            "--held-out": list(map(str, args.held_out)),
+            "--variants": args.variants,
+            "--num-seeds": args.num_seeds,
+        }
+    compare(config, comm, args.held_out, args.variants, args.num_seeds)
 
 
 def _checkpoint(call: Call) -> int:

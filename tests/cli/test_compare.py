@@ -1,6 +1,7 @@
 """`dist-moe compare` as a person types it: several variants and seeds, gone on with, against the runs by themselves."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -28,7 +29,7 @@ def given(tmp_path_factory):
 
 
 def compare(root, *words, variants=VARIANTS):
-    command = ["compare", "--config", root / "run.yaml", "--held-out", root / "held-out.jsonl", "--seeds", "2"]
+    command = ["compare", "--config", root / "run.yaml", "--held-out", root / "held-out.jsonl", "--num-seeds", "2"]
     return main([str(word) for word in (*command, "--variants", *variants, *words)])
 
 
@@ -94,8 +95,14 @@ def test_a_second_time_it_trains_nothing_and_says_the_same(compared, given, capf
 
 
 def test_from_python_it_is_a_value(compared, given):
-    found = dist_moe.compare(given / "run.yaml", [given / "held-out.jsonl"], VARIANTS, seeds=2)
+    found = dist_moe.compare(given / "run.yaml", [given / "held-out.jsonl"], VARIANTS, num_seeds=2)
     assert json.loads(json.dumps(asdict(found))).items() <= read(compared / "comparison.json").items()
+
+
+def test_the_seed_is_a_setting_and_no_abbreviation_of_an_option(compared, given, tmp_path):
+    shutil.copytree(compared, tmp_path / "runs")
+    assert compare(given, "--run-dir", tmp_path / "runs", "--seed", "1", "--num-seeds", "1") == 0
+    assert read(tmp_path / "runs" / "comparison.json")["seeds"] == [1]
 
 
 def test_other_settings_in_the_same_directory_are_refused_by_name(compared, given, capfd):
@@ -128,7 +135,7 @@ def test_a_wrong_variant_is_refused_before_anything_is_written(given, tmp_path, 
 
 
 def test_rows_that_were_trained_are_no_comparison(given, tmp_path, capfd):
-    words = ("--run-dir", tmp_path / "runs", "--held-out", given / "prompts.jsonl", "--seeds", "1")
+    words = ("--run-dir", tmp_path / "runs", "--held-out", given / "prompts.jsonl", "--num-seeds", "1")
     assert compare(given, *words, variants=VARIANTS[:1]) == 2
     assert "no row is held out" in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()
