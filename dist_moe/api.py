@@ -284,8 +284,8 @@ def compare(
         UserError: a variant or file is wrong, no row is held out, or `run_dir` has runs with other settings.
 
     Example:
-        >>> found = dist_moe.compare("run.yaml", ["held-out.jsonl"], ["threshold_top_k", "random_matched"])
-        >>> found.differences["random_matched"]["refused (unsafe)"].is_clear
+        >>> found = dist_moe.compare("run.yaml", ["held-out.jsonl"], ["lowest", "lowest,train.mode=update"])
+        >>> found.differences["lowest,mode=update"]["refused (unsafe)"].is_clear
     """
     from dist_moe.parallel.launch import process_group
     from dist_moe.workflows.compare import compare as compare_runs

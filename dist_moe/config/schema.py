@@ -63,6 +63,8 @@ class BatchConfig:
     """Fraction of a batch's rows that are safe, rounded to whole rows. A batch needs at least one row of each label."""
 
 
+CONTROLS = [name for name, rule in RULES.items() if rule.is_control]
+
 if TYPE_CHECKING:
 
     @dataclass(kw_only=True, slots=True)
@@ -76,8 +78,7 @@ else:
         RULES,
         "threshold_top_k",
         "Rule that selects each batch's experts; docs/statistics.md describes them all. Some are controls, which "
-        "select other experts on purpose, to compare with: all_experts, load, lowest, pooled, random, random_matched, "
-        "union.",
+        f"select other experts on purpose, to compare with: {', '.join(sorted(CONTROLS))}.",
     )
 
 

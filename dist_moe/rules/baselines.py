@@ -27,10 +27,10 @@ class SameForAll(Rule):
 
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
-class AllExperts(SameForAll):
+class EveryExpert(SameForAll):
     """Selects every expert."""
 
-    name = "all_experts"
+    name = "every_expert"
 
     def select(self, batch: Evidence) -> np.ndarray:
         return np.ones(batch.risk_diff_LE.shape, np.bool_)

@@ -139,14 +139,14 @@ def _run(
 def _counting(config: Config, seed: int, variants: Sequence[Variant]) -> Config:
     """Of the counts that all variants of a seed select from."""
     gradients = [each.rule for each in variants if "gradients" in RULES[each.rule].needs][:1]
-    words = ["--run-dir", str(config.run_dir / f"seed-{seed}"), "--seed", str(seed)]
+    words = ["--run-dir", str(config.run_dir / f"seed-{seed}"), "--seed", str(seed), "--no-overwrite"]
     return changed(config, words + [f"--analysis.rule={rule}" for rule in gradients])
 
 
 def _config(config: Config, seed: int, variant: Variant) -> Config:
     """Of one run."""
     place = config.run_dir / f"seed-{seed}"
-    words = ["--run-dir", str(place / variant.directory), "--seed", str(seed)]
+    words = ["--run-dir", str(place / variant.directory), "--seed", str(seed), "--no-overwrite"]
     words += [
         "--train.masks",
         str(place / f"{variant.rule}.zarr"),

@@ -99,7 +99,7 @@ VALUES = {
     "analysis: {threshold: .nan}": "analysis.threshold: expected",
     "analysis: {threshold: -2}": "analysis.threshold: expected greater than or equal to -1, got -2",
     "analysis: {top_k: 0}": "analysis.top_k: expected greater than or equal to 1, got 0",
-    "analysis: {rule: best}": "analysis.rule: expected 'all_experts', 'budget_per_layer'",
+    "analysis: {rule: best}": "analysis.rule: expected 'budget_per_layer'",
     "analysis: {rule: lowst}": "got 'lowst'; did you mean lowest?",
     "analysis: {statistics: 3}": "analysis.statistics: expected a section",
     "analysis: {statistics: {confidence: 1}}": "analysis.statistics.confidence: expected less than 1",

@@ -28,7 +28,7 @@ WORDS = {
     "random_matched": "control: drawn at random among experts of like load in the same layer, "
     "as many as have a risk_diff above 0.01, at most 6",
     "load": "control: most used by safe and unsafe prompts together, as many as have a risk_diff above 0.01, at most 6",
-    "all_experts": "control: all experts, for every batch",
+    "every_expert": "control: all experts, for every batch",
     "pooled": "control: risk_diff of all prompts together above 0.01, at most 6, for every batch",
     "union": "control: of any batch a risk_diff above 0.01, at most 6 a batch, all of them for every batch",
     "lowest": "control: lowest risk_diff, which are safe prompts' experts, as many as have a risk_diff above 0.01, "

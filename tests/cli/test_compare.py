@@ -101,7 +101,7 @@ def test_from_python_it_is_a_value(compared, given):
 
 def test_the_seed_is_a_setting_and_no_abbreviation_of_an_option(compared, given, tmp_path):
     shutil.copytree(compared, tmp_path / "runs")
-    assert compare(given, "--run-dir", tmp_path / "runs", "--seed", "1", "--num-seeds", "1") == 0
+    assert compare(given, "--run-dir", tmp_path / "runs", "--seed", "1", "--num-seeds", "1", "--overwrite") == 0
     assert read(tmp_path / "runs" / "comparison.json")["seeds"] == [1]
 
 

@@ -51,7 +51,7 @@ def kill_again_and_again(job: Job, arguments: list[str], run_dir: Path, seed: in
     for i in range(job.kills):
         log = run_dir.with_name(f"{run_dir.name}-{i:03}.log")
         running = start(job.engine, job.num_ranks, arguments, log)
-        running.wait_until(lambda log=log: "batches:" in log.read_text())  # all ranks have met
+        running.wait_until(lambda log=log: "Batches:" in log.read_text())  # all ranks have met
         met = time.monotonic()
         where = ("in a step", "while it set up", "in a checkpoint write")[i % 3]
         if where == "in a step":

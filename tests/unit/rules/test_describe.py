@@ -30,7 +30,7 @@ def test_it_says_each_artefact_parameter_and_whether_it_is_a_control(name):
 
 def test_these_are_controls():
     controls = {name for name, rule in RULES.items() if rule.is_control}
-    assert {"random", "random_matched", "load", "lowest", "all_experts", "pooled", "union"} <= controls
+    assert {"random", "random_matched", "load", "lowest", "every_expert", "pooled", "union"} <= controls
     others = {"threshold_top_k", "shrunk", "significant", "stable", "budget_per_layer", "steermoe", "gradient"}
     assert not controls & {*others, "esft_token", "esft_gate"}
 

@@ -250,7 +250,7 @@ def test_baselines_have_the_same_experts_for_every_batch_whatever_its_labels():
     expected = {
         "union": sorted(set.union(*of_each)),
         "pooled": sorted([place for place in ranked(pooled_LE.round(12)) if pooled_LE[place] > 0.01][:5]),
-        "all_experts": sorted(np.ndindex(3, 6)),
+        "every_expert": sorted(np.ndindex(3, 6)),
     }
     assert 0 < len(expected["pooled"]) < len(expected["union"]) < 18
     for batch in populated(batches, made("threshold_top_k", **RULE).select):
