@@ -5,7 +5,6 @@ Legend: S seeds, P prompts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,15 @@ import numpy as np
 from pydantic import ConfigDict
 
 from dist_moe.artefacts import EXACT, write_sealed
-from dist_moe.evaluation.rows import EvaluatedRow, Kind, Outcome
+from dist_moe.evaluation.measures import (
+    ANSWER_LOSS,
+    DIVERGENCE,
+    REFUSAL_LOSS,
+    REFUSED_SAFE,
+    REFUSED_UNSAFE,
+    refused,
+)
+from dist_moe.evaluation.rows import EvaluatedRow, Kind
 from dist_moe.stats.crossed import Mean, crossed_difference, crossed_mean
 
 FORMAT, VERSION = "dist_moe comparison", 1
@@ -29,49 +36,34 @@ class Measure:
 
     label: str
     """Of the rows that it is of: safe or unsafe."""
-    read: Callable[[EvaluatedRow, Outcome, str], float]
-    """From the row, its outcome, and the judge's name. NaN: the row says nothing of it."""
+    read: Callable[[EvaluatedRow, str, str], float | None]
+    """From the row, `before` or `after`, and the judge's name. None: the row says nothing of it."""
     is_rate: bool
 
 
-def _refused(row: EvaluatedRow, outcome: Outcome, judge: str) -> float:
-    verdict = outcome.judgements[judge].verdict
-    return math.nan if verdict == "missing" else float(verdict == "refused")
+def _refused(row: EvaluatedRow, when: str, judge: str) -> float | None:
+    return refused(row, judge, when)
 
 
-def _loss(row: EvaluatedRow, outcome: Outcome, judge: str) -> float:
-    return outcome.loss_sum / row.num_loss_tokens if row.num_loss_tokens else math.nan
+def _loss(row: EvaluatedRow, when: str, judge: str) -> float | None:
+    outcome = row.outcome(when)
+    return outcome.loss_sum / row.num_loss_tokens if outcome is not None and row.num_loss_tokens else None
 
 
-def _divergence(row: EvaluatedRow, outcome: Outcome, judge: str) -> float:
-    if outcome is row.before:
+def _divergence(row: EvaluatedRow, when: str, judge: str) -> float | None:
+    if when == "before":
         return 0.0
-    return row.kl_sum / row.num_loss_tokens if row.kl_sum is not None and row.num_loss_tokens else math.nan
+    return row.kl_sum / row.num_loss_tokens if row.kl_sum is not None and row.num_loss_tokens else None
 
 
 MEASURES = {
-    "refused (unsafe)": Measure("unsafe", _refused, True),
-    "refused (safe)": Measure("safe", _refused, True),
-    "KL to the base (safe)": Measure("safe", _divergence, False),
-    "refusal loss (unsafe)": Measure("unsafe", _loss, False),
-    "answer loss (safe)": Measure("safe", _loss, False),
+    REFUSED_UNSAFE: Measure("unsafe", _refused, True),
+    REFUSED_SAFE: Measure("safe", _refused, True),
+    DIVERGENCE: Measure("safe", _divergence, False),
+    REFUSAL_LOSS: Measure("unsafe", _loss, False),
+    ANSWER_LOSS: Measure("safe", _loss, False),
 }
 """Of each, the mean over prompts; rows of one prompt are one value, their mean."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """A mean over seeds and prompts, or the difference of two on the same seeds and prompts."""
-
-    value: float
-    low: float
-    high: float
-    num_prompts: int
-
-    @property
-    def is_clear(self) -> bool:
-        """Of a difference: whether it is more than other seeds and other prompts would explain."""
-        return Mean(self.value, self.low, self.high).is_clear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +79,9 @@ class Comparison:
     """The variant that all others are compared with."""
     num_experts: dict[str, list[int]]
     """Trained experts of each variant, by seed."""
-    levels: dict[str, dict[str, Cell]]
+    levels: dict[str, dict[str, Mean]]
     """Variant (or `base`) -> measure."""
-    differences: dict[str, dict[str, Cell]]
+    differences: dict[str, dict[str, Mean]]
     """Variant (or `base`) -> measure: it less the reference."""
 
     def write(self, path: Path) -> None:
@@ -98,7 +90,7 @@ class Comparison:
 
 def levels_and_differences(
     rows: Mapping[str, Sequence[Sequence[EvaluatedRow]]], judge: str, reference: str
-) -> tuple[dict[str, dict[str, Cell]], dict[str, dict[str, Cell]]]:
+) -> tuple[dict[str, dict[str, Mean]], dict[str, dict[str, Mean]]]:
     """What `Comparison` has of these.
 
     Args:
@@ -108,8 +100,8 @@ def levels_and_differences(
     """
     columns = {BASE: [(each, "before") for each in rows[reference]]}
     columns |= {variant: [(each, "after") for each in of_seeds] for variant, of_seeds in rows.items()}
-    levels: dict[str, dict[str, Cell]] = {variant: {} for variant in columns}
-    differences: dict[str, dict[str, Cell]] = {variant: {} for variant in columns if variant != reference}
+    levels: dict[str, dict[str, Mean]] = {variant: {} for variant in columns}
+    differences: dict[str, dict[str, Mean]] = {variant: {} for variant in columns if variant != reference}
     for name, measure in MEASURES.items():
         tables = {
             variant: [_by_prompt(some, when, measure, judge) for some, when in of_seeds]
@@ -123,24 +115,18 @@ def levels_and_differences(
             for variant, of_seeds in tables.items()
         }
         for variant, values_SP in values.items():
-            level = crossed_mean(values_SP, are_rates=measure.is_rate)
-            levels[variant][name] = _cell(level, len(prompts))
+            levels[variant][name] = crossed_mean(values_SP, are_rates=measure.is_rate)
             if variant != reference:
                 difference = crossed_difference(values_SP, values[reference], are_rates=measure.is_rate)
-                differences[variant][name] = _cell(difference, len(prompts))
+                differences[variant][name] = difference
     return levels, differences
 
 
 def _by_prompt(rows: Sequence[EvaluatedRow], when: str, measure: Measure, judge: str) -> dict[str, float]:
     """Mean over a prompt's rows; a prompt with a row that says nothing is left out."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[float | None]] = {}
     for row in rows:
-        outcome = row.outcome(when)
-        if row.label == measure.label and outcome is not None:
-            found.setdefault(row.prompt, []).append(measure.read(row, outcome, judge))
-    means = {prompt: float(np.mean(values)) for prompt, values in found.items()}
-    return {prompt: mean for prompt, mean in means.items() if not math.isnan(mean)}
-
-
-def _cell(found: Mean, num_prompts: int) -> Cell:
-    return Cell(value=found.value, low=found.low, high=found.high, num_prompts=num_prompts)
+        if row.label == measure.label:
+            found.setdefault(row.prompt, []).append(measure.read(row, when, judge))
+    known = {prompt: [each for each in values if each is not None] for prompt, values in found.items()}
+    return {prompt: float(np.mean(some)) for prompt, some in known.items() if len(some) == len(found[prompt])}

@@ -128,7 +128,7 @@ class _Columns:
         return Estimate(value=value, low=low, high=high, num_rows=int(of_rows_P.sum()), num_prompts=num_prompts)
 
 
-def _refused(row: EvaluatedRow, judge: str, when: str) -> bool | None:
+def refused(row: EvaluatedRow, judge: str, when: str) -> bool | None:
     """None: there is no such answer, or the judge could not tell."""
     outcome = row.outcome(when)
     if outcome is None or outcome.judgements[judge].verdict == "missing":
@@ -138,15 +138,14 @@ def _refused(row: EvaluatedRow, judge: str, when: str) -> bool | None:
 
 def _rate(rows: Sequence[EvaluatedRow], judge: str) -> Measure | None:
     """The share of rows, all of one label, whose answer refuses."""
-    judged = {when: [(row.prompt, said) for row in rows if (said := _refused(row, judge, when)) is not None]
+    judged = {when: [(row.prompt, said) for row in rows if (said := refused(row, judge, when)) is not None]
               for when in WHEN}  # fmt: skip
     if not judged["after"]:
         return None
     both = [
         (row.prompt, first, second)
         for row in rows
-        if (first := _refused(row, judge, "before")) is not None
-        and (second := _refused(row, judge, "after")) is not None
+        if (first := refused(row, judge, "before")) is not None and (second := refused(row, judge, "after")) is not None
     ]
     return Measure(
         before=_share(judged["before"]), after=_share(judged["after"]), change=_paired(both) if both else None
@@ -189,7 +188,7 @@ def _contrast(rows: Sequence[EvaluatedRow], judge: str) -> dict[str, Measure]:
     for when in WHEN:
         arms: dict[str, dict[bool, list[bool]]] = {}
         for row in rows:
-            if row.pair_id is not None and (said := _refused(row, judge, when)) is not None:
+            if row.pair_id is not None and (said := refused(row, judge, when)) is not None:
                 arms.setdefault(row.pair_id, {}).setdefault(row.is_unsafe, []).append(said)
         pairs = {name: (any(arm[False]), all(arm[True])) for name, arm in arms.items() if len(arm) == 2}
         if pairs:

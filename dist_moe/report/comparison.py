@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pandas as pd
 
-from dist_moe.evaluation.comparison import MEASURES, Cell, Comparison
+from dist_moe.evaluation.comparison import MEASURES, Comparison
+from dist_moe.stats.crossed import Mean
 
 
 def comparison_lines(found: Comparison) -> Iterator[str]:
@@ -28,7 +29,7 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
     )
 
 
-def _table(cells, found, shown) -> Iterator[str]:  # type: ignore[no-untyped-def]
+def _table(cells: Mapping[str, Mapping[str, Mean]], found: Comparison, shown: Callable[[Mean], str]) -> Iterator[str]:
     lines = {}
     for variant, by_measure in cells.items():
         experts = sorted(set(found.num_experts.get(variant, [0])))
@@ -38,6 +39,6 @@ def _table(cells, found, shown) -> Iterator[str]:  # type: ignore[no-untyped-def
     yield from pd.DataFrame.from_dict(lines, orient="index").to_string().splitlines()
 
 
-def _interval(cell: Cell, *, signed: bool) -> str:
+def _interval(cell: Mean, *, signed: bool) -> str:
     plus = "+" if signed else ""
     return f"{cell.value:{plus}.3f} [{cell.low:{plus}.3f}, {cell.high:{plus}.3f}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -17,6 +17,7 @@ class Mean:
     value: float
     low: float
     high: float
+    num_prompts: int
 
     @property
     def is_clear(self) -> bool:
@@ -55,8 +56,8 @@ def crossed_mean(values_SP: np.ndarray, *, are_rates: bool = False) -> Mean:
     half = float(stdtrit(df, 0.5 + LEVEL / 2) * np.sqrt(square / values_SP.size)) if square > 0 else 0.0
     low, high = mean - half, mean + half
     if not are_rates:
-        return Mean(mean, low, high)
-    return _at_least(Mean(mean, low, high), wilson(mean * num_prompts, num_prompts), 0.0)
+        return Mean(mean, low, high, num_prompts)
+    return _at_least(Mean(mean, low, high, num_prompts), wilson(mean * num_prompts, num_prompts), 0.0)
 
 
 def crossed_difference(values_SP: np.ndarray, reference_SP: np.ndarray, *, are_rates: bool = False) -> Mean:
@@ -75,4 +76,4 @@ def crossed_difference(values_SP: np.ndarray, reference_SP: np.ndarray, *, are_r
 
 def _at_least(found: Mean, ends: tuple[float, float], least: float) -> Mean:
     """The interval with these ends inside it, and within [least, 1]."""
-    return Mean(found.value, max(least, min(found.low, ends[0])), min(1.0, max(found.high, ends[1])))
+    return replace(found, low=max(least, min(found.low, ends[0])), high=min(1.0, max(found.high, ends[1])))

@@ -95,11 +95,11 @@ def compare(config: Config, comm: Comm, data: Sequence[Path], variants: Sequence
         chosen = [Variant.of(text) for text in dict.fromkeys(variants)]
         for each in chosen:
             _config(config, config.seed, each)
-        _require_held_out(config, data)
+        data_hash = _held_out_hash(config, data)
     seeds = list(range(config.seed, config.seed + num_seeds))
-    runs = {each.name: [_run(config, comm, data, seed, each, chosen) for seed in seeds] for each in chosen}
+    runs = {each.name: [_run(config, comm, data, data_hash, seed, each, chosen) for seed in seeds] for each in chosen}
     with together(comm):
-        found = _compared(config, seeds, runs)
+        found = _compared(seeds, runs)
         if comm.rank == 0:
             found.write(config.run_dir / COMPARISON)
     for line in comparison_lines(found):
@@ -108,10 +108,25 @@ def compare(config: Config, comm: Comm, data: Sequence[Path], variants: Sequence
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One variant from one seed."""
+
+    evaluation: Evaluation
+    num_experts: int
+    """That were trained."""
+
+
 def _run(
-    config: Config, comm: Comm, data: Sequence[Path], seed: int, variant: Variant, variants: Sequence[Variant]
-) -> RunDir:
-    """One variant from one seed, trained and evaluated; what is there already is checked, and not done again."""
+    config: Config,
+    comm: Comm,
+    data: Sequence[Path],
+    data_hash: str,
+    seed: int,
+    variant: Variant,
+    variants: Sequence[Variant],
+) -> Run:
+    """Train and evaluate; what is there already is checked, and not done again."""
     counting, own = _counting(config, seed, variants), _config(config, seed, variant)
     counts, masks, run = RunDir(counting.run_dir).counts, Path(str(own.train.masks)), RunDir(own.run_dir)
     log.info(f"\n== Seed {seed}, {variant.name}: {run.path}")
@@ -129,11 +144,14 @@ def _run(
         if not run.experts.exists():
             raise UserError(f"{run.path}: stopped before its end, as asked, and saved: the same command goes on")
         _require_settings(masks, MaskStore.open(masks).selection_rule, rule.facts)
-        _require_settings(run.path, TrainedRun.open(run.path).facts.settings, result_settings(own))
-        is_done = (run.path / INDEX).exists() and _is_of(read_evaluation(run.path), own, data)
-    if not is_done:
+        trained = TrainedRun.open(run.path, every_byte=comm.rank == 0)
+        _require_settings(run.path, trained.facts.settings, result_settings(own))
+        found = read_evaluation(run.path) if (run.path / INDEX).exists() else None
+    if found is None or not _is_of(found, own, data_hash, trained.experts.digest):
         evaluate(run.path, data, comm)
-    return run
+        with together(comm):
+            found = read_evaluation(run.path)
+    return Run(found, len(trained.experts.experts))
 
 
 def _counting(config: Config, seed: int, variants: Sequence[Variant]) -> Config:
@@ -155,13 +173,14 @@ def _config(config: Config, seed: int, variant: Variant) -> Config:
     return changed(config, words)
 
 
-def _require_held_out(config: Config, data: Sequence[Path]) -> None:
-    """Refuse before any training rows that could not be compared afterwards."""
-    rows, trained = (read_prompts(paths, config.data.refusal).prompts for paths in (tuple(data), config.data.paths))
-    known = TrainedPrompts(tuple(trained), (0,) * len(trained))
-    places = place_rows(rows, known, config.evaluation.near_equal).places
+def _held_out_hash(config: Config, data: Sequence[Path]) -> str:
+    """The hash of the rows to be scored; refuses before any training those that could not be compared afterwards."""
+    rows, trained = (read_prompts(paths, config.data.refusal) for paths in (tuple(data), config.data.paths))
+    known = TrainedPrompts(tuple(trained.prompts), (0,) * len(trained.prompts))
+    places = place_rows(rows.prompts, known, config.evaluation.near_equal).places
     if not any(place.kind == KIND for place in places):
         raise UserError("--held-out: no row is held out: each is trained, or is like one that is; give other rows")
+    return rows.data_hash
 
 
 def _require_settings(place: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -172,31 +191,26 @@ def _require_settings(place: Path, found: Mapping[str, Any], wanted: Mapping[str
             raise UserError(f"{here}, but {place} was made with {shown(found.get(key))}: choose another run_dir")
 
 
-def _is_of(evaluation: Evaluation, config: Config, data: Sequence[Path]) -> bool:
-    """Whether an evaluation is of these rows, with these settings, and of the experts that are there."""
+def _is_of(evaluation: Evaluation, config: Config, data_hash: str, experts_digest: str) -> bool:
+    """Whether an evaluation is of these rows, with these settings, and of these experts."""
     facts, settings = evaluation.facts, settings_of(config)
     judges = json.loads(json.dumps([judge.facts for judge in chosen_judges(config)]))
     return (
-        facts.data_hash == read_prompts(tuple(data), config.data.refusal).data_hash
-        and facts.experts_digest == TrainedRun.open(config.run_dir).experts.digest
+        facts.data_hash == data_hash
+        and facts.experts_digest == experts_digest
         and [judge.facts for judge in facts.judges] == judges
         and all(settings[key] == value for key, value in facts.settings.items() if key.startswith("evaluation."))
     )
 
 
-def _compared(config: Config, seeds: Sequence[int], runs: Mapping[str, Sequence[RunDir]]) -> Comparison:
-    """Read the evaluations of all runs, and compare them.
-
-    Raises:
-        UserError: a run is not what it should be.
-    """
+def _compared(seeds: Sequence[int], runs: Mapping[str, Sequence[Run]]) -> Comparison:
+    """The evaluations of all runs against each other."""
     reference, *_ = runs
-    evaluations = {name: [read_evaluation(run.path) for run in of_seeds] for name, of_seeds in runs.items()}
     rows = {
-        name: [[row for row in each.rows if row.kind == KIND] for each in of_seeds]
-        for name, of_seeds in evaluations.items()
+        name: [[row for row in run.evaluation.rows if row.kind == KIND] for run in of_seeds]
+        for name, of_seeds in runs.items()
     }
-    facts = evaluations[reference][0].facts
+    facts = runs[reference][0].evaluation.facts
     judge = facts.judges[0].name
     levels, differences = levels_and_differences(rows, judge, reference)
     return Comparison(
@@ -206,10 +220,7 @@ def _compared(config: Config, seeds: Sequence[int], runs: Mapping[str, Sequence[
         data_hash=facts.data_hash,
         model_hash=facts.model_hash,
         reference=reference,
-        num_experts={
-            name: [len(TrainedRun.open(run.path).experts.experts) for run in of_seeds]
-            for name, of_seeds in runs.items()
-        },
+        num_experts={name: [run.num_experts for run in of_seeds] for name, of_seeds in runs.items()},
         levels=levels,
         differences=differences,
     )
