@@ -31,11 +31,11 @@ def files(tmp_path):
     ]
     for name, rows in (("unsafe", unsafe), ("safe", safe)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return [str(tmp_path / "unsafe.jsonl"), str(tmp_path / "safe.jsonl")]
+    return [tmp_path / "unsafe.jsonl", tmp_path / "safe.jsonl"]
 
 
 def parts_of(files, out, *words):
-    assert main([*files, "--out", str(out), "--rows", "a=6:3:4", "b=8:2:5", *words]) == 0
+    assert main([*map(str, files), "--out", str(out), "--rows", "a=6:3:4", "b=8:2:5", *words]) == 0
     return {part: read_prompts((out / f"{part}.jsonl",), "I won't.").prompts for part in PARTS}
 
 
@@ -78,6 +78,6 @@ def test_the_seed_decides_and_not_the_order_of_files(files, tmp_path):
 
 
 def test_too_few_rows_are_one_line(files, tmp_path, capsys):
-    assert main([*files, "--out", str(tmp_path / "out"), "--rows", "b=18:2:5"]) == 2
-    assert capsys.readouterr().err == "error: category 'b': 5 rows wanted for held-out.jsonl, but only 0 are left\n"
+    assert main([*map(str, files), "--out", str(tmp_path / "out"), "--rows", "b=18:2:5"]) == 2
+    assert capsys.readouterr().err == "error: category 'b' has 0 rows left for held-out.jsonl, but 5 are wanted\n"
     assert not (tmp_path / "out").exists()
