@@ -1,4 +1,5 @@
-# Needs python3 (3.11 or newer), gcc and a package index; `make test-all` also Debian's Slurm packages (see slurm-packages).
+# Needs python3 (3.11 or newer), gcc and a package index; `make test-all` also Debian's Slurm and Chromium
+# packages (see slurm-packages and chromium).
 #
 #   make setup [TORCH=torch==2.13.0]   the virtual environment .venv, with the tested versions of everything
 #   make demo  [ARGS=--fast]           the whole pipeline on a tiny model
@@ -19,7 +20,7 @@ STAMP := .venv/setup.stamp
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: setup demo test test-all lint bench mutations soak docs slurm-packages
+.PHONY: setup demo test test-all lint bench mutations soak docs slurm-packages chromium
 
 setup: $(STAMP)
 
@@ -46,7 +47,7 @@ test: setup
 	$(PYTEST) -m 'not long' $(ARGS)
 
 # Slurm's jobs have cores of their own to claim, so its tests run one after another.
-test-all: setup slurm-packages
+test-all: setup slurm-packages chromium
 	$(PYTEST) $(ARGS) tests/unit tests/bad_inputs tests/ranks tests/cli
 	$(BIN)/python -m pytest tests/slurm
 
@@ -75,4 +76,11 @@ slurm-packages:
 	@if ! command -v slurmctld >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; \
+	fi
+
+# Tests look at the report's page in Chromium. Without root they themselves say what to install.
+chromium:
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; \
 	fi

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist_moe.api import analyze, apply, compare, count, evaluate, export, select, train, verify
+    from dist_moe.api import analyze, apply, compare, count, evaluate, export, select, train, verify, write_report
     from dist_moe.config import Config, load_config
     from dist_moe.errors import UserError
     from dist_moe.store import Counts, MaskStore
@@ -29,6 +29,7 @@ __all__ = [
     "select",
     "train",
     "verify",
+    "write_report",
 ]
 __version__ = "0.1.0"
 

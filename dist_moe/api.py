@@ -368,6 +368,31 @@ def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verificat
     return workflow.verify(Path(base), Path(model), [str(each) for each in masks])
 
 
+def write_report(*runs: str | Path, out: str | Path | None = None, export: str | Path | None = None) -> Path:
+    """Write one HTML page about runs and comparisons, that needs no network and no other file.
+
+    Args:
+        *runs: run directories, or directories of comparisons.
+        out: the page; without, report.html in the first directory. An earlier page is replaced.
+        export: what the first run was exported to; it is compared with its base, byte by byte.
+
+    Returns:
+        The place of the page.
+
+    Raises:
+        UserError: a directory has nothing to show, something in it is damaged, or `out` is another file.
+
+    Example:
+        >>> dist_moe.write_report("runs/my-run", export="repaired")
+    """
+    from dist_moe.workflows.report import report
+
+    if not runs:
+        raise UserError("no run to report: give the directory of one at least")
+    places = [Path(run) for run in runs]
+    return report(places, None if out is None else Path(out), None if export is None else Path(export))
+
+
 def _config(config: Config | str | Path) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 

@@ -19,6 +19,7 @@ from dist_moe.cli.config import add_config_commands
 from dist_moe.cli.inspect import add_inspect_command
 from dist_moe.cli.models import add_model_commands
 from dist_moe.cli.process import is_first, run_process
+from dist_moe.cli.report import add_report_command
 from dist_moe.cli.runs import add_run_commands
 from dist_moe.cli.select import add_select_command
 from dist_moe.cli.store import add_store_commands
@@ -65,6 +66,7 @@ def command_tree() -> Parser:
     add_run_commands(commands)
     add_select_command(commands)
     add_inspect_command(commands)
+    add_report_command(commands)
     add_model_commands(commands)
     add_store_commands(commands)
     add_config_commands(commands)

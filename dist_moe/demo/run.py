@@ -85,12 +85,14 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
     stages.title("Export to a Hugging Face checkpoint, and proof that only the union's experts changed")
     stages.command("dist-moe", "export", run, "--out", model)
     stages.command("dist-moe", "verify", inputs.base, model, "--masks", run / "masks.zarr")
+    update, page = out / "run-update", out / "report.html"
     if not fast:
-        update = out / "run-update"
         stages.title("The same experts in mode update, which leaves the routing as it is: the price of mode route")
         others = ("--run-dir", update, "--train.masks", run / "masks.zarr", "--train.mode", "update")
         stages.launch("launch/train.py", inputs.config, *others)
         stages.command("dist-moe", "evaluate", update, "--data", inputs.held_out)
+    stages.title("All of it on one page")
+    stages.command("dist-moe", "report", run, *(() if fast else (update,)), "--export", model, "--out", page)
     stages.title(f"Done in {time.monotonic() - started:.0f} s. Where everything lies:")
     for path, what in (
         (inputs.config, "the configuration: train again with the commands above, changed as you like"),
@@ -100,6 +102,7 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
         (run / "metrics.jsonl", "one line a step, with the hash of the mask in force"),
         (run / "evaluation.json", "the same tables as numbers; every answer is in answers.jsonl beside it"),
         (model, "the repaired model: AutoModelForCausalLM.from_pretrained"),
+        (page, "the page: open it in a browser"),
     ):
         log.info(f"  {path}  {what}")
 

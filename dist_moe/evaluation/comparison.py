@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import ConfigDict
 
-from dist_moe.artefacts import EXACT, write_sealed
+from dist_moe.artefacts import EXACT, read_sealed, write_sealed
 from dist_moe.evaluation.measures import (
     ANSWER_LOSS,
     DIVERGENCE,
@@ -26,6 +26,8 @@ from dist_moe.evaluation.rows import EvaluatedRow, Kind
 from dist_moe.stats.crossed import Mean, crossed_difference, crossed_mean
 
 FORMAT, VERSION = "dist_moe comparison", 1
+COMPARISON = "comparison.json"
+"""Its file, in the directory of all runs of a comparison."""
 BASE = "base"
 """How the model that all variants start from is called."""
 
@@ -86,6 +88,15 @@ class Comparison:
 
     def write(self, path: Path) -> None:
         write_sealed(path, FORMAT, VERSION, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Comparison:
+        """What `write` wrote.
+
+        Raises:
+            UserError: it cannot be read, is of another version, or not as it was written.
+        """
+        return read_sealed(path, FORMAT, VERSION, cls, "remove it, and run `dist-moe compare` again")[0]
 
 
 def levels_and_differences(

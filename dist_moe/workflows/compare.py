@@ -19,7 +19,7 @@ from dist_moe.config.load import changed, settings_of
 from dist_moe.config.schema import Config
 from dist_moe.data.rows import read_prompts
 from dist_moe.errors import UserError, shown
-from dist_moe.evaluation.comparison import Comparison, levels_and_differences
+from dist_moe.evaluation.comparison import COMPARISON, Comparison, levels_and_differences
 from dist_moe.evaluation.places import TrainedPrompts, place_rows
 from dist_moe.evaluation.record import INDEX, Evaluation, read_evaluation
 from dist_moe.evaluation.rows import Kind
@@ -38,7 +38,6 @@ from dist_moe.workflows.trained_run import TrainedRun, result_settings
 
 log = logging.getLogger(__name__)
 
-COMPARISON = "comparison.json"
 KIND: Kind = "held out"
 
 

@@ -1,0 +1,51 @@
+"""Numbers as words, with no more digits than they are worth."""
+
+from __future__ import annotations
+
+from dist_moe.report.evaluation import shown_p
+from dist_moe.stats.crossed import Mean
+from dist_moe.stats.measured import Estimate
+
+__all__ = ["is_share", "shown", "shown_change", "shown_hash", "shown_p"]
+
+
+def is_share(measure: str) -> bool:
+    """Whether a measure is one of rows or pairs, which is told in percent."""
+    return measure.startswith(("refused", "pairs:"))
+
+
+def shown(measure: str, found: Estimate | Mean | None) -> str:
+    """`58 % (32 to 81)`, `0.412 (0.380 to 0.450)`."""
+    if found is None:
+        return "–"
+    scale, digits, unit = (100, 0, " %") if is_share(measure) else (1, 3, "")
+    value = f"{_rounded(scale * found.value, digits)}{unit}"
+    if found.low is None or found.high is None:
+        return f"{value} (too few prompts for an interval)"
+    return f"{value} ({_rounded(scale * found.low, digits)} to {_rounded(scale * found.high, digits)})"
+
+
+def shown_change(measure: str, found: Estimate | Mean | None) -> str:
+    """`+58 points (+32 to +81)`."""
+    if found is None:
+        return "–"
+    scale, digits, unit = (100, 0, " points") if is_share(measure) else (1, 3, "")
+    value = f"{_signed(scale * found.value, digits)}{unit}"
+    if found.low is None or found.high is None:
+        return f"{value} (too few prompts for an interval)"
+    return f"{value} ({_signed(scale * found.low, digits)} to {_signed(scale * found.high, digits)})"
+
+
+def shown_hash(digest: str) -> str:
+    """So much of it that two are told apart."""
+    return digest if ":" in digest else digest[:16]
+
+
+def _rounded(value: float, digits: int) -> str:
+    text = f"{value:,.{digits}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+
+def _signed(value: float, digits: int) -> str:
+    text = _rounded(value, digits)
+    return text if text.startswith("-") or float(text.replace(",", "")) == 0 else f"+{text}"

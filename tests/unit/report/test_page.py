@@ -1,0 +1,228 @@
+"""The page against its artefacts, read by loops of its own; and what it must be for everyone to read it."""
+
+import base64
+import dataclasses
+import hashlib
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from dist_moe.report.page.charts import thinned
+from dist_moe.training.steps import read_steps
+from tests.pages import Page
+from tests.reported import ATTACK, made_evaluation, made_run, steps_file, text_of
+
+
+@pytest.fixture
+def run(tmp_path):
+    return made_run(tmp_path)
+
+
+def read(*runs):
+    return Page(text_of(*runs))
+
+
+def test_the_map_is_of_the_counts(run):
+    values = read(run).table("risk_diff of each expert")
+    counts, unsafe_P = run.counts.prompt_counts[:], run.counts.index.unsafe_P
+    tokens_P = run.counts.prompt_tokens[:]
+    masks_BLE = run.masks.masks[:]
+    assert len(values.lines) == 3
+    for layer in range(2):
+        line = values.line(str(layer))
+        for expert in range(4):
+            rates = [counts[arm_P][:, layer, expert].sum() / tokens_P[arm_P].sum() for arm_P in (unsafe_P, ~unsafe_P)]
+            shown, _, mark = line[str(expert)].partition(" ")
+            assert float(shown) == pytest.approx(rates[0] - rates[1], abs=5e-5)
+            assert (mark == "●") == ((layer, expert) in run.training.experts)
+    found = read(run).table("The 8 experts")
+    for line in found.lines[1:]:
+        layer, expert = int(line[0][1:3]), int(line[0][5:7])
+        assert line[4] == f"{sum(mask_LE[layer, expert] for mask_LE in masks_BLE)} of 3"
+
+
+def test_squares_are_where_their_experts_are(run):
+    text = text_of(run)
+    picture = re.search(r'<svg id="run-1-heat".*?</svg>', text, re.DOTALL)[0]
+    places = {css: d for d, css in re.findall(r'<path d="([^"]*)" class="((?:above|below) level\d)"/>', picture)}
+    assert "M2 0h1v1h-1z" in places["above level4"]  # L00_E02: the largest, +0.3
+    assert re.search(r"M0\.22 0\.22h0\.56", places["below level2"])  # L00_E00: -0.15, a small square
+    assert "3 0" not in "".join(places.values())  # exactly 0: no square
+
+
+def test_batches_and_overlap_are_of_the_masks(run):
+    found = read(run)
+    batches = found.table("Experts of each batch")
+    assert batches.column("experts") == ["1", "2", "1"]
+    assert batches.column("category") == ["hexes", "hexes", "heists"]
+    assert [(line[2], line[3]) for line in batches.lines[1:]] == [("1", "1")] * 3
+    flat = run.masks.masks[:].reshape(3, -1)
+    alike = found.table("Jaccard index of batches")
+    for place, one in enumerate((2, 0, 1)):  # by category: heists, hexes
+        line = alike.lines[place + 1]
+        assert line[0].startswith(f"{one} ")
+        for column, other in enumerate((2, 0, 1), 1):
+            both, either = (flat[one] & flat[other]).sum(), (flat[one] | flat[other]).sum()
+            assert line[column] == f"{both / either:.2f}"
+    assert "all 3 together have 2 of the model's 8" in found.text
+
+
+def test_results_are_those_of_the_rows(run):
+    found = read(run).table("All held out rows")
+    held_out = [each for each in run.evaluation.rows if each.kind == "held out"]
+    for label, num in (("unsafe", 8), ("safe", 7)):
+        after = [each.after.judgements["phrases"].verdict == "refused" for each in held_out if each.label == label]
+        line = found.line(f"refused ({label})")
+        assert len(after) == num == int(line["rows"])
+        assert line["after"].startswith(f"{100 * np.mean(after):.0f} % (")
+        assert line["before"].startswith("0 % (")
+        assert line["change"].startswith(f"+{100 * np.mean(after):.0f} points (")
+    losses = [each.after.loss_sum for each in held_out if each.label == "unsafe"]
+    tokens = [each.num_loss_tokens for each in held_out if each.label == "unsafe"]
+    assert found.line("refusal loss (unsafe)")["after"].startswith(f"{sum(losses) / sum(tokens):.3f} (")
+    group = next(g for g in run.evaluation.groups if (g.kind, g.by, g.name) == ("held out", "all", "all"))
+    measure = group.measures["refused (unsafe)"]
+    low, high = 100 * measure.after.low, 100 * measure.after.high
+    assert found.line("refused (unsafe)")["after"] == f"75 % ({low:.0f} to {high:.0f})"
+    by_category = read(run).table("By category")
+    assert by_category.line("heists")["refused (unsafe)"].startswith("0 % → 75 %")
+    assert by_category.line("heists")["unsafe rows"] == "4"
+
+
+def test_pictures_of_changes_are_to_scale(run):
+    text = text_of(run)
+    picture = re.search(r'<svg id="run-1-held-out-unsafe".*?</svg>', text, re.DOTALL)[0]
+    squares = [float(x) + 4 for x in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="8"', picture)]
+    circles = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', picture)]
+    start, end = 10, 346
+    assert squares[1:] == pytest.approx([start + 0.75 * (end - start)] * 2, abs=0.01)  # the first is the key's
+    assert circles[1:] == pytest.approx([start] * 2, abs=0.01)
+
+
+def test_curves_are_those_of_the_steps(run):
+    text = text_of(run)
+    picture = re.search(r'<svg id="run-1-norm".*?</svg>', text, re.DOTALL)[0]
+    points = re.search(r'<path d="M([^"]*)" class="line s0"', picture)[1].split("L")
+    ys = np.array([float(point.split()[1]) for point in points])
+    norms = np.array([step.grad_norm for step in run.steps])
+    assert len(ys) == 6
+    assert np.corrcoef(ys, norms)[0, 1] == pytest.approx(-1)  # upwards
+    assert "objective from 4 to 0.6667; cross_entropy from 3 to 0.5; kl_to_base from 0.5 to 0.08333" in text
+
+
+def test_long_trainings_are_thinned_by_means():
+    x, y = thinned([*range(1000)], [float(i % 7) for i in range(1000)], 300)
+    assert len(x) == len(y) == 300
+    assert y[0] == pytest.approx(np.mean([0, 1, 2]))
+    assert np.mean(x) == pytest.approx(499.5, abs=1)
+
+
+def test_checks_are_made_and_may_fail(run, tmp_path):
+    assert "Holds: 6 of 6 steps updated their batch's mask" in read(run).text
+    assert "2 of 6 steps were audited" in read(run).text
+    assert "Holds: 1 of 1 trained experts are in the union" in read(run).text
+    steps_file(tmp_path / "wrong.jsonl", run.masks, right=False)
+    wrong = dataclasses.replace(run, steps=read_steps(tmp_path / "wrong.jsonl"))
+    assert "DOES NOT HOLD: 5 of 6 steps" in read(wrong).text
+    outside = dataclasses.replace(run.training, experts=[(0, 0), *run.training.experts])
+    assert "DOES NOT HOLD: 1 of 2 trained experts" in read(dataclasses.replace(run, training=outside)).text
+
+
+def test_limits_follow_from_the_numbers(run):
+    said = read(run).text
+    for limit in (
+        "How many experts chance alone would select was not computed",
+        'Mode "route" trained each batch with routing restricted',
+        "one run from one seed",
+        "Only 8 different unsafe prompts were scored (held out): the interval of their refusals is 52 points wide",
+        "1 of 16 answers after training are cut at 24 tokens",
+        "One judge alone",
+    ):
+        assert limit in said, limit
+    trained = tuple(each for each in run.evaluation.rows if each.kind == "trained")
+    groups = [group for group in run.evaluation.groups if group.kind == "trained"]
+    only = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, rows=trained, groups=groups))
+    assert "No evaluated row is held out" in read(only).text
+    assert "dist-moe evaluate" in read(only).text
+
+
+def test_what_is_missing_is_told_with_its_command(run):
+    bare = dataclasses.replace(run, training=None, steps=(), evaluation=None)
+    said = read(bare).text
+    assert "Nothing was trained: dist-moe train --config" in said
+    assert "Before and after" not in [title for _, title in read(bare).headings]
+    counted = dataclasses.replace(bare, masks=None)
+    assert "No experts were selected: dist-moe analyze" in read(counted).text
+    under_way = dataclasses.replace(run, training=None, evaluation=None)
+    assert "Training has not ended; the same command goes on" in read(under_way).text
+    assert "How training went" in [title for _, title in read(under_way).headings]
+    only_evaluated = dataclasses.replace(run, masks=None, counts=None, training=None, steps=(), config=None)
+    assert "All held out rows" in [table.caption for table in read(only_evaluated).tables]
+
+
+def test_what_a_model_has_said_runs_nothing(run):
+    attacked = dataclasses.replace(
+        run, evaluation=made_evaluation(ATTACK), prompts={"row0": ATTACK}, path=run.path.parent / "<i>run"
+    )
+    text = text_of(attacked)
+    found = Page(text)
+    assert sum(name == "script" for name, _ in found.elements) == 1
+    assert not any(name in ("img", "i") or any(key.startswith("on") for key in attributes)
+                   for name, attributes in found.elements)  # fmt: skip
+    assert ATTACK in found.quotes
+    assert f"because {ATTACK}" in "".join(found.texts)
+    assert "49" not in "".join(found.quotes)
+
+
+def test_the_page_asks_for_nothing_and_allows_only_its_own_script(run):
+    text = text_of(run)
+    found = Page(text)
+    assert not re.search(
+        r'(?:src|href|url)\s*[=(]\s*["\']?(?!["\']?#)', text.split("<style>")[0] + text.split("</style>")[1]
+    )
+    (policy,) = [each["content"] for name, each in found.elements if each.get("http-equiv")]
+    for tag in ("script", "style"):
+        (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    assert not any("style" in attributes for _, attributes in found.elements)
+
+
+def test_everyone_can_read_it(run):
+    found = read(run, dataclasses.replace(run, path=run.path.parent / "other"))
+    assert len(set(found.addresses)) == len(found.addresses)
+    targets = [each["href"][1:] for name, each in found.elements if name == "a"]
+    assert set(targets) <= set(found.addresses)
+    levels = [level for level, _ in found.headings]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later <= level + 1 for level, later in pairwise(levels))
+    pictures = [each for name, each in found.elements if name == "svg" and each.get("aria-hidden") != "true"]
+    assert len(pictures) > 10
+    for each in pictures:
+        assert each["role"] == "img"
+        assert set(each["aria-labelledby"].split()) <= set(found.addresses)
+    assert all(table.caption and set(table.scopes) == {"col", "row"} for table in found.tables)
+
+
+def test_it_says_no_paths_of_the_machine(run):
+    assert "/home/someone" not in text_of(run)
+    assert str(run.path.parent) not in text_of(run)
+
+
+def test_the_same_contents_give_the_same_page(run):
+    assert text_of(run) == text_of(run)
+
+
+def test_runs_on_the_same_rows_are_in_one_plane(run):
+    other = dataclasses.replace(run, path=run.path.parent / "other")
+    found = read(run, other)
+    points = found.table("The points of the picture")
+    assert [line[0] for line in points.lines[1:]] == ["1 base", "2 run", "3 other"]
+    assert points.lines[2][2].startswith("75 %")
+    facts = dataclasses.replace(run.evaluation.facts, data_hash="f" * 64)
+    elsewhere = dataclasses.replace(other, evaluation=dataclasses.replace(run.evaluation, facts=facts))
+    assert "Runs side by side" not in [title for _, title in read(run, elsewhere).headings]
