@@ -41,9 +41,10 @@ def page(contents: PageContents) -> str:
         parts.append(("runs", "All runs", [side_by_side]))
     for number, run in enumerate(contents.runs, 1):
         parts.append((f"run-{number}", f"Run {run.name}", _sections(run, f"run-{number}")))
+    names = [*(found.name for found in contents.comparisons), *(run.name for run in contents.runs)]
     style, script = (Markup(ENVIRONMENT.get_template(name).render()) for name in ("page.css.jinja", "page.js.jinja"))
     html = ENVIRONMENT.get_template("page.html.jinja").render(
-        title=f"Report: {', '.join(each.name for each in (*contents.comparisons, *contents.runs))}",
+        title=f"Report: {', '.join(names)}",
         generator=Markup(GENERATOR),
         parts=parts,
         style=style,
