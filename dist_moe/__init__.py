@@ -9,7 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist_moe.api import analyze, apply, compare, count, evaluate, export, select, train, verify, write_report
+    from dist_moe.api import (
+        analyze,
+        apply,
+        compare,
+        count,
+        difference,
+        evaluate,
+        export,
+        select,
+        train,
+        verify,
+        write_report,
+    )
     from dist_moe.config import Config, load_config
     from dist_moe.errors import UserError
     from dist_moe.store import Counts, MaskStore
@@ -23,6 +35,7 @@ __all__ = [
     "apply",
     "compare",
     "count",
+    "difference",
     "evaluate",
     "export",
     "load_config",

@@ -37,6 +37,7 @@ from dist_moe.workflows.select import select as select_masks
 if TYPE_CHECKING:
     from dist_moe.evaluation.comparison import Comparison
     from dist_moe.weights.facts import Facts, RunFacts
+    from dist_moe.weights.moved import Difference
     from dist_moe.weights.verify import Verification
 
 
@@ -343,6 +344,30 @@ def apply(base: str | Path, delta: str | Path, out: str | Path) -> Exported:
     return Exported(Path(out), workflow.apply(Path(base), Path(delta), Path(out)))
 
 
+def difference(base: str | Path, model: str | Path) -> Difference:
+    """Say which experts have moved between a base and a model that any trainer has made from it, and what else.
+
+    The two may be stored in other shards, other data types, and with a layer's experts in one tensor or in many.
+
+    Args:
+        base: directory of the base model.
+        model: directory of the fine-tuned model.
+
+    Returns:
+        `experts` that have moved, each with the size of its change; other `tensors`, with the part of the model that
+        they belong to; tensors of other shapes or in one of the two only; other settings and files.
+
+    Raises:
+        UserError: an input cannot be read, or the two have other numbers of layers or experts.
+
+    Example:
+        >>> {(moved.layer, moved.expert): moved.size.relative for moved in dist_moe.difference("base", "tuned").experts}
+    """
+    from dist_moe.workflows import export as workflow
+
+    return workflow.difference(Path(base), Path(model))
+
+
 def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verification:
     """Compare an exported model with its base, byte by byte: only experts in the union of the masks may differ.
 
@@ -357,7 +382,7 @@ def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verificat
         if there is none.
 
     Raises:
-        UserError: an input cannot be read, or the masks are for another base.
+        UserError: an input cannot be read, the masks are for another base, or there are none.
 
     Example:
         >>> dist_moe.verify("base", "repaired", "runs/my-run/masks.zarr").violations
@@ -365,6 +390,8 @@ def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verificat
     """
     from dist_moe.workflows import export as workflow
 
+    if not masks:
+        raise UserError("verify needs a mask store; dist_moe.difference says of any model what differs from its base")
     return workflow.verify(Path(base), Path(model), [str(each) for each in masks])
 
 

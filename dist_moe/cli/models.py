@@ -6,8 +6,12 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from dist_moe.cli.arguments import path, text
+from dist_moe.cli.arguments import count, path, text
 from dist_moe.cli.call import Call
+from dist_moe.files import require_writable, write_json_atomic
+
+TOP = 20
+"""Experts and tensors that `verify` lists where no masks are given."""
 
 
 def add_model_commands(commands: Any) -> None:
@@ -36,17 +40,28 @@ def add_model_commands(commands: Any) -> None:
     command.add_argument("--out", type=path, required=True, help="new directory for the checkpoint")
     command.set_defaults(run_command=_apply)
     command = commands.add_parser(
-        "verify", help="prove, byte by byte, that only the masks' experts differ from the base"
+        "verify",
+        help="prove, byte by byte, that only the masks' experts differ from the base; without masks, say which experts "
+        "of any fine-tuned model have moved",
+        description="With --masks, compares a model with its base byte by byte: the exit status is 1 if anything but "
+        "the masks' experts differs. Without masks, says of a model that any trainer has made from the base which "
+        "experts have moved and how far, and what else has: the exit status is then 0, whatever it is.",
     )
     command.add_argument("base", type=path, help="directory of the base model")
-    command.add_argument("model", type=path, help="directory of the exported model")
+    command.add_argument("model", type=path, help="directory of the exported, or otherwise fine-tuned, model")
     command.add_argument(
         "--masks",
         type=text,
-        required=True,
+        default=[],
         action="append",
-        help="mask store of the run; give the option once for each store if the run had several (train.revisions). "
-        "The exit status is 1 if anything else differs",
+        help="mask store of the run; give the option once for each store if the run had several (train.revisions)",
+    )
+    command.add_argument("--json", type=path, metavar="FILE", help="without masks: write all that was found to a file")
+    command.add_argument(
+        "--top",
+        type=count,
+        metavar="N",
+        help=f"without masks: list the N experts and tensors that have moved most (default: {TOP})",
     )
     command.set_defaults(run_command=_verify)
     command = commands.add_parser("inspect-model", help="print a model's MoE layers, experts, routing and sizes")
@@ -79,13 +94,33 @@ def _apply(call: Call) -> int:
 
 
 def _verify(call: Call) -> int:
+    args = call.args
+    if not args.masks:
+        return _difference(call)
+    if args.json is not None or args.top is not None:
+        args.parser.error(f"{'--json' if args.json is not None else '--top'} is for a verification without --masks")
     from dist_moe.report.verification import verification_lines
     from dist_moe.workflows.export import verify
 
-    seen = verify(call.args.base, call.args.model, call.args.masks)
+    seen = verify(args.base, args.model, args.masks)
     for line in verification_lines(seen):
         print(line)
     return 0 if seen.holds else 1
+
+
+def _difference(call: Call) -> int:
+    args = call.args
+    if args.json is not None:
+        require_writable(args.json)
+    from dist_moe.report.difference import difference_lines
+    from dist_moe.workflows.export import difference
+
+    found = difference(args.base, args.model)
+    if args.json is not None:
+        write_json_atomic(args.json, asdict(found))
+    for line in difference_lines(found, args.top or TOP):
+        print(line)
+    return 0
 
 
 def _inspect_model(call: Call) -> int:

@@ -34,6 +34,7 @@ from dist_moe.training.promise import Promise
 from dist_moe.training.save import save_experts
 from dist_moe.training.step import MaskedStep
 from dist_moe.weights.changes import trained_changes
+from dist_moe.weights.difference import difference
 from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.trained import TrainedExperts
@@ -197,13 +198,20 @@ def export(specimen: Specimen) -> None:
 
 
 def verify(specimen: Specimen) -> None:
-    """Verification passes on an export, and names one flipped bit in an expert outside the union or a dense weight."""
+    """Verification passes on an export, and names one flipped bit in an expert outside the union or a dense weight;
+    without masks, exactly the changed experts are found, whatever names and shards their weights are stored under."""
     base, out, model, union_LE = specimen.once(_exported)
     layout = hub_layout(base)
     seen = verify_checkpoint(layout, out, union_LE)
     require(not seen.violations, f"an export is not verified: {seen.violations[:1]}")
     stepped = {(int(layer), int(expert)) for layer, expert in np.argwhere(union_LE)}
     require(bool(seen.changed_experts) and seen.changed_experts <= stepped, "changed experts are not the trained ones")
+    for path in (out, specimen.resaved(out)):
+        found = difference(layout, hub_layout(path))
+        moved = {(each.layer, each.expert) for each in found.experts}
+        require(moved == seen.changed_experts, f"{path.name}: {sorted(moved)} have moved")
+        others = [each.name for each in found.tensors if path == out] + found.only_base + found.only_model
+        require(not (others or found.reshaped), f"{path.name}: {others} have moved")  # loading changes a bias of zaya
     outside = next(expert for expert in range(model.shape.num_experts) if not union_LE[0, expert])
     in_expert = next(n for n, t in layout.tensors.items() if t.layer == 0 and t.expert in (None, outside))
     dense = next(name for name in layout.stored if name not in layout.tensors)

@@ -88,6 +88,13 @@ class Specimen:
             require(not loaded[1][what], f"{path.name} as from_pretrained reads it: {what} {list(loaded[1][what])[:3]}")
         return model
 
+    def resaved(self, path: Path) -> Path:
+        """A checkpoint as transformers saves it under the names that weights have in memory, in one shard."""
+        model, again = self.reloaded(path), self.path / f"{path.name}-resaved"
+        model.save_pretrained(again, save_original_format=False)
+        (again / "config.json").write_bytes((path / "config.json").read_bytes())
+        return again
+
     def once(self, function: Callable[[Specimen], T]) -> T:
         """`function(self)`, computed at its first call; only for results that are never changed."""
         if function not in self._results:

@@ -18,6 +18,7 @@ from dist_moe.moe.discover import MoELayer, find_moe_layers, moe_shape
 from dist_moe.moe.internals import WeightConversion
 from dist_moe.moe.load import empty_model, tensors_of_experts
 from dist_moe.moe.misfits import refuse_misfits
+from dist_moe.moe.parts import parts_of
 from dist_moe.weights.directory import EXPERT_NUMBER, expert_number, read_tensors
 from dist_moe.weights.layout import HubLayout, HubTensor, Place
 
@@ -34,16 +35,21 @@ def hub_layout(path: Path) -> HubLayout:
     conversion = WeightConversion(model, stored, own_conversions(model))
     refuse_misfits(model, layers, path, stored, conversion)
     tensors = tensors_of_experts(layers, stored, conversion)
+    of_experts = {name: found for name, found in tensors.items() if (found.expert or 0) < shape.num_experts}
     return HubLayout(
         path=path,
         stored=stored,
-        tensors={name: found for name, found in tensors.items() if (found.expert or 0) < shape.num_experts},
+        tensors=of_experts,
+        of_null_experts=frozenset(tensors.keys() - of_experts.keys()),
         num_layers=shape.num_layers,
         num_experts=shape.num_experts,
         expert_shapes={
             name: list(layers[0].experts.get_parameter(name).shape[1:]) for name in expert_weights(layers[0].experts)
         },
         to_hub=partial(_to_hub, layers, conversion, tensors),
+        weight_of={name: conversion.target_of[name] for name in conversion.unchanged},
+        parts=parts_of(model, layers),
+        tied={one: other for pair in model.all_tied_weights_keys.items() for one, other in (pair, pair[::-1])},
     )
 
 

@@ -18,6 +18,7 @@ from dist_moe.evaluation.measures import (
 )
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.evaluation.rows import EvaluatedRow, Kind
+from dist_moe.report.columns import columns
 from dist_moe.stats.measured import Estimate, Group, Measure
 
 TIMES = ("before", "after", "change")
@@ -45,10 +46,10 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
             if by == "all":
                 (group,) = groups
                 yield f"\n{HEADINGS[kind]}. {size_of(group)}."
-                yield _table(*_whole(group))
+                yield columns(*_whole(group))
             elif len(groups) > 1 or (groups and by == "batch"):
                 yield f"\n{HEADINGS[kind].partition(':')[0]}, by {by}, {_of_groups(evaluation)}:"
-                yield _table(*_parts(groups[:MOST_LINES]))
+                yield columns(*_parts(groups[:MOST_LINES]))
                 if len(groups) > MOST_LINES:
                     yield f"... and {len(groups) - MOST_LINES} more: see evaluation.json"
     yield ""
@@ -168,15 +169,6 @@ def shown_p(value: float | None) -> str:
 
 def _without_empty(lines: list[list[str]]) -> list[list[str]]:
     return [line for line in lines if set(line[1:4]) != {"-"}]
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns of one width, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *lines)
-    )
 
 
 def estimates_frame(evaluation: Evaluation) -> pd.DataFrame:

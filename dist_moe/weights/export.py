@@ -69,6 +69,11 @@ def other_files(path: Path) -> list[str]:
     return sorted(str(file.relative_to(path)) for file in files if file.is_file() and file.name != KEPT_HASH)
 
 
+def read_files(path: Path) -> set[str]:
+    """Names of the files of a model directory that influence the model beside its weights; no cards or hidden files."""
+    return {name for name in other_files(path) if name not in (CARD, BASE_CARD) and not name.startswith(".")}
+
+
 def unread_weights(path: Path) -> list[str]:
     """Names of weight files in a model directory that transformers does not read, sorted."""
     read = {path / name for name in weight_files(path).names}

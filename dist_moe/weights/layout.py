@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
+from math import prod
 from pathlib import Path
 
 import torch
 
-from dist_moe.weights.directory import Row, StoredTensor, expert_number
+from dist_moe.weights.directory import Row, StoredTensor, as_tensor, expert_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,19 @@ class Place:
         return whole if self.row is None else whole.rows(self.row)
 
 
+@dataclass(frozen=True, slots=True)
+class OtherTensor:
+    """A checkpoint tensor without expert weights."""
+
+    name: str
+    stored: StoredTensor
+    part: str
+    """The part of the model that it belongs to, such as `router` or `attention`; `no weight` if it is not loaded."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubLayout:
-    """The expert tensors of a model directory."""
+    """The tensors of a model directory: which of them are experts', and what the others become."""
 
     path: Path
     stored: dict[str, StoredTensor]
@@ -77,3 +90,48 @@ class HubLayout:
     """Shape of each weight of one expert in memory."""
     to_hub: Callable[[int, int, dict[str, torch.Tensor]], Iterable[tuple[Place, torch.Tensor]]]
     """For a layer, an expert and its weights by name: the place of each of its tensors, and the new values."""
+    weight_of: dict[str, str]
+    """Name of a tensor -> the model's weight that it becomes without any change but of the name."""
+    parts: dict[str, str]
+    """Name of a model's weight -> the part of the model that it belongs to."""
+    of_null_experts: frozenset[str]
+    """Tensors that a checkpoint holds for null experts, which have no weights: nobody uses them."""
+    tied: dict[str, str]
+    """Names of weights that are one: each has the other's name."""
+
+    def shapes_of(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors with a MoE layer's experts."""
+        return {name: self.stored[name].shape for name, tensor in self.tensors.items() if tensor.layer == layer}
+
+    def others(self) -> dict[str, OtherTensor]:
+        """The tensors without expert weights, by the name of the weight that each becomes, or else by its own."""
+        found = {}
+        for name in self.stored.keys() - self.tensors.keys() - self.of_null_experts:
+            weight = self.weight_of.get(name, name)
+            found[weight] = OtherTensor(name, self.stored[name], self.parts.get(weight, "no weight"))
+        return found
+
+    def read_expert(self, layer: int, expert: int) -> dict[str, torch.Tensor]:
+        """An expert's weights by name as in memory, in the data types of the files.
+
+        Where each value lies on disk is asked of `to_hub`, which is given the values' numbers in place of weights.
+        """
+        sizes = {name: prod(shape) for name, shape in self.expert_shapes.items()}
+        starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+        numbers = {
+            name: torch.arange(starts[name], starts[name] + size).view(self.expert_shapes[name])
+            for name, size in sizes.items()
+        }
+        pieces = [
+            (number.reshape(-1), as_tensor(of_place.bytes(), of_place.dtype))
+            for place, number in self.to_hub(layer, expert, numbers)
+            for of_place in [place.of(self.stored)]
+        ]
+        widest = reduce(torch.promote_types, (values.dtype for _, values in pieces))
+        flat = torch.full((sum(sizes.values()),), torch.nan, dtype=widest)
+        for number_N, values_N in pieces:
+            flat[number_N] = values_N.to(widest)
+        return {
+            name: flat[starts[name] : starts[name] + size].view(self.expert_shapes[name])
+            for name, size in sizes.items()
+        }

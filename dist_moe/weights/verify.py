@@ -12,7 +12,7 @@ from dist_moe.errors import refused_by_library
 from dist_moe.files import hash_file
 from dist_moe.stats.names import expert_name
 from dist_moe.weights.directory import AGAIN, StoredTensor, as_tensor, finite, read_tensors, weight_files
-from dist_moe.weights.export import BASE_CARD, CARD, other_files, unread_weights
+from dist_moe.weights.export import read_files, unread_weights
 from dist_moe.weights.layout import HubLayout, HubTensor
 
 BLOCK = 1 << 26
@@ -116,7 +116,7 @@ def _first_difference(before: StoredTensor, after: StoredTensor) -> int | None:
 
 
 def _file_differences(base: Path, out: Path) -> list[str]:
-    old, new = _compared_files(base), _compared_files(out)
+    old, new = ({*read_files(path), *weight_files(path).names} for path in (base, out))
     lines = [f"{name}: in the base, but not in {out}" for name in sorted(old - new)]
     lines += [f"{name}: in {out}, but not in the base" for name in sorted(new - old)]
     changed = (name for name in sorted(old & new - {*weight_files(base).shards}) if _differ(base / name, out / name))
@@ -126,9 +126,3 @@ def _file_differences(base: Path, out: Path) -> list[str]:
 def _differ(before: Path, after: Path) -> bool:
     with refused_by_library(f"{after}: cannot be compared with {before}", AGAIN, (OSError,)):
         return hash_file(before) != hash_file(after)
-
-
-def _compared_files(path: Path) -> set[str]:
-    """Weights and all other files of a model directory that influence the model; not model cards or hidden files."""
-    names = {*other_files(path), *weight_files(path).names} - {CARD, BASE_CARD}
-    return {name for name in names if not name.startswith(".")}

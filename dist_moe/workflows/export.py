@@ -19,9 +19,11 @@ from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
 from dist_moe.weights.changes import trained_changes, trained_places
 from dist_moe.weights.delta import delta_changes, delta_places, read_facts, write_delta
+from dist_moe.weights.difference import difference as compare_models
 from dist_moe.weights.directory import model_hash
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
+from dist_moe.weights.moved import Difference
 from dist_moe.weights.trained import ADVICE
 from dist_moe.weights.verify import Verification, verify_checkpoint
 from dist_moe.workflows.trained_run import TrainedRun
@@ -111,3 +113,10 @@ def verify(base: Path, out: Path, masks: Sequence[str]) -> Verification:
     for store in stores:
         require_same_origin(store, model_hash=base_hash)
     return verify_checkpoint(hub_layout(base), out, np.logical_or.reduce([store.union() for store in stores]))
+
+
+def difference(base: Path, model: Path) -> Difference:
+    """What differs between a base and a model that any trainer has made from it."""
+    for path in (base, model):
+        check_model_dir(path)
+    return compare_models(hub_layout(base), hub_layout(model))

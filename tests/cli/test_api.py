@@ -99,6 +99,10 @@ def test_export_and_verify(trained, tmp_path, capsys):
     assert (applied.path, applied.facts) == (tmp_path / "applied", exported.facts)
     assert read_tensors(tmp_path / "applied").keys() == read_tensors(out).keys()
 
+    found = dist_moe.difference(trained.model, out)
+    assert {(each.layer, each.expert) for each in found.experts} == seen.changed_experts
+    assert found.tensors == []
+
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
     other = dist_moe.verify(trained.model, out, trained.masks)
@@ -117,6 +121,8 @@ def test_bad_input_is_a_users_error(trained, fresh, tmp_path):
         lambda: dist_moe.export(trained.run_dir, tmp_path / "new", link=True, delta=True),
         lambda: dist_moe.apply(trained.model, trained.masks, tmp_path / "new"),
         lambda: dist_moe.verify(trained.model, tmp_path, trained.masks),
+        lambda: dist_moe.verify(trained.model, trained.model),  # without masks
+        lambda: dist_moe.difference(trained.model, tmp_path),
     ):
         with pytest.raises(dist_moe.UserError) as caught:
             call()

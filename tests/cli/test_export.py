@@ -100,6 +100,21 @@ def test_verify_lists_the_changed_experts_by_layer(trained, exported, capsys):
     assert len(lines) == len({layer for layer, _ in trained_experts})
 
 
+def test_verify_without_masks_says_what_has_moved(trained, exported, tmp_path, capsys):
+    capsys.readouterr()
+    assert run("verify", trained.model, exported / "direct", "--top", 3, "--json", tmp_path / "moved.json") == 0
+    said = capsys.readouterr().out
+    index = json.loads((trained.run_dir / "experts" / "index.json").read_text())
+    trained_experts = sorted(expert for part in index["files"].values() for expert in part["experts"])
+    found = json.loads((tmp_path / "moved.json").read_text())
+    assert [[each["layer"], each["expert"]] for each in found["experts"]] == trained_experts
+    assert all(0 < each["size"]["relative"] < 1 for each in found["experts"])
+    assert found["tensors"] == found["settings"] == found["files"] == []
+    assert f"Experts that have moved: {len(trained_experts)} of 24" in said
+    assert "The 3 that have moved most:" in said
+    assert "Other tensors that have moved: 0 of" in said
+
+
 def test_verify_ends_with_status_1_on_a_changed_configuration(trained, exported, tmp_path, capsys):
     shutil.copytree(exported / "direct", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
