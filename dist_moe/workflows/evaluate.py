@@ -24,6 +24,7 @@ from dist_moe.evaluation.record import Evaluation, EvaluationFacts, Judged, disa
 from dist_moe.evaluation.rows import EvaluatedRow, Outcome
 from dist_moe.evaluation.score import Reply, RowScore, Scorable, Subject, opening, score_rows
 from dist_moe.judges import Answered, Judge, Judgement
+from dist_moe.parallel.alone import alone
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
@@ -105,8 +106,7 @@ def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], comm: Comm) -> None
     scores = _score(evaluated, rows, scorable, subjects, comm)
     with together(comm):
         _require_finite(rows.prompts.prompts, scores)
-        if comm.rank == 0:
-            _conclude(evaluated, rows, texts, scores, judges, hashes)
+    alone(comm, lambda: _conclude(evaluated, rows, texts, scores, judges, hashes))
 
 
 def _scorable(rows: TokenRows, texts: Sequence[str]) -> list[Scorable]:
