@@ -9,8 +9,8 @@
 
 Wrong input raises `UserError`. Nothing is printed: what the commands print is logged with Python's `logging`, under the
 name `dist_moe`, at level INFO. In a process that a launcher (torchrun, deepspeed) has started, `count`, `analyze`,
-`train`, `evaluate` and `compare` do one rank's part of the work, as launch/*.py do: call them once in each process,
-with the same arguments.
+`train`, `evaluate`, `evaluate_alphas` and `compare` do one rank's part of the work, as launch/*.py do: call them once
+in each process, with the same arguments.
 
 Torch is imported only by functions that need it, so `select` and functions that read a store work without it.
 """
@@ -26,9 +26,11 @@ import pandas as pd
 
 from dist_moe.config import Config, load_config
 from dist_moe.errors import UserError
+from dist_moe.evaluation.curve import Curve, read_curve
 from dist_moe.evaluation.groups import By
 from dist_moe.evaluation.record import Evaluation, read_evaluation
 from dist_moe.evaluation.rows import Kind
+from dist_moe.report.curve import curve_frame
 from dist_moe.report.evaluation import estimates_frame, rows_frame, table_frame
 from dist_moe.store import Counts, MaskStore
 from dist_moe.workflows.run_dir import RunDir
@@ -100,6 +102,38 @@ class Evaluated:
             UserError: there are several kinds, or none of this name.
         """
         return table_frame(self.evaluation, by, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Alphas:
+    """Evaluations of shares of a run's trained change: each as the export at its alpha would have it."""
+
+    path: Path
+    """Directory with an evaluation of each in `alphas`."""
+    curve: Curve
+    """As values: `evaluations`, by alpha, and `points`, every estimate with its interval."""
+
+    def table(self, kind: Kind | None = None) -> pd.DataFrame:
+        """The curve of one kind of rows: a line an alpha, 0 (the base) first.
+
+        Columns are (measure, "value" | "low" | "high"); `low` and `high` are the ends of 95 % intervals.
+
+        Args:
+            kind: of rows; may be left out where there is one kind only.
+
+        Raises:
+            UserError: there are several kinds, or none of this name.
+        """
+        return curve_frame(self.curve, kind)
+
+    def largest(self, max_over_refusal: float) -> float | None:
+        """The largest alpha at which so many safe prompts, as a share, are refused at most: by the upper end of the
+        interval, on rows that were not trained. None: at none. Report its numbers on other rows than these.
+
+        Raises:
+            UserError: no row is held out from the training.
+        """
+        return self.curve.largest(max_over_refusal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +299,53 @@ def evaluate(
     return Evaluated(place, read_evaluation(place))
 
 
+def evaluate_alphas(
+    run: str | Path,
+    alphas: Sequence[float],
+    data: Sequence[str | Path] = (),
+    *,
+    out: str | Path | None = None,
+    **settings: object,
+) -> Alphas:
+    """Score rows with shares of a run's trained change, without a mask and without another training.
+
+    Args:
+        run: a run directory in which training has ended.
+        alphas: numbers above 0 and up to 1: experts are evaluated as base + alpha * (trained - base), to the bit what
+            `export` writes at this alpha.
+        data: files of rows; without, those that the run was trained on.
+        out: directory of the results; without, the run's own.
+        **settings: of the section `evaluation`.
+
+    Returns:
+        The curve: each measure by alpha, and an evaluation of each alpha with every answer.
+
+    Raises:
+        UserError: as `evaluate`; an alpha is out of range, or the model is in memory in a narrower type than its
+            checkpoint's.
+
+    Example:
+        >>> found = dist_moe.evaluate_alphas("runs/my-run", [0.3, 0.5, 1], ["validation.jsonl"])
+        >>> dist_moe.export("runs/my-run", "repaired", alpha=found.largest(max_over_refusal=0.05))
+    """
+    from dist_moe.parallel.launch import process_group
+    from dist_moe.workflows import evaluate as workflow
+
+    if not alphas or not all(0 < each <= 1 for each in alphas):
+        raise UserError(f"alphas: expected numbers above 0 and up to 1, got {list(alphas)}")
+    words = [word for name, value in settings.items() for word in _words(f"--evaluation.{name}", value)]
+    with process_group() as comm:
+        place = workflow.evaluate(
+            Path(run),
+            [Path(file) for file in data],
+            comm,
+            out=None if out is None else Path(out),
+            alphas=alphas,
+            settings=words,
+        )
+    return Alphas(place, read_curve(place, alphas))
+
+
 def compare(
     config: Config | str | Path, held_out: Sequence[str | Path], variants: Sequence[str], *, num_seeds: int = 3
 ) -> Comparison:
@@ -295,7 +376,9 @@ def compare(
         return compare_runs(_config(config), comm, [Path(file) for file in held_out], variants, num_seeds)
 
 
-def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool = False) -> Exported:
+def export(
+    run: str | Path, out: str | Path, *, link: bool = False, delta: bool = False, alpha: float = 1.0
+) -> Exported:
     """Write a run's trained model to the new directory `out`, or with `delta` only its experts to the new file `out`.
 
     Args:
@@ -303,6 +386,8 @@ def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool 
         out: a path that does not exist.
         link: hard-link unchanged checkpoint shards instead of copying them; not with `delta`.
         delta: write only the trained experts, as one safetensors file, for `apply`.
+        alpha: from 0 (the base) to 1 (the trained experts): what is exported is base + alpha * (trained - base),
+            rounded once to the checkpoint's data type.
 
     Returns:
         The path, and facts about the run.
@@ -317,9 +402,11 @@ def export(run: str | Path, out: str | Path, *, link: bool = False, delta: bool 
 
     if link and delta:
         raise UserError("a delta has no shards to link: give link or delta")
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha: expected a number from 0 to 1, got {alpha}")
     if delta:
-        return Exported(Path(out), workflow.export_delta(Path(run), Path(out)))
-    return Exported(Path(out), workflow.export(Path(run), Path(out), link=link))
+        return Exported(Path(out), workflow.export_delta(Path(run), Path(out), alpha=alpha))
+    return Exported(Path(out), workflow.export(Path(run), Path(out), link=link, alpha=alpha))
 
 
 def apply(base: str | Path, delta: str | Path, out: str | Path) -> Exported:

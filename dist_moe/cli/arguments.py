@@ -139,6 +139,17 @@ def threshold(word: str) -> float:
     return _number(float, word, lambda number: -1 <= number < 1, "a number from -1 to below 1")
 
 
+def share(word: str) -> float:
+    """A number from 0 to 1."""
+    return _number(float, word, lambda number: 0 <= number <= 1, "a number from 0 to 1")
+
+
+def shares(word: str) -> tuple[float, ...]:
+    """Numbers above 0 and up to 1, with commas between them, as 0.3,0.5,1."""
+    expected = "numbers above 0 and up to 1, such as 0.3,0.5,1"
+    return tuple(_number(float, each, lambda number: 0 < number <= 1, expected) for each in word.split(","))
+
+
 def count(word: str) -> int:
     """A whole number from 1."""
     return _number(int, word, lambda number: number >= 1, "a whole number from 1")

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from dist_moe.cli.arguments import count, path, text
+from dist_moe.cli.arguments import count, path, share, text
 from dist_moe.cli.call import Call
 from dist_moe.files import require_writable, write_json_atomic
 
@@ -31,6 +31,14 @@ def add_model_commands(commands: Any) -> None:
         "the export then share these files",
     )
     form.add_argument("--delta", action="store_true", help="write one safetensors file with the trained experts only")
+    command.add_argument(
+        "--alpha",
+        metavar="A",
+        type=share,
+        default=1.0,
+        help="export base + A * (trained - base) of each trained expert, with A from 0 (the base) to 1 (default: "
+        "%(default)s); `dist-moe evaluate --alphas` shows what an A does",
+    )
     command.set_defaults(run_command=_export)
     command = commands.add_parser(
         "apply", help="apply a delta to its base model: writes the checkpoint that export would write"
@@ -79,9 +87,9 @@ def _export(call: Call) -> int:
     from dist_moe.workflows.export import export, export_delta
 
     if call.args.delta:
-        export_delta(call.args.run, call.args.out)
+        export_delta(call.args.run, call.args.out, alpha=call.args.alpha)
     else:
-        export(call.args.run, call.args.out, link=call.args.link)
+        export(call.args.run, call.args.out, link=call.args.link, alpha=call.args.alpha)
     return 0
 
 

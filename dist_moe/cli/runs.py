@@ -13,7 +13,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from dist_moe import __version__
-from dist_moe.cli.arguments import count, path, suite, text
+from dist_moe.cli.arguments import count, path, share, shares, suite, text
 from dist_moe.cli.call import Call
 from dist_moe.cli.process import print_end
 from dist_moe.errors import UserError
@@ -62,6 +62,21 @@ def add_run_commands(commands: Any) -> None:
         nargs="+",
         default=[],
         help="files of published suites, beside those of --data; docs/judges.md lists the names",
+    )
+    command.add_argument(
+        "--alphas",
+        metavar="A,A,...",
+        type=shares,
+        default=(),
+        help="of a run: evaluate base + A * (trained - base) for each A (above 0, up to 1), in one table: refusals of "
+        "unsafe and of safe prompts, without another training",
+    )
+    command.add_argument(
+        "--max-over-refusal",
+        metavar="SHARE",
+        type=share,
+        help="with --alphas: name the largest of them at which so many safe prompts are refused at most, by the upper "
+        "end of the interval. Give rows for this choice that are neither trained nor reported later",
     )
     command.add_argument("--against", metavar="BASE", type=path, help="a model that is the before of a model")
     command.add_argument("--out", type=path, help="directory of the results, instead of the run's or evaluation-NAME")
@@ -187,6 +202,7 @@ def _evaluate_on(call: Call, comm: Comm) -> None:
     with together(comm) as same:
         same |= {"command": "evaluate", "--ep-size": args.ep_size, "--data": [str(file) for file in data]}
         same |= {"--against": str(args.against), "the settings": call.settings, **_versions()}
+        same |= {"--alphas": args.alphas, "--max-over-refusal": args.max_over_refusal}
     evaluate(
         args.path,
         data,
@@ -194,6 +210,8 @@ def _evaluate_on(call: Call, comm: Comm) -> None:
         against=args.against,
         out=args.out,
         ep_size=args.ep_size,
+        alphas=args.alphas,
+        max_over_refusal=args.max_over_refusal,
         settings=call.settings,
     )
 

@@ -61,6 +61,8 @@ class EvaluationFacts:
     against_hash: str | None
     experts_digest: str | None
     """Of a run: of its trained experts' index. None: a model directory was evaluated."""
+    alpha: float = 1.0
+    """Share of the trained experts' change that `after` has: base + alpha * (trained - base)."""
     tokenizer_hash: str
     data_hash: str
     files: list[str]

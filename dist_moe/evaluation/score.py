@@ -66,8 +66,9 @@ class Reply:
 class RowScore:
     num_loss_tokens: int
     """Tokens of the row's response; 0 where it has none."""
-    kl_sum: float | None
-    """KL(last || first subject), added up over the tokens of a safe row's response, in nats. None: of one subject."""
+    kl_sums: dict[str, float]
+    """Of each subject but the first, by name: KL(it || first), added up over the tokens of a safe row's response, in
+    nats."""
     replies: dict[str, Reply]
     """By the subject's name."""
 
@@ -94,7 +95,7 @@ def score_rows(
     """Score R rows in their order, the same on every rank; all ranks of `comm` call it with the same rows.
 
     Args:
-        subjects: one model, or two that have one tokenizer, by name; ranks may share their experts.
+        subjects: models that have one tokenizer, by name; ranks may share their experts.
         rows: of as many openings each.
         max_new_tokens: the longest answer.
         micro_batch_tokens: bounds a forward pass, its padding and the answers that it becomes; where padding would
@@ -106,7 +107,7 @@ def score_rows(
     """
     greedy = Sampling(max_new_tokens=max_new_tokens, temperature=0, seed=0, eos_ids=tuple(eos_ids))
     num_openings = len(rows[0].openings)
-    models = [subject.model for subject in subjects.values()]
+    models, others = [subject.model for subject in subjects.values()], list(subjects)[1:]
     of_each: dict[str, Kind] = {
         "loss": (torch.float64, ()),
         "opening": (torch.float64, (num_openings,)),
@@ -118,8 +119,8 @@ def score_rows(
         comm,
         results={
             "tokens": (torch.int64, ()),
-            "kl": (torch.float64, ()),
             **{f"{what} {name}": kind for name in subjects for what, kind in of_each.items()},
+            **{f"kl {name}": (torch.float64, ()) for name in others},
         },
         length=lambda row: row.longest(max_new_tokens),
         budget=min(model.at_once(micro_batch_tokens) for model in models),
@@ -130,7 +131,7 @@ def score_rows(
     return [
         RowScore(
             num_loss_tokens=lists["tokens"][i],
-            kl_sum=lists["kl"][i] if len(subjects) > 1 else None,
+            kl_sums={name: lists[f"kl {name}"][i] for name in others},
             replies={
                 name: Reply(
                     loss_sum=lists[f"loss {name}"][i],
@@ -151,10 +152,10 @@ def _pass(
     """What `score_rows` wants to know of the rows of one forward pass."""
     own = [each.row for each in rows]
     found: dict[str, torch.Tensor] = {}
-    safe_logits: list[torch.Tensor] = []
+    first_mV: torch.Tensor | None = None
     for name, subject in subjects.items():
         with subject.in_force():
-            sums, tokens, logits = _log_p(subject, own, pad_id)
+            sums, tokens, safe_mV = _log_p(subject, own, pad_id)
             of_openings = [
                 _log_p(subject, [each.openings[t] for each in rows], pad_id)[:2] for t in range(num_openings)
             ]
@@ -165,9 +166,11 @@ def _pass(
                 f"opening {name}": torch.stack(means, 1) if means else sums.new_zeros(len(sums), 0),
                 f"ids {name}": _answers(subject.model, own, greedy, pad_id),
             }
-        safe_logits.append(logits)
-    base_mV, model_mV = safe_logits[0], safe_logits[-1]
-    return {**found, "kl": _divergence(base_mV, model_mV, own, pad_id)}
+        if first_mV is None:
+            first_mV = safe_mV
+        else:
+            found[f"kl {name}"] = _divergence(first_mV, safe_mV, own, pad_id)
+    return found
 
 
 def _log_p(subject: Subject, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

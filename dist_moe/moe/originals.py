@@ -1,5 +1,5 @@
-"""The weights that experts had before training, and a context in which the banks have them again: a base model without
-a second model."""
+"""The weights that experts had before training, and contexts in which the banks have them again, or a part of what
+training has changed: a base model without a second model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dist_moe.moe.bank import ExpertLayer
+from dist_moe.weights.scale import scaled
 
 
 class Originals:
@@ -40,6 +41,17 @@ class Originals:
                 stack.callback(kept.swap)
             yield
 
+    @contextmanager
+    def scaled(self, alpha: float, stored: torch.dtype) -> Iterator[None]:
+        """While entered, the experts are base + alpha * (trained - base), rounded as an export in the type `stored` has
+        them; afterwards every bank has its own bits again. Meanwhile what the banks had takes as much memory as the
+        copies.
+        """
+        with torch.no_grad(), ExitStack() as stack:
+            for kept in self._kept:
+                stack.callback(kept.put, kept.scale(alpha, stored))
+            yield
+
     def weights(self) -> Iterator[tuple[tuple[int, int], str, torch.Tensor]]:
         """((layer, expert), name of the weight, copy) of all."""
         for kept in self._kept:
@@ -62,3 +74,15 @@ class _Kept:
         held = bank[self.slots]
         bank[self.slots] = self.rows
         self.rows.copy_(held)
+
+    def scale(self, alpha: float, stored: torch.dtype) -> torch.Tensor:
+        """Put what lies between the copies and the bank's rows in their place; returns the bank's rows."""
+        bank = self.layer.bank[self.name]
+        held = bank[self.slots]
+        for slot, base, trained in zip(self.slots, self.rows, held, strict=True):  # one at a time: they are in float64
+            bank[slot] = scaled(base, trained, alpha, stored)
+        return held
+
+    def put(self, rows: torch.Tensor) -> None:
+        """Give the bank these rows."""
+        self.layer.bank[self.name][self.slots] = rows

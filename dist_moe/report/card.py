@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dist_moe.evaluation.curve import alpha_name
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.report.evaluation import HEADINGS, IN_GROUPS, shown_measure
 from dist_moe.weights.export import BASE_CARD, CARD
@@ -51,7 +52,8 @@ def model_card(facts: Facts, base: Path) -> str:
         ("Mode", f"route, fill {facts.fill}, scope {facts.scope}" if facts.mode == "route" else facts.mode),
         ("Steps", facts.num_steps),
         ("Experts open to training", f"{len(facts.union)}, {share:.2f} % of all parameters"),
-        ("Experts changed", facts.num_trained_experts),
+        ("Experts changed", facts.num_trained_experts if facts.alpha else 0),
+        *_share_of_change(facts.alpha),
         ("Made with", f"dist_moe {facts.dist_moe_version}"),
     ]
     lines = [
@@ -73,6 +75,11 @@ def model_card(facts: Facts, base: Path) -> str:
     # the base's card is copied as bytes; of its front matter here, what is no UTF-8 is shown as such
     of_base = (base / CARD).read_text(encoding="utf-8-sig", errors="replace") if has_card else ""
     return _front_matter(of_base) + "\n".join(lines)
+
+
+def _share_of_change(alpha: float) -> list[tuple[str, object]]:
+    shown = alpha_name(alpha)
+    return [] if alpha == 1 else [("Share of their change", f"{shown}: base + {shown} (trained - base)")]
 
 
 def _arms(prompts: Arms) -> str:

@@ -189,12 +189,7 @@ def table_frame(evaluation: Evaluation, by: By, kind: Kind | None) -> pd.DataFra
     Raises:
         UserError: `kind` is None and there are several, or there are no such rows.
     """
-    kinds = evaluation.kinds
-    if kind is None and len(kinds) > 1:
-        raise UserError(f"there are {' and '.join(kinds)} rows, which are in no table together: say which kind")
-    chosen = kind or kinds[0]
-    if chosen not in kinds:
-        raise UserError(f"there are no {chosen} rows, only {' and '.join(kinds)}")
+    chosen = one_kind(evaluation.kinds, kind)
     lines = {
         group.name: {
             (name, when): estimate.value
@@ -206,6 +201,20 @@ def table_frame(evaluation: Evaluation, by: By, kind: Kind | None) -> pd.DataFra
     }
     found = pd.DataFrame.from_dict(lines, orient="index", dtype=float)
     return found if lines else pd.DataFrame(columns=pd.MultiIndex.from_tuples([], names=["measure", "when"]))
+
+
+def one_kind(kinds: Sequence[Kind], kind: Kind | None) -> Kind:
+    """The kind of rows that a table is of: the one that is asked for, or the only one.
+
+    Raises:
+        UserError: `kind` is None and there are several, or there are no such rows.
+    """
+    if kind is None and len(kinds) > 1:
+        raise UserError(f"there are {' and '.join(kinds)} rows, which are in no table together: say which kind")
+    chosen = kind or kinds[0]
+    if chosen not in kinds:
+        raise UserError(f"there are no {chosen} rows, only {' and '.join(kinds)}")
+    return chosen
 
 
 def rows_frame(rows: Sequence[EvaluatedRow]) -> pd.DataFrame:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from dist_moe.weights.directory import DTYPES
+from dist_moe.weights.directory import DTYPES, as_tensor
 from dist_moe.weights.layout import HubLayout, Place
 from dist_moe.weights.parts import Expert
+from dist_moe.weights.scale import scaled
 from dist_moe.weights.trained import TrainedExperts
 
 Change = tuple[Place, np.ndarray]
@@ -34,8 +35,10 @@ def trained_places(layout: HubLayout, experts: Iterable[Expert]) -> list[tuple[P
     return sorted(places, key=lambda found: str(found[0]))
 
 
-def trained_changes(layout: HubLayout, trained: TrainedExperts) -> Iterator[Change]:
+def trained_changes(layout: HubLayout, trained: TrainedExperts, alpha: float = 1.0) -> Iterator[Change]:
     """A run's trained experts under the tensor names and in the data types of the base that `layout` describes.
+
+    With another `alpha` than 1, only this share of their change: see `scaled`.
 
     Raises:
         UserError: they are of a model with other layers, experts or shapes.
@@ -45,4 +48,6 @@ def trained_changes(layout: HubLayout, trained: TrainedExperts) -> Iterator[Chan
         for place, values in layout.to_hub(layer, expert, weights):
             target = place.of(layout.stored)
             assert target.shape == tuple(values.shape), f"{place}: {target.shape} is not {tuple(values.shape)}"
-            yield place, values.to(DTYPES[target.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy()
+            base = as_tensor(target.bytes(), target.dtype).view(target.shape)
+            new = scaled(base, values, alpha, DTYPES[target.dtype])
+            yield place, new.contiguous().reshape(-1).view(torch.uint8).numpy()

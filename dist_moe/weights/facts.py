@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
 from dist_moe.artefacts import checked
 from dist_moe.rules import Rule, from_facts
@@ -124,11 +124,21 @@ class Facts(TrainingFacts):
     model_name: str
     num_trained_experts: int
     evaluation: Quoted | None
+    alpha: Annotated[float, Interval(ge=0, le=1)] = 1.0
+    """Share of the trained experts' change that is in the weights: base + alpha * (trained - base)."""
 
     @classmethod
-    def of(cls, run: RunFacts, model_name: str, num_trained_experts: int, evaluation: Quoted | None) -> Facts:
+    def of(
+        cls, run: RunFacts, model_name: str, num_trained_experts: int, evaluation: Quoted | None, alpha: float
+    ) -> Facts:
         told = {field.name: getattr(run, field.name) for field in fields(TrainingFacts)}
-        return cls(**told, model_name=model_name, num_trained_experts=num_trained_experts, evaluation=evaluation)
+        return cls(
+            **told,
+            model_name=model_name,
+            num_trained_experts=num_trained_experts,
+            evaluation=evaluation,
+            alpha=alpha,
+        )
 
     @classmethod
     def parse(cls, value: object, what: str, advice: str) -> Facts:

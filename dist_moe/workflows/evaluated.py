@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,19 +17,32 @@ from dist_moe.config.schema import Config
 from dist_moe.data.batches import plan_batches
 from dist_moe.data.rows import read_prompts
 from dist_moe.errors import UserError
+from dist_moe.evaluation.curve import ALPHAS, alpha_name, alpha_place
 from dist_moe.evaluation.places import TrainedPrompts
 from dist_moe.evaluation.record import ANSWERS, INDEX
 from dist_moe.evaluation.score import Subject
 from dist_moe.files import require_writable
 from dist_moe.model.model import MoEModel, load_model
+from dist_moe.moe.layout import hub_layout
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.save import expert_tensors, load_experts
 from dist_moe.weights.configuration import read_config
-from dist_moe.weights.directory import CONFIG
+from dist_moe.weights.directory import CONFIG, DTYPES
 from dist_moe.workflows.inputs import TokenRows, tokenizer_hash_of
 from dist_moe.workflows.trained_run import TrainedRun
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """A model that an evaluation is of."""
+
+    name: str
+    alpha: float
+    """Share of the trained experts' change that it has."""
+    place: Path
+    """Directory of the evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +58,15 @@ class Evaluated:
     """The model that is before. None: a run's base, or there is no before."""
     out: Path
     """Directory of the results."""
+    alphas: tuple[float, ...]
+    """Of a run: shares of the trained experts' change, ascending, to be evaluated in their place. Empty: all of it."""
+
+    @property
+    def afters(self) -> tuple[After, ...]:
+        """What is compared with what is before."""
+        if not self.alphas:
+            return (After("after", 1.0, self.out),)
+        return tuple(After(f"alpha {alpha_name(each)}", each, alpha_place(self.out, each)) for each in self.alphas)
 
     @property
     def before(self) -> Path | None:
@@ -88,7 +111,11 @@ class Evaluated:
             _require_same(what, model_hash, self.run.facts.model_hash, self.run.dir.experts)
 
     def load(self, mesh: Mesh) -> tuple[MoEModel, dict[str, Subject]]:
-        """The model whose forward passes are told of, and those that are scored: before, if there is one, and after."""
+        """The model whose forward passes are told of, and those that are scored: before, if there is one, and `afters`.
+
+        Raises:
+            UserError: the checkpoint cannot be read, or its experts cannot be scaled as they are in memory.
+        """
         model = load_model(self.config.model, mesh.ep)
         if self.run is not None:
             num_layers, num_experts = model.shape.num_layers, model.shape.num_experts
@@ -100,11 +127,16 @@ class Evaluated:
             model.keep_originals(chosen_LE)
             assert model.originals is not None
             load_experts(self.run.experts, model.layers)
-            return model, {"before": Subject(model, model.originals.in_force), "after": Subject(model)}
+            before = Subject(model, model.originals.in_force)
+            if not self.alphas:
+                return model, {"before": before, "after": Subject(model)}
+            stored = _stored_dtype(self.config.model.path, next(iter(model.layers[0].bank.values())).dtype)
+            scaled = {after.name: partial(model.originals.scaled, after.alpha, stored) for after in self.afters}
+            return model, {"before": before} | {name: Subject(model, each) for name, each in scaled.items()}
         if self.against is None:
             return model, {"after": Subject(model)}
-        before = load_model(replace(self.config.model, path=self.against), mesh.ep)
-        return model, {"before": Subject(before), "after": Subject(model)}
+        other = load_model(replace(self.config.model, path=self.against), mesh.ep)
+        return model, {"before": Subject(other), "after": Subject(model)}
 
     def trained_prompts(self) -> TrainedPrompts | str:
         """The rows that the run was trained on, or why they are not known."""
@@ -143,6 +175,7 @@ def read_evaluated(
     out: Path | None,
     settings: Sequence[str],
     every_byte: bool,
+    alphas: Sequence[float],
 ) -> Evaluated:
     """Read all but rows and weights; nothing is written. `settings` override the run's, or the defaults.
 
@@ -154,13 +187,16 @@ def read_evaluated(
             raise UserError(f"{path} is a run, which is compared with its base model: leave --against out")
         run = TrainedRun.open(path, settings, every_byte=every_byte)
         config = replace(run.config, data=replace(run.config.data, paths=tuple(data) or run.config.data.paths))
-        return Evaluated(config=config, own_data=not data, run=run, against=None, out=out or path)
+        chosen = tuple(sorted({*alphas}))
+        return Evaluated(config=config, own_data=not data, run=run, against=None, out=out or path, alphas=chosen)
+    if alphas:
+        raise UserError(f"{path} is a model's directory: --alphas needs a run, whose trained experts it scales")
     if not data:
         raise UserError(f"{path} is a model's directory, which has no rows of its own: give --data FILE")
     place = out or Path(f"evaluation-{path.resolve().name}")
     given = ["--run-dir", str(place), "--model.path", str(path), "--data.paths", *map(str, data)]
     config = load_config(None, [*settings, *given])
-    return Evaluated(config=config, own_data=False, run=None, against=against, out=place)
+    return Evaluated(config=config, own_data=False, run=None, against=against, out=place, alphas=())
 
 
 def require_place(out: Path, *, is_run: bool) -> None:
@@ -172,11 +208,28 @@ def require_place(out: Path, *, is_run: bool) -> None:
     if out.exists() and not is_run:
         if not out.is_dir():
             raise UserError(f"cannot write {out}: {os.strerror(errno.ENOTDIR)}: choose another --out")
-        if any(each.name not in (INDEX, ANSWERS) for each in out.iterdir()):
+        if any(each.name not in (INDEX, ANSWERS, ALPHAS) for each in out.iterdir()):
             raise UserError(f"{out} exists and is no earlier evaluation: choose another --out or remove it")
     for name in (INDEX, ANSWERS):
         if out.exists():
             require_writable(out / name)
+
+
+def _stored_dtype(path: Path, in_memory: torch.dtype) -> torch.dtype:
+    """The type of a checkpoint's experts, of which what is in memory must tell every value.
+
+    Raises:
+        UserError: it does not, or there are several.
+    """
+    layout = hub_layout(path)
+    types = sorted({layout.stored[name].dtype for name in layout.tensors})
+    stored = DTYPES[types[0]]
+    if len(types) > 1 or torch.promote_types(stored, in_memory) != in_memory:
+        raise UserError(
+            f"--alphas: the experts of {path} are {' and '.join(types)}, and {in_memory} in memory (model.dtype), "
+            "which is less than an export is made from: export each alpha (dist-moe export --alpha), and evaluate that"
+        )
+    return stored
 
 
 def _require_same(what: str, here: str, there: str, experts: Path) -> None:

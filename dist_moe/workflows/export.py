@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_moe.errors import UserError
+from dist_moe.evaluation.curve import alpha_name, alpha_place
 from dist_moe.evaluation.record import INDEX, read_evaluation
 from dist_moe.files import require_absent
 from dist_moe.model.model import check_model_dir
@@ -31,29 +32,32 @@ from dist_moe.workflows.trained_run import TrainedRun
 log = logging.getLogger(__name__)
 
 
-def export(run_dir: Path, out: Path, *, link: bool = False) -> Facts:
-    """Write a run's trained model to the new directory `out`; with `link`, unchanged shards are hard links."""
+def export(run_dir: Path, out: Path, *, link: bool = False, alpha: float = 1.0) -> Facts:
+    """Write a run's trained model to the new directory `out`; with `link`, unchanged shards are hard links.
+
+    `alpha` is the share of the trained experts' change that is exported: see `dist_moe.weights.scale`.
+    """
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
-    base, facts = run.config.model.path, _facts(run)
+    base, facts = run.config.model.path, _facts(run, alpha)
     _require_base(base, facts.model_hash, run.dir.experts)
-    changes = trained_changes(hub_layout(base), run.experts)
+    changes = trained_changes(hub_layout(base), run.experts, alpha)
     export_checkpoint(base, changes, out, model_card(facts, base), link=link)
-    log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, everything else as in {base}")
+    log.info(f"Exported {out}: {_in_words(facts)}, everything else as in {base}")
     return facts
 
 
-def export_delta(run_dir: Path, out: Path) -> Facts:
-    """Write a run's trained experts, and the facts about their training, to the new file `out`."""
+def export_delta(run_dir: Path, out: Path, *, alpha: float = 1.0) -> Facts:
+    """Write a run's trained experts, and the facts about their training, to the new file `out`; `alpha` as above."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
-    base, facts = run.config.model.path, _facts(run)
+    base, facts = run.config.model.path, _facts(run, alpha)
     _require_base(base, facts.model_hash, run.dir.experts)
     layout = hub_layout(base)
-    changes = trained_changes(layout, run.experts)
+    changes = trained_changes(layout, run.experts, alpha)
     places = [place for place, _ in trained_places(layout, run.experts.experts)]
     write_delta(out, layout, places, changes, facts)
-    log.info(f"Exported {out}: {facts.num_trained_experts} trained experts, {out.stat().st_size / 1e6:,.1f} MB")
+    log.info(f"Exported {out}: {_in_words(facts)}, {out.stat().st_size / 1e6:,.1f} MB")
     log.info(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
     return facts
 
@@ -70,22 +74,28 @@ def apply(base: Path, delta: Path, out: Path) -> Facts:
     return facts
 
 
-def _facts(run: TrainedRun) -> Facts:
+def _in_words(facts: Facts) -> str:
+    what = f"{facts.num_trained_experts} trained experts"
+    return what if facts.alpha == 1 else f"{what} with {alpha_name(facts.alpha)} of their change"
+
+
+def _facts(run: TrainedRun, alpha: float) -> Facts:
     """The facts about a run that may be published: names and hashes, no paths of this machine."""
     facts, experts = run.facts, run.experts.experts
     outside = sorted({*experts} - {*facts.union})
     if outside:
         raise UserError(f"{run.dir.experts}: {expert_name(*outside[0])} is not in the run's union of experts: {ADVICE}")
     facts.require_rules(str(run.dir.experts))
-    return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run))
+    return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run, alpha), alpha)
 
 
-def _evaluation(run: TrainedRun) -> Quoted | None:
-    """The evaluation that the model card quotes: the run's, if it is of the present experts."""
-    file = run.dir.path / INDEX
+def _evaluation(run: TrainedRun, alpha: float) -> Quoted | None:
+    """The evaluation that the model card quotes: the run's at this `alpha`, if it is of the present experts."""
+    place = run.dir.path if alpha == 1 else alpha_place(run.dir.path, alpha)
+    file = place / INDEX
     if not file.exists():
         return None
-    found = read_evaluation(run.dir.path)
+    found = read_evaluation(place)
     if found.facts.experts_digest != run.experts.digest:
         log.info(f"{file} is of other experts than {run.dir.experts} has: the model card does not quote it")
         return None

@@ -17,6 +17,7 @@ from pathlib import Path
 from dist_moe.config.load import load_config
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
+from dist_moe.evaluation.curve import ALPHAS
 from dist_moe.evaluation.record import ANSWERS, INDEX
 from dist_moe.files import sync, sync_tree, writing
 from dist_moe.parallel.comm import Comm
@@ -29,9 +30,9 @@ RESULTS = {
     "count": ("counts.zarr", "count.yaml"),
     "analyze": ("counts.zarr", "count.yaml", "masks.zarr", "analyze.yaml"),
     "select": ("masks.zarr", "analyze.yaml"),
-    "train": ("experts", *EVALUATION, "metrics.jsonl", "checkpoints", "train.yaml"),
+    "train": ("experts", *EVALUATION, ALPHAS, "metrics.jsonl", "checkpoints", "train.yaml"),
 }
-"""The results of each command, and what is removed together with old ones: an evaluation belongs to its experts.
+"""The results of each command, and what is removed together with old ones: evaluations belong to their experts.
 
 `select` is the second half of `analyze`, with counts that exist already.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from dist_moe.config.load import save_config
 from dist_moe.config.objective import needs_base, pair_terms
 from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.engines.build import build_engine
+from dist_moe.evaluation.curve import ALPHAS
 from dist_moe.files import writing
 from dist_moe.model.model import MoEModel
 from dist_moe.parallel.comm import Comm
@@ -183,6 +185,7 @@ def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, p
             check_ledger(work.metrics, trainer.schedule, given.masks, first, trainer.state)
             for name in EVALUATION:
                 (work.path / name).unlink(missing_ok=True)  # of experts that somebody has removed
+            shutil.rmtree(work.path / ALPHAS, ignore_errors=True)
     facts = asdict(run_facts(config, given.inputs, given.masks, plan))
     num_saved = save_experts(work.experts, given.model.layers, trainer.step.optimizer, comm, facts)
     with together(comm), writing(run.path):

@@ -268,6 +268,56 @@ def test_judges_are_given_all_that_they_need(trained, run, tmp_path, monkeypatch
     assert "Judges recorder and phrases agree on" in said
 
 
+# Shares of what training has changed
+
+
+def test_a_share_is_evaluated_as_its_export_to_the_bit(trained, run, tmp_path, capsys):
+    data = write_jsonl(tmp_path / "x.jsonl", new_rows(9, 8))
+    evaluate(run, "--data", data, "--alphas", "1,0.4")
+    said = capsys.readouterr().out
+    assert "Alpha 0 is model; each line is the export at its alpha" in said
+    assert "Held out: these rows were not trained" in said
+    assert not (run / "answers.jsonl").exists()
+    settings = ["--data.refusal", REFUSAL, "--evaluation.max_new_tokens", 4, "--evaluation.judge.phrases.also", "sorry"]
+    losses = []
+    for alpha in ("0.4", "1"):
+        out = dist_moe.export(trained.run_dir, tmp_path / alpha, alpha=float(alpha)).path
+        evaluate(out, "--data", data, "--against", trained.model, "--out", tmp_path / f"of-{alpha}", *settings)
+        place = run / "alphas" / alpha
+        assert json.loads((place / "evaluation.json").read_text())["facts"]["alpha"] == float(alpha)
+        for one, other in zip(answers(place), answers(tmp_path / f"of-{alpha}"), strict=True):
+            assert one["kind"] == "held out"
+            assert {key: one[key] for key in ("before", "after", "kl_sum")} == {
+                key: other[key] for key in ("before", "after", "kl_sum")
+            }
+        losses.append([row["after"]["loss_sum"] for row in answers(place)])
+    evaluate(run, "--data", data)
+    losses += [[row[when]["loss_sum"] for row in answers(run)] for when in ("after", "before")]
+    assert losses[1] == losses[2]
+    assert losses[0] not in losses[1:]
+
+
+def test_a_card_quotes_the_evaluation_of_its_own_share(run, tmp_path):
+    evaluate(run, "--data", write_jsonl(tmp_path / "x.jsonl", new_rows(3, 3)), "--alphas", "0.5")
+    cards = {}
+    for alpha in (0.5, 0.25, 1.0):
+        cards[alpha] = (dist_moe.export(run, tmp_path / f"a{alpha}", alpha=alpha).path / "README.md").read_text()
+    assert {alpha: "## Before and after" in card for alpha, card in cards.items()} == {0.5: True, 0.25: False, 1: False}
+
+
+def test_shares_from_python(run, tmp_path):
+    data = write_jsonl(tmp_path / "x.jsonl", new_rows(8, 8))
+    found = dist_moe.evaluate_alphas(run, [1, 0.5], [data], out=tmp_path / "out", resamples=50)
+    assert [*found.table().index] == [0, 0.5, 1]
+    assert [*found.table("held out")["refusal loss (unsafe)"]["value"]] == [
+        value(tmp_path / "out" / "alphas" / alpha, "refusal loss (unsafe)", when)
+        for alpha, when in (("0.5", "before"), ("0.5", "after"), ("1", "after"))
+    ]
+    assert found.largest(1.0) == 1
+    with pytest.raises(dist_moe.UserError, match="alphas: expected numbers above 0 and up to 1, got"):
+        dist_moe.evaluate_alphas(run, [0.5, 2], [data])
+
+
 # What is refused
 
 
@@ -289,6 +339,14 @@ def test_judges_are_given_all_that_they_need(trained, run, tmp_path, monkeypatch
         ),
         (["{run}", "--train.lr", "3"], "train.lr is 3.0, but"),
         (["{run}", "--agianst", "{model}"], "unrecognized arguments: --agianst; did you mean --against?"),
+        (["{run}", "--alphas", "0.5,1.5"], "--alphas: expected numbers above 0 and up to 1, such as 0.3,0.5,1, got"),
+        (["{run}", "--alphas", "0"], "--alphas: expected numbers above 0 and up to 1, such as 0.3,0.5,1, got '0'"),
+        (["{run}", "--max-over-refusal", "0.05"], "--max-over-refusal chooses one of several alphas: give --alphas"),
+        (
+            ["{run}", "--alphas", "0.5,1", "--max-over-refusal", "0.05"],
+            "none of these is: give others with --data, a part of your rows that is kept for this choice",
+        ),
+        (["{model}", "--data", "{data}", "--alphas", "0.5"], "is a model's directory: --alphas needs a run"),
         (["nowhere"], "no directory nowhere: expected a run that `dist-moe train` has written, or a model's directory"),
     ],
 )

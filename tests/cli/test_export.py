@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from dist_moe.cli.main import main
 from dist_moe.stats.names import expert_name
@@ -88,6 +89,38 @@ def test_the_card_shows_the_evaluation_until_the_experts_are_others(trained, tmp
     assert run("train", "--config", trained.config, "--run-dir", run_dir, "--overwrite", "--train.epochs", "1") == 0
     assert run("export", run_dir, "--out", tmp_path / "other") == 0
     assert "Before and after" not in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_a_share_of_the_change_is_applied_told_and_verified(trained, exported, tmp_path, capsys):
+    out, delta = tmp_path / "half", tmp_path / "delta"
+    assert run("export", trained.run_dir, "--alpha", "0.5", "--out", out) == 0
+    assert run("export", trained.run_dir, "--alpha", "0.5", "--delta", "--out", delta) == 0
+    assert "trained experts with 0.5 of their change" in capsys.readouterr().out
+    assert run("apply", trained.model, delta, "--out", tmp_path / "applied") == 0
+    assert contents(tmp_path / "applied") == contents(out)
+    assert "| Share of their change | 0.5: base + 0.5 (trained - base) |" in (out / "README.md").read_text()
+    with safe_open(delta, "np") as stream:
+        assert json.loads(stream.metadata()["facts"])["alpha"] == 0.5
+    assert run("verify", trained.model, out, "--masks", trained.masks) == 0
+    old, new, half = ({k: v for f in path.glob("*.safetensors") for k, v in load_file(f).items()}
+                      for path in (trained.model, exported / "direct", out))  # fmt: skip
+    for name, before in old.items():
+        wide = before.astype(np.float64)
+        assert (half[name] == ((new[name] - wide) * 0.5 + wide).astype(np.float32)).all()
+    assert sum((half[name] != before).any() for name, before in old.items()) > 0
+
+
+def test_all_and_nothing_of_the_change(trained, exported, tmp_path):
+    for alpha, expected in (("1", exported / "direct"), ("0", trained.model)):
+        assert run("export", trained.run_dir, "--alpha", alpha, "--out", tmp_path / alpha) == 0
+        for file in expected.glob("*.safetensors"):
+            assert (tmp_path / alpha / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("alpha", ["-0.1", "1.5", "half", "nan"])
+def test_a_share_that_is_none(trained, tmp_path, capsys, alpha):
+    line = refused(capsys, tmp_path, "export", trained.run_dir, f"--alpha={alpha}", "--out", tmp_path / "out")
+    assert f"--alpha: expected a number from 0 to 1, got '{alpha}'" in line
 
 
 def test_verify_lists_the_changed_experts_by_layer(trained, exported, capsys):

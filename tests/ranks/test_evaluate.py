@@ -73,8 +73,15 @@ def scored(comm):
     return scores, gradient_table(model, rows, comm)
 
 
+def shares(comm, run_dir):
+    """What is written of a share of the trained change."""
+    module.evaluate(run_dir, (), comm, alphas=(0.5, 0.25))
+    places = [run_dir / "alphas" / alpha for alpha in ("0.25", "0.5")]
+    return tuple((place / name).read_bytes() for place in places for name in ("evaluation.json", "answers.jsonl"))
+
+
 def one_rank(comm, run_dir):
-    return {"written": evaluated(comm, run_dir), "scored": scored(comm)}
+    return {"written": evaluated(comm, run_dir), "shares": shares(comm, run_dir), "scored": scored(comm)}
 
 
 def two_ranks(comm, run_dir):
@@ -89,13 +96,14 @@ def two_ranks(comm, run_dir):
     left = sorted(path.name for path in run_dir.iterdir())
     calls, check = [], trained.check_parts
     trained.check_parts = lambda *given: (calls.append(given), check(*given))
-    written = evaluated(comm, run_dir)
+    written, num_hashed = evaluated(comm, run_dir), len(calls)
     return {
         "written": written,
+        "shares": shares(comm, run_dir),
         "scored": scored(comm),
         "refused": lines,
         "left": left,
-        "num_hashed": len(calls),
+        "num_hashed": num_hashed,
     }
 
 
@@ -122,6 +130,12 @@ def test_any_number_of_ranks_writes_the_same_evaluation(on_ranks):
     assert tables["trained", "all", "all"]["KL to the base (safe)"]["after"]["value"] > 0
     for number in (2, 4):
         assert [answer["written"] for answer in on_ranks[number]] == [expected] * number
+
+
+def test_any_number_of_ranks_writes_the_same_of_shares(on_ranks):
+    expected = on_ranks[1][0]["shares"]
+    assert len({*expected, *on_ranks[1][0]["written"]}) == 6
+    assert [answer["shares"] for answer in on_ranks[2]] == [expected] * 2
 
 
 def test_ranks_score_what_plain_transformers_does(run, on_ranks):
@@ -166,7 +180,7 @@ def present(values):
 def test_scores_and_gradients_have_the_bits_of_one_process(on_ranks):
     scores, gradients = on_ranks[1][0]["scored"]
     assert len({score.replies["after"].ids for score in scores}) > 3
-    assert len({score.kl_sum for score in scores}) > 3
+    assert len({score.kl_sums["after"] for score in scores}) > 3
     assert gradients.any()
     for answer in on_ranks[2]:
         found, table = answer["scored"]

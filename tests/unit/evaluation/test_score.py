@@ -78,9 +78,9 @@ def test_each_row_alone_has_these_numbers(scores):
         divergence = (model.exp() * (model - base)).sum().item()
         reverse = (base.exp() * (base - model)).sum().item()
         if row.unsafe or not row.response_ids:
-            assert score.kl_sum == 0
+            assert score.kl_sums == {"after": 0}
         else:
-            assert score.kl_sum == pytest.approx(divergence, abs=1e-4)
+            assert score.kl_sums["after"] == pytest.approx(divergence, abs=1e-4)
             assert abs(divergence - reverse) > 1e-3, "the two directions cannot be told apart here"
 
 
@@ -96,7 +96,7 @@ def test_a_model_is_at_no_distance_from_itself():
         comm=CPU,
         progress=lambda _: None,
     )
-    assert [score.kl_sum for score in found] == [0] * len(ROWS)
+    assert [score.kl_sums for score in found] == [{"after": 0}] * len(ROWS)
     assert all(score.replies["before"] == score.replies["after"] for score in found)
 
 

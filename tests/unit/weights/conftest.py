@@ -28,8 +28,8 @@ class Trained:
     experts: Path
     rows: dict[tuple[int, int], dict[str, torch.Tensor]]
 
-    def changes(self):
-        return trained_changes(hub_layout(self.base), TrainedExperts.open(self.experts))
+    def changes(self, alpha=1.0):
+        return trained_changes(hub_layout(self.base), TrainedExperts.open(self.experts), alpha)
 
     @property
     def facts(self):

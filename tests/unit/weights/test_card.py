@@ -64,6 +64,13 @@ def test_facts(facts, tmp_path):
     }
 
 
+def test_a_share_of_the_change_is_named(facts, tmp_path):
+    base = write_base(tmp_path / "b")
+    whole, half, none = (table(model_card(replace(facts, alpha=alpha), base)) for alpha in (1.0, 0.5, 0.0))
+    assert half == whole | {"Share of their change": "0.5: base + 0.5 (trained - base)"}
+    assert none["Experts changed"] == "0"
+
+
 def test_each_revision_of_the_masks_is_described(facts, tmp_path):
     """A run that has gone on with a control's masks is no repaired model either."""
     lowest = {"name": "lowest", "threshold": 0.1, "top_k": 7}
