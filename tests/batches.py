@@ -1,4 +1,4 @@
-"""Batches as the tests make and read them."""
+"""Makes small batches, and reads what is in them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     id: str
     category: str
     rows: list[int]
-    """Which of the prompts that were dealt."""
+    """Indices of the dealt prompts."""
 
 
 def batches_of(plan: BatchPlan) -> list[Batch]:

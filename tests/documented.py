@@ -1,4 +1,4 @@
-"""The commands and settings that documents, help texts, messages and batch files name, and where they stand."""
+"""Finds all commands and settings named in documents, help texts, messages and batch files, with their places."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SECTIONS = sorted({each.section for each in described()} - {""})
 SETTING = re.compile(rf"(?<![\w./-])(?:{'|'.join(SECTIONS)})\.[a-z_]++(?:\.[a-z_]++)*+(?!\.<)")
 FILES = (".json", ".py", ".safetensors", ".yaml")
 ATTRIBUTES = {"model.batch", "model.layers"}
-"""What looks like a setting, and is an attribute of a model."""
+"""Names that look like settings, but are attributes of a model."""
 
 
 def command_in(line: str) -> str | None:
-    """The command that a line of code is: without what is said of it beside, and without what is around it."""
+    """The command in a line of code, without comments and without what surrounds it."""
     found = OURS.match(line.strip())
     if found is None:
         return None
@@ -42,7 +42,7 @@ def command_in(line: str) -> str | None:
 
 
 def in_pages() -> Iterator[tuple[str, str]]:
-    """Every line of code of a page that is a command: where it stands, and the command."""
+    """All commands in a page's code: place and command."""
     for page in PAGES:
         lines, fenced = page.read_text(encoding="utf-8").splitlines(), False
         for number, line in enumerate(lines, 1):
@@ -57,7 +57,7 @@ def in_pages() -> Iterator[tuple[str, str]]:
 
 
 def in_comments() -> Iterator[tuple[str, str]]:
-    """Those of the Makefile, of batch files and of example configurations."""
+    """Commands in the Makefile, in batch files and in example configurations."""
     for file in PLAIN:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             if line.startswith("#   ") and (command := command_in(line[1:])):
@@ -65,7 +65,7 @@ def in_comments() -> Iterator[tuple[str, str]]:
 
 
 def in_docstrings() -> Iterator[tuple[str, str]]:
-    """Those of the tools' modules, which are their help."""
+    """Commands in the module docstrings of the tools, which are their help texts."""
     for file in sorted(ROOT.glob("tools/**/*.py")):
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         for number, line in enumerate(text.splitlines(), 1):
@@ -74,7 +74,7 @@ def in_docstrings() -> Iterator[tuple[str, str]]:
 
 
 def in_helps() -> Iterator[tuple[str, str]]:
-    """Those of the help of every command."""
+    """Commands in the help text of every command."""
     for parser in parsers(command_tree()):
         for number, line in enumerate(parser.format_help().splitlines(), 1):
             if line.startswith("    ") and (command := command_in(line)):
@@ -82,7 +82,7 @@ def in_helps() -> Iterator[tuple[str, str]]:
 
 
 def parsers(parser: Parser) -> Iterator[Parser]:
-    """It, and those of the commands below it."""
+    """The help texts of a command and of its subcommands."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -91,7 +91,7 @@ def parsers(parser: Parser) -> Iterator[Parser]:
 
 
 def in_sentences() -> Iterator[tuple[str, str]]:
-    """What stands between backticks in a sentence of a page, a docstring or a message; it may be only its beginning."""
+    """Commands between backticks in pages, docstrings and messages; some are only the beginning of a command."""
     for file in [*PAGES, *SOURCES, *PLAIN]:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             for place, found in enumerate(INLINE.findall(line)):
@@ -99,7 +99,7 @@ def in_sentences() -> Iterator[tuple[str, str]]:
 
 
 def settings() -> Iterator[tuple[str, str]]:
-    """Dotted names of settings in pages, comments and string literals: where, and the name."""
+    """Dotted names of settings in pages, comments and string literals: place and name."""
     texts = [(file, file.read_text(encoding="utf-8")) for file in [*PAGES, *PLAIN]]
     for file in SOURCES:
         strings = [

@@ -1,11 +1,11 @@
-"""What an evaluation on disk says, for tests."""
+"""Reads an evaluation's files, for tests."""
 
 import json
 from pathlib import Path
 
 
 def value(directory: Path, measure: str, when: str, *, by: str = "all", name: str = "all", kind: str | None = None):
-    """One number of evaluation.json, as it stands there; of the only kind of rows, or of `kind`."""
+    """One number of evaluation.json; of the only kind of rows, or of `kind`."""
     document = json.loads((directory / "evaluation.json").read_text())
     kinds = {group["kind"] for group in document["groups"]}
     chosen = kind or next(iter(kinds))

@@ -1,10 +1,10 @@
-"""What an export says of a run that no training had to make."""
+"""Facts for an export, made without training."""
 
 from dist_moe.weights.facts import Facts
 
 
 def example_facts(model_hash: str, num_trained: int) -> Facts:
-    """Of a model with this hash, of which so many experts were trained."""
+    """Facts for a model with this hash and this number of trained experts."""
     values = {
         "dist_moe_version": "9.8.7",
         "model_name": "tiny",

@@ -50,7 +50,7 @@ class Trial:
         self.mask, self.labels = MASK, LABELS
 
     def run(self, *, audited: bool = False) -> str:
-        """The hash of the mask that was seen."""
+        """Hash of the mask that the monitor saw."""
         ids = torch.randint(3, VOCAB, (len(LABELS), 9), generator=torch.Generator().manual_seed(4)).tolist()
         rows = [Encoded(tuple(i[:4]), tuple(i[4:]), label) for i, label in zip(ids, self.labels, strict=False)]
         split = Split.of(len(LABELS), self.comm.size, 1)
@@ -65,7 +65,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Fault:
-    """`put(trial, patch)` breaks something; the monitor's words must have `says`."""
+    """`put(trial, patch)` breaks something; the monitor's message must contain `says`."""
 
     says: str
     put: Callable[[Trial, pytest.MonkeyPatch], object]
@@ -84,7 +84,7 @@ def plan(mask: torch.Tensor | None, **changes: Any) -> Callable[[Trial, pytest.M
 
 
 def after_begin(change: Callable[[Trial], object]) -> Callable[[Trial, pytest.MonkeyPatch], object]:
-    """Something is changed when the optimizer has made the batch's gradient buffers."""
+    """Something is changed after the optimizer has made the batch's gradient buffers."""
 
     def put(trial: Trial, patch: pytest.MonkeyPatch) -> None:
         begin = trial.optimizer.begin
@@ -94,7 +94,7 @@ def after_begin(change: Callable[[Trial], object]) -> Callable[[Trial, pytest.Mo
 
 
 def masked(change: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Any:
-    """Other rows than the unsafe ones are masked."""
+    """Rows other than the unsafe ones are masked."""
 
     def put(trial: Trial, patch: pytest.MonkeyPatch) -> None:
         original = MoEModel.next_pass
@@ -106,7 +106,7 @@ def masked(change: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Any:
 
 
 def ignore_mask(trial: Trial, patch: pytest.MonkeyPatch) -> None:
-    """Routers say that they have applied the mask, and choose and weigh as without one."""
+    """Routers report that they applied the mask, but choose and weigh experts as without one."""
     patch.setattr(route_mask.Masked, "_forbid", lambda routing, scores: scores)
     patch.setattr(route_mask.Masked, "enforce", lambda routing, index, weights: weights)
 
@@ -116,7 +116,7 @@ def ignore_mask_for_weights(trial: Trial, patch: pytest.MonkeyPatch) -> None:
 
 
 def keep_others(trial: Trial, patch: pytest.MonkeyPatch) -> None:
-    """Tokens that have chosen some of the batch's experts go to the others of their choice too, and nobody says so."""
+    """Tokens that chose some of the batch's experts also go to the other experts they chose, unreported."""
     patch.setattr(Natural, "_drop", lambda routing, values, source: values)
     enforce = Natural.enforce
 
@@ -128,13 +128,13 @@ def keep_others(trial: Trial, patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_all_alone(trial: Trial, patch: pytest.MonkeyPatch) -> None:
-    """Each token goes where it has chosen to go, and the router says that it has applied no mask."""
+    """Each token goes to the experts it chose, and the router reports that it applied no mask."""
     patch.setattr(Natural, "_drop", lambda routing, values, source: values)
     patch.setattr(Natural, "enforce", lambda routing, index, weights: weights)
 
 
 def one_more(trial: Trial, patch: pytest.MonkeyPatch) -> None:
-    """Fill `best` adds an expert to layers that have enough."""
+    """Fill `best` adds an expert to layers that already have enough."""
     original = route_mask.Masked.__init__
 
     def init(routing: Any, *args: Any) -> None:

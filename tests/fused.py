@@ -20,7 +20,7 @@ def gradient(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def fused_experts(model: PreTrainedModel, name: str, of: Callable[[nn.Parameter], torch.Tensor] = itself) -> Values:
-    """`name` is the experts module's in our model, `of` says what of each parameter is wanted."""
+    """`name`: the experts module in our model; `of` selects what is wanted of each parameter."""
     block = model.get_submodule(name.rpartition(".")[0])
     layout: Any = OWN_LAYOUTS.get(model.config.model_type, _interface)
     values: Values = layout(block, of)
@@ -55,7 +55,7 @@ def _longcat_flash(block: Any, of: Any) -> Values:
 
 
 def unfused(model: PreTrainedModel) -> set[str]:
-    """The experts' tensors of a plain model that ours has under other names."""
+    """The plain model's expert tensors that our model has under other names."""
     parts = OWN_NAMES.get(model.config.model_type, ())
     return {name for name in model.state_dict() if name.endswith(parts)} if parts else set()
 

@@ -14,7 +14,7 @@ from tests.tiny import E, L
 
 @torch.no_grad()
 def routed(model: PreTrainedModel, ids: Sequence[int]) -> np.ndarray:
-    """bool [T, L, E]: to which experts each of a row's T tokens is sent."""
+    """bool [T, L, E]: the experts to which each of a row's T tokens is routed."""
     chosen_TLE = np.zeros((len(ids), L, E), bool)
     experts = [module for name, module in model.named_modules() if name.endswith(".experts")]
     assert len(experts) == L

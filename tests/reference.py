@@ -1,4 +1,4 @@
-"""What is right: masked training in one process with plain transformers and torch.optim.AdamW, no code of ours.
+"""The reference: masked training in one process with plain transformers and torch.optim.AdamW, no code of ours.
 
 The base model that a divergence is taken from is a second, frozen model. Router logits are those that the routers give
 back, which is before `_route` masks them.
@@ -18,7 +18,7 @@ MAX_NORM = 0.05
 
 
 def softmax(logits, allowed, keep, config, router):
-    """Scores over the allowed experts; the family says whether the k chosen ones are made to sum to 1."""
+    """Scores over the allowed experts; some families make the k chosen scores sum to 1."""
     weights, index = torch.softmax(logits.masked_fill(~allowed, float("-inf")).float(), -1).topk(K)
     weights = weights * keep.gather(-1, index)
     if config.model_type == "mixtral" or config.norm_topk_prob:
@@ -113,7 +113,7 @@ class Reference:
         return logits, weights, index
 
     def reconcile(self, union):
-        """Optimizers of experts outside bool [L, E] are forgotten: one that comes back starts from its weights."""
+        """Forget the optimizers of experts outside bool [L, E]: an expert that returns starts from its weights."""
         self.rows = {key: row for key, row in self.rows.items() if union[key[:2]]}
         self.adamw = {key: adamw for key, adamw in self.adamw.items() if union[key[:2]]}
 

@@ -1,4 +1,4 @@
-"""A checkpoint through all that touches its bytes: load, change some experts, export, verify, read it again."""
+"""Takes a checkpoint through everything that touches its bytes: load, change experts, export, verify, read again."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def plain(path: Path):
 
 
 def loading_info(path: Path) -> dict:
-    """What plain transformers says while it loads; nothing is missing or of another shape."""
+    """The messages of plain transformers while it loads; nothing may be missing or have another shape."""
     info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)[1]
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
@@ -96,7 +96,7 @@ def round_trip(base: Path, tmp_path: Path) -> None:
 
 
 def check_flips(base: Path, out: Path, layout: HubLayout, union_LE: np.ndarray) -> None:
-    """One bit in a tensor that is no expert's, and in the last value of two experts outside the union, is told."""
+    """Verification reports one flipped bit: in a tensor that is no expert, and in the last value of two frozen ones."""
     stored = read_tensors(out)
 
     def violations(tensor: StoredTensor, at: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which cases are the long tail: `make test` runs a family of each kind, `make test-all` all of them."""
+"""Says which cases are the long tail: `make test` runs one family of each kind, `make test-all` all families."""
 
 from collections.abc import Iterable
 
@@ -11,9 +11,9 @@ EVERYDAY = {
     *("deepseek_v4", "minimax_m3_vl_text", "glm_moe_dsa"),  # hash-routed, rows that run alone
     *("qwen3_next", "granitemoehybrid", "zaya", "doge"),  # states, null experts, refused
 }
-"""One model type of every mechanism."""
+"""One model type for each mechanism."""
 
 
 def by_family(families: Iterable[str]) -> list[object]:
-    """Parameters of a test that tries every family; those that share a mechanism with an everyday one are marked."""
+    """Parameters of a test that tries every family; all but the everyday families are marked `long`."""
     return [each if each in EVERYDAY else pytest.param(each, marks=pytest.mark.long) for each in families]

@@ -35,7 +35,7 @@ CONFIGS = {
     "mixtral": lambda: transformers.MixtralConfig(**COMMON, intermediate_size=48, num_local_experts=E),
 }
 FAMILIES = tuple(CONFIGS)
-"""Families with softmax scores; see CONFIGS for others."""
+"""Families with softmax scores; CONFIGS has others."""
 CONFIGS |= {
     "deepseek_v3": lambda: transformers.DeepseekV3Config(
         **COMMON | {"num_hidden_layers": L + 1, "num_key_value_heads": 4},

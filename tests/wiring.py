@@ -1,4 +1,4 @@
-"""What a run must give, written from the documents alone: plain transformers, torch.optim, NumPy, zarr.
+"""The expected results of a run, written from the documents alone: plain transformers, torch.optim, NumPy, zarr.
 
 The model is a tiny qwen3_moe with eager experts. Rows run one at a time, without padding.
 """
@@ -19,7 +19,7 @@ USER, ASSISTANT, END = 4, 5, 1
 
 
 def ids(text):
-    """tests/checkpoint.py's tokenizer: a word a token."""
+    """The tokenizer of tests/checkpoint.py: one token per word."""
     return [SPECIAL.index(w) if w in SPECIAL else len(SPECIAL) + int(w[1:]) for w in text.split()]
 
 
@@ -33,7 +33,7 @@ def encoded(row, refusal):
 
 
 class Store:
-    """A mask store as any reader of Zarr sees it, by docs/formats.md."""
+    """A mask store read with plain zarr, by docs/formats.md."""
 
     def __init__(self, path):
         group = zarr.open_group(str(path), mode="r")
@@ -104,7 +104,7 @@ def order(num_batches, seed, epoch):
 
 
 def learning_rate(train, step, num_steps):
-    """Of step 0, 1, ...: linear warm-up, then the schedule's curve to 0."""
+    """Learning rates of steps 0, 1, ...: linear warm-up, then the schedule's curve to 0."""
     warmup = train["warmup_steps"]
     if step < warmup:
         return train["lr"] * step / warmup

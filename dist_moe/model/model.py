@@ -55,15 +55,6 @@ class MoEModel:
         own."""
         return 1 if self.rows_alone else limit
 
-    def describe(self) -> Iterator[str]:
-        """Lines for the console about the forward passes of this model."""
-        if self.rows_alone:
-            family = self.module.config.model_type
-            yield f"One row a forward pass: in a padded row the sparse attention of '{family}' chooses other tokens"
-        if self.originals is not None:
-            megabytes = 1e-6 * self.originals.num_bytes
-            yield f"Base model: frozen copies of the union's experts, {megabytes:,.1f} MB on this rank"
-
     @contextmanager
     def batch(
         self,

@@ -1,9 +1,10 @@
-"""A model's summary, as `dist-moe inspect-model` prints it."""
+"""What is printed about a model: a checkpoint's summary (`dist-moe inspect-model`), and how a loaded one is used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dist_moe.model.model import MoEModel
 from dist_moe.moe.summary import ModelSummary
 
 
@@ -18,3 +19,13 @@ def table(summary: ModelSummary) -> Iterator[str]:
         elif isinstance(value, int):
             value = f"{value:,}"
         yield f"{name.replace('_', ' '):<19}{value}"
+
+
+def forward_passes(model: MoEModel) -> Iterator[str]:
+    """Lines about the forward passes of a loaded model, if something about them is unusual."""
+    if model.rows_alone:
+        family = model.module.config.model_type
+        yield f"One row a forward pass: in a padded row the sparse attention of '{family}' chooses other tokens"
+    if model.originals is not None:
+        megabytes = 1e-6 * model.originals.num_bytes
+        yield f"Base model: frozen copies of the union's experts, {megabytes:,.1f} MB on this rank"

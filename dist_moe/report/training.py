@@ -11,6 +11,7 @@ import torch
 from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
 from dist_moe.parallel.mesh import Mesh
+from dist_moe.report.model import forward_passes
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
 
@@ -31,7 +32,7 @@ def before_training(
         stay, leave, come = (int(part.sum()) for part in parts)
         changes = f"{stay} experts stay in the union, {leave} leave, {come} are new"
         yield f"From step {end + 1} on masks of {new.path}: {changes}"
-    yield from model.describe()
+    yield from forward_passes(model)
     yield f"Engine: {engine}, {mesh.world.size} rank(s); mode {config.train.mode}"
     yield _placement_line(config, model, plan, mesh)
     if config.overwrite:

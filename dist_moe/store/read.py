@@ -27,7 +27,7 @@ COUNTS_NAME = "counts.zarr"
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:
-    """What the store says of one batch besides its arrays."""
+    """One batch of a mask store, without its arrays."""
 
     index: int
     id: str
@@ -41,9 +41,9 @@ class BatchInfo:
 
 
 class MaskStore(Store):
-    """One selection of experts: masks, rule and statistics; made by `MaskStore.open`. Training needs no more.
+    """A mask for each batch, the rule that selected them, and statistics. Open one with `MaskStore.open`.
 
-    What was measured is in `counts`, a store beside this one.
+    Training needs nothing else. The counts that the rule selected from are in `counts`, a store in the same directory.
     """
 
     kind: ClassVar[Kind] = MASKS
@@ -51,14 +51,14 @@ class MaskStore(Store):
     def __init__(self, path: str | Path, source: Source, attributes: dict[str, Any], root: MaskAttributes) -> None:
         super().__init__(path, source, attributes, root)
         self.selection_rule = root.selection_rule
-        """The rule's name and parameters; `dist_moe.selection.stored` makes the rule of it."""
+        """Name and parameters of the rule; `dist_moe.selection.stored` turns them into the rule."""
         self.statistic_names = tuple(root.statistics)
         self.counts_digest = root.counts
-        """Of the counts store that the masks were selected from."""
+        """Digest of the counts store that the masks were selected from."""
         self.revision, self.previous = root.revision, root.previous
-        """0 and None of the first masks; then counted on, with the digest of the revision before."""
+        """0 and None for the first masks; then 1, 2, ... and the digest of the revision before."""
         self.counts_place: str | Path = beside(path, COUNTS_NAME)
-        """Where `counts` is looked for."""
+        """Where `counts` is expected."""
 
     def check_plan(self) -> None:
         super().check_plan()
@@ -76,15 +76,15 @@ class MaskStore(Store):
 
     @property
     def has_counts(self) -> bool:
-        """Whether there is anything at `counts_place`."""
+        """Whether anything exists at `counts_place`."""
         return open_source(self.counts_place).exists()
 
     @cached_property
     def counts(self) -> Counts:
-        """What the masks were selected from.
+        """The counts that the masks were selected from.
 
         Raises:
-            UserError: it is not at `counts_place`, or is another than the masks say.
+            UserError: there is no counts store at `counts_place`, or one with another digest.
         """
         if not self.has_counts:
             raise UserError(
@@ -107,22 +107,22 @@ class MaskStore(Store):
 
     @property
     def statistics(self) -> Mapping[str, Rows]:
-        """What the selection found beside masks, by name: float32 or int32, [B, L, E] or [B] each."""
+        """The statistics that the selection stored, by name: float32 or int32, each [B, L, E] or [B]."""
         return {name: self._shapes.array(statistic_array(name)) for name in self.statistic_names}
 
     @cached_property
     def signs_B3(self) -> np.ndarray:
-        """int32 [B, 3]: how many of a batch's experts have a risk_diff above 0, below 0, and of exactly 0."""
+        """int32 [B, 3]: how many experts of a batch's mask have a risk_diff above 0, below 0, and equal to 0."""
         return self._shapes.array("batch_signs")[:]
 
     @cached_property
     def arms_B2(self) -> np.ndarray:
-        """int32 [B, 2]: each batch's number of safe and of unsafe prompts."""
+        """int32 [B, 2]: number of safe and of unsafe prompts of each batch."""
         return self._shapes.array("batch_prompts")[:]
 
     @cached_property
     def batches(self) -> tuple[BatchInfo, ...]:
-        """What is known of each batch."""
+        """All batches, in the order of the arrays."""
         sizes = self.signs_B3.sum(axis=1).tolist()
         hashes = [row.tobytes().hex() for row in self._shapes.array("batch_mask_hashes")[:]]
         columns = zip(self.batch_ids, self.categories, sizes, hashes, strict=True)
@@ -133,15 +133,15 @@ class MaskStore(Store):
         return ExpertMasks(self.masks[:]).union()
 
     def unsafe_experts(self, batch: int) -> list[tuple[int, int]]:
-        """A batch's unsafe experts as (layer, expert), riskiest first; needs the counts."""
+        """A batch's unsafe experts as (layer, expert), by risk_diff in descending order. Reads the counts."""
         mask_LE = self.masks[batch]
         order = selection_order(self.counts.risk_diff[batch])
         return [divmod(int(position), mask_LE.shape[1]) for position in order[mask_LE.ravel()[order]]]
 
     def batch_table(self, batch: int) -> pd.DataFrame:
-        """All experts of one batch, riskiest first; needs the counts.
+        """All experts of one batch, by risk_diff in descending order. Reads the counts.
 
-        Columns as `dist_moe.stats.frames.risk_frame`, and one for each statistic that has a value an expert.
+        Columns are those of `dist_moe.stats.frames.risk_frame`, and one for each statistic that has a value per expert.
         """
         risk = self.counts.risk(range(batch, batch + 1))
         frame = risk_frame(risk.a_safe_n_BLE[0], risk.a_unsafe_n_BLE[0], risk.risk_diff_BLE[0])
@@ -152,7 +152,7 @@ class MaskStore(Store):
 
 
 def beside(path: str | Path, name: str) -> str | Path:
-    """The place of another store in the same directory, or at the same URL."""
+    """Path or URL of another store in the same directory as `path`."""
     if isinstance(path, str) and is_url(path):
         return f"{path.rstrip('/').rpartition('/')[0]}/{name}"
     return Path(path).parent / name

@@ -1,4 +1,4 @@
-"""A store's root: what it says of itself, read and checked without a look at its arrays."""
+"""The root metadata of a store: read and checked without reading any array."""
 
 import json
 from dataclasses import dataclass, field
@@ -20,15 +20,15 @@ OF_COUNTS = OF_BATCHES | {"prompt_ids", "prompt_unsafe", "prompt_batch", "prompt
 OF_MASKS = OF_BATCHES | {"masks", "batch_prompts", "batch_signs", "batch_mask_hashes"}
 """Arrays of every mask store."""
 KINSHIP = frozenset({"prompt_clusters", "prompt_pairs"})
-"""Of a counts store that knows which rows are of one prompt."""
+"""Arrays of a counts store that knows which rows repeat a prompt, and which are pairs."""
 TEMPLATE = "prompt_template_tokens"
-"""Of a counts store that knows which counted tokens are the chat template's."""
+"""Array of a counts store that knows how many counted tokens belong to the chat template."""
 Size = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Complete:
-    """The digest of each array, and the one over all."""
+    """Written last: the digest of each array, and one digest of the whole store."""
 
     arrays: dict[str, str]
     digest: str
@@ -36,7 +36,7 @@ class Complete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Of the arms in one thing."""
+    """How safe and unsafe prompts differ in one property: both means, and the p value of the difference."""
 
     safe: float
     unsafe: float
@@ -46,7 +46,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arms:
-    """What `dist_moe.store.facts` says of the arms."""
+    """What `dist_moe.store.facts` computed about the safe and the unsafe prompts (the two arms)."""
 
     level: float = 0.05
     prompts: int | None = None
@@ -59,7 +59,7 @@ class Arms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """The root's attributes that are read of both kinds; docs/formats.md says what each is."""
+    """Attributes that both kinds of store have; docs/formats.md describes each."""
 
     format_version: Size
     dist_moe_version: str
@@ -72,18 +72,18 @@ class Attributes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of what only some stores have."""
+        """Names of the optional tables or statistics in this store."""
         return ()
 
     @property
     def arrays(self) -> frozenset[str]:
-        """The arrays that there must be."""
+        """Names of the arrays that the store must have."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountsAttributes(Attributes):
-    """Those of a counts store."""
+    """Attributes of a counts store."""
 
     tables: list[str] = field(default_factory=list)
     arms: Arms = field(default_factory=Arms)
@@ -94,7 +94,7 @@ class CountsAttributes(Attributes):
 
     @property
     def arrays(self) -> frozenset[str]:
-        """What a store need not know has all of its arrays, or none."""
+        """Optional arrays come in groups: a store has all arrays of a group, or none."""
         there = self.complete.arrays.keys()
         known = (names for names in (KINSHIP, {TEMPLATE}) if names & there)
         return OF_COUNTS.union(map(prompt_array, self.tables), *known)
@@ -102,7 +102,7 @@ class CountsAttributes(Attributes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskAttributes(Attributes):
-    """Those of a mask store."""
+    """Attributes of a mask store."""
 
     selection_rule: dict[str, Any]
     statistics: list[str] = field(default_factory=list)
@@ -124,16 +124,16 @@ AGAIN = {COUNTS: "count again", MASKS: "select or analyze again"}
 
 
 def kind_at(source: Source) -> Kind:
-    """Which kind of store is there; what is none, or not finished, counts as a mask store, whose reader says so."""
+    """The kind of the store. If there is none, or an unfinished one: MASKS, whose reader then reports that."""
     data = source.read(ROOT_METADATA)
     return COUNTS if data is not None and f'"{COUNTS.format}"'.encode() in data else MASKS
 
 
 def read_root(source: Source, kind: Kind) -> tuple[dict[str, Any], Any]:
-    """The attributes as they stand there, and as they are read, of the type that `OF_KIND` names.
+    """The attributes as JSON, and parsed to the type in `OF_KIND`.
 
     Raises:
-        UserError: there is no store, it is another, newer, older, incomplete or damaged, or says what no store says.
+        UserError: there is no store, or it is of another kind or format version, incomplete, damaged or contradictory.
     """
     place = source.place
     attributes = _attributes(place, _read(source, kind), kind)

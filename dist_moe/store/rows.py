@@ -1,4 +1,4 @@
-"""Stored arrays that are read as they are indexed: `rows[b]`, `rows[2:5]` and `rows[:, 3, 7]` give NumPy arrays."""
+"""Stored arrays that are read lazily, by indexing: `rows[b]`, `rows[2:5]` and `rows[:, 3, 7]` give NumPy arrays."""
 
 import operator
 from abc import ABC, abstractmethod
@@ -12,18 +12,18 @@ Key = int | slice | tuple[int | slice | np.ndarray, ...]
 
 
 class Rows(ABC):
-    """What is read looks like an array whose first axis is read in parts."""
+    """Interface of an array whose first axis is read in parts."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     @abstractmethod
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop`, 0 <= start <= stop <= len."""
+        """Rows `start` to `stop` - 1; 0 <= start <= stop <= len."""
 
     @abstractmethod
     def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The same rows cut where it costs nothing: at the borders of files."""
+        """Splits rows `start` to `stop` at file boundaries, so that each part (start, stop) reads one file."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -51,7 +51,7 @@ class StoredRows(Rows):
     """An array as it is stored."""
 
     def __init__(self, spec: ArraySpec, read_file: Callable[[str], bytes], what: str) -> None:
-        """`what` is how an error calls the array."""
+        """`what` names the array in error messages."""
         self.spec, self.shape, self.dtype = spec, spec.shape, spec.dtype
         self._read_file, self._what = read_file, what
 
@@ -71,10 +71,10 @@ class StoredRows(Rows):
 
 
 class ComputedRows(Rows):
-    """float64 [B, L, E], computed from other rows as they are asked for."""
+    """float64 [B, L, E], computed from other rows when indexed."""
 
     def __init__(self, shape: tuple[int, ...], rows: Callable[[range], np.ndarray], like: StoredRows) -> None:
-        """`rows` computes some consecutive batches; their files are those of `like`."""
+        """`rows` computes a range of batches; file boundaries are those of `like`."""
         self.shape, self.dtype = shape, np.dtype(np.float64)
         self._rows, self._like = rows, like
 
@@ -86,7 +86,7 @@ class ComputedRows(Rows):
 
 
 class MaskRows(Rows):
-    """bool [B, L, E], stored with eight experts to a byte."""
+    """bool [B, L, E], stored with eight experts per byte."""
 
     def __init__(self, packed: StoredRows, num_experts: int) -> None:
         self.shape, self.dtype = (*packed.shape[:2], num_experts), np.dtype(np.bool_)
@@ -101,10 +101,10 @@ class MaskRows(Rows):
 
 
 class PromptRows(Rows):
-    """[P, ...], stored as [B, most prompts of a batch, ...]."""
+    """[P, ...], stored as [B, S, ...], where S is the largest number of prompts in a batch."""
 
     def __init__(self, by_batch: StoredRows, starts_B1: np.ndarray) -> None:
-        """`starts_B1`: where each batch's prompts begin, and where the last one's end."""
+        """`starts_B1`: index of each batch's first prompt, and then P."""
         self.shape, self.dtype = (int(starts_B1[-1]), *by_batch.shape[2:]), by_batch.dtype
         self._by_batch, self._starts_B1 = by_batch, starts_B1
 

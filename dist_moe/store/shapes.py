@@ -1,4 +1,4 @@
-"""Which types and shapes a store's arrays must have together, whatever their digests say."""
+"""Checks that the types and shapes of a store's arrays fit together. Correct digests alone do not show that."""
 
 from dist_moe.errors import shown
 from dist_moe.store.files import CheckedFiles, damaged
@@ -7,17 +7,18 @@ from dist_moe.store.root import Attributes, CountsAttributes, MaskAttributes
 from dist_moe.store.rows import StoredRows
 
 Axes = tuple[str | int, ...]
-"""B batches, P prompts, S most prompts of a batch, L layers, E experts, e bytes of a row of masks, T bytes of text."""
+"""B: batches, P: prompts, S: largest number of prompts in a batch, L: layers, E: experts, e: bytes of a packed mask
+row, T: bytes of text."""
 FREE: dict[Kind, dict[str | int, tuple[str, int]]] = {
     COUNTS: {"B": ("prompt_counts", 0), "P": ("prompt_batch", 0), "S": ("prompt_counts", 1)},
     MASKS: {"B": ("masks", 0)},
 }
-"""Sizes that are read off an array: its name, and which axis."""
+"""Sizes that are taken from an array: its name, and the axis."""
 NUMBERS = ("float32", "int32")
 
 
 class Shapes:
-    """The arrays of one store; each is checked when it is first asked for."""
+    """The arrays of one store; each is checked when it is first read."""
 
     def __init__(self, files: CheckedFiles, attributes: Attributes, kind: Kind) -> None:
         self._free = FREE[kind]
@@ -27,10 +28,10 @@ class Shapes:
         self._kinds = _kinds(attributes)
 
     def array(self, name: str) -> StoredRows:
-        """An array, as `CheckedFiles.array`.
+        """An array, as `CheckedFiles.array` returns it.
 
         Raises:
-            UserError: it is damaged, or of another type or shape than the other arrays and the attributes say.
+            UserError: it is damaged, or its type or shape does not fit the other arrays and the attributes.
         """
         rows = self._files.array(name)
         if name not in self._checked:
@@ -39,7 +40,7 @@ class Shapes:
         return rows
 
     def size(self, axis: str | int) -> int:
-        """How long an axis is."""
+        """Length of an axis."""
         if isinstance(axis, int):
             return axis
         if axis not in self._sizes:
@@ -48,10 +49,10 @@ class Shapes:
         return self._sizes[axis]
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """An array of text.
+        """An array of texts.
 
         Raises:
-            UserError: it holds something else.
+            UserError: the array holds something else.
         """
         texts = decode_texts(self.array(name)[:])
         if texts is None:
@@ -76,7 +77,7 @@ class Shapes:
 
 
 def _kinds(attributes: Attributes) -> dict[str, tuple[tuple[str, ...], tuple[Axes, ...]]]:
-    """The types and forms that each array may have."""
+    """The data types and the axes that each array may have."""
     matrix: tuple[Axes, ...] = (("B", "L", "E"),)
     texts = dict.fromkeys(("batch_ids", "batch_categories", "prompt_ids"), (("uint8",), (("T",),)))
     if isinstance(attributes, MaskAttributes):

@@ -1,4 +1,4 @@
-"""Where a store's files are read from: a directory, or a URL that fsspec knows. Nothing here writes."""
+"""Reads the files of a store, from a directory or a URL that fsspec can open. Nothing here writes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,19 +11,19 @@ ADVICE = "check the path, and what its file system needs (rights, a connection, 
 
 
 class Source(Protocol):
-    """Files by their keys, which are paths with "/" below the store."""
+    """Read access to files by key; a key is a path relative to the store, with "/"."""
 
     place: str
-    """As the user named it."""
+    """The path or URL as the user gave it."""
 
     def read(self, key: str) -> bytes | None:
-        """A file's bytes; None where there is no such file."""
+        """Contents of a file; None if it does not exist."""
 
     def files(self, prefix: str) -> list[str]:
-        """Keys of all files below `prefix`, sorted, without a file system's hidden ones."""
+        """Sorted keys of all files below `prefix`, without hidden files."""
 
     def exists(self) -> bool:
-        """Whether there is anything at all at the place."""
+        """Whether anything exists at `place`."""
 
 
 class Directory:
@@ -76,12 +76,12 @@ class Remote:
 
 
 def open_source(place: str | Path) -> Source:
-    """A directory, or a URL with "://" in it."""
+    """The source for a path, or for a URL (with "://")."""
     return Remote(place) if isinstance(place, str) and is_url(place) else Directory(Path(place))
 
 
 def is_url(place: str) -> bool:
-    """Whether fsspec reads and writes there; anything else is a directory."""
+    """Whether `place` is a URL for fsspec, and not a directory."""
     return "://" in place
 
 

@@ -34,6 +34,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.shared_files import remove_partial
+from dist_moe.report.model import forward_passes
 from dist_moe.rules import RULES
 from dist_moe.selection.statistics import require_all_experts
 from dist_moe.store import Counts, CountsPlan, StoreWriter
@@ -144,7 +145,7 @@ def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
         return
     with together(comm):
         model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
-    for line in model.describe():
+    for line in forward_passes(model):
         log.info(line)
     for part in tqdm(missing, desc="Routing", unit="part", disable=not log.isEnabledFor(logging.INFO)):
         counts = count_rows(

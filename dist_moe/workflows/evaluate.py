@@ -25,6 +25,7 @@ from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.report.curve import curve_lines
 from dist_moe.report.evaluation import evaluation_lines
+from dist_moe.report.model import forward_passes
 from dist_moe.weights.identity import shared_model_hash
 from dist_moe.workflows.conclude import conclude, find_places, outcomes_of
 from dist_moe.workflows.evaluated import Evaluated, is_run, read_evaluated, require_place
@@ -106,7 +107,7 @@ def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], comm: Comm, max_ove
     with together(comm):
         evaluated.require_model(hashes[config.model.path])
         model, subjects = evaluated.load(mesh)
-    for line in model.describe():
+    for line in forward_passes(model):
         log.info(line)
     scores = _score(evaluated, rows, scorable, subjects, comm)
     with together(comm):

@@ -1,4 +1,4 @@
-"""A finished run on a tiny model, made once; every case works in a copy of it."""
+"""A finished run on a tiny model, made once; every case works on a copy of it."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from tests.unit.store.pickles.examples import analysis, write_pickle
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """Analyzed and trained, with relative paths, so that a copy is as good."""
+    """Analyzed and trained; all its paths are relative, so that a copy works like the original."""
     root = tmp_path_factory.mktemp("finished")
     before = os.getcwd()
     os.chdir(root)
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path, monkeypatch):
-    """A private copy of the finished run, which is the current directory."""
+    """A copy of the finished run for one test; the current directory."""
     root = tmp_path / "case"
     shutil.copytree(finished, root)
     monkeypatch.chdir(root)

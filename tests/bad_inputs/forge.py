@@ -1,4 +1,4 @@
-"""Artefacts whose digests are right and whose contents are not, as no part of the package writes them."""
+"""Makes artefacts with correct digests and wrong contents, which the package itself never writes."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ from dist_moe.store.zarr_arrays import METADATA, array_metadata, encode_file, pl
 
 
 def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a JSON file, and leave its digest as it is."""
+    """Change a JSON file, but not the digest in it."""
     document = json.loads(Path(path).read_text())
     change(document)
     Path(path).write_text(json.dumps(document))
 
 
 def reseal(path: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a JSON file, and give it the digest of what it then is."""
+    """Change a JSON file, and write the digest of its new contents into it."""
     document = json.loads(Path(path).read_text())
     document.pop("sha256")
     change(document)
@@ -32,7 +32,7 @@ def reseal(path: str, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def retensor(folder: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the tensors of the first shard, and give it its digest in the index beside it."""
+    """Change the tensors of the first shard, and write its new digest into the index."""
     file = Path(folder, "experts-00000.safetensors")
     tensors = safetensors.torch.load_file(file)
     change(tensors)
@@ -42,7 +42,7 @@ def retensor(folder: str, change: Callable[[dict[str, torch.Tensor]], object]) -
 
 
 def reroot(store: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a store's attributes, and give it the digest of what it then is."""
+    """Change a store's attributes, and write the digest of the changed store."""
     path = Path(store, "zarr.json")
     root = json.loads(path.read_text())
     change(root["attributes"])
@@ -52,7 +52,7 @@ def reroot(store: str, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def refile(store: str, array: str, files: dict[str, bytes]) -> None:
-    """Give an array of a store other files, with digests all the way up."""
+    """Replace the files of a store's array, and update all digests up to the root."""
     folder = Path(store, array)
     sums = dict(reversed(line.split("  ", 1)) for line in (folder / "SHA256SUMS").read_text().splitlines())
     for name, data in files.items():
@@ -66,7 +66,7 @@ def refile(store: str, array: str, files: dict[str, bytes]) -> None:
 
 
 def rearray(store: str, array: str, values: np.ndarray) -> None:
-    """Give an array of a store other values, with their type and shape."""
+    """Replace the values of a store's array, with their type and shape."""
     spec, folder = plain(values.dtype, values.shape), Path(store, array)
     shutil.rmtree(folder / "c")
     lines = [line for line in (folder / "SHA256SUMS").read_text().splitlines(keepends=True) if "  c/" not in line]
@@ -75,12 +75,12 @@ def rearray(store: str, array: str, values: np.ndarray) -> None:
 
 
 def retext(store: str, array: str, text: str) -> None:
-    """Give an array of text other bytes."""
+    """Replace the bytes of an array of texts."""
     rearray(store, array, np.frombuffer(text.encode(), np.uint8))
 
 
 def redelta(path: str, change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -> None:
-    """Change the tensors or metadata of a delta, and give it the digest of what it then is."""
+    """Change the tensors or metadata of a delta, and write the digest of its new contents."""
     file = Path(path)
     with safetensors.safe_open(file, "pt") as stream:
         metadata = dict(stream.metadata())
@@ -97,18 +97,18 @@ def write(path: str, data: bytes | str) -> None:
 
 
 def flip(path: str, at: int = -1) -> None:
-    """Change one bit."""
+    """Flip one bit of a file."""
     data = bytearray(Path(path).read_bytes())
     data[at] ^= 1
     Path(path).write_bytes(data)
 
 
 def cut(path: str, size: int = -1) -> None:
-    """Cut a file short."""
+    """Truncate a file."""
     Path(path).write_bytes(Path(path).read_bytes()[:size])
 
 
 def directory(path: str) -> None:
-    """A directory in a file's place."""
+    """Replace a file by a directory."""
     Path(path).unlink()
     Path(path).mkdir()

@@ -11,7 +11,7 @@ from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_j
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run's inputs and results lie."""
+    """Paths of a run's inputs and results."""
 
     root: Path
     model: Path

@@ -1,4 +1,4 @@
-"""Kills an analysis again and again until one ends well; run as a program of one thread.
+"""Kills an analysis again and again until one finishes; a program of its own, with one thread.
 
     python -m tests.cli.killed_analysis CONFIG SEED     without a seed it is not killed at all
 

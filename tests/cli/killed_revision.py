@@ -1,4 +1,4 @@
-"""Trains runs whose masks change, kills one rank at that change, and starts again; run as a program of one thread.
+"""Trains runs whose masks change, kills one rank at the change, and resumes; a program of its own, with one thread.
 
     python -m tests.cli.killed_revision OUT CHANGE ARGUMENT...
 
@@ -19,7 +19,7 @@ from dist_moe.training.trainer import Trainer
 from tools.soak.processes import prepare, start
 
 LAYOUTS = {"one": ("local", 1), "two": ("deepspeed", 2), "four": ("fsdp", 4)}
-"""Engine and number of ranks; the last one is killed."""
+"""Engine and number of ranks; the last rank is killed."""
 MOMENTS = {
     "before-reconcile": (SelectiveAdamW, "reconcile", "before"),
     "after-reconcile": (SelectiveAdamW, "reconcile", "after"),
@@ -29,7 +29,7 @@ MOMENTS = {
     "in-the-checkpoint": (CheckpointSaver, "save", "within"),
     "after-the-checkpoint": (CheckpointSaver, "save", "after"),
 }
-"""Of the step that is the first under the new masks."""
+"""Number of the first step under the new masks."""
 
 
 def die():
@@ -42,7 +42,7 @@ def die_at_a_rename(event, _):
 
 
 def is_reached(arguments, change):
-    """Whether a call is about the first step after the change."""
+    """Whether a call belongs to the first step after the change."""
     what = arguments[1]
     if isinstance(what, dict):
         return what["step"] == change + 1
@@ -50,7 +50,7 @@ def is_reached(arguments, change):
 
 
 def killing(cls, name, when, victim, change):
-    """Replace a method in this process, for its forks; gives back what undoes it."""
+    """Replace a method in this process, and so in its forks; returns a function that restores it."""
     method = getattr(cls, name)
 
     def replaced(*arguments):

@@ -1,4 +1,4 @@
-"""A selection rule as a newcomer would write it."""
+"""A selection rule written as docs and CONTRIBUTING tell a newcomer to."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dist_moe.rules.rule import OfDifference
 @RULES.register
 @dataclass(frozen=True, kw_only=True)
 class EvenExperts(OfDifference):
-    """Above a least difference, and with an even number."""
+    """Experts with an even number, and a risk_diff above a minimum."""
 
     name = "even_experts"
     is_control = True
     least: Annotated[float, Interval(ge=-1, lt=1)] = 0.0
-    """Largest risk_diff that is left out."""
+    """Only experts with a larger risk_diff are selected."""
 
     def choose(self, diff_LE: np.ndarray) -> np.ndarray:
         return (diff_LE > self.least) & (np.arange(diff_LE.shape[1]) % 2 == 0)

@@ -24,11 +24,11 @@ LIBRARIES = (
     "transformers.models.qwen3_moe.modeling_qwen3_moe",
     "zarr",
 )
-"""What takes seconds to import: a server imports it once in a session, and ranks are forks of that."""
+"""Libraries that take seconds to import: a server imports them once a session, and ranks are its forks."""
 
 
 def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """`function(comm, *args)` on every rank; what it returns (anything that can be pickled), in rank order."""
+    """Call `function(comm, *args)` on every rank; returns the results (anything that can be pickled) in rank order."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LIBRARIES))
     queue = context.Queue()

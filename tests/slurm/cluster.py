@@ -58,10 +58,10 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=30 State=UP
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that has ended."""
+    """A finished job."""
 
     state: str
-    """As `scontrol show job` has it: COMPLETED, FAILED, ..."""
+    """JobState of `scontrol show job`: COMPLETED, FAILED, ..."""
     exit_code: str
     """`status:signal`"""
     log: str
@@ -78,13 +78,13 @@ class Cluster:
         return outside | {"SLURM_CONF": str(self.directory / "slurm.conf"), "PATH": search_path()}
 
     def call(self, *command: str | Path) -> str:
-        """Standard output of one of Slurm's commands; a failing command is an error that shows its message."""
+        """Standard output of a Slurm command; if it fails, the error shows its message."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
     def submit(self, options: Sequence[str], script: Path, *arguments: str | Path, cwd: Path) -> str:
-        """Submit a batch file from `cwd` as a person does; returns the job's number. Its log is there."""
+        """Submit a batch file from `cwd`, where its log will be; returns the job's number."""
         command = ["sbatch", "--parsable", "--output=job-%j.log", *options, script, *arguments]
         done = subprocess.run(
             command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
@@ -93,7 +93,7 @@ class Cluster:
         return done.stdout.strip()
 
     def wait(self, job_id: str, limit_s: int) -> Job:
-        """The job when it has ended; one that runs for longer than `limit_s` seconds is an error with its log."""
+        """Wait for a job; if it runs for longer than `limit_s` seconds, that is an error that shows its log."""
         deadline = time.monotonic() + limit_s
         while (record := self.record(job_id))["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
             if time.monotonic() > deadline:
@@ -117,7 +117,7 @@ def _log(record: dict[str, str]) -> str:
 
 @contextmanager
 def slurm_cluster(directory: Path) -> Iterator[Cluster]:
-    """Start everything in `directory` (empty), wait until both nodes are idle, and stop everything at the end."""
+    """Context manager: start Slurm in `directory` (empty), wait until both nodes are idle, and stop it at the end."""
     missing = [program for program in PROGRAMS if shutil.which(program, path=search_path()) is None]
     if missing:
         raise FileNotFoundError(f"no {', '.join(missing)} on PATH: a real Slurm is tested here; {INSTALL}")

@@ -12,7 +12,7 @@ class Kind:
     end: str
     after: str = ""
     asked: str | None = None
-    """The header where the model is to answer; None: the same."""
+    """The header of the generation prompt; None: the same."""
 
 
 def turns(body: str, generation: str, start: str = "") -> str:
@@ -37,7 +37,7 @@ QWEN3 = (
 QWEN3_SWITCHED = QWEN3.removesuffix("{% endif %}") + (
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-"""Its generation prompt too: without the variable the model is to open its thought by itself."""
+"""Also in its generation prompt: without the variable, the model opens its thinking part itself."""
 KINDS = {
     "chatml": Kind(turns(CHATML, "<|im_start|>assistant\n"), "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", "\n"),
     "qwen3": Kind(

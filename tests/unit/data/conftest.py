@@ -12,7 +12,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte and a special token, but ">n" is one token too: it crosses the boundary if it can."""
+    """One token per byte, special tokens, and one token ">n", which may cross the boundary of prompt and answer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {character: i for i, character in enumerate([*alphabet, ">n"])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[(">", "n")]))

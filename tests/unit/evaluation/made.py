@@ -1,4 +1,4 @@
-"""Evaluated rows that no model had to answer."""
+"""Makes evaluated rows without a model."""
 
 from dist_moe.evaluation.rows import EvaluatedRow, Outcome
 from dist_moe.judges import Judgement
@@ -7,7 +7,7 @@ VERDICTS = {"r": "refused", "c": "complied", "p": "partial", "m": "missing"}
 
 
 def outcome(verdict="c", *, loss=3.0, refusal_log_p=-2.0, num_tokens=5, others=None):
-    """`others` are the verdicts of further judges."""
+    """`others`: verdicts of further judges."""
     said = {"phrases": verdict, **(others or {})}
     return Outcome(
         loss_sum=loss,
@@ -20,7 +20,7 @@ def outcome(verdict="c", *, loss=3.0, refusal_log_p=-2.0, num_tokens=5, others=N
 
 
 def row(number, label="unsafe", before="c", after="c", **fields):
-    """`before` and `after` are a verdict, an outcome, or None."""
+    """`before` and `after`: a verdict, an outcome, or None."""
     made = {
         "id": f"row{number}",
         "file": "x.jsonl",

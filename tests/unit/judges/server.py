@@ -1,4 +1,4 @@
-"""A local HTTP server that answers as it is told, and keeps what it was asked."""
+"""A local HTTP server with scripted answers, which records its requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def says(text: str) -> Act:
 
 class Served:
     def __init__(self, acts: list[Act]) -> None:
-        """One act a request; the last goes on for ever."""
+        """One act per request; the last one is repeated."""
         self.acts, self.asked, self.headers, self.paths = acts, [], [], []  # type: ignore[var-annotated]
         self.url, self.released = "", threading.Event()
 

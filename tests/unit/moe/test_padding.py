@@ -11,6 +11,7 @@ from dist_moe.conformance.sizes import FAMILY_CONFIGS, build
 from dist_moe.model.model import adopt
 from dist_moe.moe.internals import must_be_alone
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.report.model import forward_passes
 
 NO_INDEXER = {"layer_types": ["sliding_attention", *["heavily_compressed_attention"] * 2]}
 MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -33,4 +34,4 @@ def test_which_models_need_rows_alone(name: str) -> None:
 def test_where_rows_run_alone_padding_is_at_most_one_row_wide(family: str, found: list[int | None]) -> None:
     model = adopt(build(family), SoloComm(torch.device("cpu")))
     assert [model.at_once(limit) for limit in (8192, None, 16)] == found
-    assert len(list(model.describe())) == model.rows_alone == must_be_alone(model.module)
+    assert len(list(forward_passes(model))) == model.rows_alone == must_be_alone(model.module)

@@ -1,4 +1,4 @@
-"""Small made-up batches: prompts of different length whose tokens choose k experts each."""
+"""Makes small batches: prompts of different lengths, whose tokens choose k experts each."""
 
 from dataclasses import replace
 from functools import reduce
@@ -56,7 +56,7 @@ def batch_of(seed, num_prompts=16, index=0, run_seed=0, shape=(3, 6, 2), **setti
 
 
 def populated(batches, choose=lambda batch: None) -> list[Evidence]:
-    """The same batches, each of which knows of all; the union is that of what `choose` takes of each."""
+    """The same batches, with their common union: of what `choose` selects in each."""
     population = reduce(add, (PopulationSums.of(batch, choose(batch)) for batch in batches)).population()
     return [replace(batch, population=population) for batch in batches]
 

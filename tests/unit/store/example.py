@@ -45,7 +45,7 @@ PROVENANCE = {
 
 
 NO_COUNTS = "e5" * 32
-"""A digest of no store."""
+"""A digest that no store has."""
 
 TABLES = {
     "gates": (COUNTS_PLE / 8).astype(np.float32),
@@ -54,7 +54,7 @@ TABLES = {
 
 
 class Contents(NamedTuple):
-    """What a store of counts and one of masks are written from."""
+    """The values that a counts store and a mask store are written from."""
 
     counts_plan: CountsPlan
     counts: RoutingCounts
@@ -127,7 +127,7 @@ def example_contents(top_k: int = 50) -> Contents:
 
 
 def tiled_contents(copies: int) -> Contents:
-    """The example's three batches over and over, with ids of their own."""
+    """The example's three batches repeated, each with its own id."""
     contents = example_contents()
     index = dataclasses.replace(
         contents.plan.index,
@@ -150,7 +150,7 @@ def tiled_contents(copies: int) -> Contents:
 
 
 def write_contents(path: Path, contents: Contents) -> Path:
-    """The masks at `path`, and the counts beside them as counts.zarr."""
+    """Write the masks to `path`, and the counts to counts.zarr in the same directory."""
     counts = path.parent / "counts.zarr"
     write_store(counts, contents.counts_plan, contents.counts, overwrite=True)
     write_store(path, dataclasses.replace(contents.plan, counts_digest=Counts.open(counts).digest), contents.results)
@@ -162,6 +162,6 @@ def write_example(path: Path) -> Path:
 
 
 def write_counts(path: Path, contents: Contents) -> Path:
-    """The counts alone."""
+    """Write only the counts."""
     write_store(path, contents.counts_plan, contents.counts)
     return path

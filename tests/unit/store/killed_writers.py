@@ -1,4 +1,4 @@
-"""Kills writers of a store at random moments, and judges what they leave; run as a program of one thread.
+"""Kills writers of a store at random moments, and checks what they leave; a program of its own, with one thread.
 
     python -m tests.unit.store.killed_writers DIRECTORY
 
@@ -27,7 +27,7 @@ NUM_WRITERS = 2
 
 
 def write(path: Path, writer: int) -> None:
-    """What one of several processes does: its steps, and then the seal, if the others are done too."""
+    """The work of one of several processes: its steps, and then the seal, if all others are done."""
     store = StoreWriter(path, CONTENTS.plan)
     for batches in store.missing:
         if batches.start // ROWS % NUM_WRITERS == writer:
@@ -37,7 +37,7 @@ def write(path: Path, writer: int) -> None:
 
 
 class Looks:
-    """Counts this process' looks at the file system, and kills it at one of them."""
+    """Counts this process' accesses to the file system, and kills it at one of them."""
 
     def __init__(self, moment: int = 0) -> None:
         self.seen, self.moment = 0, moment
@@ -51,7 +51,7 @@ class Looks:
 
 
 def forked(function: Callable[..., None], *arguments: object) -> int:
-    """Runs in a child; its exit status, or minus the signal. A child that hangs for 20 s is a failure."""
+    """Run in a child process; returns exit status, or minus the signal. A child that hangs for 20 s is a failure."""
     child = os.fork()
     if child == 0:
         code = 1

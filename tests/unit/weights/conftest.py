@@ -1,4 +1,4 @@
-"""A base on disk in both layouts of experts, and trained experts for it that no training had to make."""
+"""A base on disk in both layouts of experts, and trained experts for it, made without training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.tiny import tiny_model
 
 HIDDEN, INTERMEDIATE = 32, 48
 TRAINED = {(0, 3): 0, (0, 5): 1, (2, 0): 1, (2, 7): 0}
-"""(layer, expert): rank that wrote it."""
+"""(layer, expert): the rank that wrote it."""
 
 
 @dataclass(frozen=True)

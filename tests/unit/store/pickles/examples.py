@@ -35,7 +35,7 @@ def activations(*, reverse: bool = False, ratio: bool = False) -> pd.DataFrame:
 
 
 def logits(generator: np.random.Generator) -> np.ndarray:
-    """float16 [2 layers, 5 tokens, 4 experts] without equals."""
+    """float16 [2 layers, 5 tokens, 4 experts], all values different."""
     return generator.permuted(np.tile(np.arange(4, dtype=np.float16), (2, 5, 1)), axis=2)
 
 
