@@ -68,7 +68,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag, tag
-        words = "".join(self._words)
+        words = "".join(self._words).replace("\u00a0", " ")
         if tag == "caption":
             assert self._table is not None
             self._table.caption = words

@@ -13,7 +13,7 @@ from dist_moe.evaluation.record import EvaluationFacts
 from dist_moe.report.page.blocks import Cell, Section, joined, note, paragraph, table
 from dist_moe.report.page.charts import Ends, plane_chart
 from dist_moe.report.page.contents import ComparisonContents, RunContents
-from dist_moe.report.page.numbers import shown, shown_change
+from dist_moe.report.page.numbers import TO, shown, shown_change
 from dist_moe.report.page.results import ends
 from dist_moe.stats.crossed import Mean
 from dist_moe.stats.measured import Estimate, Group
@@ -106,7 +106,7 @@ def _percent(found: Ends) -> str:
 def _interval(found: Ends) -> str:
     if found.low is None or found.high is None:
         return _percent(found)
-    return f"{_percent(found)} ({100 * found.low:.0f} to {100 * found.high:.0f})"
+    return f"{_percent(found)} ({100 * found.low:.0f}{TO}{100 * found.high:.0f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def runs_compared(runs: Sequence[RunContents], key: str) -> Section | None:
             facts = run.evaluation.facts
             for kind in run.evaluation.kinds:
                 (group,) = run.evaluation.of(kind, "all")
-                same = f"{kind} {facts.data_hash} {facts.judges[0].facts} {facts.against_hash} {facts.settings}"
+                same = f"{kind} {facts.data_hash} {facts.judges[0].facts} {facts.against_hash} {_settings(facts)}"
                 together.setdefault(same, []).append(_Scored(run.name, group, facts))
     parts: list[Markup] = []
     for number, scored in enumerate(each for each in together.values() if len(each) > 1):
@@ -136,6 +136,11 @@ def runs_compared(runs: Sequence[RunContents], key: str) -> Section | None:
         return None
     parts.append(paragraph("The intervals are of prompts, not of seeds: dist-moe compare trains from several."))
     return Section("runs", "Runs side by side", joined(parts))
+
+
+def _settings(facts: EvaluationFacts) -> dict[str, object]:
+    """Those that answers and verdicts follow from, which are not the training's."""
+    return {key: value for key, value in sorted(facts.settings.items()) if key.startswith(("evaluation.", "data."))}
 
 
 def _points(scored: Sequence[_Scored]) -> Iterator[tuple[str, Ends | None, Ends | None]]:

@@ -39,7 +39,8 @@ def _of_masks(run: RunContents) -> Iterator[str]:
         if stored_rule(run.masks).is_control:
             yield "The masks are a control: they were not selected because unsafe prompts use these experts."
     if run.counts is not None:
-        yield from (warning.removeprefix("WARNING: ") + "." for warning in run.counts.warnings)
+        warnings = (warning.removeprefix("WARNING: ") for warning in run.counts.warnings)
+        yield from (f"{warning[0].upper()}{warning[1:]}." for warning in warnings)
         yield "A difference in routing is not proof of a difference in safety."
 
 

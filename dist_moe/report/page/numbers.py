@@ -9,6 +9,10 @@ from dist_moe.stats.measured import Estimate
 __all__ = ["is_share", "shown", "shown_change", "shown_hash", "shown_p"]
 
 
+TO = "\u00a0to\u00a0"
+"""Between the ends of an interval, which stay in one line."""
+
+
 def is_share(measure: str) -> bool:
     """Whether a measure is one of rows or pairs, which is told in percent."""
     return measure.startswith(("refused", "pairs:"))
@@ -18,22 +22,29 @@ def shown(measure: str, found: Estimate | Mean | None) -> str:
     """`58 % (32 to 81)`, `0.412 (0.380 to 0.450)`."""
     if found is None:
         return "–"
-    scale, digits, unit = (100, 0, " %") if is_share(measure) else (1, 3, "")
+    scale, digits, unit = _unit(measure, " %")
     value = f"{_rounded(scale * found.value, digits)}{unit}"
     if found.low is None or found.high is None:
         return f"{value} (too few prompts for an interval)"
-    return f"{value} ({_rounded(scale * found.low, digits)} to {_rounded(scale * found.high, digits)})"
+    return f"{value} ({_rounded(scale * found.low, digits)}{TO}{_rounded(scale * found.high, digits)})"
 
 
 def shown_change(measure: str, found: Estimate | Mean | None) -> str:
     """`+58 points (+32 to +81)`."""
     if found is None:
         return "–"
-    scale, digits, unit = (100, 0, " points") if is_share(measure) else (1, 3, "")
+    scale, digits, unit = _unit(measure, " points")
     value = f"{_signed(scale * found.value, digits)}{unit}"
     if found.low is None or found.high is None:
         return f"{value} (too few prompts for an interval)"
-    return f"{value} ({_signed(scale * found.low, digits)} to {_signed(scale * found.high, digits)})"
+    return f"{value} ({_signed(scale * found.low, digits)}{TO}{_signed(scale * found.high, digits)})"
+
+
+def _unit(measure: str, of_shares: str) -> tuple[int, int, str]:
+    """Factor, digits behind the point, and unit."""
+    if is_share(measure):
+        return 100, 0, of_shares.replace(" ", "\u00a0")
+    return 1, 1 if measure.startswith("answer tokens") else 3, ""
 
 
 def shown_hash(digest: str) -> str:

@@ -54,7 +54,7 @@ def _kind(evaluation: Evaluation, kind: Kind, key: str) -> list[Markup]:
         if len(groups) > 1 or (groups and by == "batch"):
             made = _table(groups, by, has_before=has_before)
             few = len(groups) <= FEW and by == "category"
-            parts.append(made if few else details(f"{kind.capitalize()}, by {by}: {len(groups)}", made))
+            parts.append(made if few else details(f"{kind.capitalize()} rows by {by} ({len(groups)})", made))
     return parts
 
 

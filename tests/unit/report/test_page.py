@@ -223,6 +223,10 @@ def test_runs_on_the_same_rows_are_in_one_plane(run):
     points = found.table("The points of the picture")
     assert [line[0] for line in points.lines[1:]] == ["1 base", "2 run", "3 other"]
     assert points.lines[2][2].startswith("75 %")
+    settings = run.evaluation.facts.settings | {"train.mode": "route"}
+    facts = dataclasses.replace(run.evaluation.facts, settings=settings)
+    trained_otherwise = dataclasses.replace(other, evaluation=dataclasses.replace(run.evaluation, facts=facts))
+    assert read(run, trained_otherwise).table("The points of the picture").lines == points.lines
     facts = dataclasses.replace(run.evaluation.facts, data_hash="f" * 64)
     elsewhere = dataclasses.replace(other, evaluation=dataclasses.replace(run.evaluation, facts=facts))
     assert "Runs side by side" not in [title for _, title in read(run, elsewhere).headings]
