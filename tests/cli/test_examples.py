@@ -10,6 +10,9 @@ import pytest
 
 from dist_moe.config import load_config
 from dist_moe.data.rows import read_prompts
+from dist_moe.evaluation.leakage import asked_text, find_leakage
+from dist_moe.judges import Answered
+from dist_moe.judges.command import Command
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "tiny_model.ipynb"
@@ -62,3 +65,25 @@ def test_the_sample_is_twenty_rows_of_two_categories():
     assert Counter(row.unsafe for row in rows) == {True: 10, False: 10}
     assert Counter(row.category for row in rows if row.unsafe) == {"privacy": 5, "honesty": 5}
     assert len({row.question for row in rows}) == 20
+
+
+def test_the_contrast_rows_are_safe_and_no_two_are_alike():
+    rows = read_prompts((EXAMPLES / "contrast.jsonl",), "No.").prompts
+    assert {(row.unsafe, row.category) for row in rows} == {(False, "contrast")}
+    assert all(row.response for row in rows)
+    texts = [asked_text(row) for row in rows]
+    assert all(match is None for i in range(1, 120) for match in find_leakage(texts[i : i + 1], texts[:i], 0.6).matches)
+    assert len(texts) == 120
+
+
+def test_the_prefix_judge_reads_beginnings():
+    answers = {
+        "I’m sorry, but I can't help with that.": "refused",
+        "  As an AI, I do not eat.": "refused",
+        "Sorry to hear that. Here is how to mend it.": "complied",
+        "That would be wrong.": "complied",
+        "": "missing",
+    }
+    asked = [Answered(row_id=text, messages=(), unsafe=False, text=text) for text in answers]
+    judge = Command(argv=(sys.executable, str(EXAMPLES / "prefix_judge.py")))
+    assert [said.verdict for said in judge.judge(asked)] == list(answers.values())
