@@ -13,8 +13,8 @@ its 30 MLPs becomes 8 experts, of which each token uses 2: a Mixtral of 373M par
    arXiv 2212.05055).
 2. *Routers.* Rows of the routers are centres of clusters of the MLP's inputs on some chats (spherical k-means, after
    their mean has been taken away), so that copies are chosen by what the text is about.
-3. *Part.* Copies only differ once they have been trained: experts and routers, and nothing else, learn the next token
-   of chats, with the load-balancing loss of Mixtral. `--steps 0` leaves this out.
+3. *Part.* Copies only differ once they have been trained: experts and routers, and nothing else, learn the answers of
+   some chats, with the load-balancing loss of Mixtral. `--steps 0` leaves this out.
 
 The chats are the demo's how-to questions and answers, or the safe rows of a file (`--data`). The same arguments and
 number of threads give the same model on the same machine.
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,10 +52,27 @@ ROUTER_NORM = 4.0
 AUX_LOSS = 0.01
 NUM_CHECKED = 32
 """Chats that are not trained on, to see what training does to the loss."""
+IGNORED = -100
+"""The label of tokens that are not learned."""
 TOKENS_A_CHAT = 24
 """Inputs of each MLP that are drawn from a chat to be clustered."""
-Chats = Sequence[Tensor]
-"""Token numbers of each chat, int64 [S]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A question and its answer."""
+
+    ids: Tensor
+    """All its tokens, int64 [S]."""
+    start: int
+    """Where the answer begins, which is what is learned."""
+
+    @property
+    def labels(self) -> Tensor:
+        return self.ids.masked_fill(torch.arange(len(self.ids)) < self.start, IGNORED)
+
+
+Chats = Sequence[Chat]
 
 
 def upcycle(dense: LlamaForCausalLM, chats: Chats, generator: torch.Generator) -> MixtralForCausalLM:
@@ -113,9 +131,9 @@ def mlp_inputs(dense: LlamaForCausalLM, chats: Chats, generator: torch.Generator
         layer.mlp.register_forward_pre_hook(lambda _, given, number=number: keep(number, given[0]))
         for number, layer in enumerate(dense.model.layers)
     ]
-    for ids in chats:
-        chosen = torch.randperm(len(ids), generator=generator)[:TOKENS_A_CHAT]
-        dense.model(input_ids=ids[None])
+    for chat in chats:
+        chosen = torch.randperm(len(chat.ids), generator=generator)[:TOKENS_A_CHAT]
+        dense.model(input_ids=chat.ids[None])
     for hook in hooks:
         hook.remove()
     return [torch.cat(some) for some in found]
@@ -144,7 +162,7 @@ def clusters(points_TH: Tensor, number: int, generator: torch.Generator, rounds:
 
 
 def part(model: MixtralForCausalLM, chats: Chats, *, steps: int, batch_size: int, lr: float) -> list[float]:
-    """Train experts and routers on the next token of the chats, in their order; returns the loss at each step."""
+    """Train experts and routers on the chats' answers, in their order; returns the loss at each step."""
     trained = [weight for name, weight in model.named_parameters() if ".mlp." in name]
     model.requires_grad_(False)
     for weight in trained:
@@ -155,9 +173,9 @@ def part(model: MixtralForCausalLM, chats: Chats, *, steps: int, batch_size: int
         some = [chats[(step * batch_size + i) % len(chats)] for i in range(batch_size)]
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 5, 2 * (1 - step / steps))  # up in 5 steps, down in the last half
-        live_RS = pad_sequence([torch.ones_like(ids) for ids in some], batch_first=True)
-        ids_RS = pad_sequence(list(some), batch_first=True)
-        labels_RS = ids_RS.masked_fill(live_RS == 0, -100)
+        live_RS = pad_sequence([torch.ones_like(chat.ids) for chat in some], batch_first=True)
+        ids_RS = pad_sequence([chat.ids for chat in some], batch_first=True)
+        labels_RS = pad_sequence([chat.labels for chat in some], batch_first=True, padding_value=IGNORED)
         out = model(
             input_ids=ids_RS, attention_mask=live_RS, labels=labels_RS, output_router_logits=True, use_cache=False
         )
@@ -174,8 +192,8 @@ def part(model: MixtralForCausalLM, chats: Chats, *, steps: int, batch_size: int
 def halves_apart(model: MixtralForCausalLM, chats: Chats) -> float:
     """Share of (token, layer) whose two experts are not the two halves of one copy: 0 before training."""
     apart, all_of = 0, 0
-    for ids in chats:
-        for logits_TE in model(input_ids=ids[None], output_router_logits=True).router_logits:
+    for chat in chats:
+        for logits_TE in model(input_ids=chat.ids[None], output_router_logits=True).router_logits:
             chosen = logits_TE.topk(HALVES).indices
             apart += int((chosen[:, 0] // HALVES != chosen[:, 1] // HALVES).sum())
             all_of += len(chosen)
@@ -184,9 +202,10 @@ def halves_apart(model: MixtralForCausalLM, chats: Chats) -> float:
 
 @torch.no_grad()
 def loss_of(model: LlamaForCausalLM | MixtralForCausalLM, chats: Chats) -> float:
-    """Mean loss of the next token over all chats, in nats."""
-    sums = [model(input_ids=ids[None], labels=ids[None]).loss.item() * (len(ids) - 1) for ids in chats]
-    return sum(sums) / sum(len(ids) - 1 for ids in chats)
+    """Mean loss of the answers' tokens, in nats."""
+    lengths = [len(chat.ids) - chat.start for chat in chats]
+    means = [model(input_ids=chat.ids[None], labels=chat.labels[None]).loss.item() for chat in chats]
+    return sum(mean * length for mean, length in zip(means, lengths, strict=True)) / sum(lengths)
 
 
 def dense_model(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
@@ -198,7 +217,7 @@ def dense_model(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     return read.eval(), tokenizer
 
 
-def chats_of(tokenizer: PreTrainedTokenizerBase, data: Sequence[Path], max_tokens: int, seed: int) -> list[Tensor]:
+def chats_of(tokenizer: PreTrainedTokenizerBase, data: Sequence[Path], max_tokens: int, seed: int) -> list[Chat]:
     """Questions with answers, as the chat template writes them, in a random order that follows from the seed."""
     if data:
         rows = [row for row in read_prompts(data, "").prompts if not row.unsafe and row.response]
@@ -207,15 +226,21 @@ def chats_of(tokenizer: PreTrainedTokenizerBase, data: Sequence[Path], max_token
         corpus = build_corpus(seed, num_pretraining=3000)
         pairs = [([{"role": "user", "content": row.prompt}], row.response) for row in corpus.pretraining]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
-    texts = [
-        tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
-        for turns, answer in (pairs[i] for i in order)
-    ]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    chats = [torch.tensor(ids) for ids in encoded if len(ids) <= max_tokens]
+    found = [chat_of(tokenizer, *pairs[i]) for i in order]
+    chats = [chat for chat in found if len(chat.ids) <= max_tokens]
     if len(chats) < 2 * NUM_CHECKED:
         raise UserError(f"{len(chats)} chats have at most {max_tokens} tokens: expected {2 * NUM_CHECKED} or more")
     return chats
+
+
+def chat_of(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], answer: str) -> Chat:
+    """The chat's tokens up to where the model is asked, and those of the answer and what ends it."""
+    asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+    if not whole.startswith(asked):
+        raise UserError("the chat template does not write an answer behind the prompt that asks for it")
+    before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, whole[len(asked) :]))
+    return Chat(torch.tensor(before + after), len(before))
 
 
 def installed_gguf() -> Path:
@@ -249,7 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     checked, chats = chats[:NUM_CHECKED], chats[NUM_CHECKED:]
     model = upcycle(dense, chats[:128], torch.Generator().manual_seed(args.seed))
     with torch.no_grad():
-        apart = max((dense(ids[None]).logits - model(ids[None]).logits).abs().max().item() for ids in checked[:4])
+        some = [chat.ids[None] for chat in checked[:4]]
+        apart = max((dense(ids).logits - model(ids).logits).abs().max().item() for ids in some)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters; logits differ by at most {apart:.1e}")
     before = f"{loss_of(dense, checked):.4f} dense, {loss_of(model, checked):.4f} upcycled"
     print(f"loss on {NUM_CHECKED} other chats: {before}")

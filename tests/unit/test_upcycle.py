@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 
+from dist_moe.demo.base_model import train_tokenizer
+from dist_moe.demo.corpus import build_corpus
 from examples import upcycle
+from examples.upcycle import Chat
 
 
 @pytest.fixture
@@ -37,7 +40,8 @@ def dense():
 @pytest.fixture
 def chats():
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 96, (length,), generator=generator) for length in (20, 9, 31, 14, 26, 17)]
+    lengths = (20, 9, 31, 14, 26, 17)
+    return [Chat(torch.randint(3, 96, (length,), generator=generator), length // 3) for length in lengths]
 
 
 def upcycled(dense, chats):
@@ -55,18 +59,18 @@ def test_it_computes_what_the_dense_model_does(dense, chats, tmp_path):
     assert [layer.mlp.experts.num_experts for layer in model.model.layers] == [8, 8, 8]
     model.save_pretrained(tmp_path)
     loaded = MixtralForCausalLM.from_pretrained(tmp_path)
-    for ids in chats:
+    for chat in chats:
         for same in (model, loaded):
-            torch.testing.assert_close(logits(same, ids), logits(dense, ids), rtol=1e-4, atol=1e-4)
-    assert logits(dense, chats[0]).std() > 0.1  # so that 1e-4 says something
+            torch.testing.assert_close(logits(same, chat.ids), logits(dense, chat.ids), rtol=1e-4, atol=1e-4)
+    assert logits(dense, chats[0].ids).std() > 0.1  # so that 1e-4 says something
 
 
 def test_each_token_goes_to_both_halves_of_one_copy_and_copies_share_the_tokens(dense, chats):
     model = upcycled(dense, chats)
     assert upcycle.halves_apart(model, chats) == 0
     used = torch.zeros(3, upcycle.COPIES)
-    for ids in chats:
-        for layer, logits_TE in enumerate(model(input_ids=ids[None], output_router_logits=True).router_logits):
+    for chat in chats:
+        for layer, logits_TE in enumerate(model(input_ids=chat.ids[None], output_router_logits=True).router_logits):
             for token in logits_TE:
                 first, second = token.topk(2).indices.tolist()
                 assert {first % 2, second % 2} == {0, 1}
@@ -89,12 +93,24 @@ def test_training_parts_the_copies_and_moves_nothing_else(dense, chats):
         assert not any(torch.equal(down[e], down[e + 2]) for e in range(6))
 
 
-def test_the_loss_is_of_real_tokens_and_the_first_one_is_the_dense_model_s(dense, chats):
+def test_the_loss_is_of_the_answers_and_the_first_one_is_the_dense_model_s(dense, chats):
     model = upcycled(dense, chats)
     [loss] = upcycle.part(model, chats, steps=1, batch_size=2, lr=1e-3)
-    sums = [torch.nn.functional.cross_entropy(logits(dense, ids)[:-1], ids[1:], reduction="sum") for ids in chats[:2]]
-    assert loss == pytest.approx(float(sum(sums)) / sum(len(ids) - 1 for ids in chats[:2]), rel=1e-4)
+    tokens = []
+    for chat in chats[:2]:
+        log_p = logits(dense, chat.ids).log_softmax(-1)
+        tokens += [-log_p[place - 1, chat.ids[place]].item() for place in range(chat.start, len(chat.ids))]
+    assert loss == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
     assert upcycle.loss_of(dense, chats[:2]) == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_chat_is_as_the_template_writes_it_and_starts_with_the_answer():
+    row = build_corpus(0, num_pretraining=100).pretraining[0]
+    tokenizer = train_tokenizer([row])
+    chat = upcycle.chat_of(tokenizer, [{"role": "user", "content": row.prompt}], row.response)
+    assert tokenizer.decode(chat.ids[: chat.start]) == f"<|bos|><|user|>{row.prompt}<|end|><|assistant|>"
+    assert tokenizer.decode(chat.ids[chat.start :]) == f"{row.response}<|end|>"
+    assert chat.labels.tolist() == [-100] * chat.start + chat.ids[chat.start :].tolist()
 
 
 def test_the_same_seed_gives_the_same_model(dense, chats):
