@@ -95,6 +95,7 @@ def made_run(tmp_path):
         training=made_training(store),
         steps=read_steps(tmp_path / "run" / "metrics.jsonl"),
         evaluation=made_evaluation(),
+        curve=None,
         prompts={"row0": "what row 0 asks"},
         verification=None,
         notes=(),

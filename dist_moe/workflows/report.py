@@ -12,6 +12,7 @@ from dist_moe.config.schema import Config
 from dist_moe.data.rows import read_prompts
 from dist_moe.errors import UserError
 from dist_moe.evaluation.comparison import COMPARISON, Comparison
+from dist_moe.evaluation.curve import ALPHAS, Curve, read_curve
 from dist_moe.evaluation.record import INDEX, Evaluation, read_evaluation
 from dist_moe.files import require_writable, write_text_atomic
 from dist_moe.report.page.contents import ComparisonContents, PageContents, RunContents, Training
@@ -111,6 +112,7 @@ def read_run(path: Path, export: Path | None = None) -> RunContents:
         else Training(facts=trained.facts, experts=trained.experts.experts, digest=trained.experts.digest),
         steps=read_steps(work.metrics) if work.metrics.is_file() else (),
         evaluation=evaluation,
+        curve=_curve(run, trained, notes),
         prompts={} if evaluation is None else _texts(evaluation, config),
         verification=None if export is None else _verification(trained, masks, path, export),
         notes=tuple(notes),
@@ -178,6 +180,18 @@ def _evaluation(run: RunDir, trained: TrainedRun | None, notes: list[str]) -> Ev
     found = read_evaluation(run.path)
     if trained is not None and found.facts.experts_digest != trained.experts.digest:
         notes.append(f"{INDEX} is of other trained experts than these, and is not shown: evaluate again.")
+        return None
+    return found
+
+
+def _curve(run: RunDir, trained: TrainedRun | None, notes: list[str]) -> Curve | None:
+    """Evaluations of shares of the change of the experts that are there now."""
+    places = sorted((run.path / ALPHAS).glob(f"[0-9]*/{INDEX}"))
+    if not places or trained is None:
+        return None
+    found = read_curve(run.path, [float(place.parent.name) for place in places])
+    if any(each.facts.experts_digest != trained.experts.digest for each in found.evaluations.values()):
+        notes.append(f"{ALPHAS}/ is of other trained experts than these, and is not shown: evaluate again.")
         return None
     return found
 

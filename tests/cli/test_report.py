@@ -95,6 +95,18 @@ def test_an_evaluation_of_other_experts_is_not_shown(evaluated, tmp_path, traine
     assert "Before and after" not in [title for _, title in found.headings]
 
 
+def test_shares_of_the_change_are_found(evaluated, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(evaluated, run)
+    for alpha in ("0.5", "1"):
+        (run / "alphas" / alpha).mkdir(parents=True)
+        for name in ("evaluation.json", "answers.jsonl"):
+            shutil.copy(evaluated / name, run / "alphas" / alpha / name)
+    assert report(run) == 0
+    table = read(run / "report.html").table("Shares of the change")
+    assert [line[0] for line in table.lines[1:]] == ["1 alpha 0", "2 alpha 0.5", "3 alpha 1"]
+
+
 def test_masks_that_are_gone_are_told(evaluated, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(evaluated, run)

@@ -38,7 +38,7 @@ def comparison(found: ComparisonContents, key: str) -> Section:
         (name, _of_mean(levels.get(REFUSED_SAFE)), _of_mean(levels.get(REFUSED_UNSAFE)))
         for name, levels in values.levels.items()
     ]
-    parts += _picture(points, key)
+    parts += picture(points, key)
     parts.append(_levels(found))
     parts.append(_differences(found))
     return Section("comparison", "Variants side by side", joined(parts))
@@ -78,7 +78,7 @@ def _whole(points: Sequence[tuple[str, Ends | None, Ends | None]]) -> list[tuple
     return [(name, safe, unsafe) for name, safe, unsafe in points if safe is not None and unsafe is not None]
 
 
-def _picture(points: Sequence[tuple[str, Ends | None, Ends | None]], key: str) -> Iterator[Markup]:
+def picture(points: Sequence[tuple[str, Ends | None, Ends | None]], key: str) -> Iterator[Markup]:
     """The plane; each point has the number of its place among all."""
     if not (whole := _whole(points)):
         return
@@ -93,7 +93,7 @@ def _picture(points: Sequence[tuple[str, Ends | None, Ends | None]], key: str) -
 
 def _plane(points: Sequence[tuple[str, Ends | None, Ends | None]], key: str) -> Iterator[Markup]:
     """The picture, and its points as a table."""
-    yield from _picture(points, key)
+    yield from picture(points, key)
     lines = [[f"{n} {name}", _interval(right), _interval(up)] for n, (name, right, up) in enumerate(_whole(points), 1)]
     if lines:
         yield table("The points of the picture", ["", *AXES], lines)

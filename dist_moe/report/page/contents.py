@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dist_moe.config.schema import Config
 from dist_moe.evaluation.comparison import Comparison
+from dist_moe.evaluation.curve import Curve
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.store.counts import Counts
 from dist_moe.store.read import MaskStore
@@ -45,6 +46,8 @@ class RunContents:
     steps: tuple[Step, ...]
     """Also of a training that has not ended."""
     evaluation: Evaluation | None
+    curve: Curve | None
+    """Of shares of the trained change."""
     prompts: Mapping[str, str]
     """Texts of evaluated rows by id; empty where their files are no longer as they were."""
     verification: Verification | None

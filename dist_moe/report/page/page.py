@@ -24,11 +24,12 @@ from dist_moe.report.page.limits import limits
 from dist_moe.report.page.missing import missing
 from dist_moe.report.page.overlap import overlap
 from dist_moe.report.page.results import results
+from dist_moe.report.page.shares import shares
 from dist_moe.report.page.what import what
 
 GENERATOR = '<meta name="generator" content="dist-moe report">'
 """By this a page is known as one of ours."""
-OF_RUN = (what, missing, experts, overlap, results, curves, answers, exactness, limits)
+OF_RUN = (what, missing, experts, overlap, results, shares, curves, answers, exactness, limits)
 
 
 def page(contents: PageContents) -> str:

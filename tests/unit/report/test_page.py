@@ -9,6 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from dist_moe.evaluation.curve import Curve
+from dist_moe.evaluation.groups import groups_of
+from dist_moe.evaluation.measures import Resampling
 from dist_moe.report.page.charts import thinned
 from dist_moe.training.steps import read_steps
 from tests.pages import Page
@@ -215,6 +218,22 @@ def test_it_says_no_paths_of_the_machine(run):
 
 def test_the_same_contents_give_the_same_page(run):
     assert text_of(run) == text_of(run)
+
+
+def test_shares_of_the_change_are_a_curve(run):
+    kept = tuple(each for each in run.evaluation.rows if each.kind == "held out")
+    less = tuple(dataclasses.replace(each, after=each.before if i % 2 else each.after) for i, each in enumerate(kept))
+    evaluations = {
+        alpha: dataclasses.replace(run.evaluation, rows=rows, groups=groups_of(rows, ["phrases"], Resampling(100, 0)))
+        for alpha, rows in ((0.5, less), (1.0, kept))
+    }
+    found = read(dataclasses.replace(run, curve=Curve(evaluations))).table("Shares of the change")
+    assert [line[0] for line in found.lines[1:]] == ["1 alpha 0", "2 alpha 0.5", "3 alpha 1"]
+    for number, rows in ((2, less), (3, kept)):
+        said = [each.after.judgements["phrases"].verdict for each in rows if each.label == "unsafe"]
+        share = 100 * said.count("refused") / len(said)
+        assert found.lines[number][found.head.index("refused (unsafe)")].startswith(f"{share:.0f} % (")
+    assert found.lines[1][1].startswith("0 % (")
 
 
 def test_runs_on_the_same_rows_are_in_one_plane(run):
