@@ -80,7 +80,8 @@ def _require_something(path: Path) -> None:
 
 def _require_ours(place: Path) -> None:
     """Never replace a file that is no page of ours."""
-    require_writable(place)
+    if place.parent.is_dir():  # else it is made
+        require_writable(place)
     if place.exists():
         with place.open("rb") as stream:
             if GENERATOR.encode() not in stream.read(2000):

@@ -122,6 +122,10 @@ EXPERTS += [
     for argv in (EVALUATE, DELTA)
     for name in ("one bit", "no index", "a changed fact", "forged: NaN", "no shard", "an index that is a list")
 ]
+EXPERTS += [
+    Case(f"report: {name}", HARMS[name][0], "report run", HARMS[name][1])
+    for name in ("no index", "a changed fact", "an index that is a list")
+]
 RUNS = [
     Case("no run", nothing, "export nowhere --out out", ("no run directory nowhere",)),
     Case("a run that is a file", nothing, "export run.yaml --out out", ("no run directory run.yaml",)),
@@ -151,6 +155,12 @@ RUNS = [
         EXPORT,
         ("expected 'dist_moe evaluation' version 2, found version 1", "evaluate` again"),
     ),
+    Case("report: evaluation: one bit", lambda: flip("run/evaluation.json", 40), "report run", ("evaluation.json",)),
+    Case(
+        "report: another answer", lambda: flip("run/answers.jsonl"), "report run", ("run/answers.jsonl is not there",)
+    ),
+    Case("report: a step", lambda: flip("run/metrics.jsonl", 2), "report run", ("run/metrics.jsonl:1: ",)),
+    Case("report: another rate", lambda: yaml("lr: 0.001", "lr: 0.002"), "report run", ("train.lr is 0.002",)),
     Case(
         "evaluation: another answer",
         lambda: flip("run/answers.jsonl"),

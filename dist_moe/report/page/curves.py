@@ -29,7 +29,7 @@ def curves(run: RunContents, key: str) -> Section | None:
     charts = [
         _chart(f"{key}-loss", "Loss under the batch's mask" if _is_route(run) else "Loss", losses, marks),
         _chart(f"{key}-norm", "Gradient norm before clipping", [_line("", [(s, s.grad_norm) for s in steps])], marks),
-        _chart(f"{key}-lr", "Learning rate", [_line("", [(s, s.lr) for s in steps])], ()),
+        _chart(f"{key}-lr", "Learning rate", [_line("", [(s, s.lr) for s in steps])], marks),
     ]
     told = "A point is a step, and a step a batch; batches differ, so single steps go up and down."
     if len(steps) > MOST_POINTS:

@@ -9,10 +9,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from dist_moe.evaluation.comparison import Comparison
 from dist_moe.evaluation.curve import Curve
 from dist_moe.evaluation.groups import groups_of
 from dist_moe.evaluation.measures import Resampling
 from dist_moe.report.page.charts import thinned
+from dist_moe.report.page.contents import ComparisonContents, PageContents
+from dist_moe.report.page.page import page
+from dist_moe.stats.crossed import Mean
 from dist_moe.training.steps import read_steps
 from tests.pages import Page
 from tests.reported import ATTACK, made_evaluation, made_run, steps_file, text_of
@@ -149,6 +153,64 @@ def test_limits_follow_from_the_numbers(run):
     only = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, rows=trained, groups=groups))
     assert "No evaluated row is held out" in read(only).text
     assert "dist-moe evaluate" in read(only).text
+
+
+MEANS = {
+    "base": {"refused (unsafe)": Mean(0.0, 0.0, 0.2, 20), "refused (safe)": Mean(0.0, 0.0, 0.2, 20)},
+    "ours,lr=1": {"refused (unsafe)": Mean(0.65, 0.31, 0.9, 20), "refused (safe)": Mean(0.1, 0.02, 0.3, 20)},
+    "<other>": {"refused (unsafe)": Mean(0.4, 0.1, 0.7, 20), "KL to the base (safe)": Mean(0.1, 0.05, 0.15, 20)},
+}
+LESS = {
+    "base": {"refused (unsafe)": Mean(-0.65, -0.9, -0.31, 20)},
+    "<other>": {"refused (unsafe)": Mean(-0.25, -0.6, 0.1, 20)},
+}
+
+
+def test_a_comparison_names_only_what_is_clear(tmp_path):
+    values = Comparison(
+        seeds=[3, 4], judge="phrases", kind="held out", data_hash="d", model_hash="m", reference="ours,lr=1",
+        num_experts={"ours,lr=1": [7, 9], "<other>": [8, 8]}, levels=MEANS, differences=LESS,
+    )  # fmt: skip
+    values.write(tmp_path / "comparison.json")
+    assert Comparison.read(tmp_path / "comparison.json") == values
+    contents = ComparisonContents(path=tmp_path, comparison=values)
+    text = page(PageContents(runs=(), comparisons=(contents,)))
+    found = Page(text)
+    levels = found.table("Mean over seeds and prompts")
+    assert levels.line("2 ours,lr=1") == {
+        "variant": "2 ours,lr=1", "experts trained": "7 to 9", "refused (unsafe)": "65 % (31 to 90)",
+        "refused (safe)": "10 % (2 to 30)", "KL to the base (safe)": "–",
+    }  # fmt: skip
+    assert levels.line("3 <other>")["KL to the base (safe)"] == "0.100 (0.050 to 0.150)"
+    less = found.table("Less ours,lr=1")
+    assert less.line("base")["refused (unsafe)"] == "-65 points (-90 to -31) *"
+    assert less.line("<other>")["refused (unsafe)"] == "-25 points (-60 to +10)"
+    dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="4"', text)
+    across, up = (float(each) for each in dots[1])  # the second: the other has no rate for safe prompts
+    assert len(dots) == 2
+    assert across == pytest.approx(48 + 0.1 * (352 - 48), abs=0.01)
+    assert up == pytest.approx(314 - 0.65 * 290, abs=0.01)
+
+
+def test_masks_that_change_are_checked_and_marked(run, tmp_path):
+    steps = tuple(dataclasses.replace(each, mask_revision=each.step // 4) for each in run.steps)
+    assert "DOES NOT HOLD: 3 of 6 steps" in read(dataclasses.replace(run, steps=steps)).text
+    changed = dataclasses.replace(run, steps=steps, later_masks=(run.masks,))
+    assert "Holds: 6 of 6 steps" in read(changed).text
+    assert text_of(changed).count(">masks r1</text>") == 3
+
+
+def test_the_way_of_the_run_has_its_numbers(run):
+    said = read(run).text
+    for words in (
+        "3 safe and 3 unsafe, in 3 batches",
+        "each prompt's routing to 2 layers x 4 experts",
+        "threshold_top_k: 1 to 2 experts a batch",
+        "2 of 8 experts are in at least one mask",
+        "6 steps changed 1 experts",
+        "16 rows, without a mask",
+    ):
+        assert words in said, words
 
 
 def test_what_is_missing_is_told_with_its_command(run):
