@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from dist_moe.config import Config, load_config
+from dist_moe.config.schema import Trains
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import Curve, read_curve
 from dist_moe.evaluation.groups import By
@@ -347,7 +348,13 @@ def evaluate_alphas(
 
 
 def compare(
-    config: Config | str | Path, held_out: Sequence[str | Path], variants: Sequence[str], *, num_seeds: int = 3
+    config: Config | str | Path,
+    held_out: Sequence[str | Path],
+    variants: Sequence[str],
+    *,
+    num_seeds: int = 3,
+    lrs: Sequence[float] | None = None,
+    validation: float = 0.2,
 ) -> Comparison:
     """Train variants of a run from several seeds, and evaluate all of them on the same held-out rows.
 
@@ -356,8 +363,12 @@ def compare(
     Args:
         config: a configuration, or the path of its YAML file; its `run_dir` holds all runs of the comparison.
         held_out: files of rows to evaluate on. Rows that are trained, or nearly equal to trained ones, are left out.
-        variants: each `RULE` or `RULE,train.SETTING=VALUE,...`; the first is the one the others are compared with.
+        variants: each `RULE` or `RULE,train.SETTING=VALUE,...`; the first is the one the others are compared with. In a
+            rule's place may stand `full` (full fine-tuning) or `router_only`.
         num_seeds: how many seeds, from the configuration's `seed` on.
+        lrs: learning rates to choose from for each variant that does not name its own, by the loss on a part of the
+            training rows. None: as configured.
+        validation: share of the training rows for that.
 
     Returns:
         Means over seeds and prompts, and paired differences, each with a 95 % interval, by variant and measure.
@@ -370,10 +381,12 @@ def compare(
         >>> found.differences["lowest,mode=update"]["refused (unsafe)"].is_clear
     """
     from dist_moe.parallel.launch import process_group
+    from dist_moe.workflows.compare import Rates
     from dist_moe.workflows.compare import compare as compare_runs
 
+    rates = None if lrs is None else Rates(tuple(lrs), validation)
     with process_group() as comm:
-        return compare_runs(_config(config), comm, [Path(file) for file in held_out], variants, num_seeds)
+        return compare_runs(_config(config), comm, [Path(file) for file in held_out], variants, num_seeds, rates)
 
 
 def export(
@@ -455,13 +468,15 @@ def difference(base: str | Path, model: str | Path) -> Difference:
     return workflow.difference(Path(base), Path(model))
 
 
-def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verification:
-    """Compare an exported model with its base, byte by byte: only experts in the union of the masks may differ.
+def verify(base: str | Path, model: str | Path, *masks: str | Path, trains: Trains = "experts") -> Verification:
+    """Compare an exported model with its base, byte by byte: only what the run was to train may differ, that is experts
+    in the union of the masks, and routers or other dense weights if `trains` says so.
 
     Args:
         base: directory of the base model.
         model: directory of the exported model.
         *masks: mask store of the run, a directory or URL; all of them if the run had `train.revisions`.
+        trains: the run's setting `train.trains`.
 
     Returns:
         What was compared, what has changed, and `violations`: every difference that should not be there. `holds` is
@@ -479,7 +494,7 @@ def verify(base: str | Path, model: str | Path, *masks: str | Path) -> Verificat
 
     if not masks:
         raise UserError("verify needs a mask store; dist_moe.difference says of any model what differs from its base")
-    return workflow.verify(Path(base), Path(model), [str(each) for each in masks])
+    return workflow.verify(Path(base), Path(model), [str(each) for each in masks], trains)
 
 
 def write_report(*runs: str | Path, out: str | Path | None = None, export: str | Path | None = None) -> Path:

@@ -88,7 +88,7 @@ def after_begin(change: Callable[[Trial], object]) -> Callable[[Trial, pytest.Mo
 
     def put(trial: Trial, patch: pytest.MonkeyPatch) -> None:
         begin = trial.optimizer.begin
-        patch.setattr(trial.optimizer, "begin", lambda mask_LE: (begin(mask_LE), change(trial)))
+        patch.setattr(trial.optimizer, "begin", lambda mask_LE, **more: (begin(mask_LE, **more), change(trial)))
 
     return put
 

@@ -4,7 +4,8 @@ The base model that a divergence is taken from is a second, frozen model. Router
 back, which is before `_route` masks them.
 
 Routing masks are applied to a router's output by recomputing it from the definition; each expert has a torch AdamW of
-its own, which steps only when the expert is in the batch's mask and has a gradient.
+its own, which steps only when the expert is in the batch's mask and has a gradient. So has each dense weight that a run
+trains.
 """
 
 import torch
@@ -63,6 +64,7 @@ class Reference:
         answers: float = 0.0,
         dpo: float = 0.0,
         fill: str = "shrink",
+        trains: str = "experts",
     ) -> None:
         """`kl` weighs the divergence from the base model over the loss tokens of `kl_rows`; `drift` that of the routers
         over the tokens of `drift_rows`; `consistency` that of mean unsafe from mean safe routing; `refusals` and
@@ -96,6 +98,13 @@ class Reference:
             router.register_forward_hook(lambda m, args, out, layer=layer: self._route(layer, out))
         for module in self.experts:
             module.requires_grad_(True)
+        routers = {f"{name}.weight" for name, module in self.model.named_modules() if module in self.routers}
+        self.dense = {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if trains != "experts" and ".experts." not in name and (trains == "experts_and_dense" or name in routers)
+        }
+        self.dense_adamw = {name: torch.optim.AdamW([p.requires_grad_()], **ADAMW) for name, p in self.dense.items()}
         self.rows, self.adamw, self.allowed = {}, {}, None
 
     def _route(self, layer, out):
@@ -117,8 +126,9 @@ class Reference:
         self.rows = {key: row for key, row in self.rows.items() if union[key[:2]]}
         self.adamw = {key: adamw for key, adamw in self.adamw.items() if union[key[:2]]}
 
-    def step(self, mask, input_ids, labels, unsafe, weight=1.0, worse=None):
-        """One batch, `unsafe` bool [R]: loss and global norm, and new weights for the mask's experts.
+    def step(self, mask, input_ids, labels, unsafe, weight=1.0, worse=None, experts=True, dense=True):
+        """One batch, `unsafe` bool [R]: loss and global norm, and new weights for the mask's experts (unless `experts`
+        is false), and for the dense weights that are trained (unless `dense` is).
 
         `worse` are ids and labels of rejected answers, and the row [P] that each is of.
         """
@@ -132,7 +142,7 @@ class Reference:
         loss = self._loss(logits, input_ids, labels, unsafe, worse)
         (weight * loss).backward()
         active = []
-        for layer, expert in torch.nonzero(mask).tolist():
+        for layer, expert in torch.nonzero(mask & experts).tolist():
             for name in self.names:
                 weight = getattr(self.experts[layer], name)
                 if weight.grad is None or not weight.grad[expert].any():
@@ -143,7 +153,13 @@ class Reference:
                     self.adamw[key] = torch.optim.AdamW([self.rows[key]], **ADAMW)
                 self.rows[key].grad = weight.grad[expert].clone()
                 active.append(key)
-        norm = torch.nn.utils.clip_grad_norm_([self.rows[key] for key in active], MAX_NORM) if active else 0.0
+        moving = [p for p in self.dense.values() if dense and p.grad is not None and p.grad.any()]
+        every = [self.rows[key] for key in active] + moving
+        norm = torch.nn.utils.clip_grad_norm_(every, MAX_NORM) if every else 0.0
+        for name, parameter in self.dense.items():
+            if any(parameter is each for each in moving):
+                self.dense_adamw[name].step()
+            parameter.grad = None
         for layer, expert, name in active:
             self.adamw[layer, expert, name].step()
             with torch.no_grad():

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -153,6 +154,20 @@ def shares(word: str) -> tuple[float, ...]:
 def count(word: str) -> int:
     """A whole number from 1."""
     return _number(int, word, lambda number: number >= 1, "a whole number from 1")
+
+
+def fraction(word: str) -> float:
+    """A number between 0 and 1."""
+    return _number(float, word, lambda number: 0 < number < 1, "a number between 0 and 1")
+
+
+def rates(word: str) -> tuple[float, ...]:
+    """Different numbers above 0, separated by commas."""
+    expected = "learning rates separated by commas, such as 1e-5,3e-5,1e-4"
+    found = tuple(_number(float, each, lambda number: 0 < number < inf, expected) for each in word.split(","))
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"expected different {expected}, got {shown(word)}")
+    return found
 
 
 def _number(kind: Callable[[str], N], word: str, allowed: Callable[[N], bool], expected: str) -> N:

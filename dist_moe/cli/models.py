@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from dist_moe.cli.arguments import count, path, share, text
 from dist_moe.cli.call import Call
+from dist_moe.config.schema import Trains
 from dist_moe.files import require_writable, write_json_atomic
 
 TOP = 20
@@ -71,6 +72,11 @@ def add_model_commands(commands: Any) -> None:
         metavar="N",
         help=f"without masks: list the N experts and tensors that have moved most (default: {TOP})",
     )
+    command.add_argument(
+        "--trains",
+        choices=get_args(Trains),
+        help="with masks: the run's setting train.trains, which says what dense weights may differ (default: none)",
+    )
     command.set_defaults(run_command=_verify)
     command = commands.add_parser("inspect-model", help="print a model's MoE layers, experts, routing and sizes")
     command.add_argument("model", type=path, help="directory of the model")
@@ -104,13 +110,15 @@ def _apply(call: Call) -> int:
 def _verify(call: Call) -> int:
     args = call.args
     if not args.masks:
+        if args.trains is not None:
+            args.parser.error("--trains is for a verification with --masks")
         return _difference(call)
     if args.json is not None or args.top is not None:
         args.parser.error(f"{'--json' if args.json is not None else '--top'} is for a verification without --masks")
     from dist_moe.report.verification import verification_lines
     from dist_moe.workflows.export import verify
 
-    seen = verify(args.base, args.model, args.masks)
+    seen = verify(args.base, args.model, args.masks, args.trains or "experts")
     for line in verification_lines(seen):
         print(line)
     return 0 if seen.holds else 1

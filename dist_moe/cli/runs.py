@@ -13,7 +13,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from dist_moe import __version__
-from dist_moe.cli.arguments import count, path, share, shares, suite, text
+from dist_moe.cli.arguments import count, fraction, path, rates, share, shares, suite, text
 from dist_moe.cli.call import Call
 from dist_moe.cli.process import print_end
 from dist_moe.errors import UserError
@@ -98,10 +98,20 @@ def add_run_commands(commands: Any) -> None:
         type=text,
         nargs="+",
         required=True,
-        help="each RULE or RULE,train.SETTING=VALUE,...: a rule of selection, and settings of its training; the first "
-        "is what the others are compared with",
+        help="each RULE or RULE,train.SETTING=VALUE,...: a rule of selection, or full (full fine-tuning) or "
+        "router_only, and settings of its training; the first is what the others are compared with",
     )
     command.add_argument("--num-seeds", type=count, default=3, help="how many, from `seed` on (default: %(default)s)")
+    command.add_argument(
+        "--lrs",
+        metavar="LR,LR,...",
+        type=rates,
+        help="choose each variant's learning rate from these, by the validation loss on a part of the training rows; "
+        "a variant that names its train.lr keeps it",
+    )
+    command.add_argument(
+        "--validation", type=fraction, default=0.2, help="share of the training rows for --lrs (default: %(default)s)"
+    )
     command = commands.add_parser("checkpoint", help="verify a run's checkpoints and print what they contain")
     command.add_argument("action", choices=["show"], help="verify every byte, then print the contents")
     command.add_argument("path", type=path, help="run directory, or one checkpoint in it")
@@ -218,7 +228,7 @@ def _evaluate_on(call: Call, comm: Comm) -> None:
 
 def _compare(config: Config, comm: Comm, call: Call) -> None:
     from dist_moe.parallel.launch import together
-    from dist_moe.workflows.compare import compare
+    from dist_moe.workflows.compare import Rates, compare
 
     args = call.args
     with together(comm) as same:
@@ -226,8 +236,11 @@ def _compare(config: Config, comm: Comm, call: Call) -> None:
             "--held-out": list(map(str, args.held_out)),
             "--variants": args.variants,
             "--num-seeds": args.num_seeds,
+            "--lrs": args.lrs,
+            "--validation": args.validation,
         }
-    compare(config, comm, args.held_out, args.variants, args.num_seeds)
+    chosen = None if args.lrs is None else Rates(args.lrs, args.validation)
+    compare(config, comm, args.held_out, args.variants, args.num_seeds, chosen)
 
 
 def _checkpoint(call: Call) -> int:

@@ -20,6 +20,8 @@ from dist_moe.ranges import Count, DecayRate, NonNegative, NonNegativeInt, Posit
 from dist_moe.rules import RULES
 from dist_moe.stats.settings import StatisticsConfig
 
+Trains = Literal["experts", "routers", "experts_and_routers", "experts_and_dense"]
+
 
 def num_safe_rows(batch_size: int, safe_ratio: float) -> int:
     """Number of safe rows in a batch; the others are unsafe. Rounds half to even, as Python's `round` does."""
@@ -138,6 +140,15 @@ class TrainConfig:
     scope: Literal["all", "unsafe"] = "all"
     """For mode `route`: the rows of a batch that are routed under the mask. all: all rows. unsafe: the unsafe rows;
     safe rows are routed without a mask."""
+    trains: Trains = "experts"
+    """What is trained; all else is frozen, bit for bit. experts: those of the batch's mask. routers: of all MoE layers,
+    the weight that scores the experts, and no expert. experts_and_routers: both. experts_and_dense: the mask's experts
+    and every weight that is no expert's (attention, embeddings, norms, routers, shared experts); with masks of the rule
+    every_expert this is full fine-tuning. It needs the engine local, that is one process."""
+    rounds: tuple[Text, ...] = ()
+    """For `trains: experts_and_routers`: take turns. Each item is experts:STEPS or routers:STEPS, such as experts:20
+    routers:10: 20 steps train the experts, then 10 the routers, and so on to the end of the run. What a step does not
+    train keeps its weights and its optimizer state. Empty: every step trains both."""
     route_bias: Positive = 3.0
     """For `fill: bias`: the number that is added to the router logits of the mask's experts."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

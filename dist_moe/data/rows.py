@@ -155,6 +155,20 @@ def parse_row(row: Row, source: str, names: Sequence[str] | None = None) -> Prom
     )
 
 
+def row_of(prompt: Prompt) -> Row:
+    """The cells that `parse_row` reads as this prompt."""
+    return {
+        "id": prompt.id,
+        "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
+        "response": prompt.response,
+        "label": "unsafe" if prompt.unsafe else "safe",
+        "category": prompt.category,
+        "pair_id": prompt.pair_id,
+        "span": prompt.span,
+        "rejected": prompt.rejected,
+    }
+
+
 def _response(row: Row, source: str) -> str | None:
     """What is trained: `chosen` is another name for it."""
     response, chosen = _text(row, "response", source), _text(row, "chosen", source)

@@ -25,7 +25,7 @@ from dist_moe.evaluation.measures import (
 from dist_moe.evaluation.rows import EvaluatedRow, Kind
 from dist_moe.stats.crossed import Mean, crossed_difference, crossed_mean
 
-FORMAT, VERSION = "dist_moe comparison", 1
+FORMAT, VERSION = "dist_moe comparison", 2
 COMPARISON = "comparison.json"
 """Its file, in the directory of all runs of a comparison."""
 BASE = "base"
@@ -81,6 +81,10 @@ class Comparison:
     """The variant that all others are compared with."""
     num_experts: dict[str, list[int]]
     """Trained experts of each variant, by seed."""
+    num_parameters: dict[str, list[int]]
+    """Parameters that each variant could train, of experts and of dense weights, by seed."""
+    lrs: dict[str, float]
+    """Learning rate of each variant."""
     levels: dict[str, dict[str, Mean]]
     """Variant (or `base`) -> measure."""
     differences: dict[str, dict[str, Mean]]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from dist_moe.config.schema import ModelConfig
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import ExpertLayer, take_experts, train_from
+from dist_moe.moe.dense import requiring_gradients, take_dense
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
 from dist_moe.moe.internals import checkpoint_activations, must_be_alone
@@ -47,8 +48,12 @@ class MoEModel:
     """Parameters of the whole model, including the experts of all ranks."""
     rows_alone: bool
     """Whether each row needs a forward pass of its own, because padding would change its results."""
+    router_names: tuple[str, ...]
+    """Name of each MoE layer's router weight."""
+    dense: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Dense weights that may be trained, by name: the tensors that the module computes with."""
     originals: Originals | None = None
-    """Copies of experts as they were before training; None if they are not kept."""
+    """Copies of what is trained as it was before; None if they are not kept."""
 
     def at_once(self, limit: T) -> T | int:
         """`limit` (of rows or tokens in a forward pass) if rows may share a pass, else a limit that gives every row its
@@ -62,14 +67,16 @@ class MoEModel:
         *,
         route: RoutePlan | None = None,
         first_layer: int | None = None,
+        dense: bool = False,
     ) -> Iterator[None]:
         """Context manager for the forward passes of one batch. On leaving, also by an exception, everything is as
         before.
 
         `live_RS` is as for `next_pass`; `route` says what routing may use (None: no mask). `first_layer` is the MoE
-        layer from which autograd runs (None: no gradients), the same on all ranks; no activations are kept below it. On
-        entering, no expert has a gradient buffer; buffers made inside are freed on leaving. Batches may be nested;
-        nothing of the outer one is in effect inside the inner one.
+        layer from which autograd runs (None: no gradients), the same on all ranks; no activations are kept below it.
+        With `dense`, the weights in `dense` get gradients; it goes with `first_layer` 0. On entering, no expert has a
+        gradient buffer; buffers made inside are freed on leaving. Batches may be nested; nothing of the outer one is in
+        effect inside the inner one.
         """
         with ExitStack() as stack:
             stack.enter_context(self.route_mask.restored())
@@ -77,6 +84,8 @@ class MoEModel:
                 stack.enter_context(layer.restored())
                 layer.grads = {}
             train_from(self.layers, len(self.layers) if first_layer is None else first_layer)
+            if dense:
+                stack.enter_context(requiring_gradients(self.dense))
             self.route_mask.set(route)
             self.next_pass(live_RS)
             yield
@@ -94,8 +103,13 @@ class MoEModel:
         self.route_mask.masked_T = None if masked_RS is None else masked_RS.reshape(-1)
 
     def keep_originals(self, chosen_LE: torch.Tensor) -> None:
-        """Keep a copy of these experts, bool [L, E], with their present weights; call it before they are trained."""
-        self.originals = Originals(self.layers, chosen_LE)
+        """Keep a copy of these experts, bool [L, E], and of the weights in `dense`; call it before they are trained."""
+        self.originals = Originals(self.layers, chosen_LE, self.dense)
+
+    def train_dense(self, names: Iterable[str]) -> None:
+        """Prepare these dense weights for training; call it before an engine is built around the module."""
+        assert not self.dense
+        self.dense = take_dense(self.module, names, self.router_names)
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass; `batch` still decides where autograd starts."""
@@ -169,5 +183,5 @@ def _assemble(
     torch.nn.Module.to(module, comm.device).eval()
     tap = RoutingTap(layers, shape.num_experts)
     route_mask = RouteMask(layers, shape.top_k, comm.device)
-    rows_alone = must_be_alone(module)
-    return MoEModel(module, shape, expert_layers, tap, route_mask, placement, num_parameters, rows_alone)
+    rows_alone, routers = must_be_alone(module), tuple(layer.router_name for layer in layers)
+    return MoEModel(module, shape, expert_layers, tap, route_mask, placement, num_parameters, rows_alone, routers)

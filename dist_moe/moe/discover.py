@@ -55,6 +55,8 @@ class MoELayer:
     """Child of the block that has the router's weight and applies it in its forward."""
     router_shape: tuple[int, ...]
     """Shape of the router's weight: E rows, or a few more."""
+    router_name: str
+    """Name of that weight in the model."""
     num_null_experts: int
     """Number of experts without weights, which have numbers from E on. A checkpoint may have unused tensors for
     them."""
@@ -88,13 +90,15 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
     for index, name in enumerate(names):
         if getattr(modules[name], "has_post_expert_norm", False):
             raise UserError(f"{name}: model type '{family}' is not supported: it normalises each expert's output")
-        block, experts = modules[name.rpartition(".")[0]], modules[name]
+        block_name = name.rpartition(".")[0]
+        block, experts = modules[block_name], modules[name]
         num_experts = experts.get_parameter("down_proj").shape[0]
         if num_experts < 1:
             raise UserError(f"{name}: config.json says that a layer has {num_experts} experts, expected at least 1")
         num_null = getattr(experts, "num_null_experts", 0)
-        router, shape = _router(block, num_experts, num_experts + max(num_null, EXTRA_ROUTER_ROWS), name)
-        layers.append(MoELayer(index, name, block, experts, num_experts, router, shape, num_null))
+        router, shape, key = _router(block, num_experts, num_experts + max(num_null, EXTRA_ROUTER_ROWS), name)
+        router_name = f"{block_name}.{key}"
+        layers.append(MoELayer(index, name, block, experts, num_experts, router, shape, router_name, num_null))
     return tuple(layers)
 
 
@@ -119,9 +123,9 @@ def require_routers(model: PreTrainedModel, why: str = UNMASKABLE) -> None:
         raise UserError(f"{hashed[0]}: model type '{model.config.model_type}' has hash-routed layers, which {why}")
 
 
-def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """Module and weight shape of the router: the narrowest matrix beside the experts that has a row for each of them
-    and a router's name."""
+def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tuple[nn.Module, tuple[int, ...], str]:
+    """Module of the router, and its weight's shape and name in the block: the narrowest matrix beside the experts that
+    has a row for each of them and a router's name."""
     found = [
         (tuple(parameter.shape), key)
         for key, parameter in block.named_parameters()
@@ -135,7 +139,7 @@ def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tup
         raise UserError(f"{name}: no router found: expected a weight of {num_experts} rows beside the experts")
     shape, key = min(found)
     child, dot, _ = key.partition(".")
-    return block.get_submodule(child) if dot else block, shape
+    return block.get_submodule(child) if dot else block, shape, key
 
 
 def _top_k(config: PreTrainedConfig) -> int:

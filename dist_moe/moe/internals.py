@@ -180,6 +180,17 @@ class WeightConversion:
         tensors: dict[str, torch.Tensor] = revert_weight_conversion(self.model, weights)
         return {self._stored_name(name): tensor for name, tensor in tensors.items()}
 
+    def dense_to_checkpoint(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Convert dense weights by model names to the checkpoint's tensors; one that is tied to them is among these."""
+        tied: dict[str, str] = self.model.all_tied_weights_keys
+        others = {target: weights[source] for target, source in tied.items() if source in weights}
+        tensors = self.to_checkpoint({**others, **weights})
+        found = {name: tensor for name, tensor in tensors.items() if name in self._names}
+        missing = weights.keys() - {part for n in found for t in [self.target_of[n]] for part in self.split.get(t, [t])}
+        missing -= {source for target, source in tied.items() if any(self.target_of[n] == target for n in found)}
+        assert not missing, f"{min(missing)} is in no tensor of the checkpoint"
+        return found
+
     def _stored_name(self, name: str) -> str:
         """The name with the checkpoint's use of the base model's prefix, which only loading adds or removes."""
         prefix = f"{self.model.base_model_prefix}."

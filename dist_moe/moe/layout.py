@@ -36,6 +36,7 @@ def hub_layout(path: Path) -> HubLayout:
     refuse_misfits(model, layers, path, stored, conversion)
     tensors = tensors_of_experts(layers, stored, conversion)
     of_experts = {name: found for name, found in tensors.items() if (found.expert or 0) < shape.num_experts}
+    routers = {layer.router_name for layer in layers}
     return HubLayout(
         path=path,
         stored=stored,
@@ -50,6 +51,8 @@ def hub_layout(path: Path) -> HubLayout:
         weight_of={name: conversion.target_of[name] for name in conversion.unchanged},
         parts=parts_of(model, layers),
         tied={one: other for pair in model.all_tied_weights_keys.items() for one, other in (pair, pair[::-1])},
+        routers=frozenset(name for name, target in conversion.target_of.items() if target in routers),
+        dense_to_hub=conversion.dense_to_checkpoint,
     )
 
 

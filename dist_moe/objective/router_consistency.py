@@ -31,8 +31,8 @@ class RouterConsistency(ContrastTerm):
     """Weight of the KL divergence KL(safe || unsafe), in nats, between mean router distributions, averaged over MoE
     layers. A layer's router distribution for a token is the softmax over everything that its router scores,
     without a mask; its mean is taken over all tokens (prompts and responses, no padding) of the batch's safe and
-    of its unsafe rows. 0: off. Routers are frozen, so the term acts on trained experts, through the routing of
-    the layers above them. A step takes one more forward pass without gradients."""
+    of its unsafe rows. 0: off. With frozen routers (train.trains), the term acts on trained experts,
+    through the routing of the layers above them. A step takes one more forward pass without gradients."""
 
     def values(self, inputs: Inputs) -> Sequence[Tensor]:
         return [logits_mW.float().softmax(-1) for logits_mW in inputs.router_logits_mW]

@@ -24,8 +24,9 @@ class RouterDrift(TokenTerm):
     weight: NonNegative = 0.0
     """Weight of the KL divergence KL(base || model), in nats, between the router distributions of the base model and
     of the model, averaged over tokens and MoE layers. A layer's router distribution for a token is the softmax
-    over everything that its router scores, without a mask. 0: off. Routers are frozen, so the term limits how far
-    trained experts change the routing of the layers above them. It takes the same memory and time as kl_to_base."""
+    over everything that its router scores, without a mask. 0: off. With frozen routers (train.trains), the term
+    limits how far trained experts change the routing of the layers above them. It takes the same memory and time as
+    kl_to_base."""
     rows: Literal["all", "safe", "unsafe"] = "all"
     """Rows of a batch over whose tokens, of prompts and responses, the term is averaged: all, the safe or the unsafe
     ones."""

@@ -20,6 +20,29 @@ ROUTE_LIMIT = (
     'Mode "route" trained each batch with routing restricted to that batch\'s experts. Inference has no such mask, so '
     "the model is used in a state that it was not trained in."
 )
+WHAT = {
+    "experts": "repaired experts",
+    "routers": "trained routers",
+    "experts_and_routers": "repaired experts and routers",
+    "experts_and_dense": "trained experts and dense weights",
+}
+"""What a model is said to have, by what was trained."""
+TRAINED = {
+    "experts": "in each batch of them only the experts that a rule selects were trained. Every other weight, the "
+    "configuration and the tokenizer are the base's, bit for bit.",
+    "routers": "on these only the routers were trained, the weights that score the experts. Every other weight, the "
+    "configuration and the tokenizer are the base's, bit for bit.",
+    "experts_and_routers": "in each batch of them only the experts that a rule selects, and the routers, were trained. "
+    "Every other weight, the configuration and the tokenizer are the base's, bit for bit.",
+    "experts_and_dense": "in each batch of them the experts that a rule selects, and all weights that are no expert's, "
+    "were trained. The configuration and the tokenizer are the base's, bit for bit.",
+}
+BASELINES = {
+    "routers": "**This is a baseline.** Only its routers were trained, and no expert: it is there to be compared with "
+    "a model whose experts were.",
+    "experts_and_dense": "**This is a baseline.** All of its dense weights were trained, as in full fine-tuning: it "
+    "is there to be compared with a model in which only experts were.",
+}
 CONTROL = (
     "**This is a control.** Its experts were not chosen because unsafe prompts use them: it is there to be compared "
     "with a model whose experts were, and is no repaired model."
@@ -36,7 +59,11 @@ def model_card(facts: Facts, base: Path) -> str:
     """The card as Markdown; the front matter is that of the base's card."""
     name = facts.model_name
     is_control = any(masks.rule.is_control for masks in (facts, *facts.mask_revisions))
-    share = 100 * facts.num_union_parameters / facts.num_parameters
+    experts, dense = (
+        f"{100 * number / facts.num_parameters:.2f} % of all parameters"
+        for number in (facts.num_union_parameters, facts.num_dense_parameters)
+    )
+    standing = BASELINES.get(facts.trains, CONTROL if is_control else "")
     has_card = (base / CARD).is_file()
     origin = (
         f"The base's own card, with its license, is [{BASE_CARD}]({BASE_CARD})."
@@ -50,20 +77,21 @@ def model_card(facts: Facts, base: Path) -> str:
         *_masks(facts, ""),
         *(row for later in facts.mask_revisions for row in _masks(later, f" after step {later.after_step}")),
         ("Mode", f"route, fill {facts.fill}, scope {facts.scope}" if facts.mode == "route" else facts.mode),
+        *([("Trained", " ".join([facts.trains, *facts.rounds]))] if facts.trains != "experts" else ()),
         ("Steps", facts.num_steps),
-        ("Experts open to training", f"{len(facts.union)}, {share:.2f} % of all parameters"),
+        ("Experts open to training", f"{len(facts.union)}, {experts}"),
         ("Experts changed", facts.num_trained_experts if facts.alpha else 0),
+        *(_dense(facts, dense) if facts.trains != "experts" else ()),
         *_share_of_change(facts.alpha),
         ("Made with", f"dist_moe {facts.dist_moe_version}"),
     ]
     lines = [
-        f"# {name} with {'experts trained as a control' if is_control else 'repaired experts'}",
+        f"# {name} with {'experts trained as a control' if standing == CONTROL else WHAT[facts.trains]}",
         "",
-        f"This model is derived from {name}. Routing was measured on safe and unsafe prompts, and in each batch of "
-        "them only the experts that a rule selects were trained. Every other weight, the configuration and the "
-        f"tokenizer are the base's, bit for bit. {origin}",
+        f"This model is derived from {name}. Routing was measured on safe and unsafe prompts, and "
+        f"{TRAINED[facts.trains]} {origin}",
         "",
-        *((CONTROL, "") if is_control else ()),
+        *((standing, "") if standing else ()),
         *_table(("", ""), table),
         "",
         *_before_after(facts.evaluation),
@@ -75,6 +103,11 @@ def model_card(facts: Facts, base: Path) -> str:
     # the base's card is copied as bytes; of its front matter here, what is no UTF-8 is shown as such
     of_base = (base / CARD).read_text(encoding="utf-8-sig", errors="replace") if has_card else ""
     return _front_matter(of_base) + "\n".join(lines)
+
+
+def _dense(facts: Facts, share: str) -> list[tuple[str, object]]:
+    changed = facts.num_dense_tensors if facts.alpha else 0
+    return [("Dense weights open to training", share), ("Dense tensors changed", changed)]
 
 
 def _share_of_change(alpha: float) -> list[tuple[str, object]]:

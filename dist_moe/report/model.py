@@ -28,4 +28,5 @@ def forward_passes(model: MoEModel) -> Iterator[str]:
         yield f"One row a forward pass: in a padded row the sparse attention of '{family}' chooses other tokens"
     if model.originals is not None:
         megabytes = 1e-6 * model.originals.num_bytes
-        yield f"Base model: frozen copies of the union's experts, {megabytes:,.1f} MB on this rank"
+        also = " and of the trained dense weights" if model.dense else ""
+        yield f"Base model: frozen copies of the union's experts{also}, {megabytes:,.1f} MB on this rank"

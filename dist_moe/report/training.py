@@ -24,6 +24,10 @@ def before_training(
     share = 100 * plan.num_trainable / plan.num_parameters
     yield f"Total unique unsafe experts (union): {plan.num_experts}"
     yield f"Trainable: {plan.num_trainable:,} / {plan.num_parameters:,} ({share:.2f} %)"
+    if plan.num_dense_parameters:
+        turns = f", in turns: {' '.join(config.train.rounds)}" if config.train.rounds else ""
+        dense = f"{len(model.dense)} dense weights of {plan.num_dense_parameters:,} parameters"
+        yield f"Trains {config.train.trains}: also {dense}{turns}" if plan.num_experts else f"Trains {dense} only"
     numbers = np.array([batch.num_unsafe_experts for batch in masks.first.batches])
     yield f"Unsafe experts per batch: Min {numbers.min()}, Max {numbers.max()}, Mean {numbers.mean():.1f}"
     for end, old, new in zip(masks.ends, masks.stores, masks.stores[1:], strict=False):

@@ -18,6 +18,8 @@ def verification_lines(seen: Verification) -> Iterator[str]:
         f"Changed: {len(seen.changed_tensors)} tensors, {len(seen.changed_experts)} experts; "
         f"the union has {seen.num_union} of {seen.num_experts} experts"
     )
+    if seen.num_dense:
+        yield f"Dense tensors changed: {len(seen.changed_dense)} of {seen.num_dense} that may be"
     for _, experts in groupby(sorted(seen.changed_experts), lambda expert: expert[0]):  # a line for each layer
         yield "  " + " ".join(expert_name(*expert) for expert in experts)
     if seen.unread:
@@ -27,6 +29,8 @@ def verification_lines(seen: Verification) -> Iterator[str]:
     if len(seen.violations) > SHOWN_VIOLATIONS:
         yield f"... and {len(seen.violations) - SHOWN_VIOLATIONS} more"
     if seen.holds:
-        yield "Verified: every bit outside the union's experts is the base's"
+        also = " and these dense tensors" if seen.num_dense else ""
+        yield f"Verified: every bit outside the union's experts{also} is the base's"
     else:
-        yield f"NOT verified: {len(seen.violations)} differences outside the union"
+        also = " and the dense tensors that may differ" if seen.num_dense else ""
+        yield f"NOT verified: {len(seen.violations)} differences outside the union{also}"

@@ -1,4 +1,4 @@
-"""The audit (`train.audit`): verifies by checksums that a step has changed nothing outside the batch's mask.
+"""The audit (`train.audit`): verifies by checksums that a step has changed nothing outside of what it trains.
 
 The monitor checks what a step is about to do; the audit checks what it has done. So it finds what the monitor cannot
 see: an optimizer that changes more than it should, a kernel that writes elsewhere, a weight changed in place. A digest
@@ -19,6 +19,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.stats.names import expert_name
 from dist_moe.training.engine import Engine
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.rounds import Trained
 
 CHUNK = 1 << 18
 """Number of factors, eight bytes each; longer tensors are processed in parts."""
@@ -34,17 +35,19 @@ class StepAudit:
         self._factors: dict[torch.device, torch.Tensor] = {}
 
     def digests(self) -> dict[Place, int]:
-        """Digests of everything on this rank: weights and optimizer state of all experts, and dense weights."""
+        """Digests of everything on this rank: weights of all experts, dense weights, and optimizer state."""
         places = dict(self._places())
         digests = [self._digest(tensor).to(self.comm.device) for tensor in places.values()]
         return dict(zip(places, torch.stack(digests).tolist(), strict=True))
 
-    def compare(self, before: dict[Place, int], mask_LE: np.ndarray) -> None:
-        """Assert, on all ranks alike, that nothing outside the batch's mask differs from `before`."""
+    def compare(self, before: dict[Place, int], mask_LE: np.ndarray, trained: Trained) -> None:
+        """Assert, on all ranks alike, that nothing differs from `before` but what the step may train: the experts of
+        the batch's mask, and dense weights."""
+        moving = {name for name, _ in self._moving_dense()} if trained.dense else set()
         changed = [
             f"rank {self.comm.rank}: a step has changed {f'{expert_name(*key)}, {what}' if key else what}"
             for (key, what), digest in self.digests().items()
-            if digest != before[key, what] and not (key and mask_LE[key])
+            if digest != before[key, what] and not (trained.experts and mask_LE[key] if key else what in moving)
         ]
         for lines in self.comm.gather(changed[:1]):
             assert not lines, f"{lines[0]}, which is outside the batch's mask"
@@ -56,9 +59,19 @@ class StepAudit:
         for key, state in self.optimizer.expert_state.items():
             yield from (((key, f"optimizer state {field.name}"), getattr(state, field.name)) for field in fields(state))
         yield from (((None, name), tensor) for name, tensor in self.engine.dense())
+        yield from (((None, name), tensor) for name, tensor in self._moving_dense())
         if self.model.originals is not None:
             for key, name, row in self.model.originals.weights():
                 yield (None, f"the original {expert_name(*key)}, {name}"), row
+            yield from (((None, f"the original {name}"), copy) for name, copy in self.model.originals.dense())
+
+    def _moving_dense(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The dense weights that some step may train, and their optimizer state."""
+        yield from self.model.dense.items()
+        for name, state in self.optimizer.dense.state.items():
+            yield from (
+                (f"{name}, optimizer state {field.name}", getattr(state, field.name)) for field in fields(state)
+            )
 
     @torch.no_grad()
     def _digest(self, tensor: torch.Tensor) -> torch.Tensor:

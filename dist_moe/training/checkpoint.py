@@ -2,6 +2,7 @@
 
     checkpoints/step-00000040/index.json                   facts, layout, state, schedule; each file's digest, experts
     checkpoints/step-00000040/experts-<rank>.safetensors   <layer>.<expert>.<master | exp_avg | exp_avg_sq | step>
+    checkpoints/step-00000040/dense.safetensors            <name>.<master | exp_avg | exp_avg_sq | step>, if trained
 
 Every rank writes the experts it owns, so nothing is gathered, and any layout of ranks can read them. An expert that has
 left the union is stored with its weights, no moments and 0 steps. Experts that were never updated equal the base and
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import torch
 from annotated_types import Ge
 from pydantic import ConfigDict
 from torch.optim.lr_scheduler import LRScheduler
@@ -31,9 +33,20 @@ from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.parallel.shared_files import SharedDirectory
-from dist_moe.training.optimizer import ExpertState, SelectiveAdamW
+from dist_moe.training.adam import AdamState
+from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.state import TrainState
-from dist_moe.weights.parts import INDEX, Part, TensorFacts, check_parts, read_part, write_part
+from dist_moe.weights.parts import (
+    INDEX,
+    DensePart,
+    Part,
+    TensorFacts,
+    check_parts,
+    read_dense,
+    read_part,
+    write_dense,
+    write_part,
+)
 
 FORMAT, VERSION = "dist_moe checkpoint", 4
 OTHER_VERSION = (
@@ -74,6 +87,10 @@ class OwnedPart(Part):
     """Memory of that optimizer state."""
 
 
+Parts = tuple[OwnedPart, DensePart | None]
+"""What one rank has written."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
     """Contents of index.json."""
@@ -91,6 +108,8 @@ class Index:
     """Names and shapes of the tensors of each expert."""
     files: dict[str, OwnedPart]
     """The files, in rank order."""
+    dense: DensePart | None = None
+    """The file of the dense weights; None: none was trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,45 +162,47 @@ class UnfinishedCheckpoint:
             files={},
         )
         self._num_owned, self._state_bytes = len(optimizer.expert_state), optimizer.state_bytes
-        self._experts = {
-            key: {field.name: getattr(state, field.name).to("cpu", copy=copy) for field in fields(ExpertState)}
-            for key in optimizer.changed
-            for state in [optimizer.state_of(key)]
+        self._experts = {key: _on_cpu(optimizer.state_of(key), copy=copy) for key in optimizer.changed}
+        self._dense = {
+            f"{name}.{field}": tensor
+            for name in (optimizer.dense.changed if comm.rank == 0 else ())
+            for field, tensor in _on_cpu(optimizer.dense.state[name], copy=copy).items()
         }
         self._directory = SharedDirectory(root / f"step-{state.step:08}", comm)
 
-    def write(self) -> OwnedPart:
-        """Write this rank's file; it is on disk when this returns.
+    def write(self) -> Parts:
+        """Write this rank's file, and on the first rank that of the dense weights; they are on disk when this returns.
 
         Raises:
             UserError: the storage cannot be written.
         """
         path = self._directory.partial / self._file(self._comm.rank)
         with writing(path):
-            return OwnedPart(
+            mine = OwnedPart(
                 **asdict(write_part(path, self._experts)),
                 experts=[*self._experts],
                 num_owned=self._num_owned,
                 state_bytes=self._state_bytes,
             )
+            return mine, write_dense(self._directory.partial, self._dense)
 
-    def publish(self, part: Callable[[], OwnedPart], *, keep: int) -> Path:
-        """Give the directory its name; `part` is what this rank's `write` returned. Then delete all but the last `keep`
-        checkpoints.
+    def publish(self, parts: Callable[[], Parts], *, keep: int) -> Path:
+        """Give the directory its name; `parts` gives what this rank's `write` returned. Then delete all but the last
+        `keep` checkpoints.
 
         Raises:
             UserError: on all ranks: one of them has failed to write.
         """
         path, partial = self._directory.final, self._directory.partial
         with together(self._comm):
-            mine = part()
+            mine, dense = parts()
         state = next(iter(self._experts.values()), {})
         found = self._comm.gather((mine, {name: TensorFacts.of(tensor) for name, tensor in state.items()}))
         files = {self._file(rank): part for rank, (part, _) in enumerate(found)}
         tensors = next((tensors for _, tensors in found if tensors), {})
         with together(self._comm), writing(path):
             if self._comm.rank == 0:
-                index = replace(self._index, tensors=tensors, files=files)
+                index = replace(self._index, tensors=tensors, files=files, dense=dense)
                 write_sealed(partial / INDEX, FORMAT, VERSION, asdict(index))
         self._directory.publish()
         with together(self._comm), writing(path.parent):
@@ -193,6 +214,10 @@ class UnfinishedCheckpoint:
     @staticmethod
     def _file(rank: int) -> str:
         return f"experts-{rank:05d}.safetensors"
+
+
+def _on_cpu(state: AdamState, *, copy: bool) -> dict[str, torch.Tensor]:
+    return {field.name: getattr(state, field.name).to("cpu", copy=copy) for field in fields(AdamState)}
 
 
 def last_checkpoint(root: Path, facts: dict[str, Any]) -> Checkpoint | None:
@@ -237,6 +262,14 @@ def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule:
             for key, tensors in read_part(checkpoint.path, name, part, checkpoint.index.tensors):
                 if key in held:
                     optimizer.restore(key, tensors)
+    fields_of: dict[str, dict[str, torch.Tensor]] = {}
+    for tensor, value in read_dense(checkpoint.path, checkpoint.index.dense).items():
+        name, _, field = tensor.rpartition(".")
+        fields_of.setdefault(name, {})[field] = value
+    for name, tensors in fields_of.items():
+        if name not in optimizer.dense.state:
+            raise UserError(f"{checkpoint.path / INDEX}: {shown(name)} is not trained by this run: restore it")
+        optimizer.dense.restore(name, tensors)
     schedule.load_state_dict(checkpoint.index.schedule)
     for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = lr
@@ -255,8 +288,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     advice = "the checkpoint is damaged"
     index, _ = read_sealed(path / INDEX, FORMAT, VERSION, Index, advice, OTHER_VERSION)
-    check_parts(path, index.files, index.tensors, advice)
-    names = {field.name for field in fields(ExpertState)}
+    check_parts(path, index.files, index.tensors, advice, index.dense)
+    names = {field.name for field in fields(AdamState)}
     if index.tensors and index.tensors.keys() != names:
         raise UserError(f"{path / INDEX}: tensors {sorted(index.tensors)}, expected {sorted(names)}: {advice}")
+    for tensor in index.dense.tensors if index.dense else ():
+        if tensor.rpartition(".")[2] not in names:
+            raise UserError(f"{path / INDEX}: {shown(tensor)} is no optimizer state: {advice}")
     return Checkpoint(path, index)

@@ -9,6 +9,7 @@ from pathlib import Path
 from dist_moe.errors import UserError
 from dist_moe.files import write_bytes_atomic
 from dist_moe.training.revisions import MaskRevisions
+from dist_moe.training.rounds import Rounds
 from dist_moe.training.schedule import Schedule
 from dist_moe.training.state import Done, TrainState
 
@@ -24,8 +25,10 @@ def keep_lines(metrics: Path, num_steps: int) -> None:
     write_bytes_atomic(metrics, b"".join(lines))
 
 
-def check_ledger(metrics: Path, schedule: Schedule, masks: MaskRevisions, first: TrainState, last: TrainState) -> None:
-    """Verify from metrics.jsonl that every batch was trained when it should be, and under its mask.
+def check_ledger(
+    metrics: Path, schedule: Schedule, masks: MaskRevisions, rounds: Rounds, first: TrainState, last: TrainState
+) -> None:
+    """Verify from metrics.jsonl that every batch was trained when it should be, under its mask, and what of it.
 
     Replays the schedule from the state `first` with what the lines say; it must reach `last`, the final state of the
     run.
@@ -41,8 +44,9 @@ def check_ledger(metrics: Path, schedule: Schedule, masks: MaskRevisions, first:
         if planned is None:
             raise _proves_nothing(metrics)
         in_force = masks.at(planned.step)
-        expected = (planned.step, masks.first.batch_ids[planned.batch], in_force.number)
-        if tuple(line.get(key) for key in ("step", "batch_id", "mask_revision")) != expected:
+        trains = rounds.name_at(planned.step)
+        expected = (planned.step, masks.first.batch_ids[planned.batch], in_force.number, trains)
+        if tuple(line.get(key) for key in ("step", "batch_id", "mask_revision", "trains")) != expected:
             raise _proves_nothing(metrics)
         done = Done(*(line.get(key, 0) for key in ("num_tokens", "num_loss_tokens", "num_rows")))
         state = state.after(planned.step, planned.position, in_force, done)

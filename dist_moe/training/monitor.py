@@ -4,7 +4,8 @@ What is allowed follows from the batch's row in the mask store and from the trai
 step was given. After the last backward pass, and before the optimizer's step, it is compared with
 
 - the experts that are about to be updated, each on exactly one rank, and their gradient buffers: each must be part of
-  the optimizer's row of the same expert;
+  the optimizer's row of the same expert; none in a step that trains no experts;
+- the dense weights that have gradients: those that the step trains, and the model computes with the optimizer's;
 - the mask that each layer's router applied to each token: the batch's own on the rows that `scope` names, with as
   many additional experts per token as `fill` allows; none on other rows or in mode `update`; with `fill: natural`, on
   those of the tokens that are sent to an expert of the batch;
@@ -27,6 +28,7 @@ from torch import nn
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import TokenBatch
 from dist_moe.model.model import MoEModel
+from dist_moe.moe.dense import in_use
 from dist_moe.moe.internals import named_arguments
 from dist_moe.moe.routing import Applied
 from dist_moe.parallel.comm import Comm
@@ -34,6 +36,7 @@ from dist_moe.stats.masks import mask_hash
 from dist_moe.stats.names import expert_name
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promises
+from dist_moe.training.rounds import EXPERTS, Trained
 
 MOST_NAMES = 8
 """Maximum number of experts that a message names."""
@@ -58,10 +61,11 @@ class MaskMonitor:
             layer.module.register_forward_pre_hook(self._at_experts(index), with_kwargs=True)
 
     @contextmanager
-    def during(self, batch_id: str) -> Iterator[None]:
-        """Context manager for the step of one batch; outside, nothing is watched."""
-        self._promise = self.promises(batch_id)
+    def during(self, batch_id: str, trained: Trained = EXPERTS) -> Iterator[None]:
+        """Context manager for the step of one batch, which trains what `trained` says; outside, nothing is watched."""
+        self._promise, self._trained = self.promises(batch_id), trained
         mask_LE = torch.from_numpy(self._promise.mask_LE)
+        self._moving_LE = self._promise.mask_LE & trained.experts
         self._rule = _rule(mask_LE, self.model.shape.top_k, self.settings).to(self.comm.device)
         for counted in (self._sent_LE, self._outside_LE, self._misrouted_L, self._rows_2):
             counted.zero_()
@@ -97,7 +101,7 @@ class MaskMonitor:
         movable_LE = torch.zeros_like(self._sent_LE)
         for key in self.optimizer.owned_active:
             movable_LE[key] += 1
-        mine = list(self._wrong_buffers())
+        mine = [*self._wrong_buffers(), *self._wrong_dense()]
         tables = (movable_LE, self._sent_LE, self._received_LE(), self._outside_LE)
         flags = torch.tensor([len(mine)], device=self.comm.device)
         parts = [*(table.flatten() for table in tables), self._misrouted_L, self._rows_2, flags]
@@ -114,10 +118,11 @@ class MaskMonitor:
         assert not outside.any(), f"tokens were sent to experts outside the batch's mask: {_named(outside)}"
         assert torch.equal(received, sent), f"experts got other tokens than were sent: {_named(received - sent)}"
         assert movable.max() <= 1, f"an expert would be updated on several ranks: {_named(movable > 1)}"
-        differ = movable.bool() != torch.from_numpy(promise.mask_LE)
+        differ = movable.bool() != torch.from_numpy(self._moving_LE)
         assert not differ.any(), f"the experts that would move are not the batch's mask: {_named(differ)}"
         seen_hash = mask_hash(movable.bool().numpy())
-        assert seen_hash == promise.mask_hash, f"mask in force {seen_hash}, but the batch's is {promise.mask_hash}"
+        expected = promise.mask_hash if self._trained.experts else mask_hash(self._moving_LE)
+        assert seen_hash == expected, f"mask in force {seen_hash}, but the batch's is {expected}"
         return seen_hash
 
     def _at_experts(self, index: int) -> Any:
@@ -176,7 +181,7 @@ class MaskMonitor:
         expert."""
         optimizer, rank = self.optimizer, self.comm.rank
         held = {(layer.index, expert) for layer in self.model.layers for expert in layer.local}
-        expected = {key for key in held if self._promise.mask_LE[key]}
+        expected = {key for key in held if self._moving_LE[key]}
         dealt = sorted(expected, key=lambda key: (optimizer.replica_of.get(key, 0), key))
         if optimizer.active != dealt or len(optimizer.grad_AN) != len(dealt):
             yield f"rank {rank}: gradients are kept for {_names(optimizer.active)}, expected {_names(dealt)}"
@@ -188,6 +193,21 @@ class MaskMonitor:
             for key, views in found.items():
                 if key in row_of and not _is_row(views, layer.layout.views(row_of[key])):
                     yield f"rank {rank}: the gradient buffer of {expert_name(*key)} is another expert's"
+
+    def _wrong_dense(self) -> Iterator[str]:
+        """Dense weights that would be updated, or would not be, against what the step trains."""
+        dense, rank = self.optimizer.dense, self.comm.rank
+        expected = [*self.model.dense] if self._trained.dense else []
+        if [*dense.grads] != expected or (self._trained.dense and not expected):
+            yield f"rank {rank}: gradients are kept of {len(dense.grads)} dense weights, expected {len(expected)}"
+        known = {id(weight) for weight in self.model.dense.values()} if self._trained.dense else set()
+        for name, weight in (*self.model.module.named_parameters(), *self.model.dense.items()):
+            if weight.requires_grad != (id(weight) in known):
+                yield f"rank {rank}: {name} has gradients: {weight.requires_grad}, but the step trains {self._trained}"
+        for name in expected:
+            used = in_use(self.model.module, name)
+            if used is not self.model.dense[name] or used is not dense.weights.get(name):
+                yield f"rank {rank}: the model does not compute with the {name} that would be updated"
 
 
 @dataclass(frozen=True, slots=True)

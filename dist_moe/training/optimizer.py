@@ -6,7 +6,9 @@ the rows of the batch's experts, and no other bit. Zeroed gradients would not ac
 decay still change a parameter long after its last gradient.
 
 There are three collectives in a step, whatever the mask: gradients to the owners among the replicas, a table of norms,
-and new weights back to the replicas. With one replica there is only the table.
+and new weights back to the replicas. With one replica there is only the table. Dense weights add one: their gradients.
+
+Some runs train dense weights too (dense.py); they are clipped by the same norm and updated in the same call.
 
 The update itself is torch's own functional AdamW. The class is a `torch.optim.Optimizer`, so that engines and
 learning-rate schedulers accept it. Its one registered parameter is a placeholder, because expert weights are not
@@ -16,25 +18,16 @@ learning-rate schedulers accept it. Its one registered parameter is a placeholde
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
-from torch.optim.adamw import adamw
 
 from dist_moe.errors import UserError
 from dist_moe.moe.bank import ExpertLayer
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import state_replicas
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertState:
-    """One expert's optimizer state: flat vectors of all its weights, 12 bytes per parameter, and the step count."""
-
-    master: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
-    step: torch.Tensor
+from dist_moe.training.adam import AdamState, update
+from dist_moe.training.dense import DenseWeights
 
 
 class SelectiveAdamW(torch.optim.Optimizer):
@@ -56,14 +49,16 @@ class SelectiveAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         max_norm: float = 0.0,
         state_device: torch.device | None = None,
+        dense: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """`mesh`: which ranks have the same experts. `state_device`: where state is kept and updated; None: beside
-        the weights."""
+        the weights. `dense`: dense weights that some steps train, by name."""
         device = mesh.world.device
         placeholder = torch.zeros(1, device=device)
         super().__init__([placeholder], {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.layers, self.mesh, self.max_norm = layers, mesh, max_norm
         self.state_device = state_device or device
+        self.dense = DenseWeights(dense or {}, self.state_device)
         self.replica_of = self._dealt(union_LE)
         self.expert_state = {key: self._new_state(key) for key in self._owned()}
         self.left: set[tuple[int, int]] = set()
@@ -75,9 +70,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self.last_norm = 0.0
         self.num_stepped = 0
 
-    def begin(self, mask_LE: torch.Tensor) -> None:
-        """Make exactly these experts trainable: bool [L, E], the same on all ranks. Call it before the first forward
-        pass."""
+    def begin(self, mask_LE: torch.Tensor, *, dense: bool = False) -> None:
+        """Make exactly these experts trainable, bool [L, E], and the dense weights or not; the same on all ranks. Call
+        it before the first forward pass."""
+        self.dense.begin(dense)
         self.active = sorted((key for key in self.replica_of if mask_LE[key]), key=self.replica_of.__getitem__)
         self.num_active_R = [0] * len(self.num_active_R)
         for key in self.active:
@@ -93,8 +89,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a step has no closure to re-evaluate
-        """Clip by the global norm over the batch's experts on all ranks, update them, and write the new weights to
-        the banks."""
+        """Clip by the global norm over the batch's experts on all ranks, and the dense weights if they are trained;
+        update all of these, and write the new weights to the banks and the model."""
         world, owned = self.mesh.world, self.owned_active
         grads = self.mesh.replicas.reduce_rows(self.grad_AN, self.num_active_R)
         norms_LE = torch.zeros(len(self.layers), len(self.layers[0].key_E), dtype=torch.float64, device=world.device)
@@ -102,19 +98,29 @@ class SelectiveAdamW(torch.optim.Optimizer):
             norms_LE[key] = torch.linalg.vector_norm(grad, dtype=torch.float64)
         # a table, not a scalar: every entry has one owner, so the sum has the same bits for any number of ranks
         norms_LE = world.sum_(norms_LE).cpu()
-        self.last_norm = float(torch.linalg.vector_norm(norms_LE))
+        norms, dense_grads, norms_of_dense = norms_LE, self.dense.summed(world), {}
+        if dense_grads:
+            norms_of_dense = dict(zip(dense_grads, self.dense.norms().cpu(), strict=True))
+            norms = torch.cat([norms_LE.flatten(), torch.stack([*norms_of_dense.values()])])
+        self.last_norm = float(torch.linalg.vector_norm(norms))
         if not math.isfinite(self.last_norm):
             raise UserError(
                 f"gradient norm is {self.last_norm}: this step changed no weight; lower train.lr or train in float32"
             )
         if 0 < self.max_norm < self.last_norm + 1e-6:
             grads *= self.max_norm / (self.last_norm + 1e-6)
+            for grad in dense_grads.values():
+                grad *= self.max_norm / (self.last_norm + 1e-6)
         self.num_stepped = int((norms_LE > 0).sum())
-        stepping = [i for i, key in enumerate(owned) if norms_LE[key] > 0]
-        if stepping:
-            self._update([self.expert_state[owned[i]] for i in stepping], [grads[i] for i in stepping])
-        for i in stepping:
-            self._write(owned[i], self.expert_state[owned[i]].master)
+        stepping = {key: grad for key, grad in zip(owned, grads, strict=True) if norms_LE[key] > 0}
+        of_dense = {name: dense_grads[name] for name, norm in norms_of_dense.items() if norm > 0}
+        states = [self.expert_state[key] for key in stepping] + [self.dense.state[name] for name in of_dense]
+        if states:
+            update(states, [*stepping.values(), *of_dense.values()], self.param_groups[0])
+        for key in stepping:
+            self._write(key, self.expert_state[key].master)
+        for name in of_dense:
+            self.dense.write(name)
         self._share_weights()
 
     @torch.no_grad()
@@ -156,7 +162,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
             master, first, second, step = (
                 part.to(self.state_device, copy=True) for part in row.split([num, num, num, 1])
             )
-            self.expert_state[key] = ExpertState(master, first, second, step[0])
+            self.expert_state[key] = AdamState(master, first, second, step[0])
 
     @property
     def changed(self) -> list[tuple[int, int]]:
@@ -166,16 +172,15 @@ class SelectiveAdamW(torch.optim.Optimizer):
         mine = [key for key, replica in dealt if replica == self.mesh.replicas.rank]
         return [key for key, state in self.expert_state.items() if state.step > 0 or key in self.left] + mine
 
-    def state_of(self, key: tuple[int, int]) -> ExpertState:
+    def state_of(self, key: tuple[int, int]) -> AdamState:
         """An expert's state; without moments and steps if it has left the union, or is back and was not updated
         since."""
         return self.expert_state.get(key) or self._new_state(key)
 
     @property
     def state_bytes(self) -> int:
-        """Memory of this rank's master weights and moments: 12 bytes per parameter of the experts that it owns."""
-        states = self.expert_state.values()
-        return sum(tensor.nbytes for state in states for tensor in (state.master, state.exp_avg, state.exp_avg_sq))
+        """Memory of this rank's master weights and moments: 12 bytes per parameter of what it owns."""
+        return sum(state.num_bytes for state in (*self.expert_state.values(), *self.dense.state.values()))
 
     @property
     def owned_active(self) -> list[tuple[int, int]]:
@@ -184,7 +189,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def restore(self, key: tuple[int, int], tensors: dict[str, torch.Tensor]) -> None:
-        """Restore the saved state of an expert of this rank: one tensor for each field of `ExpertState`.
+        """Restore the saved state of an expert of this rank: one tensor for each field of `AdamState`.
 
         A rank that holds the expert without owning its state takes the weights only.
         """
@@ -203,11 +208,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
     def _owned(self) -> list[tuple[int, int]]:
         return [key for key, replica in self.replica_of.items() if replica == self.mesh.replicas.rank]
 
-    def _new_state(self, key: tuple[int, int]) -> ExpertState:
-        """State of an expert that was not updated yet: its weights, and no moments."""
-        master = self._flat_weights(key).to(self.state_device, torch.float32, copy=True)
-        zeros = torch.zeros_like(master)
-        return ExpertState(master, zeros, zeros.clone(), torch.zeros((), device=master.device))
+    def _new_state(self, key: tuple[int, int]) -> AdamState:
+        return AdamState.new(self._flat_weights(key), self.state_device)
 
     def _share_weights(self) -> None:
         """Send updated weights from their owners to the other replicas, in the bank's data type, so that all have
@@ -230,25 +232,6 @@ class SelectiveAdamW(torch.optim.Optimizer):
         new = layer.layout.views(flat)
         for name, row in layer.row(expert).items():
             row.copy_(new[name])
-
-    def _update(self, states: list[ExpertState], grads: list[torch.Tensor]) -> None:
-        group = self.param_groups[0]
-        adamw(
-            [s.master for s in states],
-            [grad.to(s.master.device) for grad, s in zip(grads, states, strict=True)],
-            [s.exp_avg for s in states],
-            [s.exp_avg_sq for s in states],
-            [],
-            [s.step for s in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Does nothing: `begin` makes the gradient buffer of a batch."""

@@ -1,7 +1,8 @@
-"""Writes a run's trained experts from the banks of all ranks to files, and loads them."""
+"""Writes what a run has trained to files, experts from the banks of all ranks and dense weights, and loads it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.optimizer import SelectiveAdamW
-from dist_moe.weights.parts import TensorFacts
+from dist_moe.weights.parts import TensorFacts, write_dense
 from dist_moe.weights.trained import TrainedExperts, save_index, save_part
 
 
 def save_experts(
     path: Path, layers: tuple[ExpertLayer, ...], optimizer: SelectiveAdamW, comm: Comm, facts: dict[str, Any]
 ) -> int:
-    """Write the trained experts, all ranks together; returns their number. `facts` are stored in the index."""
+    """Write the trained experts and dense weights, all ranks together; returns the number of experts. `facts` are
+    stored in the index."""
     directory = SharedDirectory(path, comm)
     rows = {(layer, expert): layers[layer].row(expert) for layer, expert in optimizer.changed}
     with together(comm), writing(path):
@@ -28,9 +30,15 @@ def save_experts(
     parts = {name: part for found in comm.gather(part) for name, part in found.items()}
     with together(comm), writing(path):
         if comm.rank == 0:
-            save_index(directory.partial, parts, expert_tensors(layers), facts)
+            dense = write_dense(directory.partial, _changed_dense(optimizer))
+            save_index(directory.partial, parts, expert_tensors(layers), facts, dense)
     directory.publish()
     return sum(len(part.experts) for part in parts.values())
+
+
+def _changed_dense(optimizer: SelectiveAdamW) -> dict[str, torch.Tensor]:
+    weights = {name: optimizer.dense.weights[name].detach() for name in optimizer.dense.changed}
+    return {name: weight.cpu().contiguous().clone() for name, weight in weights.items()}
 
 
 def expert_tensors(layers: tuple[ExpertLayer, ...]) -> dict[str, TensorFacts]:
@@ -54,3 +62,10 @@ def load_experts(trained: TrainedExperts, layers: tuple[ExpertLayer, ...]) -> No
         if expert in layers[layer].local:
             for name, row in layers[layer].row(expert).items():
                 row.copy_(weights[name])
+
+
+@torch.no_grad()
+def load_dense(trained: TrainedExperts, weights: Mapping[str, torch.Tensor]) -> None:
+    """Replace dense weights, given by name, by a run's trained ones."""
+    for name, weight in trained.dense_weights().items():
+        weights[name].copy_(weight)

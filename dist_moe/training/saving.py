@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dist_moe.files import hash_first_lines
 from dist_moe.parallel.comm import Comm
-from dist_moe.training.checkpoint import Layout, OwnedPart, UnfinishedCheckpoint
+from dist_moe.training.checkpoint import Layout, Parts, UnfinishedCheckpoint
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.state import TrainState
 
@@ -30,7 +30,7 @@ class CheckpointSaver:
     asynchronous: bool
     metrics: Path | None = None
     """metrics.jsonl, written by rank 0; a checkpoint contains the digest of its lines."""
-    _in_flight: tuple[UnfinishedCheckpoint, Future[OwnedPart]] | None = field(default=None, init=False)
+    _in_flight: tuple[UnfinishedCheckpoint, Future[Parts]] | None = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"), init=False)
 
     def save(self, state: TrainState) -> None:
@@ -66,5 +66,5 @@ class CheckpointSaver:
             UserError: on all ranks: one of them has failed to write.
         """
         if self._in_flight is not None:
-            (begun, part), self._in_flight = self._in_flight, None
-            begun.publish(part.result, keep=self.keep)
+            (begun, parts), self._in_flight = self._in_flight, None
+            begun.publish(parts.result, keep=self.keep)

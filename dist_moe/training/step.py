@@ -22,6 +22,7 @@ from dist_moe.training.objective import Contrast, Numbers, Objective, TermResult
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.passes import Passes, next_pass
 from dist_moe.training.promise import Promises
+from dist_moe.training.rounds import EXPERTS, Trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +66,27 @@ class MaskedStep:
         self.promises = self.monitor.promises = promises
 
     def audited(
-        self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch], weight: float = 1.0
+        self,
+        batch_id: str,
+        mask_LE: torch.Tensor,
+        micro_batches: Sequence[TokenBatch],
+        weight: float = 1.0,
+        trained: Trained = EXPERTS,
     ) -> StepResult:
-        """Do a step, and raise an `AssertionError` on all ranks if it has changed a bit outside the batch's mask."""
+        """Do a step, and raise an `AssertionError` on all ranks if it has changed a bit outside the batch's mask, or of
+        what it does not train."""
         before = self.audit.digests()
-        result = self(batch_id, mask_LE, micro_batches, weight)
-        self.audit.compare(before, self.promises(batch_id).mask_LE)
+        result = self(batch_id, mask_LE, micro_batches, weight, trained)
+        self.audit.compare(before, self.promises(batch_id).mask_LE, trained)
         return result
 
     def __call__(
-        self, batch_id: str, mask_LE: torch.Tensor, micro_batches: Sequence[TokenBatch], weight: float = 1.0
+        self,
+        batch_id: str,
+        mask_LE: torch.Tensor,
+        micro_batches: Sequence[TokenBatch],
+        weight: float = 1.0,
+        trained: Trained = EXPERTS,
     ) -> StepResult:
         """Do one step.
 
@@ -83,18 +95,22 @@ class MaskedStep:
             mask_LE: bool [L, E], on the CPU.
             micro_batches: this rank's rows; the same number of micro-batches on all ranks.
             weight: multiplies the loss that is trained, not the one that is reported; 1 changes no bit.
+            trained: whether the mask's experts are trained, and whether dense weights are.
 
         Raises:
             AssertionError: on all ranks: the step is not as `promises` say; no weight has changed.
         """
         plan = route_plan(self.settings, mask_LE)
-        trained = torch.nonzero(mask_LE.any(1)).flatten().tolist()
-        first_layer = trained[0] if trained else None
+        moving_LE = mask_LE if trained.experts else torch.zeros_like(mask_LE)
+        first_layer = _first_layer(moving_LE, trained)
         numbers = _count_tokens(micro_batches, self.comm)
         sums = torch.zeros(len(self.objective.terms), dtype=torch.float64, device=self.comm.device)
-        with self.model.batch(route=plan, first_layer=first_layer), self.monitor.during(batch_id):
+        with (
+            self.model.batch(route=plan, first_layer=first_layer, dense=trained.dense),
+            self.monitor.during(batch_id, trained),
+        ):
             contrasts = self._contrasts(micro_batches, plan, numbers)
-            self.optimizer.begin(mask_LE)
+            self.optimizer.begin(moving_LE, dense=trained.dense)
             for i, batch in enumerate(micro_batches):
                 tokens = self.passes.trained(batch.to(self.comm.device), plan, numbers)
                 losses = self.objective.losses(tokens, numbers, contrasts)
@@ -102,6 +118,7 @@ class MaskedStep:
                 loss = self.objective.total(losses, numbers)
                 if loss.requires_grad:  # a batch that trains nothing has no graph, on every rank alike
                     self.engine.backward(loss if weight == 1 else weight * loss)
+                    self.optimizer.dense.collect()
                 last = i == len(micro_batches) - 1
                 if last:
                     seen_hash = self.monitor.check()
@@ -111,7 +128,7 @@ class MaskedStep:
             loss=loss_value,
             terms=terms,
             grad_norm=self.optimizer.last_norm,
-            num_active=int(mask_LE.sum()),
+            num_active=int(moving_LE.sum()),
             num_stepped=self.optimizer.num_stepped,
             num_loss_tokens=numbers["answers", "all"],
             num_tokens=numbers["tokens", "all"],
@@ -133,6 +150,12 @@ class MaskedStep:
             for name in passes[0]
         }
         return self.objective.contrasts(sums, numbers)
+
+
+def _first_layer(moving_LE: torch.Tensor, trained: Trained) -> int | None:
+    """The MoE layer from which autograd runs: that of the first trained expert; for dense weights the first of all."""
+    layers = torch.nonzero(moving_LE.any(1)).flatten().tolist()
+    return 0 if trained.dense else next(iter(layers), None)
 
 
 def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None:

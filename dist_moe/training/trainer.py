@@ -13,6 +13,7 @@ import torch
 from dist_moe.trackers.tracker import Place, Tracker
 from dist_moe.training.promise import stored_promises
 from dist_moe.training.revisions import MaskRevisions
+from dist_moe.training.rounds import Rounds
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.schedule import Schedule, Scheduled
 from dist_moe.training.split import Rows
@@ -33,6 +34,8 @@ class Trainer:
     step: MaskedStep
     """Its optimizer and promises must be those of the masks in `state`."""
     masks: MaskRevisions
+    rounds: Rounds
+    """What each step trains."""
     rows: Rows
     trackers: Sequence[Tracker]
     """They get the record of each step, in this order."""
@@ -70,7 +73,7 @@ class Trainer:
         take = self.step.audited if is_audited else self.step
         mask_LE, rows = torch.from_numpy(store.masks[scheduled.batch]), self.rows.of(scheduled.batch)
         weight = self.state.batch_weights[scheduled.batch]
-        result = take(batch.id, mask_LE, self.rows.local(rows), weight)
+        result = take(batch.id, mask_LE, self.rows.local(rows), weight, self.rounds.at(scheduled.step))
         seconds = time.perf_counter() - started
         done = Done(result.num_tokens, result.num_loss_tokens, len(rows))
         self.state = self.state.after(scheduled.step, scheduled.position, in_force, done)
@@ -82,6 +85,7 @@ class Trainer:
                 "batch_id": batch.id,
                 "category": batch.category,
                 "mode": self.step.settings.mode,
+                "trains": self.rounds.name_at(scheduled.step),
                 "mask_revision": in_force.number,
                 "weight": weight,
                 "num_rows": len(rows),
@@ -98,7 +102,7 @@ class Trainer:
         in_force = self.masks.at(step)
         if in_force != self.state.masks:
             store = self.masks.stores[in_force.number]
-            self.step.optimizer.reconcile(torch.from_numpy(store.union()))
+            self.step.optimizer.reconcile(torch.from_numpy(self.rounds.union(store.union())))
             self.step.promise(stored_promises(store))
         return in_force
 

@@ -1,4 +1,5 @@
-"""The difference between a base and its repaired model, as a stream of (place, new bytes), one expert at a time.
+"""The difference between a base and its repaired model, as a stream of (place, new bytes): one expert at a time, then
+the trained dense weights.
 
 Both a run's trained experts and a delta file give such a stream; export.py, which takes it, does not know which.
 """
@@ -35,8 +36,13 @@ def trained_places(layout: HubLayout, experts: Iterable[Expert]) -> list[tuple[P
     return sorted(places, key=lambda found: str(found[0]))
 
 
+def dense_places(layout: HubLayout, trained: TrainedExperts) -> list[Place]:
+    """The places of a run's trained dense weights, sorted by name."""
+    return [Place(name) for name in sorted(layout.dense_to_hub(trained.dense_weights()))] if trained.dense else []
+
+
 def trained_changes(layout: HubLayout, trained: TrainedExperts, alpha: float = 1.0) -> Iterator[Change]:
-    """A run's trained experts under the tensor names and in the data types of the base that `layout` describes.
+    """What a run has trained, under the tensor names and in the data types of the base that `layout` describes.
 
     With another `alpha` than 1, only this share of their change: see `scaled`.
 
@@ -46,8 +52,15 @@ def trained_changes(layout: HubLayout, trained: TrainedExperts, alpha: float = 1
     trained.require_fits(layout.num_layers, layout.num_experts, layout.expert_shapes)
     for (layer, expert), weights in trained.weights():
         for place, values in layout.to_hub(layer, expert, weights):
-            target = place.of(layout.stored)
-            assert target.shape == tuple(values.shape), f"{place}: {target.shape} is not {tuple(values.shape)}"
-            base = as_tensor(target.bytes(), target.dtype).view(target.shape)
-            new = scaled(base, values, alpha, DTYPES[target.dtype])
-            yield place, new.contiguous().reshape(-1).view(torch.uint8).numpy()
+            yield _change(layout, place, values, alpha)
+    if trained.dense:
+        for name, values in sorted(layout.dense_to_hub(trained.dense_weights()).items()):
+            yield _change(layout, Place(name), values, alpha)
+
+
+def _change(layout: HubLayout, place: Place, values: torch.Tensor, alpha: float) -> Change:
+    target = place.of(layout.stored)
+    assert target.shape == tuple(values.shape), f"{place}: {target.shape} is not {tuple(values.shape)}"
+    base = as_tensor(target.bytes(), target.dtype).view(target.shape)
+    new = scaled(base, values, alpha, DTYPES[target.dtype])
+    return place, new.contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -1,7 +1,7 @@
-"""Deltas: the changed experts of one base in a small safetensors file, which holds numbers and JSON only.
+"""Deltas: what was trained of one base in a small safetensors file, which holds numbers and JSON only.
 
     __metadata__   digest, format, version, facts (JSON: about the training of the experts)
-    NAME           an expert's tensor, with the name and data type that it has in the checkpoint
+    NAME           an expert's or a dense tensor, with the name and data type that it has in the checkpoint
     NAME[5]        row 5 of a tensor that holds all experts of a layer
 
 The digest is the SHA-256 of the whole file, with 64 zeros in place of the digest.
@@ -86,12 +86,17 @@ def read_facts(path: Path) -> Facts:
 
 
 def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
-    """The places that a delta changes: complete experts of the union in its facts. `layout` is that of the base.
+    """The places that a delta changes: complete experts of the union in its facts, and dense tensors if its facts say
+    that such were trained. `layout` is that of the base.
 
     Raises:
-        UserError: names the first tensor that is missing or belongs to no expert of the union.
+        UserError: names the first tensor that is missing or was not to be trained.
     """
-    found = read_header(path).keys()
+    may_move = frozenset[str]()
+    if facts.trains != "experts":
+        may_move = layout.dense(routers_only=facts.trains != "experts_and_dense")
+    dense = sorted(read_header(path).keys() & may_move)
+    found = read_header(path).keys() - may_move
     of_union = trained_places(layout, facts.union)
     expert_of = {str(place): expert for place, expert in of_union}
     for name in found:
@@ -110,7 +115,11 @@ def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
         raise UserError(
             f"{path}: {len(experts)} experts, and its facts say {facts.num_trained_experts}: export it again"
         )
-    return places
+    if len(dense) != facts.num_dense_tensors:
+        raise UserError(
+            f"{path}: {len(dense)} dense tensors, and its facts say {facts.num_dense_tensors}: export it again"
+        )
+    return places + [Place(name) for name in dense]
 
 
 def delta_changes(path: Path, layout: HubLayout, places: Iterable[Place]) -> Iterator[Change]:

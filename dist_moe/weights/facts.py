@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Interval
 
 from dist_moe.artefacts import checked
+from dist_moe.config.schema import Trains
 from dist_moe.rules import Rule, from_facts
 from dist_moe.stats.measured import Group
 
@@ -72,10 +73,17 @@ class TrainingFacts(Selected):
     mode: Literal["route", "update"]
     fill: str
     scope: str
+    trains: Trains = "experts"
+    """The setting train.trains: what was trained."""
+    rounds: list[str] = field(default_factory=list)
+    """The setting train.rounds: when."""
     num_steps: int
     union: list[tuple[int, int]]
     """(layer, expert) of the experts that at least one batch could train."""
     num_union_parameters: int
+    """Parameters of these experts."""
+    num_dense_parameters: int = 0
+    """Parameters of the dense weights that could be trained."""
     num_parameters: Annotated[int, Ge(1)]
     """Parameters of the whole model."""
 
@@ -123,19 +131,28 @@ class Facts(TrainingFacts):
 
     model_name: str
     num_trained_experts: int
+    num_dense_tensors: int = 0
+    """Tensors of dense weights that were changed."""
     evaluation: Quoted | None
     alpha: Annotated[float, Interval(ge=0, le=1)] = 1.0
     """Share of the trained experts' change that is in the weights: base + alpha * (trained - base)."""
 
     @classmethod
     def of(
-        cls, run: RunFacts, model_name: str, num_trained_experts: int, evaluation: Quoted | None, alpha: float
+        cls,
+        run: RunFacts,
+        model_name: str,
+        num_trained_experts: int,
+        num_dense_tensors: int,
+        evaluation: Quoted | None,
+        alpha: float,
     ) -> Facts:
         told = {field.name: getattr(run, field.name) for field in fields(TrainingFacts)}
         return cls(
             **told,
             model_name=model_name,
             num_trained_experts=num_trained_experts,
+            num_dense_tensors=num_dense_tensors,
             evaluation=evaluation,
             alpha=alpha,
         )

@@ -1,4 +1,4 @@
-"""HubLayout: which tensors of a model directory hold which expert.
+"""HubLayout: which tensors of a model directory hold which expert, and which are routers.
 
 In memory, transformers fuses a layer's experts into `gate_up_proj[E, 2I, H]` and `down_proj[E, H, I]`; most checkpoints
 have one tensor per expert and matrix. Only the modules of a model can tell how one becomes the other:
@@ -99,6 +99,11 @@ class HubLayout:
     tied: dict[str, str]
     """Names of weights that are one: each has the other's name."""
 
+    routers: frozenset[str]
+    """The tensors of routers."""
+    dense_to_hub: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+    """For dense weights by their names in memory: the tensors of the directory that they become, with new values."""
+
     def shapes_of(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors with a MoE layer's experts."""
         return {name: self.stored[name].shape for name, tensor in self.tensors.items() if tensor.layer == layer}
@@ -135,3 +140,8 @@ class HubLayout:
             name: flat[starts[name] : starts[name] + size].view(self.expert_shapes[name])
             for name, size in sizes.items()
         }
+
+    def dense(self, *, routers_only: bool) -> frozenset[str]:
+        """Names of the tensors of routers, or of all that is no expert's."""
+        others = self.stored.keys() - self.tensors.keys() - self.of_null_experts
+        return self.routers if routers_only else frozenset(others)

@@ -1,13 +1,14 @@
-"""Experts in safetensors files, one file per rank; used for trained experts and for checkpoints.
+"""Experts in safetensors files, one file per rank, and dense weights in one file; used for trained experts and for
+checkpoints.
 
-A tensor's name is `<layer>.<expert>.<name>`. An index beside the files has the digest and the experts of each file, and
-the names and shapes of an expert's tensors. Files and index must agree exactly.
+An expert's tensor has the name `<layer>.<expert>.<name>`. An index beside the files has the digest and the experts of
+each file, the names and shapes of an expert's tensors, and those of the dense ones. Files and index must agree exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from dist_moe.parallel.shared_files import write_tensors
 from dist_moe.stats.names import expert_name
 from dist_moe.weights.directory import finite
 
-INDEX = "index.json"
+INDEX, DENSE = "index.json", "dense.safetensors"
 Expert = tuple[int, int]
 """Layer and expert."""
 
@@ -51,6 +52,31 @@ class TensorFacts:
         return f"{self.dtype} {self.shape}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DensePart(Written):
+    """The file of the dense weights."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
+    tensors: dict[str, TensorFacts]
+
+
+def write_dense(directory: Path, tensors: Mapping[str, torch.Tensor]) -> DensePart | None:
+    """Write dense tensors by name; the file is on disk when this returns. None: there are none, and no file."""
+    if not tensors:
+        return None
+    write_tensors(directory / DENSE, dict(tensors))
+    facts = {name: TensorFacts.of(tensor) for name, tensor in tensors.items()}
+    return DensePart(**asdict(Written.of(directory / DENSE)), tensors=facts)
+
+
+def read_dense(directory: Path, part: DensePart | None) -> dict[str, torch.Tensor]:
+    """The tensors that `write_dense` was given."""
+    if part is None:
+        return {}
+    with safe_open(directory / DENSE, "pt") as stream:
+        return {name: stream.get_tensor(name) for name in part.tensors}
+
+
 def write_part(path: Path, experts: Mapping[Expert, Mapping[str, torch.Tensor]]) -> Written:
     """Write experts, given by (layer, expert) and name; the file is on disk when this returns."""
     write_tensors(path, {tensor_name(e, name): row for e, rows in experts.items() for name, row in rows.items()})
@@ -62,13 +88,21 @@ def tensor_name(expert: Expert, name: str) -> str:
     return f"{expert[0]}.{expert[1]}.{name}"
 
 
-def check_parts(directory: Path, parts: Mapping[str, Part], tensors: Mapping[str, TensorFacts], advice: str) -> None:
+def check_parts(
+    directory: Path,
+    parts: Mapping[str, Part],
+    tensors: Mapping[str, TensorFacts],
+    advice: str,
+    dense: DensePart | None = None,
+) -> None:
     """Compare every byte, and every tensor's name, type, shape and values, with the index.
 
     Raises:
         UserError: names the first file or tensor that is missing, unexpected, changed, or not finite.
     """
-    check_files(directory, parts, [INDEX], advice)
+    check_files(directory, {**parts, **({DENSE: dense} if dense else {})}, [INDEX], advice)
+    if dense is not None:
+        _check_tensors(directory / DENSE, dense.tensors, advice)
     seen: dict[Expert, str] = {}
     for name, part in parts.items():
         for expert in part.experts:

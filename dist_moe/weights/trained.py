@@ -9,7 +9,7 @@ not written. The directory gets its name when it is complete. Every byte is veri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,17 @@ from pydantic import ConfigDict
 from dist_moe.artefacts import EXACT, read_sealed, write_sealed
 from dist_moe.errors import UserError
 from dist_moe.files import writing
-from dist_moe.weights.parts import INDEX, Expert, Part, TensorFacts, check_parts, read_part, write_part
+from dist_moe.weights.parts import (
+    INDEX,
+    DensePart,
+    Expert,
+    Part,
+    TensorFacts,
+    check_parts,
+    read_dense,
+    read_part,
+    write_part,
+)
 
 FORMAT, VERSION = "dist_moe experts", 3
 ADVICE = "restore it from a copy, or train again"
@@ -32,6 +42,7 @@ class _Index:
     facts: dict[str, Any]
     tensors: dict[str, TensorFacts]
     files: dict[str, Part]
+    dense: DensePart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,8 @@ class TrainedExperts:
     tensors: dict[str, TensorFacts]
     """Data types and shapes of the tensors of each expert."""
     files: dict[str, Part]
+    dense: DensePart | None = None
+    """The file of the trained dense weights; None: none was trained."""
 
     @classmethod
     def open(cls, path: Path, *, every_byte: bool = True) -> TrainedExperts:
@@ -58,8 +71,8 @@ class TrainedExperts:
             raise UserError(f"{path}: no trained experts: expected {INDEX}; run training to its end first")
         index, digest = read_sealed(path / INDEX, FORMAT, VERSION, _Index, ADVICE)
         if every_byte:
-            check_parts(path, index.files, index.tensors, ADVICE)
-        return cls(path, digest, index.facts, index.tensors, index.files)
+            check_parts(path, index.files, index.tensors, ADVICE, index.dense)
+        return cls(path, digest, index.facts, index.tensors, index.files, index.dense)
 
     @property
     def experts(self) -> list[Expert]:
@@ -91,6 +104,29 @@ class TrainedExperts:
         for name, part in self.files.items():
             yield from read_part(self.path, name, part, self.tensors)
 
+    @property
+    def dense_names(self) -> list[str]:
+        """Names of the trained dense weights, as in memory."""
+        return sorted(self.dense.tensors) if self.dense else []
+
+    def require_dense_fits(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Refuse a model, whose dense weights have these shapes by name, to which the trained ones cannot belong.
+
+        Raises:
+            UserError: names the first that does not fit.
+        """
+        for name, facts in (self.dense.tensors if self.dense else {}).items():
+            here = list(shapes[name]) if name in shapes else None
+            if here != facts.shape:
+                raise UserError(
+                    f"{self.path}: {name} is {facts.shape} there, and {here} in the model: it belongs to another "
+                    f"model; {ADVICE}"
+                )
+
+    def dense_weights(self) -> dict[str, torch.Tensor]:
+        """The trained dense weights by name, as in memory."""
+        return read_dense(self.path, self.dense)
+
 
 def save_part(directory: Path, rank: int, experts: Mapping[Expert, Mapping[str, torch.Tensor]]) -> dict[str, Part]:
     """Write one rank's experts; returns the file's name and contents, or None if the rank has no experts."""
@@ -104,7 +140,11 @@ def save_part(directory: Path, rank: int, experts: Mapping[Expert, Mapping[str, 
 
 
 def save_index(
-    directory: Path, parts: Mapping[str, Part], tensors: Mapping[str, TensorFacts], facts: Mapping[str, Any]
+    directory: Path,
+    parts: Mapping[str, Part],
+    tensors: Mapping[str, TensorFacts],
+    facts: Mapping[str, Any],
+    dense: DensePart | None = None,
 ) -> None:
     """Write the index of all ranks' files; `tensors` are those of each expert."""
-    write_sealed(directory / INDEX, FORMAT, VERSION, asdict(_Index(dict(facts), dict(tensors), dict(parts))))
+    write_sealed(directory / INDEX, FORMAT, VERSION, asdict(_Index(dict(facts), dict(tensors), dict(parts), dense)))

@@ -1,4 +1,5 @@
-"""Verifies byte by byte that a checkpoint differs from its base only in the experts of a union."""
+"""Verifies byte by byte that a checkpoint differs from its base only in the experts of a union, and in the dense
+weights that a run may train."""
 
 from __future__ import annotations
 
@@ -34,19 +35,26 @@ class Verification:
     changed_tensors: list[str] = field(default_factory=list)
     changed_experts: set[tuple[int, int]] = field(default_factory=set)
     """(layer, expert) of the experts that differ, inside the union or not."""
+    num_dense: int = 0
+    """Number of dense tensors that may differ."""
+    changed_dense: list[str] = field(default_factory=list)
+    """Names of those of them that differ."""
     violations: list[str] = field(default_factory=list)
-    """One line for each difference outside the union."""
+    """One line for each difference that should not be there."""
     unread: list[str] = field(default_factory=list)
     """Weight files in the compared directory that transformers does not read; they were not compared."""
 
     @property
     def holds(self) -> bool:
-        """True if nothing outside the union's experts differs."""
+        """True if nothing differs that may not."""
         return not self.violations
 
 
-def verify_checkpoint(layout: HubLayout, out: Path, union_LE: np.ndarray) -> Verification:
-    """Compare a model directory with the base that `layout` describes; `union_LE` bool [L, E]: experts that may differ.
+def verify_checkpoint(
+    layout: HubLayout, out: Path, union_LE: np.ndarray, dense: frozenset[str] = frozenset()
+) -> Verification:
+    """Compare a model directory with the base that `layout` describes; `union_LE` bool [L, E]: experts that may differ,
+    `dense`: tensors that may differ, too.
 
     Compares what `from_pretrained` reads: all tensors as bytes, and all other files that influence the model, such as
     configuration and tokenizer. The index and the names of the shards must be equal too. Model cards may differ.
@@ -59,6 +67,7 @@ def verify_checkpoint(layout: HubLayout, out: Path, union_LE: np.ndarray) -> Ver
         num_experts=union_LE.size,
         num_tensors=len(old),
         num_bytes=sum(t.num_bytes for t in old.values()),
+        num_dense=len(dense),
     )
     result.unread = unread_weights(out)
     result.violations += _file_differences(base, out)
@@ -75,6 +84,11 @@ def verify_checkpoint(layout: HubLayout, out: Path, union_LE: np.ndarray) -> Ver
         for expert, row in _changes(before, after, hub, layout.num_experts):
             if result.changed_tensors[-1:] != [name]:
                 result.changed_tensors.append(name)
+            if name in dense:
+                result.changed_dense.append(name)
+                if not finite(as_tensor(after.bytes(), after.dtype)):
+                    result.violations.append(f"{name}: has a value that is NaN or infinite")
+                continue
             if hub is None or expert is None:
                 result.violations.append(f"{name} row {row}: changed, but it is not an expert's")
                 continue

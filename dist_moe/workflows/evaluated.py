@@ -25,9 +25,11 @@ from dist_moe.files import require_writable
 from dist_moe.model.model import MoEModel, load_model
 from dist_moe.moe.layout import hub_layout
 from dist_moe.parallel.mesh import Mesh
-from dist_moe.training.save import expert_tensors, load_experts
+from dist_moe.training.save import expert_tensors, load_dense, load_experts
+from dist_moe.weights.changes import dense_places
 from dist_moe.weights.configuration import read_config
 from dist_moe.weights.directory import CONFIG, DTYPES
+from dist_moe.weights.trained import TrainedExperts
 from dist_moe.workflows.inputs import TokenRows, tokenizer_hash_of
 from dist_moe.workflows.trained_run import TrainedRun
 
@@ -124,13 +126,17 @@ class Evaluated:
             chosen_LE = torch.zeros(num_layers, num_experts, dtype=torch.bool)
             for layer, expert in self.run.experts.experts:
                 chosen_LE[layer, expert] = True
+            self.run.experts.require_dense_fits({name: p.shape for name, p in model.module.named_parameters()})
+            model.train_dense(self.run.experts.dense_names)
             model.keep_originals(chosen_LE)
             assert model.originals is not None
             load_experts(self.run.experts, model.layers)
+            load_dense(self.run.experts, model.dense)
             before = Subject(model, model.originals.in_force)
             if not self.alphas:
                 return model, {"before": before, "after": Subject(model)}
-            stored = _stored_dtype(self.config.model.path, next(iter(model.layers[0].bank.values())).dtype)
+            in_memory = next(iter(model.layers[0].bank.values())).dtype
+            stored = _stored_dtype(self.config.model.path, self.run.experts, in_memory)
             scaled = {after.name: partial(model.originals.scaled, after.alpha, stored) for after in self.afters}
             return model, {"before": before} | {name: Subject(model, each) for name, each in scaled.items()}
         if self.against is None:
@@ -215,18 +221,19 @@ def require_place(out: Path, *, is_run: bool) -> None:
             require_writable(out / name)
 
 
-def _stored_dtype(path: Path, in_memory: torch.dtype) -> torch.dtype:
-    """The type of a checkpoint's experts, of which what is in memory must tell every value.
+def _stored_dtype(path: Path, trained: TrainedExperts, in_memory: torch.dtype) -> torch.dtype:
+    """The type of a checkpoint's experts and trained dense weights, of which what is in memory must tell every value.
 
     Raises:
         UserError: it does not, or there are several.
     """
     layout = hub_layout(path)
-    types = sorted({layout.stored[name].dtype for name in layout.tensors})
+    dense = [place.name for place in dense_places(layout, trained)]
+    types = sorted({layout.stored[name].dtype for name in (*layout.tensors, *dense)})
     stored = DTYPES[types[0]]
     if len(types) > 1 or torch.promote_types(stored, in_memory) != in_memory:
         raise UserError(
-            f"--alphas: the experts of {path} are {' and '.join(types)}, and {in_memory} in memory (model.dtype), "
+            f"--alphas: what was trained is {' and '.join(types)} in {path}, and {in_memory} in memory (model.dtype), "
             "which is less than an export is made from: export each alpha (dist-moe export --alpha), and evaluate that"
         )
     return stored

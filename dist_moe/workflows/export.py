@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dist_moe.config.schema import Trains
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import alpha_name, alpha_place
 from dist_moe.evaluation.record import INDEX, read_evaluation
@@ -18,12 +19,14 @@ from dist_moe.report.card import model_card, quoted
 from dist_moe.selection.stored import open_masks
 from dist_moe.stats.names import expert_name
 from dist_moe.store.origin import require_same_origin
-from dist_moe.weights.changes import trained_changes, trained_places
+from dist_moe.training.rounds import Rounds
+from dist_moe.weights.changes import dense_places, trained_changes, trained_places
 from dist_moe.weights.delta import delta_changes, delta_places, read_facts, write_delta
 from dist_moe.weights.difference import difference as compare_models
 from dist_moe.weights.directory import model_hash
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
+from dist_moe.weights.layout import HubLayout
 from dist_moe.weights.moved import Difference
 from dist_moe.weights.trained import ADVICE
 from dist_moe.weights.verify import Verification, verify_checkpoint
@@ -39,9 +42,9 @@ def export(run_dir: Path, out: Path, *, link: bool = False, alpha: float = 1.0) 
     """
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
-    base, facts = run.config.model.path, _facts(run, alpha)
-    _require_base(base, facts.model_hash, run.dir.experts)
-    changes = trained_changes(hub_layout(base), run.experts, alpha)
+    layout = _layout(run)
+    base, facts = layout.path, _facts(run, layout, alpha)
+    changes = trained_changes(layout, run.experts, alpha)
     export_checkpoint(base, changes, out, model_card(facts, base), link=link)
     log.info(f"Exported {out}: {_in_words(facts)}, everything else as in {base}")
     return facts
@@ -51,11 +54,10 @@ def export_delta(run_dir: Path, out: Path, *, alpha: float = 1.0) -> Facts:
     """Write a run's trained experts, and the facts about their training, to the new file `out`; `alpha` as above."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
-    base, facts = run.config.model.path, _facts(run, alpha)
-    _require_base(base, facts.model_hash, run.dir.experts)
-    layout = hub_layout(base)
+    layout = _layout(run)
+    base, facts = layout.path, _facts(run, layout, alpha)
     changes = trained_changes(layout, run.experts, alpha)
-    places = [place for place, _ in trained_places(layout, run.experts.experts)]
+    places = [place for place, _ in trained_places(layout, run.experts.experts)] + dense_places(layout, run.experts)
     write_delta(out, layout, places, changes, facts)
     log.info(f"Exported {out}: {_in_words(facts)}, {out.stat().st_size / 1e6:,.1f} MB")
     log.info(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
@@ -70,23 +72,35 @@ def apply(base: Path, delta: Path, out: Path) -> Facts:
     layout = hub_layout(base)
     places = delta_places(delta, facts, layout)
     export_checkpoint(base, delta_changes(delta, layout, places), out, model_card(facts, base))
-    log.info(f"Exported {out}: {facts.num_trained_experts} experts from {delta}, everything else as in {base}")
+    log.info(f"Exported {out}: {_in_words(facts)} from {delta}, everything else as in {base}")
     return facts
 
 
 def _in_words(facts: Facts) -> str:
+    """What was trained and has changed."""
     what = f"{facts.num_trained_experts} trained experts"
+    if facts.trains != "experts":
+        kind = "dense tensors" if facts.trains == "experts_and_dense" else "routers"
+        what = f"{what} and {facts.num_dense_tensors} trained {kind}"
     return what if facts.alpha == 1 else f"{what} with {alpha_name(facts.alpha)} of their change"
 
 
-def _facts(run: TrainedRun, alpha: float) -> Facts:
+def _layout(run: TrainedRun) -> HubLayout:
+    """Of the run's base model."""
+    base = run.config.model.path
+    _require_base(base, run.facts.model_hash, run.dir.experts)
+    return hub_layout(base)
+
+
+def _facts(run: TrainedRun, layout: HubLayout, alpha: float) -> Facts:
     """The facts about a run that may be published: names and hashes, no paths of this machine."""
     facts, experts = run.facts, run.experts.experts
     outside = sorted({*experts} - {*facts.union})
     if outside:
         raise UserError(f"{run.dir.experts}: {expert_name(*outside[0])} is not in the run's union of experts: {ADVICE}")
     facts.require_rules(str(run.dir.experts))
-    return Facts.of(facts, run.config.model.path.resolve().name, len(experts), _evaluation(run, alpha), alpha)
+    name, num_dense = layout.path.resolve().name, len(dense_places(layout, run.experts))
+    return Facts.of(facts, name, len(experts), num_dense, _evaluation(run, alpha), alpha)
 
 
 def _evaluation(run: TrainedRun, alpha: float) -> Quoted | None:
@@ -112,17 +126,21 @@ def _require_base(base: Path, expected: str, what: Path) -> None:
         )
 
 
-def verify(base: Path, out: Path, masks: Sequence[str]) -> Verification:
-    """Compare `out` with `base`: only the experts in the union of the stores may differ.
+def verify(base: Path, out: Path, masks: Sequence[str], trains: Trains = "experts") -> Verification:
+    """Compare `out` with `base`: only what `trains` says may differ: the experts in the union of the stores, and dense
+    weights.
 
-    `masks` are the stores of all revisions of the run.
+    `masks` are the stores of all revisions of the run, `trains` is its train.trains.
     """
+    rounds = Rounds(trains)
     for path in (base, out):
         check_model_dir(path)
     stores, base_hash = [open_masks(each) for each in masks], model_hash(base)
     for store in stores:
         require_same_origin(store, model_hash=base_hash)
-    return verify_checkpoint(hub_layout(base), out, np.logical_or.reduce([store.union() for store in stores]))
+    layout, union_LE = hub_layout(base), np.logical_or.reduce([store.union() for store in stores])
+    dense = layout.dense(routers_only=rounds.routers_only) if rounds.ever.dense else frozenset[str]()
+    return verify_checkpoint(layout, out, rounds.union(union_LE), dense)
 
 
 def difference(base: Path, model: Path) -> Difference:

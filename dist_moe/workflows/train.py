@@ -30,6 +30,7 @@ from dist_moe.training.ledger import check_ledger
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.promise import stored_promises
+from dist_moe.training.rounds import Rounds
 from dist_moe.training.save import save_experts
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.schedule import EpochSchedule
@@ -69,14 +70,15 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     mesh = Mesh.of(comm, config.parallel.ep_size)
     given = read_given(config, work, mesh)
     masks, model, found = given.masks, given.model, given.found
-    plan = freeze_plan(masks, model)
+    rounds = Rounds.of(config.train.trains, config.train.rounds)
+    plan = freeze_plan(masks, model, rounds)
     if needs_base(config.train.objective):  # before a checkpoint is read
         model.keep_originals(torch.from_numpy(plan.union_LE))
     schedule = EpochSchedule(len(masks.first.batches), config.train.epochs, config.seed)
     first = TrainState.first(schedule.begin(), schedule.num_batches, masks[0], config.seed)
     state = first if found is None else found.index.state
     in_force = masks.stores[state.masks.number]
-    optimizer = _optimizer(config, model, in_force.union(), mesh)
+    optimizer = _optimizer(config, model, rounds.union(in_force.union()), mesh)
     curve = _curve(config.train, optimizer, schedule.num_steps)
     split = Split.of(config.batches.batch_size, comm.size, model.at_once(config.train.micro_batch_size))
     pairs = bool(pair_terms(config.train.objective))
@@ -95,6 +97,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         schedule=schedule,
         step=MaskedStep(model, optimizer, engine, comm, config.train, stored_promises(in_force)),
         masks=masks,
+        rounds=rounds,
         rows=rows,
         trackers=[Metrics(), *given.trackers],
         place=Place(work.path, comm.rank, schedule.num_steps),
@@ -118,6 +121,7 @@ def _optimizer(config: Config, model: MoEModel, union_LE: np.ndarray, mesh: Mesh
         weight_decay=train.weight_decay,
         max_norm=train.max_norm,
         state_device=torch.device("cpu") if config.parallel.offload_optimizer == "cpu" else None,
+        dense=model.dense,
     )
 
 
@@ -182,7 +186,7 @@ def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, p
     comm, run = trainer.step.comm, RunDir(config.run_dir)
     with together(comm), writing(work.path):
         if comm.rank == 0:
-            check_ledger(work.metrics, trainer.schedule, given.masks, first, trainer.state)
+            check_ledger(work.metrics, trainer.schedule, given.masks, trainer.rounds, first, trainer.state)
             for name in EVALUATION:
                 (work.path / name).unlink(missing_ok=True)  # of experts that somebody has removed
             shutil.rmtree(work.path / ALPHAS, ignore_errors=True)
@@ -191,4 +195,5 @@ def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, p
     with together(comm), writing(run.path):
         if comm.rank == 0 and config.overwrite:
             publish_results("train", work.path, run.path)
-    log.info(f"Trained experts: {num_saved} of {plan.num_experts}, in {run.experts}; metrics in {run.metrics}")
+    also = f", and {len(trainer.step.optimizer.dense.changed)} dense weights" if plan.num_dense_parameters else ""
+    log.info(f"Trained experts: {num_saved} of {plan.num_experts}{also}, in {run.experts}; metrics in {run.metrics}")

@@ -14,16 +14,18 @@ from dist_moe.selection.stored import stored_rule
 from dist_moe.store import MaskStore
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
+from dist_moe.training.rounds import Rounds
 from dist_moe.weights.facts import Arms, Numbers, Revision, RunFacts
 from dist_moe.workflows.inputs import Inputs
 from dist_moe.workflows.trained_run import result_settings
 
 
-def freeze_plan(masks: MaskRevisions, model: MoEModel) -> FreezePlan:
-    """The union of a run's masks, and its size in the model."""
-    union_LE = masks.union()
+def freeze_plan(masks: MaskRevisions, model: MoEModel, rounds: Rounds) -> FreezePlan:
+    """What a run may train, and its size in the model."""
+    union_LE = rounds.union(masks.union())
     assert union_LE.shape == (model.shape.num_layers, model.shape.num_experts)
-    return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters)
+    num_dense = sum(weight.numel() for weight in model.dense.values())
+    return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters, num_dense)
 
 
 def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: FreezePlan) -> RunFacts:
@@ -46,9 +48,12 @@ def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: Freeze
         mode=config.train.mode,
         fill=config.train.fill,
         scope=config.train.scope,
+        trains=config.train.trains,
+        rounds=list(config.train.rounds),
         num_steps=len(store.batches) * config.train.epochs,
         union=[(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
-        num_union_parameters=plan.num_trainable,
+        num_union_parameters=plan.num_union_parameters,
+        num_dense_parameters=plan.num_dense_parameters,
         num_parameters=plan.num_parameters,
         settings=result_settings(config),
     )

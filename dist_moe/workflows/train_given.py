@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dist_moe.config.objective import pair_terms, router_terms
-from dist_moe.config.schema import Config
+from dist_moe.config.schema import Config, Trains
 from dist_moe.engines.build import EngineName, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.errors import UserError, shown
@@ -23,6 +23,7 @@ from dist_moe.trackers.metrics import Metrics
 from dist_moe.trackers.tracker import TRACKERS, Tracker
 from dist_moe.training.checkpoint import Checkpoint
 from dist_moe.training.revisions import MaskRevisions
+from dist_moe.training.rounds import Rounds
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.resume import resume_facts, unfinished_run
 from dist_moe.workflows.run_dir import RunDir
@@ -55,6 +56,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     with together(comm) as same:
         name = engine_name(config)
         trackers = _trackers(config)
+        require_trainable(config, name)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         masks = _read_masks(config)
         same["the digest of each mask store"] = [store.digest for store in masks.stores]
@@ -71,10 +73,13 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
         if config.train.mode == "route":
             require_routers(model.module)
+        if Rounds(config.train.trains).routers_only:
+            require_routers(model.module, "train.trains cannot train: set it to experts")
         for term in router_terms(config.train.objective):
             require_routers(model.module, f"train.objective.{term} has no logits of: set its weight to 0")
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
+    _prepare_dense(model, config.train.trains)
     return Given(
         engine=name,
         deepspeed_settings=deepspeed_settings,
@@ -85,6 +90,28 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         model=model,
         trackers=trackers,
     )
+
+
+def require_trainable(config: Config, engine: EngineName) -> None:
+    """Refuse what cannot be trained on an engine, and rounds that say nothing.
+
+    Raises:
+        UserError: says what to do.
+    """
+    rounds = Rounds.of(config.train.trains, config.train.rounds)
+    if rounds.ever.dense and not rounds.routers_only and engine != "local":
+        raise UserError(
+            f"train.trains is {rounds.trains}, which the engine {engine} cannot do: it would not sum the gradients of "
+            "all dense weights. Run it in one process (`dist-moe train`, engine local), or train experts_and_routers"
+        )
+
+
+def _prepare_dense(model: MoEModel, trains: Trains) -> None:
+    """Prepare the dense weights that the run trains."""
+    rounds = Rounds(trains)
+    if rounds.ever.dense:
+        every = (name for name, _ in model.module.named_parameters())
+        model.train_dense(model.router_names if rounds.routers_only else [*every])
 
 
 def _trackers(config: Config) -> list[Tracker]:

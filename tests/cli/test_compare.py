@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
 
 import dist_moe
 from dist_moe.cli.main import main
@@ -118,6 +119,77 @@ def test_other_settings_in_the_same_directory_are_refused_by_name(compared, give
     assert said == f"dist-moe: error: threshold is 0.02, but {masks} was made with 0.01: choose another run_dir"
 
 
+CHOICE = ("--lrs", "1e-2,1e-3", "--validation", "0.25", "--batches.batch_size", "8")
+RATES = ("full", "router_only", "lowest,train.mode=update,train.lr=2e-3")
+
+
+@pytest.fixture(scope="module")
+def chosen(given):
+    """Two baselines and a control, and learning rates for those that name none."""
+    words = ("--run-dir", given / "rated", "--num-seeds", "1", *CHOICE)
+    assert compare(given, *words, variants=RATES) == 0
+    return given / "rated"
+
+
+def test_learning_rates_are_chosen_on_training_rows_by_the_lowest_loss(given, chosen):
+    place, found = chosen / "learning-rates", read(chosen / "learning-rates.json")
+    lines = [json.loads(line) for line in (given / "prompts.jsonl").read_text().splitlines()]
+    parts = [
+        [json.loads(line) for line in (place / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("fitted", "validation")
+    ]
+    prompts = [{row["messages"][-1]["content"] for row in part} for part in parts]
+    assert not prompts[0] & prompts[1]
+    assert prompts[0] | prompts[1] == {row["prompt"] for row in lines}
+    assert (found["num_fitted"], found["num_validation"]) == tuple(map(len, parts))
+    assert sorted(found["choices"]) == ["full", "router_only"]
+    for variant, choice in found["choices"].items():
+        losses = {}
+        for tried in choice["tried"]:
+            rows = rows_of(place / "seed-0" / f"{variant},lr={tried['lr']!r}")
+            assert {row["file"].rsplit("/")[-1] for row in rows} == {"validation.jsonl"}
+            of_label = [[row for row in rows if row["label"] == label and row["kind"] == "held out"]
+                        for label in ("unsafe", "safe")]  # fmt: skip
+            sums = [[(row["after"]["loss_sum"], row["num_loss_tokens"]) for row in part] for part in of_label]
+            loss = np.mean([np.sum(part, axis=0)[0] / np.sum(part, axis=0)[1] for part in sums])
+            assert tried["loss"] == pytest.approx(loss)
+            losses[tried["lr"]] = tried["loss"]
+        assert list(losses) == [1e-3, 1e-2]
+        assert choice["lr"] == min(losses, key=losses.get)
+        lines = (chosen / "seed-0" / f"{variant},lr={choice['lr']!r}" / "metrics.jsonl").read_text().splitlines()
+        assert {json.loads(line)["lr"] for line in lines} == {choice["lr"]}
+    assert read(chosen / "comparison.json")["lrs"]["lowest,mode=update,lr=2e-3"] == 2e-3
+
+
+def test_baselines_train_what_their_names_say(chosen):
+    found = read(chosen / "comparison.json")
+    model = AutoModelForCausalLM.from_pretrained(chosen.parent / "model")
+    routers = sum(weight.numel() for name, weight in model.named_parameters() if "mlp.gate.weight" in name)
+    sizes = {name.partition(",")[0]: sizes for name, sizes in found["num_parameters"].items()}
+    assert sizes["full"] == [model.num_parameters()]
+    assert sizes["router_only"] == [routers]
+    assert 0 < sizes["lowest"][0] < sizes["full"][0]
+    for name in found["num_parameters"]:
+        lines = [json.loads(line) for line in (chosen / "seed-0" / name / "metrics.jsonl").read_text().splitlines()]
+        expected = {"full": "experts_and_dense", "router_only": "routers"}.get(name.partition(",")[0], "experts")
+        assert {line["trains"] for line in lines} == {expected}
+
+
+def test_learning_rates_are_chosen_once(given, chosen, capfd):
+    before, rates = read(chosen / "comparison.json"), (chosen / "learning-rates.json").read_text()
+    times = {path: path.stat().st_mtime_ns for path in chosen.rglob("metrics.jsonl")}
+    words = ("--run-dir", chosen, "--num-seeds", "1", *CHOICE)
+    assert compare(given, *words, variants=RATES) == 0
+    assert {path: path.stat().st_mtime_ns for path in chosen.rglob("metrics.jsonl")} == times
+    assert (read(chosen / "comparison.json"), (chosen / "learning-rates.json").read_text()) == (before, rates)
+    said = capfd.readouterr().out
+    assert "Evaluation: " not in said
+    assert (
+        "Learning rates by the lowest mean of refusal loss (unsafe) and answer loss (safe), on 8 training rows" in said
+    )
+    assert "is at the end of the rates tried" in said
+
+
 @pytest.mark.parametrize(
     ("variants", "says"),
     [
@@ -126,6 +198,7 @@ def test_other_settings_in_the_same_directory_are_refused_by_name(compared, give
         (["lowest,train.mode"], "variant 'lowest,train.mode': expected RULE,train.SETTING=VALUE, got 'train.mode'"),
         (["lowest,train.mode=wrong"], "train.mode: expected"),
         (["lowest,train.masks=x"], "train.masks is each variant's own"),
+        (["full,train.rounds=experts:2"], "train.trains is experts_and_dense: set it to experts_and_routers"),
     ],
 )
 def test_a_wrong_variant_is_refused_before_anything_is_written(given, tmp_path, capfd, variants, says):

@@ -18,10 +18,12 @@ from dist_moe.cli.main import main
 from dist_moe.store.read import MaskStore
 from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.trained import TrainedExperts
+from tests.checkpoint import prompt_rows, write_jsonl
 from tools.soak.compare import differing_bits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 280
+HELD_OUT = [{**row, "prompt": f"w100 w101 {row['prompt']} w102"} for row in prompt_rows(8, per_category=4)]
 PORT = str(29600 + os.getpid() % 300)
 
 
@@ -59,6 +61,29 @@ def test_counts_of_two_ranks_are_those_of_one(trained, two_ranks):
     assert one.statistics.keys() == two.statistics.keys() >= {"q_value"}
     for name, values in one.statistics.items():
         assert values[:].tobytes() == two.statistics[name][:].tobytes(), name
+
+
+def test_a_comparison_on_two_ranks_is_that_of_one(trained, tmp_path):
+    """But for rounding; its baselines, and the choice of learning rates, included."""
+    held_out = write_jsonl(tmp_path / "held-out.jsonl", HELD_OUT)
+    words = ["--config", trained.config, "--held-out", held_out, "--num-seeds", 1, "--train.mode", "update"]
+    words += ["--lrs", "1e-3,1e-2", "--validation", 0.4, "--batches.batch_size", 8]
+    words += ["--variants", "threshold_top_k", "router_only,train.lr=1e-2"]
+    assert main([str(word) for word in ("compare", *words, "--run-dir", tmp_path / "one")]) == 0
+    done = deepspeed("compare", *words, "--run-dir", tmp_path / "two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Comparison: ") == 1
+    one, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("one", "two"))
+    assert [one[key] for key in ("num_parameters", "lrs", "data_hash")] == [
+        two[key] for key in ("num_parameters", "lrs", "data_hash")
+    ]
+    for variant, levels in one["levels"].items():
+        for measure in ("refusal loss (unsafe)", "answer loss (safe)"):
+            assert two["levels"][variant][measure]["value"] == pytest.approx(levels[measure]["value"], abs=1e-4)
+    assert one["levels"]["router_only,lr=1e-2"] != one["levels"]["base"]
+    refused = deepspeed("compare", *words[:-2], "full", "--run-dir", tmp_path / "two")
+    assert refused.returncode != 0
+    assert "train.trains is experts_and_dense, which the engine deepspeed cannot do" in refused.stderr
 
 
 def test_evaluation_on_two_ranks_is_that_of_one(trained, tmp_path):

@@ -25,6 +25,7 @@ from dist_moe.parallel.placement import Placement
 from dist_moe.stats.masks import mask_hash
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
+from dist_moe.training.rounds import Rounds
 from dist_moe.training.split import Split
 from dist_moe.training.step import MaskedStep
 from tests.ranks.harness import run_ranks
@@ -34,6 +35,8 @@ from tests.tiny import VOCAB, E, L, random_masks, tiny_model
 CPU = SoloComm(torch.device("cpu"))
 STEPS = 8
 STATE = ("master", "exp_avg", "exp_avg_sq")
+DENSE = "dense"
+TURNS = ("experts:2", "routers:1")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Case:
     refusals: float = 0.0
     answers: float = 0.0
     dpo: float = 0.0
+    trains: str = "experts"
+    rounds: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """What differs from the first case."""
@@ -137,6 +142,12 @@ CASES = [
     Case(dpo=5.0, masks="adversarial", placement="balanced", rows=1, zero=3, mode="update"),
     # a weight of its own for each label
     Case(cross_entropy=0.0, refusals=2.0, answers=0.5, kl=3.0, micro_batch_size=2),
+    # routers, beside the experts or alone, in turns, and all dense weights
+    Case(trains="experts_and_routers", micro_batch_size=2, checkpointing=True, placement="balanced"),
+    Case(trains="experts_and_routers", rounds=TURNS, masks="adversarial", mode="update", ep_size=2, engine="fsdp"),
+    Case(trains="experts_and_routers", rounds=TURNS, zero=3, family="deepseek_v3", kl=5.0, drift=5.0, consistency=5.0),
+    Case(trains="routers", family="gpt_oss", engine="fsdp", masks="adversarial", rows=1),
+    Case(trains="experts_and_dense", family="mixtral", mode="update", micro_batch_size=2, checkpointing=True, kl=1.0),
 ]
 
 
@@ -213,6 +224,9 @@ def snapshot(layers, optimizer):
     bits = {(layer.index, e, n): w.clone() for layer in layers for e in layer.local for n, w in layer.row(e).items()}
     for key, state in optimizer.expert_state.items():
         bits |= {(*key, name): getattr(state, name).clone() for name in ("master", "exp_avg", "exp_avg_sq", "step")}
+    for name, state in optimizer.dense.state.items():
+        bits[DENSE, name, "weight"] = optimizer.dense.weights[name].detach().clone()
+        bits |= {(DENSE, name, part): getattr(state, part).clone() for part in (*STATE, "step")}
     return bits
 
 
@@ -260,9 +274,14 @@ def train_case(comm, case):
     model = adopt(tiny_model(case.family, case.dtype), mesh.ep, placement_of(case, mesh.ep.size))
     if case.checkpointing:
         model.checkpoint_activations()
+    rounds = Rounds.of(case.trains, case.rounds)
+    if rounds.ever.dense:
+        every = [name for name, _ in model.module.named_parameters()]
+        model.train_dense(model.router_names if rounds.routers_only else every)
     if case.kl or case.drift or case.dpo:
         model.keep_originals(masks.any(0))
-    optimizer = CountingAdamW(model.layers, masks.any(0), mesh, **ADAMW, max_norm=MAX_NORM)
+    union = torch.from_numpy(rounds.union(masks.any(0).numpy()))
+    optimizer = CountingAdamW(model.layers, union, mesh, **ADAMW, max_norm=MAX_NORM, dense=model.dense)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     split = Split.of(case.rows, comm.size, model.at_once(case.micro_batch_size))
     if isinstance(comm, SoloComm):
@@ -296,14 +315,17 @@ def train_case(comm, case):
     step = MaskedStep(model, optimizer, engine, comm, settings, promise)
     results, leaks, moved = [], [], 0
     for i, mask in enumerate(masks):
+        trained = rounds.at(i + 1)
         before = snapshot(model.layers, optimizer)
         rows = with_pairs(batch_rows(i, case.rows), i) if case.dpo else batch_rows(i, case.rows)
         micro_batches = split.local(rows, comm.rank, pad_id=0, pairs=bool(case.dpo))
         take = step.audited if i % 3 == 1 else step  # not the last one, as FSDP's audit gives memory back
-        results.append(take(str(i), mask, micro_batches))
+        results.append(take(str(i), mask, micro_batches, 1.0, trained))
         after = snapshot(model.layers, optimizer)
         changed = {key for key in before if not torch.equal(before[key], after[key])}
-        leaks += [key for key in changed if not mask[key[:2]]]
+        leaks += [
+            key for key in changed if not (trained.dense if key[0] == DENSE else trained.experts and mask[key[:2]])
+        ]
         moved += len(changed)
     weights = {(x.index, e, n): w.clone() for x in model.layers for e in x.local for n, w in x.row(e).items()}
     return {
@@ -317,6 +339,7 @@ def train_case(comm, case):
         "leaks": leaks,
         "moved": moved,
         "weights": {key: weight.float().numpy() for key, weight in weights.items()},
+        "dense": {name: weight.detach().numpy().copy() for name, weight in model.dense.items()},
         "state_owner": sorted(optimizer.expert_state),
         "dense_bytes": sum(_local(parameter).nbytes for parameter in model.module.parameters()),
         "gathered_bytes": sum(p.nbytes for p in model.module.parameters() if hasattr(p, "ds_tensor")),
@@ -326,6 +349,8 @@ def train_case(comm, case):
 
 def ranks_of(case: Case) -> tuple[int, ...]:
     """On how many ranks a case runs."""
+    if case.trains == "experts_and_dense":
+        return (1,)
     if case.ep_size is not None:
         return (2, 4) if case.ep_size == 1 else (4,)
     return (1, 2, 4) if case.masks == "adversarial" and case.placement != "3 + 5" else (1, 2)
@@ -365,6 +390,7 @@ def reference_of(case: Case) -> Reference:
         "answers",
         "dpo",
         "fill",
+        "trains",
     )
     return Reference(case.family, case.mode, case.scope, **{name: getattr(case, name) for name in weights})
 
@@ -382,13 +408,14 @@ def test_equals_plain_transformers_and_torch_adamw(ranks, num_ranks, number):
     for i, mask in enumerate(masks_of(case)):
         rows = batch_rows(i, case.rows)
         worse = worse_of(with_pairs(rows, i)) if case.dpo else None
-        loss, norm = reference.step(mask, *padded(rows), worse=worse)
+        trained = Rounds.of(case.trains, case.rounds).at(i + 1)
+        loss, norm = reference.step(mask, *padded(rows), worse=worse, experts=trained.experts, dense=trained.dense)
         for answer in answers:
             assert answer["losses"][i] == pytest.approx(loss, abs=close)
             for name, mean in answer["terms"][i].items():
                 assert mean == pytest.approx(reference.terms[name], abs=close)
             assert answer["norms"][i] == pytest.approx(norm, abs=close)
-            assert answer["hashes"][i] == mask_hash(mask.numpy())
+            assert answer["hashes"][i] == mask_hash(mask.numpy() & trained.experts)
     expected = reference.weights()
     held = [key for answer in answers for key in answer["weights"]]
     num_replicas = num_ranks // (case.ep_size or num_ranks)
@@ -398,6 +425,11 @@ def test_equals_plain_transformers_and_torch_adamw(ranks, num_ranks, number):
         for key, weight in weights.items():
             torch.testing.assert_close(weight, expected[key], rtol=0, atol=close_weight)
         assert torch.stack([(w - expected[key]).abs().mean() for key, w in weights.items()]).mean() <= close_mean
+        assert answer["dense"].keys() == reference.dense.keys()
+        for name, weight in reference.dense.items():
+            found = torch.from_numpy(answer["dense"][name])
+            torch.testing.assert_close(found, weight.detach(), rtol=0, atol=close_weight)
+            assert torch.equal(found, torch.from_numpy(answers[0]["dense"][name]))  # the same bits on every rank
 
 
 @each_run

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training import checkpoint
-from dist_moe.training.optimizer import ExpertState
+from dist_moe.training.adam import AdamState
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.state import Position, RevisionInForce, TrainState
 from dist_moe.weights import parts
@@ -22,7 +22,7 @@ FILE = "experts-00000.safetensors"
 
 def saver(root, *, asynchronous):
     moments = {name: torch.full((4,), float(i)) for i, name in enumerate(("master", "exp_avg", "exp_avg_sq"))}
-    state = ExpertState(**moments, step=torch.tensor(1.0))
+    state = AdamState(**moments, step=torch.tensor(1.0))
     return CheckpointSaver(
         root=root,
         optimizer=SimpleNamespace(

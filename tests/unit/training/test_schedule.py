@@ -9,6 +9,7 @@ import pytest
 from dist_moe.artefacts import read_sealed, write_sealed
 from dist_moe.errors import UserError
 from dist_moe.training.ledger import check_ledger
+from dist_moe.training.rounds import Rounds
 from dist_moe.training.schedule import EpochSchedule
 from dist_moe.training.state import Done, RevisionInForce, TrainState
 from tests.wiring import order
@@ -19,6 +20,10 @@ ROWS = [16, 16, 12, 16, 9]
 
 
 REVISIONS = [RevisionInForce(0, "digest 0"), RevisionInForce(1, "digest 1")]
+
+
+ROUNDS = Rounds.of("experts_and_routers", ("experts:2", "routers:1"))
+TURNS = ("experts", "experts", "routers")
 
 
 class Masks:
@@ -50,6 +55,7 @@ def walk():
                 "batch": planned.batch,
                 "batch_id": f"batch {planned.batch}",
                 "mask_revision": state.masks.number,
+                "trains": TURNS[(planned.step - 1) % 3],
                 "num_tokens": done.tokens,
                 "num_loss_tokens": done.loss_tokens,
                 "num_rows": done.rows,
@@ -97,6 +103,7 @@ def swapped(lines):
         lambda lines: lines[6].update(mask_revision=1),
         lambda lines: lines[8].update(mask_revision=0),
         lambda lines: lines[8].update(num_rows=8),
+        lambda lines: lines[2].update(trains="experts"),
         lambda lines: lines[8].pop("num_tokens"),
     ],
 )
@@ -110,4 +117,4 @@ def test_the_ledger_of_another_run_proves_nothing(tmp_path, harm):
 def check(tmp_path, lines, states):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    check_ledger(metrics, SCHEDULE, Masks(), states[0], states[-1])
+    check_ledger(metrics, SCHEDULE, Masks(), ROUNDS, states[0], states[-1])
