@@ -26,7 +26,7 @@ from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.discover import find_moe_layers
 from dist_moe.moe.layout import hub_layout
 from dist_moe.moe.load import empty_model, fill
-from dist_moe.moe.route_mask import RoutePlan, routable
+from dist_moe.moe.route_mask import Fill, RoutePlan, routable
 from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
@@ -43,6 +43,8 @@ from dist_moe.weights.verify import verify_checkpoint
 OWNED: tuple[list[int], ...] = ([1, 4, 6], [0, 7], [])
 """Experts of MoE layers 0, 1, 2 (repeated): uneven, not contiguous, one layer without any."""
 NUM_STEPS = 3
+FILLS: tuple[Fill, ...] = ("shrink", "natural")
+"""Ways in which mode `route` restricts routing that are tried: one before a token's choice, one after it."""
 
 
 def tap(specimen: Specimen) -> None:
@@ -68,33 +70,73 @@ def tap(specimen: Specimen) -> None:
 
 
 def route(specimen: Specimen) -> None:
-    """An all-true mask changes no bit; otherwise only allowed experts get tokens, and all numbers are finite."""
+    """An all-true mask changes no bit; otherwise, with `shrink`, only allowed experts get tokens; with `natural`, of a
+    token's own choice only the allowed ones stay active, or all of it where it has none. All numbers are finite."""
     specimen.can_route()
     model = specimen.trainable()
     with torch.no_grad():
         plain = specimen.logits(model.module)
+        own = experts_inputs(model, lambda: specimen.logits(model.module))
         everything_LE = torch.ones(model.shape.num_layers, model.shape.num_experts, dtype=torch.bool)
-        with model.batch(route=RoutePlan(everything_LE)):
-            require(torch.equal(specimen.logits(model.module), plain), "an all-true mask changes the logits")
+        for way in FILLS:
+            with model.batch(route=RoutePlan(everything_LE, way)):
+                require(
+                    torch.equal(specimen.logits(model.module), plain), f"an all-true mask ({way}) changes the logits"
+                )
     for num_allowed in (0, 1, 2, model.shape.num_experts - 2):
-        allowed_LE = routable(specimen.random_mask(model, num_allowed))
-        _require_only(specimen, model, allowed_LE, num_allowed)
+        allowed_LE, what = routable(specimen.random_mask(model, num_allowed)), f"with {num_allowed} allowed experts"
+        _require_only(specimen, model, allowed_LE, what)
+        _require_own_choice(specimen, model, allowed_LE, own[0], f"{what} (natural)")
 
 
-def _require_only(specimen: Specimen, model: MoEModel, allowed_LE: torch.Tensor, num_allowed: int) -> None:
-    what = f"with {num_allowed} allowed experts"
+def _masked(specimen: Specimen, model: MoEModel, plan: RoutePlan, what: str) -> torch.Tensor:
+    """Forward and backward under a plan; the tokens that each expert received, [L, E]."""
     for layer in model.layers:
         layer.received_S.zero_()
-    model.route_mask.set(RoutePlan(allowed_LE))
+    model.route_mask.set(plan)
     logits = specimen.logits(model.module)
     logits.float().square().mean().backward()
     grads = [view for layer in model.layers for views in layer.grads.values() for view in views.values()]
-    sent_LE = torch.stack([layer.received_S for layer in model.layers])
     require(bool(logits.isfinite().all()), f"{what} a logit is not finite")
     require(all(bool(grad.isfinite().all()) for grad in grads), f"{what} a gradient is not finite")
-    require(not sent_LE[~allowed_LE].any(), f"{what} a token was sent to a forbidden one")
+    sent_LE = torch.stack([layer.received_S for layer in model.layers])
     require(bool(sent_LE.any(1).all()), f"{what} a layer's experts got no token")
+    return sent_LE
+
+
+def _require_only(specimen: Specimen, model: MoEModel, allowed_LE: torch.Tensor, what: str) -> None:
+    sent_LE = _masked(specimen, model, RoutePlan(allowed_LE, "shrink"), what)
+    require(not sent_LE[~allowed_LE].any(), f"{what} a token was sent to a forbidden one")
     require(torch.equal(model.route_mask.applied_LE, allowed_LE), f"{what} a router did not apply the mask")
+
+
+def _require_own_choice(
+    specimen: Specimen, model: MoEModel, allowed_LE: torch.Tensor, first: tuple[torch.Tensor, ...], what: str
+) -> None:
+    """`first` are the first layer's inputs without a mask: what stands below it is the same under one."""
+    sent: list[torch.Tensor] = []
+    plan = RoutePlan(allowed_LE, "natural")
+    seen = experts_inputs(model, lambda: sent.append(_masked(specimen, model, plan, what)))
+    weights_LTE = [_by_expert(inputs, model.shape.num_experts) for inputs in seen]
+    for layer, weights_TE in enumerate(weights_LTE):
+        active_TE = weights_TE != 0
+        has_inside_T = (active_TE & allowed_LE[layer]).any(1)
+        require(not (active_TE & ~allowed_LE[layer])[has_inside_T].any(), f"{what} a token keeps a forbidden expert")
+        require(torch.equal(active_TE.sum(0).to(sent[0].dtype), sent[0][layer]), f"{what} others got tokens")
+    own_TE = _by_expert(first, model.shape.num_experts)
+    inside_TE = (own_TE != 0) & allowed_LE[0]
+    expected_TE = torch.where(inside_TE.any(1, keepdim=True), inside_TE, own_TE != 0)
+    require(torch.equal(weights_LTE[0] != 0, expected_TE), f"{what} others are active than the allowed of a choice")
+    alone_T = (expected_TE == (own_TE != 0)).all(1)
+    require(torch.equal(weights_LTE[0][alone_T], own_TE[alone_T]), f"{what} a token is not left alone")
+
+
+def _by_expert(inputs: tuple[torch.Tensor, ...], num_experts: int) -> torch.Tensor:
+    """The weights with which a layer's experts are called, [T, E]; null experts have no column."""
+    _, index_Tk, weights_Tk = inputs
+    is_null_Tk = index_Tk >= num_experts
+    found_TE = weights_Tk.new_zeros(len(index_Tk), num_experts)
+    return found_TE.scatter_add(1, index_Tk.masked_fill(is_null_Tk, 0), weights_Tk.masked_fill(is_null_Tk, 0))
 
 
 def update(specimen: Specimen) -> None:

@@ -20,6 +20,7 @@ from dist_moe.conformance.sweep import NOT_TRIED, Support, support, sweep
 from dist_moe.conformance.types import moe_model_types
 from dist_moe.model import generate
 from dist_moe.model.model import MoEModel
+from dist_moe.moe.natural import Natural
 from dist_moe.moe.route_mask import RouteMask
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.report.families import table
@@ -120,6 +121,24 @@ def test_route_fails_without_a_mask(specimen: Specimen, monkeypatch: pytest.Monk
     monkeypatch.setattr(RouteMask, "set", lambda self, plan: None)
     with pytest.raises(CheckError, match="forbidden"):
         checks.route(specimen)
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (lambda kept_Tk, dropped_T: (torch.ones_like(kept_Tk), dropped_T), "keeps a forbidden expert"),
+        (lambda kept_Tk, dropped_T: (kept_Tk & (kept_Tk.cumsum(1) < 2), dropped_T), "(natural)"),
+    ],
+    ids=["nothing is dropped", "the batch's second expert is dropped"],
+)
+def test_route_fails_on_another_natural_choice(
+    specimen: Specimen, monkeypatch: pytest.MonkeyPatch, broken: Any, says: str
+) -> None:
+    kept = Natural._kept
+    monkeypatch.setattr(Natural, "_kept", lambda self, *given: broken(*kept(self, *given)))
+    with pytest.raises(CheckError) as error:
+        checks.route(specimen)
+    assert says in str(error.value)
 
 
 def test_update_fails_on_other_gradients(specimen: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
