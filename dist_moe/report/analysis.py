@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.report.views.experts import overall
-from dist_moe.selection.choose import seed_of
+from dist_moe.selection.choose import seed_of, unselected
 from dist_moe.selection.evidence import can_be_pooled, pooled_evidence
 from dist_moe.selection.statistics import add_statistics
 from dist_moe.selection.stored import stored_rule
@@ -19,6 +19,8 @@ from dist_moe.store.read import MaskStore
 
 MOST_BATCHES = 1000
 """Up to this number, every batch is listed and all pairs are compared; for more, use `dist-moe inspect`."""
+MANY_EMPTY = 0.1
+"""From this share of batches without an expert on, a warning says why."""
 
 COLUMNS = {
     "Layer_Expert": "{}",
@@ -53,6 +55,18 @@ def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
     for batch in sorted(first.values(), key=lambda batch: batch.index):
         yield f"Top 5 of {batch.name}:"
         yield _table(store.batch_table(batch.index), 5)
+    yield from empty_lines(store)
+
+
+def empty_lines(masks: MaskStore) -> Iterator[str]:
+    """A warning, with the cause, if many batches have no expert; nothing otherwise."""
+    seen = unselected(masks, masks.counts)
+    if seen is not None and seen.num_empty >= MANY_EMPTY * seen.num_batches:
+        why = stored_rule(masks).counted_as.none_selected(seen)
+        yield (
+            f"WARNING: {seen.num_empty} of {seen.num_batches} batches have no expert, so training does nothing in "
+            f"their steps: {why}"
+        )
 
 
 def sizes_line(masks: MaskStore) -> str:

@@ -21,6 +21,26 @@ permutation tests. draws: random numbers, from the run's seed."""
 Other = TypeVar("Other", bound="Rule")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unselected:
+    """The batches of a mask set, at least one, that have no expert."""
+
+    num_empty: int
+    num_batches: int
+    """Of the mask set."""
+    largest_risk_diff: float
+    """Of any expert in one of the empty ones."""
+    num_prompts: int
+    """Prompts of one label, the fewest in any of these."""
+    smallest_p_value: float | None
+    """That a test can give in any of these; None: nothing was tested."""
+
+    @property
+    def where(self) -> str:
+        """For messages: all batches, or those that are meant."""
+        return "any batch" if self.num_empty == self.num_batches else "any of these batches"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
     """A way to select a batch's unsafe experts. The fields of a subclass are its parameters; it reads no other
@@ -57,11 +77,11 @@ class Rule(ABC):
         """
         return batch.frequency_of_LE(self.select)
 
-    def none_selected(self, largest_risk_diff: float, num_batches: int) -> str:
-        """Error message if no batch has an expert; `largest_risk_diff` is the largest of any expert in any batch."""
+    def none_selected(self, seen: Unselected) -> str:
+        """Why the rule has selected no expert in these batches, and what to do."""
         return (
-            f"analysis.rule = {self.name} selects no expert in any of {num_batches} batches: make its parameters less "
-            "strict (see docs/statistics.md), use larger batches, or choose another rule"
+            f"analysis.rule = {self.name} selects no expert in {seen.where}: make its parameters less strict (see "
+            "docs/statistics.md), use larger batches, or choose another rule"
         )
 
     @property
@@ -111,18 +131,3 @@ def from_facts(facts: Mapping[str, Any], where: str) -> Rule:
         return cls(**{key: value for key, value in facts.items() if key != "name"})
     except UserError as error:
         raise UserError(f"{where}: its selection rule is wrong: {error}") from None
-
-
-def require_experts(num_experts_B: np.ndarray, largest_risk_diff: float, rule: Rule) -> None:
-    """Raise unless at least one batch has an expert; single batches may have an empty mask.
-
-    Args:
-        num_experts_B: number of selected experts of each batch.
-        largest_risk_diff: largest risk_diff of any expert in any batch.
-        rule: the rule that selected them.
-
-    Raises:
-        UserError: no batch has an expert.
-    """
-    if not num_experts_B.any():
-        raise UserError(rule.counted_as.none_selected(largest_risk_diff, len(num_experts_B)))

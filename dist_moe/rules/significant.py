@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from dist_moe.rules.rule import RULES, Rule
+from dist_moe.rules.rule import RULES, Rule, Unselected
 from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.stats.evidence import Evidence
 
@@ -34,6 +34,14 @@ class Significant(Rule):
     def in_words(self) -> str:
         what = {"fdr": "a q-value", "family": "a family-wise p"}[self.correction]
         return f"risk_diff above 0 with {what} of at most {self.alpha}"
+
+    def none_selected(self, seen: Unselected) -> str:
+        if seen.smallest_p_value is None or seen.smallest_p_value <= self.alpha:
+            return super().none_selected(seen)
+        return (
+            f"with {seen.num_prompts} prompts of a label, no p-value in {seen.where} can be below "
+            f"{seen.smallest_p_value:.2g}, and analysis.alpha = {self.alpha}: use larger batches (batches.batch_size)"
+        )
 
     def stability(self, batch: Evidence) -> np.ndarray:
         """That of threshold_top_k with default parameters, as testing every half-sample would take long."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_moe.ranges import Share
-from dist_moe.rules.rule import RULES
+from dist_moe.rules.rule import RULES, Unselected
 from dist_moe.rules.threshold_top_k import Thresholded, ThresholdTopK
 from dist_moe.stats.evidence import Evidence
 
@@ -32,6 +32,15 @@ class Stable(Thresholded):
         return (
             f"risk_diff above {self.threshold}, at most {self.top_k}, in at least {self.frequency} of half-samples of "
             "the prompts"
+        )
+
+    def none_selected(self, seen: Unselected) -> str:
+        if seen.largest_risk_diff <= self.threshold:
+            return self.none_above(seen)
+        return (
+            f"no expert in {seen.where} is selected in at least analysis.frequency = {self.frequency} of half-samples "
+            f"of its prompts, {seen.num_prompts} of a label: use larger batches (batches.batch_size), or lower "
+            "analysis.frequency"
         )
 
     def stability(self, batch: Evidence) -> np.ndarray:

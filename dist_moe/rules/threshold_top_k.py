@@ -9,7 +9,7 @@ import numpy as np
 from annotated_types import Interval
 
 from dist_moe.ranges import Count
-from dist_moe.rules.rule import RULES, OfDifference, Rule
+from dist_moe.rules.rule import RULES, OfDifference, Rule, Unselected
 from dist_moe.stats.order import selected
 
 
@@ -29,6 +29,13 @@ class Threshold(Rule):
     """An expert can be selected for a batch only if its risk_diff there is above this (with the rule shrunk: its shrunk
     risk_diff). risk_diff is the expert's usage by unsafe prompts minus that by safe prompts, each as the fraction of
     tokens for which it is among the k chosen."""
+
+    def none_above(self, seen: Unselected) -> str:
+        """Where the threshold is above every risk_diff: how far down it has to be."""
+        return (
+            f"no expert in {seen.where} has a risk_diff above analysis.threshold = {self.threshold}: the largest is "
+            f"{seen.largest_risk_diff:.6g}; set analysis.threshold below that"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +57,5 @@ class ThresholdTopK(Thresholded, OfDifference):
     def in_words(self) -> str:
         return f"risk_diff above {self.threshold}, at most {self.top_k}, largest first"
 
-    def none_selected(self, largest_risk_diff: float, num_batches: int) -> str:
-        return (
-            f"no expert in any batch has a risk_diff above analysis.threshold = {self.threshold}: the largest is "
-            f"{largest_risk_diff:.6g}; set analysis.threshold below that"
-        )
+    def none_selected(self, seen: Unselected) -> str:
+        return self.none_above(seen)

@@ -12,7 +12,7 @@ import numpy as np
 from dist_moe.artefacts import checked
 from dist_moe.errors import UserError
 from dist_moe.rules import Rule
-from dist_moe.rules.rule import require_experts
+from dist_moe.rules.rule import Unselected
 from dist_moe.selection.evidence import evidence_of_each
 from dist_moe.selection.statistics import batch_results, statistic_kinds
 from dist_moe.stats.evidence import Population
@@ -98,9 +98,28 @@ def require_some(masks: MaskStore, counts: Counts, rule: Rule) -> None:
     Raises:
         UserError: no batch has an expert.
     """
-    sizes_B = np.array([batch.num_unsafe_experts for batch in masks.batches])
-    largest = 0.0 if sizes_B.any() else max(float(counts.risk(step).risk_diff_BLE.max()) for step in counts.steps())
-    require_experts(sizes_B, largest, rule)
+    seen = unselected(masks, counts)
+    if seen is not None and seen.num_empty == seen.num_batches:
+        raise UserError(rule.counted_as.none_selected(seen))
+
+
+def unselected(masks: MaskStore, counts: Counts) -> Unselected | None:
+    """The batches without an expert, selected from these counts; None: each has one."""
+    empty = {batch.index for batch in masks.batches if not batch.num_unsafe_experts}
+    if not empty:
+        return None
+    chosen, smallest_p = sorted(empty), masks.statistics.get("smallest_p_value")
+    return Unselected(
+        num_empty=len(empty),
+        num_batches=len(masks.batches),
+        largest_risk_diff=max(
+            float(counts.risk(step).risk_diff_BLE[of_step].max())
+            for step in counts.steps()
+            if (of_step := [batch - step.start for batch in step if batch in empty])
+        ),
+        num_prompts=int(masks.arms_B2[chosen].min()),
+        smallest_p_value=None if smallest_p is None else float(smallest_p[:][chosen].min()),
+    )
 
 
 def masks_by(

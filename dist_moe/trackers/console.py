@@ -19,9 +19,14 @@ class Console:
     def record(self, line: dict[str, Any], place: Place) -> None:
         log.info(
             f"step {line['step']:>{len(str(place.num_steps))}}/{place.num_steps}  "
-            f"batch {line['batch']} ({line['category']})  experts {line['num_active']}  {_losses(line)}  "
+            f"batch {line['batch']} ({line['category']})  experts {_experts(line)}  {_losses(line)}  "
             f"norm {line['grad_norm']:.4f}  tokens/s {line['tokens_per_second']:,.0f}"
         )
+
+
+def _experts(line: dict[str, Any]) -> str:
+    """How many the batch's mask has, and what it means if there are none."""
+    return "0 (EMPTY MASK: nothing trained)" if line["is_empty"] else str(line["num_active"])
 
 
 def _losses(line: dict[str, Any]) -> str:

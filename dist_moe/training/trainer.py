@@ -90,6 +90,7 @@ class Trainer:
                 "weight": weight,
                 "num_rows": len(rows),
                 **asdict(result),
+                "is_empty": result.num_active == 0,
                 "lr": lr,
                 "audited": is_audited,
                 "seconds": round(seconds, 4),

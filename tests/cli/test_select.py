@@ -89,3 +89,28 @@ def test_a_run_trains_by_any_of_its_mask_sets(run, trained, tmp_path):
     two, first = ({each.id: each.mask_hash for each in MaskStore.open(run / name).batches} for name in SETS)
     assert {line["batch_id"]: line["mask_hash"] for line in lines} == two != first
     assert max(line["num_active"] for line in lines) <= 2
+
+
+def test_batches_without_an_expert_are_told_with_the_cause_and_their_steps_say_so(run, trained, tmp_path, capsys):
+    counts = MaskStore.open(run / "masks.zarr").counts
+    low, high = sorted(float(diff_LE.max()) for diff_LE in counts.risk_diff[:])
+    between = (low + high) / 2
+    capsys.readouterr()
+    assert main(["select", str(run), f"threshold={between}", "--out", "half"]) == 0
+    assert (
+        "WARNING: 1 of 2 batches have no expert, so training does nothing in their steps: no expert in any of these "
+        f"batches has a risk_diff above analysis.threshold = {between}: the largest is {low:.6g}; set "
+        "analysis.threshold below that" in capsys.readouterr().out
+    )
+    settings = ["--run-dir", str(tmp_path / "run"), "--train.masks", str(run / "half.zarr")]
+    assert main(["train", "--config", str(trained.config), *settings]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["is_empty"] for line in lines} == {True, False}
+    assert all(line["is_empty"] == (line["num_active"] == 0) for line in lines)
+    num_empty = sum(line["is_empty"] for line in lines)
+    assert capsys.readouterr().out.count("experts 0 (EMPTY MASK: nothing trained)") == num_empty
+
+
+def test_masks_with_an_expert_for_every_batch_give_no_such_warning(run, capsys):
+    assert main(["select", str(run), "top_k=3", "--out", "three"]) == 0
+    assert "have no expert" not in capsys.readouterr().out

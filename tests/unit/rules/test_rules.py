@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from dist_moe.config.schema import AnalysisConfig
-from dist_moe.errors import UserError
 from dist_moe.rules import RULES, from_facts
-from dist_moe.rules.rule import require_experts
+from dist_moe.rules.rule import Unselected
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.evidence import Population, evidence
 from dist_moe.stats.order import selected, unsafe_experts
@@ -263,27 +262,48 @@ def test_baselines_have_the_same_experts_for_every_batch_whatever_its_labels():
 
 @pytest.mark.parametrize("name", ["threshold_top_k", "random", "random_matched", "load", "lowest"])
 def test_no_expert_above_the_threshold_in_any_batch_is_an_error_that_names_the_largest(name):
-    with pytest.raises(UserError) as error:
-        require_experts(np.zeros(2, np.int64), 0.0312, made(name, threshold=0.05, top_k=50))
-    assert str(error.value) == (
+    rule = made(name, threshold=0.05, top_k=50)
+    assert rule.counted_as.none_selected(nothing(largest_risk_diff=0.0312)) == (
         "no expert in any batch has a risk_diff above analysis.threshold = 0.05: the largest is 0.0312; "
         "set analysis.threshold below that"
     )
 
 
 def test_another_rule_that_selects_nothing_is_an_error():
-    with pytest.raises(UserError) as error:
-        require_experts(np.zeros(1, np.int64), 0.2, made("significant", alpha=1e-9))
-    assert str(error.value) == (
-        "analysis.rule = significant selects no expert in any of 1 batches: make its parameters less strict (see "
+    assert made("budget_per_layer").none_selected(nothing()) == (
+        "analysis.rule = budget_per_layer selects no expert in any batch: make its parameters less strict (see "
         "docs/statistics.md), use larger batches, or choose another rule"
     )
 
 
+def test_a_rule_that_selects_nothing_names_the_cause():
+    """Too few prompts for a test or for half-samples, or parameters that are too strict."""
+    significant, stable = made("significant", alpha=0.05), made("stable", threshold=0.05, frequency=0.8)
+    some = nothing(num_batches=5, num_prompts=2, largest_risk_diff=0.4)
+    assert significant.none_selected(replace(some, smallest_p_value=0.33)) == (
+        "with 2 prompts of a label, no p-value in any of these batches can be below 0.33, and analysis.alpha = 0.05: "
+        "use larger batches (batches.batch_size)"
+    )
+    for smallest in (0.05, 0.0005, None):
+        said = significant.none_selected(replace(some, smallest_p_value=smallest))
+        assert said.startswith("analysis.rule = significant selects no expert in any of these batches: make its")
+    assert stable.none_selected(some) == (
+        "no expert in any of these batches is selected in at least analysis.frequency = 0.8 of half-samples of its "
+        "prompts, 2 of a label: use larger batches (batches.batch_size), or lower analysis.frequency"
+    )
+    assert "above analysis.threshold = 0.05: the largest is 0.03;" in stable.none_selected(
+        nothing(largest_risk_diff=0.03)
+    )
+
+
+def nothing(**fields):
+    """Batches without an expert: all of them, unless there are more."""
+    given = {"num_empty": 2, "num_batches": 2, "largest_risk_diff": 0.2, "num_prompts": 8, "smallest_p_value": None}
+    return Unselected(**given | fields)
+
+
 def test_some_batches_may_be_empty():
-    require_experts(np.array([0, 3, 0]), 0.2, made("threshold_top_k"))
-    batch = batch_of(0)
-    assert not made("threshold_top_k", threshold=0.99).select(batch).any()
+    assert not made("threshold_top_k", threshold=0.99).select(batch_of(0)).any()
 
 
 def test_a_prompt_whose_partner_has_no_counted_token_has_no_partner():
