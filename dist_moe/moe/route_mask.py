@@ -60,12 +60,6 @@ def routable(mask_LE: torch.Tensor) -> torch.Tensor:
     return mask_LE | ~mask_LE.any(dim=1, keepdim=True)
 
 
-def surviving_slots(mask_LE: torch.Tensor, top_k: int) -> float:
-    """Share of the L * k routing slots of a token that `fill: shrink` leaves under this mask."""
-    num_allowed_L = routable(mask_LE).sum(1)
-    return float(num_allowed_L.clamp(max=top_k).sum()) / (len(mask_LE) * top_k)
-
-
 class RouteMask:
     """Hooks on all MoE blocks of a model; `set` puts a plan in force until the next one.
 

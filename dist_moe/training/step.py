@@ -16,11 +16,10 @@ from dist_moe.objective import Over, Rows
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.audit import StepAudit
 from dist_moe.training.engine import Engine
-from dist_moe.training.loss import token_losses
 from dist_moe.training.monitor import MaskMonitor
 from dist_moe.training.objective import Contrast, Numbers, Objective, TermResult
 from dist_moe.training.optimizer import SelectiveAdamW
-from dist_moe.training.passes import Passes, next_pass
+from dist_moe.training.passes import Passes
 from dist_moe.training.promise import Promises
 from dist_moe.training.rounds import EXPERTS, Trained
 
@@ -163,21 +162,6 @@ def route_plan(settings: TrainConfig, mask_LE: torch.Tensor) -> RoutePlan | None
     if settings.mode == "update":
         return None
     return RoutePlan(routable(mask_LE), settings.fill, settings.route_bias, settings.scope)
-
-
-def batch_loss(model: MoEModel, micro_batches: Sequence[TokenBatch], plan: RoutePlan | None, comm: Comm) -> float:
-    """Mean loss of a batch without training, under a route plan or None. Called by all ranks together."""
-    numbers = _count_tokens(micro_batches, comm)
-    total = torch.zeros((), dtype=torch.float64, device=comm.device)
-    with torch.no_grad(), model.batch(route=plan):
-        for batch in micro_batches:
-            batch = batch.to(comm.device)
-            next_pass(model, batch, plan)
-            logits = model.module(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
-            total += token_losses(logits, batch.labels)[0].double().sum()
-    return float(comm.sum_(total)) / max(numbers["answers", "all"], 1)
 
 
 def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> Numbers:

@@ -14,9 +14,10 @@ from dist_moe.model.model import adopt
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.price import route_price
 from dist_moe.training.promise import Promise
 from dist_moe.training.split import Split
-from dist_moe.training.step import MaskedStep, batch_loss
+from dist_moe.training.step import MaskedStep, route_plan
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_training import Case, batch_rows, masks_of
 from tests.reference import ADAMW, MAX_NORM
@@ -75,7 +76,8 @@ def shares(comm, family: str, engine_name: str, section: dict) -> dict[str, floa
     step = MaskedStep(model, optimizer, engine, comm, TrainConfig(), promise)
 
     def forward(name: str) -> None:
-        batch_loss(model, split.local(batch_rows(0, ROWS), comm.rank, pad_id=0), None, comm)
+        plan = route_plan(TrainConfig(), MASKS[0])
+        route_price(model, split.local(batch_rows(0, ROWS), comm.rank, pad_id=0), plan, comm)
         engine.release()
         found[name] = resident(model.module) / whole
 

@@ -16,8 +16,9 @@ from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.price import route_price
 from dist_moe.training.promise import Promise
-from dist_moe.training.step import MaskedStep, batch_loss, route_plan
+from dist_moe.training.step import MaskedStep, route_plan
 from tests.tiny import L, random_masks, tiny_model, token_ids
 
 CPU = SoloComm(torch.device("cpu"))
@@ -57,8 +58,8 @@ def step(model: MoEModel) -> None:
     stepping(model)("the batch", MASK, [collate(ROWS[:2], 0), collate(ROWS[2:], 0)])
 
 
-def mean_loss(model: MoEModel) -> None:
-    batch_loss(model, [collate(ROWS, 0)], route_plan(TrainConfig(scope="unsafe"), MASK), CPU)
+def price(model: MoEModel) -> None:
+    route_price(model, [collate(ROWS, 0)], route_plan(TrainConfig(scope="unsafe"), MASK), CPU)
 
 
 def generate(model: MoEModel) -> None:
@@ -80,7 +81,7 @@ def evaluate(model: MoEModel) -> None:
 
 USES = {
     "a step": step,
-    "a loss": mean_loss,
+    "a loss": price,
     "counting": lambda model: count_given(model, ROWS, "all", 0, gates=True),
     "generation": generate,
     "gradients": lambda model: expert_gradients(model, ROWS[0]),

@@ -5,7 +5,7 @@ import torch
 
 from dist_moe.conformance.sizes import build
 from dist_moe.model.model import adopt
-from dist_moe.moe.route_mask import RoutePlan, routable, surviving_slots
+from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import CONFIGS, FAMILIES, E, K, L, random_masks, tiny_model, token_ids
 
@@ -112,10 +112,3 @@ def test_few_tokens_route_as_among_many(num_tokens):
         torch.testing.assert_close(
             torch.zeros(num_tokens, E).scatter_add(1, index_few, weights_few), dense[:num_tokens]
         )
-
-
-def test_surviving_slots_by_hand():
-    mask = torch.zeros(3, 8, dtype=torch.bool)
-    mask[0, 4] = True  # one of two slots; layer 1 has none: left as it is, both
-    mask[2, :5] = True  # both
-    assert surviving_slots(mask, 2) == pytest.approx(5 / 6)
