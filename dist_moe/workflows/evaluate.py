@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dist_moe.config.judges import chosen_judges
+from dist_moe.config.schema import EvaluationConfig
 from dist_moe.data.rows import Prompt
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import ALPHAS, CHOSEN_ON, Curve
@@ -46,6 +47,7 @@ def evaluate(
     alphas: Sequence[float] = (),
     max_over_refusal: float | None = None,
     settings: Sequence[str] = (),
+    section: EvaluationConfig | None = None,
 ) -> Path:
     """Score rows with a run's base model and its trained experts, or with a model, always without a mask.
 
@@ -62,6 +64,7 @@ def evaluate(
             export would be; none: the trained experts as they are.
         max_over_refusal: say which of them is the largest at which so many safe prompts are refused at most.
         settings: words of a command line, `--evaluation.max_new_tokens 64`.
+        section: all settings of `evaluation`, instead of those that a run was trained with.
 
     Returns:
         The directory of the results; with `alphas`, of those: see `dist_moe.evaluation.curve`.
@@ -78,6 +81,7 @@ def evaluate(
                 path, data, against=against, out=out, settings=settings, every_byte=comm.rank == 0, alphas=alphas
             )
             config = evaluated.config
+            config.evaluation = replace(section or config.evaluation)
             config.evaluation.ep_size = ep_size or config.evaluation.ep_size
             judges = chosen_judges(config)
             if comm.rank == 0:

@@ -143,7 +143,7 @@ def run_variant(
         _require_settings(run.path, trained.facts.settings, result_settings(own))
         found = read_evaluation(run.path) if (run.path / INDEX).exists() else None
     if found is None or not _is_of(found, own, data_hash, trained.experts.digest):
-        evaluate(run.path, data, comm)
+        evaluate(run.path, data, comm, section=own.evaluation)
         with together(comm):
             found = read_evaluation(run.path)
     num_parameters = trained.facts.num_union_parameters + trained.facts.num_dense_parameters

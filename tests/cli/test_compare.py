@@ -95,6 +95,22 @@ def test_a_second_time_it_trains_nothing_and_says_the_same(compared, given, capf
     assert capfd.readouterr().out.count("Evaluation: ") == 1
 
 
+def test_other_settings_of_evaluation_train_nothing_and_evaluate_all_runs_anew(compared, given, tmp_path, capfd):
+    shutil.copytree(compared, tmp_path / "runs")
+    other = ("--run-dir", tmp_path / "runs", "--evaluation.max_new_tokens", "3")
+    assert compare(given, *other) == 0
+    assert capfd.readouterr().out.count("Evaluation: ") == 4
+    for name in NAMES:
+        run = tmp_path / "runs" / "seed-1" / name
+        assert read(run / "evaluation.json")["facts"]["settings"]["evaluation.max_new_tokens"] == 3
+        assert max(row["after"]["num_tokens"] for row in rows_of(run)) <= 3
+        assert (run / "metrics.jsonl").stat().st_mtime_ns == (
+            compared / "seed-1" / name / "metrics.jsonl"
+        ).stat().st_mtime_ns
+    assert compare(given, *other) == 0
+    assert "Evaluation: " not in capfd.readouterr().out
+
+
 def test_from_python_it_is_a_value(compared, given):
     found = dist_moe.compare(given / "run.yaml", [given / "held-out.jsonl"], VARIANTS, num_seeds=2)
     assert json.loads(json.dumps(asdict(found))).items() <= read(compared / "comparison.json").items()
