@@ -19,7 +19,9 @@ def missing(run: RunContents, key: str) -> Section | None:
 
 
 def _steps(run: RunContents) -> Iterator[Cell]:
-    """Sentences, each with its command."""
+    """Sentences, each with its command; a model's evaluation is whole by itself."""
+    if run.evaluation is not None and run.evaluation.facts.experts_digest is None:
+        return
     config = next((name for name in ("train", "analyze", "count") if (run.path / f"{name}.yaml").is_file()), None)
     place = run.path / f"{config}.yaml" if config else Path("run.yaml")
     if run.masks is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from markupsafe import Markup
 
@@ -11,6 +13,7 @@ from dist_moe.report.page.contents import RunContents
 from dist_moe.report.page.matrix import matrix
 from dist_moe.stats.overlap import jaccard_matrix
 from dist_moe.stats.specificity import union_growth
+from dist_moe.store.read import MaskStore
 
 MOST_BATCHES = 300
 MOST_GROWTH = 2000
@@ -20,7 +23,8 @@ def overlap(run: RunContents, key: str) -> Section | None:
     """None: there are no masks, or only one."""
     if run.masks is None or len(run.masks.batches) < 2:
         return None
-    masks_BLE, categories = run.masks.masks[:], np.array(run.masks.categories, dtype=object)
+    masks, num_batches = run.masks, len(run.masks.batches)
+    categories = np.array(masks.categories, dtype=object)
     names = sorted(set(run.masks.categories))
     parts = [
         paragraph(
@@ -28,22 +32,30 @@ def overlap(run: RunContents, key: str) -> Section | None:
             "experts; 0: none in common."
         )
     ]
-    if len(masks_BLE) <= MOST_BATCHES:
+    if num_batches <= MOST_BATCHES:
         order = np.argsort(categories.astype(str), kind="stable")
         labels = [(str(index), categories[index]) for index in order.tolist()]
-        parts.append(matrix(jaccard_matrix(masks_BLE[order]), labels, "batches, by category", f"{key}-batches"))
-    if len(names) > 1:
-        unions_CLE = np.stack([masks_BLE[categories == name].any(axis=0) for name in names])
+        parts.append(matrix(jaccard_matrix(masks.masks[:][order]), labels, "batches, by category", f"{key}-batches"))
+    if 1 < len(names) <= MOST_BATCHES:
+        unions_CLE = _unions(masks, categories, names)
         labels = [(str(number), name) for number, name in enumerate(names, 1)]
         parts.append(matrix(jaccard_matrix(unions_CLE), labels, "categories (union of each)", f"{key}-categories"))
-    if len(masks_BLE) <= MOST_GROWTH:
-        parts.append(_growth(masks_BLE, f"{key}-growth"))
-    if len(masks_BLE) > MOST_BATCHES:
-        parts.append(
-            paragraph(f"For all pairs of {len(masks_BLE)} batches see dist-moe inspect with the view overlap.")
-        )
+    if num_batches <= MOST_GROWTH:
+        parts.append(_growth(masks.masks[:], f"{key}-growth"))
+    if num_batches > MOST_BATCHES:
+        parts.append(paragraph(f"For all pairs of {num_batches} batches see dist-moe inspect with the view overlap."))
     body = Markup('<div class="charts">{}</div>').format(joined(parts[1:]))
     return Section("overlap", "How alike the masks are", joined([parts[0], body]))
+
+
+def _unions(masks: MaskStore, categories: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """bool [categories, L, E]: experts of at least one of a category's batches; reads some batches at a time."""
+    unions_CLE = np.zeros((len(names), *masks.masks.shape[1:]), np.bool_)
+    for start, stop in masks.masks.slabs(0, len(masks.masks)):
+        some_BLE = masks.masks[start:stop]
+        for number, name in enumerate(names):
+            unions_CLE[number] |= some_BLE[categories[start:stop] == name].any(axis=0)
+    return unions_CLE
 
 
 def _growth(masks_BLE: np.ndarray, key: str) -> Markup:

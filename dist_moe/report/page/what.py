@@ -18,9 +18,9 @@ from dist_moe.selection.stored import stored_rule
 
 def what(run: RunContents, key: str) -> Section:
     """Facts and flow side by side."""
-    parts = [
-        Markup('<div class="beside">{}{}</div>').format(facts(dict(_facts(run))), flow_picture(run, f"{key}-flow"))
-    ]
+    is_run = run.masks is not None or run.counts is not None or run.steps
+    picture = flow_picture(run, f"{key}-flow") if is_run else Markup()
+    parts = [Markup('<div class="beside">{}{}</div>').format(facts(dict(_facts(run))), picture)]
     if run.masks is not None and stored_rule(run.masks).is_control:
         parts.insert(0, note(CONTROL.replace("**", "")))
     return Section("what", "What was done", joined(parts))
@@ -28,6 +28,8 @@ def what(run: RunContents, key: str) -> Section:
 
 def _facts(run: RunContents) -> Iterator[tuple[str, Cell]]:
     config, masks, training = run.config, run.masks, run.training
+    if config is None and run.evaluation is not None:
+        yield "Model", run.evaluation.facts.model_name
     if config is not None:
         yield "Base model", config.model.path.name
         yield "Prompt files", ", ".join(path.name for path in config.data.paths)
