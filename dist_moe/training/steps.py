@@ -38,6 +38,8 @@ class Step:
     num_stepped: int
     lr: float
     audited: bool
+    trains: str = "experts"
+    """What the step trained."""
 
 
 def read_steps(metrics: Path) -> tuple[Step, ...]:

@@ -49,10 +49,16 @@ def _levels(found: ComparisonContents) -> Markup:
     names = [name for name in MEASURES if any(name in levels for levels in values.levels.values())]
     lines: list[list[Cell]] = []
     for number, (variant, levels) in enumerate(values.levels.items(), 1):
-        numbers = sorted(set(values.num_experts.get(variant, [0])))
-        experts = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-        lines.append([f"{number} {variant}", experts, *(shown(name, levels.get(name)) for name in names)])
-    return table("Mean over seeds and prompts", ["variant", "experts trained", *names], lines)
+        trained = [_range(each.get(variant, [0])) for each in (values.num_experts, values.num_parameters)]
+        lr = f"{values.lrs[variant]:g}" if variant in values.lrs else "–"
+        lines.append([f"{number} {variant}", *trained, lr, *(shown(name, levels.get(name)) for name in names)])
+    head = ["variant", "experts trained", "trainable parameters", "learning rate", *names]
+    return table("Mean over seeds and prompts", head, lines)
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _differences(found: ComparisonContents) -> Markup:

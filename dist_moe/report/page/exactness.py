@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from dist_moe import __version__
@@ -14,6 +15,7 @@ from dist_moe.config.schema import Config, DataConfig, ModelConfig
 from dist_moe.report.page.blocks import Cell, Section, bullets, code, details, facts, joined, table
 from dist_moe.report.page.contents import RunContents
 from dist_moe.report.page.numbers import shown_hash
+from dist_moe.stats.masks import mask_hash
 
 
 def exactness(run: RunContents, key: str) -> Section:
@@ -31,20 +33,25 @@ def _checks(run: RunContents) -> Iterator[Cell]:
     if run.steps and run.masks is not None:
         stores = (run.masks, *run.later_masks)
         hashes = [{batch.id: batch.mask_hash for batch in store.batches} for store in stores]
+        no_expert = mask_hash(np.zeros(run.masks.shape_BLE[1:], np.bool_))
         right = sum(
-            step.mask_revision < len(hashes) and step.mask_hash == hashes[step.mask_revision].get(step.batch_id)
+            step.mask_revision < len(hashes)
+            and step.mask_hash
+            == (no_expert if step.trains == "routers" else hashes[step.mask_revision].get(step.batch_id))
             for step in run.steps
         )
         told = (
             f"{right} of {len(run.steps)} steps updated their batch's mask: the hash of the experts that the monitor "
             "saw is that of the mask in the store"
         )
+        if any(step.trains == "routers" for step in run.steps):
+            told += "; steps that train routers only updated no expert"
         yield _check(right == len(run.steps), told)
     if run.steps:
         audited = sum(step.audited for step in run.steps)
         yield (
-            f"{audited} of {len(run.steps)} steps were audited: every weight and optimizer value outside the batch's "
-            "mask had the same checksum before and after. A step that changes one ends the run"
+            f"{audited} of {len(run.steps)} steps were audited: every weight and optimizer value outside what the "
+            "step trains had the same checksum before and after. A step that changes one ends the run"
         )
     if run.training is not None:
         union, experts = {*map(tuple, run.training.facts.union)}, {*map(tuple, run.training.experts)}

@@ -39,7 +39,8 @@ def trained_or_open(run: RunContents) -> tuple[np.ndarray, str] | None:
     """bool [L, E] and what they are called: experts that were changed, or else those in the masks."""
     if run.training is not None and run.counts is not None:
         marked_LE = np.zeros(run.counts.shape_BLE[1:], np.bool_)
-        marked_LE[tuple(zip(*run.training.experts, strict=True))] = True
+        for layer, expert in run.training.experts:
+            marked_LE[layer, expert] = True
         return marked_LE, "trained"
     if run.masks is not None:
         return np.logical_or.reduce([store.union() for store in (run.masks, *run.later_masks)]), "in a mask"

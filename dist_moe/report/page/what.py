@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from dist_moe.config.objective import active_terms
 from dist_moe.config.schema import Config
-from dist_moe.report.card import CONTROL
+from dist_moe.report.card import BASELINES, CONTROL
 from dist_moe.report.page.blocks import Cell, Section, facts, joined, note
 from dist_moe.report.page.contents import RunContents
 from dist_moe.report.page.flow import flow_picture
@@ -21,8 +21,10 @@ def what(run: RunContents, key: str) -> Section:
     is_run = run.masks is not None or run.counts is not None or run.steps
     picture = flow_picture(run, f"{key}-flow") if is_run else Markup()
     parts = [Markup('<div class="beside">{}{}</div>').format(facts(dict(_facts(run))), picture)]
-    if run.masks is not None and stored_rule(run.masks).is_control:
-        parts.insert(0, note(CONTROL.replace("**", "")))
+    is_control = run.masks is not None and stored_rule(run.masks).is_control
+    standing = BASELINES.get(run.training.facts.trains) if run.training is not None else None
+    if said := standing or (CONTROL if is_control else ""):
+        parts.insert(0, note(said.replace("**", "")))
     return Section("what", "What was done", joined(parts))
 
 
@@ -45,6 +47,10 @@ def _facts(run: RunContents) -> Iterator[tuple[str, Cell]]:
         share = 100 * found.num_union_parameters / found.num_parameters
         yield "Experts open to training", f"{len(found.union)}, {share:.2f} % of all parameters"
         yield "Experts changed", len(training.experts)
+        if found.trains != "experts":
+            yield "Trained", " ".join([found.trains, *found.rounds])
+            dense = 100 * found.num_dense_parameters / found.num_parameters
+            yield "Dense weights open to training", f"{dense:.2f} % of all parameters"
         yield "Steps", found.num_steps
     elif run.steps:
         yield "Steps so far", len(run.steps)

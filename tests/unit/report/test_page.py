@@ -17,6 +17,7 @@ from dist_moe.report.page.charts import thinned
 from dist_moe.report.page.contents import ComparisonContents, PageContents
 from dist_moe.report.page.page import page
 from dist_moe.stats.crossed import Mean
+from dist_moe.stats.masks import mask_hash
 from dist_moe.training.steps import read_steps
 from tests.pages import Page
 from tests.reported import ATTACK, made_evaluation, made_run, steps_file, text_of
@@ -169,7 +170,9 @@ LESS = {
 def test_a_comparison_names_only_what_is_clear(tmp_path):
     values = Comparison(
         seeds=[3, 4], judge="phrases", kind="held out", data_hash="d", model_hash="m", reference="ours,lr=1",
-        num_experts={"ours,lr=1": [7, 9], "<other>": [8, 8]}, levels=MEANS, differences=LESS,
+        num_experts={"ours,lr=1": [7, 9], "<other>": [8, 8]},
+        num_parameters={"ours,lr=1": [7000, 9000], "<other>": [8000, 8000]}, lrs={"ours,lr=1": 1.0, "<other>": 3e-5},
+        levels=MEANS, differences=LESS,
     )  # fmt: skip
     values.write(tmp_path / "comparison.json")
     assert Comparison.read(tmp_path / "comparison.json") == values
@@ -178,7 +181,8 @@ def test_a_comparison_names_only_what_is_clear(tmp_path):
     found = Page(text)
     levels = found.table("Mean over seeds and prompts")
     assert levels.line("2 ours,lr=1") == {
-        "variant": "2 ours,lr=1", "experts trained": "7 to 9", "refused (unsafe)": "65 % (31 to 90)",
+        "variant": "2 ours,lr=1", "experts trained": "7 to 9", "learning rate": "1",
+        "trainable parameters": "7,000 to 9,000", "refused (unsafe)": "65 % (31 to 90)",
         "refused (safe)": "10 % (2 to 30)", "KL to the base (safe)": "–",
     }  # fmt: skip
     assert levels.line("3 <other>")["KL to the base (safe)"] == "0.100 (0.050 to 0.150)"
@@ -198,6 +202,20 @@ def test_masks_that_change_are_checked_and_marked(run, tmp_path):
     changed = dataclasses.replace(run, steps=steps, later_masks=(run.masks,))
     assert "Holds: 6 of 6 steps" in read(changed).text
     assert text_of(changed).count(">masks r1</text>") == 3
+
+
+def test_a_run_that_trained_no_expert_marks_none_and_says_what_it_is(run):
+    none = mask_hash(np.zeros((2, 4), bool))
+    steps = tuple(dataclasses.replace(each, trains="routers", mask_hash=none) for each in run.steps)
+    facts = dataclasses.replace(run.training.facts, trains="routers", union=[], num_dense_parameters=60)
+    training = dataclasses.replace(run.training, facts=facts, experts=[])
+    found = read(dataclasses.replace(run, steps=steps, training=training))
+    assert "Note: This is a baseline. Only its routers were trained" in found.text
+    assert "5.00 % of all parameters" in found.text
+    assert "Holds: 6 of 6 steps" in found.text
+    assert "●" not in "".join(cell for line in found.table("risk_diff of each expert").lines for cell in line)
+    wrong = (dataclasses.replace(steps[0], mask_hash=run.steps[0].mask_hash), *steps[1:])
+    assert "DOES NOT HOLD: 5 of 6" in read(dataclasses.replace(run, steps=wrong, training=training)).text
 
 
 def test_the_way_of_the_run_has_its_numbers(run):
