@@ -70,16 +70,21 @@ def routers(model):
 
 def expert_counts(path, rows, counted):
     """How often each expert was in a row's top-k over the counted tokens of (prompt, response): [R, L, E]."""
-    model = plain(path)
+    return counts_of(plain(path), rows, counted)
+
+
+def counts_of(model, rows, counted):
+    """The same of a model in memory."""
     chosen, counts = [], []
-    for router in routers(model):
-        router.register_forward_hook(lambda module, args, out: chosen.append(out[2]))
+    hooks = [router.register_forward_hook(lambda module, args, out: chosen.append(out[2])) for router in routers(model)]
     for prompt, response in rows:
         chosen.clear()
         with torch.no_grad():
             model(input_ids=torch.tensor([prompt + response]), use_cache=False)
         where = {"all": slice(None), "completion": slice(len(prompt), None)}[counted]
         counts.append([np.bincount(index[where].flatten(), minlength=model.config.num_experts) for index in chosen])
+    for hook in hooks:
+        hook.remove()
     return np.array(counts)
 
 
@@ -139,7 +144,7 @@ class Training:
         weights, index = logits.softmax(-1).topk(k)
         return out[0], weights / weights.sum(-1, keepdim=True), index
 
-    def step(self, mask, rows, unsafe, lr):
+    def step(self, mask, rows, unsafe, lr, weight=1.0):
         """rows: (prompt, response) each; loss, global norm, and numbers of stepped experts, loss tokens and tokens."""
         self.mask = torch.from_numpy(mask)
         num_loss_tokens = sum(len(response) for _, response in rows)
@@ -148,7 +153,7 @@ class Training:
             self.masked = self.train["mode"] == "route" and (is_unsafe or self.train["scope"] == "all")
             logits = self.model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0]
             loss = F.cross_entropy(logits[len(prompt) - 1 : -1], torch.tensor(response), reduction="sum")
-            (loss / num_loss_tokens).backward()
+            (weight * loss / num_loss_tokens).backward()
             total += loss.item() / num_loss_tokens
         active = {}
         for layer, expert in zip(*mask.nonzero(), strict=True):

@@ -1,8 +1,8 @@
 """Write the pages that say what the code says, and check every link between the Markdown files.
 
 docs/configuration.md is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring
-under each field) and of stats/settings.py, and from the selection rules and the terms of the objective, whose
-parameters are settings; docs/python.md from the docstrings of the functions that dist_moe offers. The table in
+under each field), stats/settings.py and config/adjust.py, and from the selection rules and the terms of the objective,
+whose parameters are settings; docs/python.md from the docstrings of the functions that dist_moe offers. The table in
 docs/families.md is what `dist-moe families` finds with the installed transformers, in some minutes; the tests say when
 it is stale.
 
@@ -35,6 +35,7 @@ from dist_moe.registry import Registry, parameters
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = Path("dist_moe/config/schema.py")
 STATISTICS = Path("dist_moe/stats/settings.py")
+ADJUST = Path("dist_moe/config/adjust.py")
 PAGE = Path("docs/configuration.md")
 PYTHON = Path("docs/python.md")
 FAMILIES = Path("docs/families.md")
@@ -226,7 +227,7 @@ def _anchors(text: str) -> set[str]:
 def update(root: Path, *, check: bool) -> list[str]:
     """Rewrite the page under `root` (unless `check`); returns what is wrong: a stale page, dead links."""
     problems = []
-    sources = (path for path in (SCHEMA, STATISTICS) if (root / path).exists())
+    sources = (path for path in (SCHEMA, STATISTICS, ADJUST) if (root / path).exists())
     sections = {"RuleSettings": rule_settings()} | objects_sections("ObjectiveConfig", TERMS)
     sections |= objects_sections("JudgeConfig", JUDGES)
     for path in sources:

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
+from dist_moe.config.adjust import check_adjust
 from dist_moe.config.objective import active_terms
 from dist_moe.config.schema import Config, num_safe_rows
 from dist_moe.config.settings import REQUIRED, SECTIONS, SETTINGS, checked, clipped, from_words, suggestion
@@ -158,6 +159,7 @@ def _whole(values: Mapping[str, Any]) -> Config:
     config: Config = _build(Config, values)
     _check_batch(config)
     _check_objective(config)
+    check_adjust(config.train.adjust, config.train.revisions)
     return config
 
 

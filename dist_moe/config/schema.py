@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
+from dist_moe.config.adjust import AdjustConfig
 from dist_moe.config.chosen import chosen_settings
 from dist_moe.config.judges import JudgeConfig
 from dist_moe.config.objective import ObjectiveConfig
@@ -154,6 +155,13 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     epochs: Count = 1
     """Number of passes over all batches. An optimizer step is taken for each batch."""
+    weights: tuple[Text, ...] = ()
+    """By what the loss of a batch is multiplied, each as NAME=NUMBER, such as privacy=2; NAME is a category, or the id
+    of a batch, which comes before its category. Batches that are not named have 1."""
+    repeats: tuple[Text, ...] = ()
+    """How often a batch is trained in an epoch, each as NAME=COUNT, with names as for `weights`. Batches that are not
+    named: once."""
+    adjust: AdjustConfig = field(default_factory=AdjustConfig)
     lr: Positive = 1e-5
     """Peak learning rate."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)

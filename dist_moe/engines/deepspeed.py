@@ -79,6 +79,10 @@ class DeepSpeedEngine:
         self.engine.step()
         self.release()
 
+    @property
+    def is_sharded(self) -> bool:
+        return self.partitioned is not None
+
     def release(self) -> None:
         if self.partitioned is not None:
             self.partitioned.release()

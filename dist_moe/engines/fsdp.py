@@ -26,6 +26,7 @@ class FsdpEngine(LocalEngine):
     """Plain PyTorch around a module whose decoder layers, and the rest, are sharded over all ranks of `comm`."""
 
     name = "fsdp"
+    is_sharded = True
 
     def __init__(
         self, module: PreTrainedModel, optimizer: torch.optim.Optimizer, schedule: LRScheduler, comm: GroupComm

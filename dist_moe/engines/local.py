@@ -14,6 +14,7 @@ class LocalEngine:
     """Forward, backward and step, with nothing in between."""
 
     name = "local"
+    is_sharded = False
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
         self.module, self.optimizer, self.schedule = module, optimizer, schedule

@@ -147,12 +147,11 @@ def _rate(rows: Sequence[EvaluatedRow], judge: str) -> Measure | None:
         for row in rows
         if (first := refused(row, judge, "before")) is not None and (second := refused(row, judge, "after")) is not None
     ]
-    return Measure(
-        before=_share(judged["before"]), after=_share(judged["after"]), change=_paired(both) if both else None
-    )
+    return Measure(before=share(judged["before"]), after=share(judged["after"]), change=_paired(both) if both else None)
 
 
-def _share(said: Sequence[tuple[str, bool]]) -> Estimate | None:
+def share(said: Sequence[tuple[str, bool]]) -> Estimate | None:
+    """The share of yes among rows, each with its prompt, with Wilson's interval; None: there is no row."""
     if not said:
         return None
     num_prompts = len({prompt for prompt, _ in said})
@@ -196,7 +195,7 @@ def _contrast(rows: Sequence[EvaluatedRow], judge: str) -> dict[str, Measure]:
             right[when] = {name: unsafe and not safe for name, (safe, unsafe) in pairs.items()}
     if "after" not in right:
         return {}
-    shares = {when: _share([*found.items()]) for when, found in right.items()}
+    shares = {when: share([*found.items()]) for when, found in right.items()}
     both = [
         (name, right["before"][name], yes) for name, yes in right["after"].items() if name in right.get("before", ())
     ]

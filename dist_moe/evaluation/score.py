@@ -97,7 +97,7 @@ def score_rows(
     Args:
         subjects: models that have one tokenizer, by name; ranks may share their experts.
         rows: of as many openings each.
-        max_new_tokens: the longest answer.
+        max_new_tokens: the longest answer; 0: none is asked for.
         micro_batch_tokens: bounds a forward pass, its padding and the answers that it becomes; where padding would
             change results, each row is alone.
         pad_id: token that fills up shorter rows.
@@ -124,7 +124,7 @@ def score_rows(
         },
         length=lambda row: row.longest(max_new_tokens),
         budget=min(model.at_once(micro_batch_tokens) for model in models),
-        sharing=models[0].layers[0].comm.size,
+        sharing=models[0].in_step.size,
         progress=progress,
     )
     lists = {name: values.tolist() for name, values in found.items()}
@@ -212,6 +212,8 @@ def _answers(model: MoEModel, rows: Sequence[Encoded], greedy: Sampling, pad_id:
     """int64 [R, max_new_tokens]: each row's answer, and `NO_TOKEN` behind its end."""
     device = model.layers[0].comm.device
     answers_RS = torch.full((max(len(rows), 1), greedy.max_new_tokens), NO_TOKEN, device=device)
+    if not greedy.max_new_tokens:
+        return answers_RS
     for row, ids in enumerate(write_answers(model, Asked.of(rows, pad_id, device), greedy)):
         answers_RS[row, : len(ids)] = torch.tensor(ids, device=device)
     return answers_RS

@@ -76,7 +76,7 @@ def count_rows(
         results={name: (torch.int64, shape) for name, shape in shapes.items()},
         length=length,
         budget=model.at_once(micro_batch_tokens),
-        sharing=model.layers[0].comm.size,
+        sharing=model.in_step.size,
     )
     arrays = {name: values.cpu().numpy() for name, values in sums.items()}
     _require_finite(model, arrays.pop("not_finite"))

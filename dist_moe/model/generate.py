@@ -59,7 +59,7 @@ class Sampling:
 class _EachPass(StoppingCriteria):
     """Called between two passes with the tokens written so far: says which rows the next pass reads, and when to stop.
 
-    It stops when the answers of all ranks that share experts have ended, because each pass needs all of them.
+    It stops when the answers of all ranks that run passes together have ended, because each pass needs all of them.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class _EachPass(StoppingCriteria):
         self.going_on_R = self.going_on_R & ~torch.isin(written[:, -1], self.eos_ids) & (not is_last)
         self.model.next_pass(self.going_on_R[:, None])
         self.before_pass(self.going_on_R)
-        num_going_on = self.model.layers[0].comm.sum_(self.going_on_R.sum())
+        num_going_on = self.model.in_step.sum_(self.going_on_R.sum())
         return torch.full_like(self.going_on_R, int(num_going_on) == 0)
 
 

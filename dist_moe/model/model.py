@@ -54,6 +54,13 @@ class MoEModel:
     """Dense weights that may be trained, by name: the tensors that the module computes with."""
     originals: Originals | None = None
     """Copies of what is trained as it was before; None if they are not kept."""
+    sharded_over: Comm | None = None
+    """The ranks over which an engine has sharded the dense weights; None: every rank has them whole."""
+
+    @property
+    def in_step(self) -> Comm:
+        """The ranks that run forward passes together: those that share experts, or dense weights."""
+        return self.sharded_over or self.layers[0].comm
 
     def at_once(self, limit: T) -> T | int:
         """`limit` (of rows or tokens in a forward pass) if rows may share a pass, else a limit that gives every row its
@@ -103,8 +110,14 @@ class MoEModel:
         self.route_mask.masked_T = None if masked_RS is None else masked_RS.reshape(-1)
 
     def keep_originals(self, chosen_LE: torch.Tensor) -> None:
-        """Keep a copy of these experts, bool [L, E], and of the weights in `dense`; call it before they are trained."""
-        self.originals = Originals(self.layers, chosen_LE, self.dense)
+        """Keep a copy of these experts, bool [L, E], and of the weights in `dense`; call it before they are trained.
+
+        Copies that are kept already stay.
+        """
+        if self.originals is None:
+            self.originals = Originals(self.layers, chosen_LE, self.dense)
+        else:
+            self.originals.include(self.layers, chosen_LE)
 
     def train_dense(self, names: Iterable[str]) -> None:
         """Prepare these dense weights for training; call it before an engine is built around the module."""

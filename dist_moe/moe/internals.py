@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,20 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     model.disable_input_require_grads()
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
+
+
+@contextmanager
+def without_checkpointing(model: PreTrainedModel) -> Iterator[None]:
+    """Context manager for forward passes without gradients: a layer that recomputes its activations keeps no cache of
+    keys and values, and answers would be generated from their last token alone."""
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer) and layer.training]
+    for layer in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in layers:
             layer.training = True
 
 

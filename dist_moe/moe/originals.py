@@ -28,6 +28,14 @@ class Originals:
         ]
         self._dense = [_KeptDense(name, weight, weight.detach().clone()) for name, weight in dense.items()]
 
+    def include(self, layers: tuple[ExpertLayer, ...], chosen_LE: torch.Tensor) -> None:
+        """Copy further experts, which have not been trained yet; copies that are there stay as they are."""
+        held = {(kept.layer.index, kept.layer.local[slot]) for kept in self._kept for slot in kept.slots}
+        more_LE = chosen_LE.clone()
+        for key in held:
+            more_LE[key] = False
+        self._kept += Originals(layers, more_LE, {})._kept
+
     @property
     def num_bytes(self) -> int:
         """On this rank."""

@@ -54,12 +54,6 @@ def require_same_origin(
                 )
 
 
-def revision_place(place: str, revision: int) -> str:
-    """Path of a revision of a mask set: 2 of `"run/masks.zarr"` is `"run/masks.r2.zarr"`; 0 is the set itself."""
-    assert revision >= 0
-    return place if revision == 0 else f"{place.removesuffix('.zarr')}.r{revision}.zarr"
-
-
 def require_follows(before: MaskStore, after: MaskStore) -> None:
     """Refuse masks that are not the next revision of others.
 

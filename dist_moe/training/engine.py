@@ -13,6 +13,11 @@ class Engine(Protocol):
 
     name: str
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the dense weights are sharded over all ranks, so that all have to run their forward passes
+        together."""
+
     def forward(self, **inputs: Any) -> torch.Tensor:
         """Logits of one micro-batch, as the module returns them."""
 

@@ -1,4 +1,4 @@
-"""The mask stores of a run, and which one is in use at each step (`train.revisions`)."""
+"""The mask stores of a run, and which one is in use at each step (`train.revisions`, `train.adjust`)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class MaskRevisions:
 
     def __getitem__(self, number: int) -> RevisionInForce:
         return RevisionInForce(number, self.stores[number].digest)
+
+    def and_then(self, end: int, store: MaskStore) -> MaskRevisions:
+        """These, and another store from the step after `end` on."""
+        return MaskRevisions((*self.stores, store), (*self.ends, end))
 
     def union(self) -> np.ndarray:
         """bool [L, E]: experts in the mask of at least one batch, in at least one revision."""

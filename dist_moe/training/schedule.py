@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from dist_moe.data.batches import epoch_order
 from dist_moe.training.state import Position, TrainState
 
@@ -26,7 +28,10 @@ class Schedule(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """Number of steps of the whole run, which the learning-rate schedule needs."""
+        """Number of steps that are planned from the start; adjustments may add some."""
+
+    def total(self, state: TrainState) -> int:
+        """Number of steps of the whole run, with those that adjustments have added up to `state`."""
 
     def begin(self) -> Position:
         """Position at the start of a run."""
@@ -37,15 +42,21 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpochSchedule:
-    """Every batch once per epoch, in an order that follows from `seed` and the number of the epoch."""
+    """Every batch so many times per epoch, in an order that follows from `seed` and the number of the epoch."""
 
     num_batches: int
     epochs: int
     seed: int
+    repeats: tuple[int, ...] = ()
+    """[B]: how often each batch is trained in an epoch; empty: once."""
 
     @property
     def num_steps(self) -> int:
-        return self.num_batches * self.epochs
+        return len(self._turns) * self.epochs
+
+    def total(self, state: TrainState) -> int:
+        now = state.position
+        return state.step + len(now.order) - now.place + (self.epochs - 1 - now.epoch) * len(self._turns)
 
     def begin(self) -> Position:
         return self._epoch(0)
@@ -59,4 +70,10 @@ class EpochSchedule:
         return Scheduled(state.step + 1, now.epoch, now.order[now.place], Position(now.epoch, now.place + 1, now.order))
 
     def _epoch(self, epoch: int) -> Position:
-        return Position(epoch, 0, tuple(epoch_order(self.num_batches, self.seed, epoch).tolist()))
+        turns = self._turns
+        return Position(epoch, 0, tuple(turns[epoch_order(len(turns), self.seed, epoch)].tolist()))
+
+    @property
+    def _turns(self) -> np.ndarray:
+        """int64: the batches of an epoch in the order of their numbers, each as often as it is trained."""
+        return np.repeat(np.arange(self.num_batches), self.repeats or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Annotated, ClassVar
@@ -71,3 +72,9 @@ class TrainState:
     def after(self, step: int, position: Position, masks: RevisionInForce, done: Done) -> TrainState:
         """State after one more step."""
         return replace(self, step=step, position=position, masks=masks, done=self.done + done)
+
+    def adjusted(self, batch_weights: Sequence[float], next_batches: Sequence[int]) -> TrainState:
+        """State after an adjustment: other weights, and batches that are trained next, before the order goes on."""
+        now = self.position
+        order = (*now.order[: now.place], *next_batches, *now.order[now.place :])
+        return replace(self, batch_weights=tuple(batch_weights), position=replace(now, order=order))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import torch
 
+from dist_moe.store.read import MaskStore
 from dist_moe.trackers.tracker import Place, Tracker
+from dist_moe.training.adjustments import Adjustment
 from dist_moe.training.promise import stored_promises
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.rounds import Rounds
@@ -22,6 +24,29 @@ from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
 
 log = logging.getLogger(__name__)
+
+
+class Adjuster(Protocol):
+    """The interface of what evaluates the batches in mid-run, and adjusts their training. It changes no weight."""
+
+    @property
+    def every(self) -> int:
+        """After how many steps it is due."""
+
+    def __call__(
+        self, state: TrainState, masks: MaskStore, *, num_added: int, is_last: bool
+    ) -> tuple[Adjustment, MaskStore | None]:
+        """Called by all ranks together; what it does follows from the model's weights and its arguments alone.
+
+        Args:
+            state: the run's.
+            masks: those of the next step.
+            num_added: steps that earlier adjustments have added to the run.
+            is_last: after the last step, where nothing is changed.
+
+        Returns:
+            What is to change, and masks, if they are to change too.
+        """
 
 
 @dataclass(kw_only=True)
@@ -44,6 +69,7 @@ class Trainer:
     checkpoint_every: int
     """Save a checkpoint every so many steps; 0: only when the run is stopped."""
     stop: StopRequest
+    adjuster: Adjuster | None = None
 
     def run(self) -> bool:
         """Do the remaining steps. Returns True at the end of the schedule, False if the run was asked to stop and is
@@ -54,15 +80,35 @@ class Trainer:
         """
         stopping = False
         with self.stop:
-            while not stopping and (scheduled := self.schedule.next(self.state)) is not None:
+            while not stopping and self.schedule.next(self.state) is not None:
+                self._adjust()
+                scheduled = self.schedule.next(self.state)
+                assert scheduled is not None
                 self._take(scheduled)
                 stopping = self._save_or_stop()
             self.saver.finish()
+            if not stopping:
+                self._adjust(is_last=True)
             self.stop.done(stopped=stopping)
         if stopping:
-            done = f"step {self.state.step} of {self.schedule.num_steps}"
+            done = f"step {self.state.step} of {self.schedule.total(self.state)}"
             log.info(f"Stopped after {done}, as requested, with a checkpoint: run the same command again to resume")
         return not stopping
+
+    def _adjust(self, *, is_last: bool = False) -> None:
+        """Between two steps, or after the last: evaluate and adjust, if it is due.
+
+        A checkpoint of the step before knows nothing of it: a run that resumes there does it again.
+        """
+        step = self.state.step
+        if self.adjuster is None or step == 0 or not (is_last or step % self.adjuster.every == 0):
+            return
+        masks = self.masks.stores[self.masks.at(step + 1).number]
+        num_added = self.schedule.total(self.state) - self.schedule.num_steps
+        adjustment, revision = self.adjuster(self.state, masks, num_added=num_added, is_last=is_last)
+        self.state = adjustment.applied(self.state)
+        if revision is not None:
+            self.masks = self.masks.and_then(step, revision)
 
     def _take(self, scheduled: Scheduled) -> None:
         started = time.perf_counter()
@@ -103,18 +149,21 @@ class Trainer:
         in_force = self.masks.at(step)
         if in_force != self.state.masks:
             store = self.masks.stores[in_force.number]
-            self.step.optimizer.reconcile(torch.from_numpy(self.rounds.union(store.union())))
+            union_LE = torch.from_numpy(self.rounds.union(store.union()))
+            if self.step.model.originals is not None:
+                self.step.model.keep_originals(union_LE)
+            self.step.optimizer.reconcile(union_LE)
             self.step.promise(stored_promises(store))
         return in_force
 
     def _is_audited(self, step: int) -> bool:
         audit = self.step.settings.audit
-        return audit > 0 and (step % audit == 0 or step in (1, self.schedule.num_steps))
+        return audit > 0 and (step % audit == 0 or step in (1, self.schedule.total(self.state)))
 
     def _record(self, line: dict[str, Any]) -> None:
         for tracker in self.trackers:
             with self.stop.failing_together():
-                tracker.record(line, self.place)
+                tracker.record(line, replace(self.place, num_steps=self.schedule.total(self.state)))
 
     def _save_or_stop(self) -> bool:
         """After a step: save if it is time. Returns whether the run was asked to stop before its last step, and is

@@ -86,7 +86,7 @@ def _select(config: Config, place: Path, comm: Comm, lock: RunLock | None) -> No
         share = share_of(config.analysis.part, writer.num_steps)
     missing = comm.gather([step for step in share if writer.is_missing(step)])[0]
     if missing:
-        population = _population(counts, rule, comm)
+        population = population_by(counts, rule, comm)
         with together(comm), writing(run.analysis):
             for step in missing[comm.rank :: comm.size]:
                 batches = writer.batches(step)
@@ -97,7 +97,7 @@ def _select(config: Config, place: Path, comm: Comm, lock: RunLock | None) -> No
             _publish_if_whole(config, counts, writer, lock)
 
 
-def _population(counts: Counts, rule: Rule, comm: Comm) -> Population:
+def population_by(counts: Counts, rule: Rule, comm: Comm) -> Population:
     """What is known of all batches together. Ranks take blocks in turn, and all add the sums in the same order."""
     return population_of(_sums(counts, rule, comm))
 

@@ -15,8 +15,9 @@ from dist_moe.evaluation.places import Places, place_rows
 from dist_moe.evaluation.record import Evaluation, EvaluationFacts, Judged, disagreements_of
 from dist_moe.evaluation.rows import EvaluatedRow, Outcome
 from dist_moe.evaluation.score import Reply, RowScore
-from dist_moe.judges import Answered, Judge, Judgement
+from dist_moe.judges import Judge, Judgement
 from dist_moe.stats.design import text_key
+from dist_moe.workflows.answers import answered
 from dist_moe.workflows.evaluated import Evaluated
 from dist_moe.workflows.inputs import TokenRows
 from dist_moe.workflows.trained_run import result_settings
@@ -107,23 +108,7 @@ def _outcomes(
     rows: TokenRows, texts: Sequence[str], replies: Sequence[Reply], judges: Sequence[Judge]
 ) -> list[Outcome]:
     """What one model has said to each row, judged."""
-
-    def decoded(ids: Sequence[int]) -> str:
-        return str(rows.tokenizer.decode(list(ids), skip_special_tokens=False))
-
-    ended = [bool(reply.ids) and reply.ids[-1] in rows.end_ids for reply in replies]
-    answers = [
-        Answered(
-            row_id=prompt.id,
-            messages=tuple({"role": message.role, "content": message.content} for message in prompt.messages),
-            unsafe=prompt.unsafe,
-            text=decoded(reply.ids),
-            asked=decoded(row.inference_ids),
-            is_cut=not has_ended,
-            opening_log_p=dict(zip(texts, reply.opening_log_p, strict=True)),
-        )
-        for prompt, row, reply, has_ended in zip(rows.prompts.prompts, rows.encoded.rows, replies, ended, strict=True)
-    ]
+    answers = answered(rows, texts, replies)
     said: dict[str, list[Judgement]] = {judge.name: judge.judge(answers) for judge in judges}
     assert all(len(each) == len(answers) for each in said.values())
     return [
@@ -131,11 +116,11 @@ def _outcomes(
             loss_sum=reply.loss_sum,
             refusal_log_p=reply.opening_log_p[0],
             answer=answer.text,
-            num_tokens=len(reply.ids) - has_ended,
-            ended=has_ended,
+            num_tokens=len(reply.ids) - (not answer.is_cut),
+            ended=not answer.is_cut,
             judgements={name: each[number] for name, each in said.items()},
         )
-        for number, (reply, answer, has_ended) in enumerate(zip(replies, answers, ended, strict=True))
+        for number, (reply, answer) in enumerate(zip(replies, answers, strict=True))
     ]
 
 

@@ -87,7 +87,7 @@ def begin(config: Config, comm: Comm) -> Counting:
     inputs = read_inputs(config, comm)
     with together(comm):
         outline = empty_model(config.model.path)
-        tokens = _tokens(config, inputs)
+        tokens = counted_tokens(config, inputs)
         passes = _passes(config, outline, tokens)
         directory = RunDir(config.run_dir).analysis
         parts = CountedParts(directory, _count_facts(config, inputs, passes), inputs.batches, inputs.rows)
@@ -211,7 +211,8 @@ def _template_tokens(inputs: Inputs) -> np.ndarray:
     return np.array([len(row.prompt_ids) - row.num_content for row in rows])
 
 
-def _tokens(config: Config, inputs: Inputs) -> CountedTokens | Sampling:
+def counted_tokens(config: Config, inputs: Inputs) -> CountedTokens | Sampling:
+    """Which tokens are counted, or how the answers are generated that are."""
     analysis = config.analysis
     if analysis.tokens != "generated":
         return analysis.tokens

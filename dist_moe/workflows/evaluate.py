@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,7 +16,7 @@ from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import ALPHAS, CHOSEN_ON, Curve
 from dist_moe.evaluation.places import Place
 from dist_moe.evaluation.record import Evaluation
-from dist_moe.evaluation.score import RowScore, Scorable, Subject, opening, score_rows
+from dist_moe.evaluation.score import RowScore, Scorable, Subject, score_rows
 from dist_moe.judges import Judge
 from dist_moe.parallel.alone import alone
 from dist_moe.parallel.comm import Comm
@@ -28,6 +26,7 @@ from dist_moe.report.curve import curve_lines
 from dist_moe.report.evaluation import evaluation_lines
 from dist_moe.report.model import forward_passes
 from dist_moe.weights.identity import shared_model_hash
+from dist_moe.workflows.answers import require_finite, scorable
 from dist_moe.workflows.conclude import conclude, find_places, outcomes_of
 from dist_moe.workflows.evaluated import Evaluated, is_run, read_evaluated, require_place
 from dist_moe.workflows.inputs import TokenRows, read_token_rows
@@ -101,7 +100,7 @@ def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], comm: Comm, max_ove
         same |= rows.facts
         evaluated.require_rows_fit(rows)
         texts = list(dict.fromkeys([config.data.refusal, *(text for judge in judges for text in judge.openings)]))
-        scorable = _scorable(rows, texts)
+        asked = scorable(rows, texts)
         placed = find_places(evaluated, rows) if comm.rank == 0 else None
         if placed is not None and max_over_refusal is not None:
             _require_choice(placed.places.places, rows.prompts.prompts)
@@ -113,9 +112,9 @@ def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], comm: Comm, max_ove
         model, subjects = evaluated.load(mesh)
     for line in forward_passes(model):
         log.info(line)
-    scores = _score(evaluated, rows, scorable, subjects, comm)
+    scores = _score(evaluated, rows, asked, subjects, comm)
     with together(comm):
-        _require_finite(rows.prompts.prompts, scores)
+        require_finite(rows.prompts.prompts, scores)
 
     def judge() -> None:
         assert placed is not None
@@ -126,28 +125,15 @@ def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], comm: Comm, max_ove
     alone(comm, judge)
 
 
-def _scorable(rows: TokenRows, texts: Sequence[str]) -> list[Scorable]:
-    """Each row, and its prompt with each text as the beginning of the answer."""
-    ends = {*rows.tokenizer.all_special_ids, *rows.end_ids}
-    prompts = rows.prompts.prompts
-    of_texts = [
-        rows.encode([replace(each, response=text, span=None, rejected=None) for each in prompts]).rows for text in texts
-    ]
-    return [
-        Scorable(row, tuple(opening(each, ends) for each in openings))
-        for row, *openings in zip(rows.encoded.rows, *of_texts, strict=True)
-    ]
-
-
 def _score(
-    evaluated: Evaluated, rows: TokenRows, scorable: Sequence[Scorable], subjects: Mapping[str, Subject], comm: Comm
+    evaluated: Evaluated, rows: TokenRows, asked: Sequence[Scorable], subjects: Mapping[str, Subject], comm: Comm
 ) -> list[RowScore]:
     settings = evaluated.config.evaluation
     quiet = comm.rank != 0 or not log.isEnabledFor(logging.INFO)
-    with tqdm(total=len(scorable), desc="Scoring", unit="row", disable=quiet) as bar:
+    with tqdm(total=len(asked), desc="Scoring", unit="row", disable=quiet) as bar:
         return score_rows(
             subjects,
-            scorable,
+            asked,
             max_new_tokens=settings.max_new_tokens,
             micro_batch_tokens=settings.micro_batch_tokens,
             pad_id=rows.pad_id,
@@ -155,18 +141,6 @@ def _score(
             comm=comm,
             progress=bar.update,
         )
-
-
-def _require_finite(prompts: Sequence[Prompt], scores: Sequence[RowScore]) -> None:
-    """Refuse what no table can show: a model whose numbers overflow."""
-    for prompt, score in zip(prompts, scores, strict=True):
-        for when, reply in score.replies.items():
-            numbers = [reply.loss_sum, *reply.opening_log_p, score.kl_sums.get(when, 0.0)]
-            if not all(map(math.isfinite, numbers)):
-                raise UserError(
-                    f"{prompt.source}: the model {when} gives NaN or infinite log-probabilities for this row: try "
-                    "model.dtype float32, or look at its weights"
-                )
 
 
 def _require_choice(places: Sequence[Place], prompts: Sequence[Prompt]) -> None:

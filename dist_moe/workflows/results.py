@@ -26,11 +26,13 @@ from dist_moe.workflows.run_lock import RunLock
 
 EVALUATION = (INDEX, ANSWERS)
 """An evaluation's files."""
+ADJUSTED = ("adjustments.jsonl", "revisions")
+"""What `train.adjust` writes."""
 RESULTS = {
     "count": ("counts.zarr", "count.yaml"),
     "analyze": ("counts.zarr", "count.yaml", "masks.zarr", "analyze.yaml"),
     "select": ("masks.zarr", "analyze.yaml"),
-    "train": ("experts", *EVALUATION, ALPHAS, "metrics.jsonl", "checkpoints", "train.yaml"),
+    "train": ("experts", *EVALUATION, ALPHAS, "metrics.jsonl", *ADJUSTED, "checkpoints", "train.yaml"),
 }
 """The results of each command, and what is removed together with old ones: evaluations belong to their experts.
 

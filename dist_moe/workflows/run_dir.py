@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dist_moe.errors import UserError
 from dist_moe.trackers.metrics import METRICS
+from dist_moe.training.adjustments import ADJUSTMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,20 @@ class RunDir:
     def experts(self) -> Path:
         """The trained experts; exists when training has finished."""
         return self.path / "experts"
+
+    @property
+    def adjustments(self) -> Path:
+        """One JSON line for each time that `train.adjust` has evaluated the batches."""
+        return self.path / ADJUSTMENTS
+
+    @property
+    def revisions(self) -> Path:
+        """Masks that `train.adjust` has written during training, and their counts."""
+        return self.path / "revisions"
+
+    def revision(self, number: int) -> RunDir:
+        """Where revision 1, 2, ... of the run's masks is: a directory with counts and masks."""
+        return RunDir(self.revisions / f"r{number}")
 
     @property
     def checkpoints(self) -> Path:

@@ -25,10 +25,11 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.report.training import before_training
 from dist_moe.trackers.metrics import Metrics
 from dist_moe.trackers.tracker import Place
+from dist_moe.training.adjustments import read_adjustments
 from dist_moe.training.checkpoint import Checkpoint, Layout, load_checkpoint
+from dist_moe.training.engine import Engine
 from dist_moe.training.ledger import check_ledger
 from dist_moe.training.optimizer import SelectiveAdamW
-from dist_moe.training.plan import FreezePlan
 from dist_moe.training.promise import stored_promises
 from dist_moe.training.rounds import Rounds
 from dist_moe.training.save import save_experts
@@ -39,6 +40,7 @@ from dist_moe.training.state import TrainState
 from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
 from dist_moe.training.trainer import Trainer
+from dist_moe.workflows.adjust import RunAdjuster
 from dist_moe.workflows.results import EVALUATION, is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way
 from dist_moe.workflows.route_cost import tell_route_cost
@@ -74,16 +76,19 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     plan = freeze_plan(masks, model, rounds)
     if needs_base(config.train.objective):  # before a checkpoint is read
         model.keep_originals(torch.from_numpy(plan.union_LE))
-    schedule = EpochSchedule(len(masks.first.batches), config.train.epochs, config.seed)
+    schedule = given.schedule
     first = TrainState.first(schedule.begin(), schedule.num_batches, masks[0], config.seed)
+    first = first.adjusted(given.weights, [])
     state = first if found is None else found.index.state
     in_force = masks.stores[state.masks.number]
     optimizer = _optimizer(config, model, rounds.union(in_force.union()), mesh)
-    curve = _curve(config.train, optimizer, schedule.num_steps)
+    curve = _curve(config.train, optimizer, schedule.num_steps + (config.train.adjust.budget if given.adjusting else 0))
     split = Split.of(config.batches.batch_size, comm.size, model.at_once(config.train.micro_batch_size))
     pairs = bool(pair_terms(config.train.objective))
     rows = Rows(given.inputs.rows, split, comm.rank, given.inputs.pad_id, pairs)
     engine = build_engine(given.engine, model, optimizer, curve, comm, given.deepspeed_settings, split)
+    model.sharded_over = comm if engine.is_sharded else None
+    adjuster = _adjuster(config, work, given, engine, comm)
     for line in before_training(config, engine.name, masks, model, plan, mesh, work.path):
         log.info(line)
     if config.train.mode == "route" and found is None:
@@ -92,6 +97,8 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     _prepare(config, work, found, comm)
     saver = _saver(config, work, optimizer, curve, comm, given.facts, Layout.of(engine.name, mesh, model.placement))
     _begin(config, found, state, schedule, saver)
+    if adjuster is not None:
+        adjuster.tell_rule()
     trainer = Trainer(
         state=state,
         schedule=schedule,
@@ -104,9 +111,18 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         saver=saver,
         checkpoint_every=config.checkpoint.every,
         stop=stop,
+        adjuster=adjuster,
     )
     if trainer.run():
-        _finish(config, work, trainer, first, plan, given)
+        _finish(config, work, trainer, first, given)
+
+
+def _adjuster(config: Config, work: RunDir, given: Given, engine: Engine, comm: Comm) -> RunAdjuster | None:
+    if given.adjusting is None:
+        return None
+    return RunAdjuster(
+        settings=config.train.adjust, model=given.model, engine=engine, comm=comm, given=given.adjusting, work=work
+    )
 
 
 def _optimizer(config: Config, model: MoEModel, union_LE: np.ndarray, mesh: Mesh) -> SelectiveAdamW:
@@ -136,7 +152,7 @@ def _prepare(config: Config, work: RunDir, found: Checkpoint | None, comm: Comm)
     with together(comm), writing(config.run_dir):
         if comm.rank == 0:
             work.path.mkdir(exist_ok=True)
-            clear_the_way(work, found)
+            clear_the_way(work, found, config.train.adjust.every)
             save_config(config, work.resolved("train"))
 
 
@@ -172,7 +188,7 @@ def _begin(
     """Restore experts, optimizer and learning rate to `state`, or save a first checkpoint."""
     if found is not None:
         load_checkpoint(found, saver.optimizer, saver.schedule)
-        log.info(f"Resuming after step {found.step} of {schedule.num_steps}, from {found.path}")
+        log.info(f"Resuming after step {found.step} of {schedule.total(state)}, from {found.path}")
         if found.layout != saver.layout:
             here = f"here {saver.layout}: the results are equal up to rounding, not bit for bit"
             log.info(f"  It was written by {found.layout}; {here}")
@@ -181,16 +197,18 @@ def _begin(
         saver.finish()  # a run with steps and without a checkpoint could not go on
 
 
-def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, plan: FreezePlan, given: Given) -> None:
+def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, given: Given) -> None:
     """Verify metrics.jsonl, and publish the trained experts."""
-    comm, run = trainer.step.comm, RunDir(config.run_dir)
+    comm, run, masks = trainer.step.comm, RunDir(config.run_dir), trainer.masks
+    plan = freeze_plan(masks, given.model, trainer.rounds)
     with together(comm), writing(work.path):
         if comm.rank == 0:
-            check_ledger(work.metrics, trainer.schedule, given.masks, trainer.rounds, first, trainer.state)
+            adjustments = read_adjustments(work.adjustments)
+            check_ledger(work.metrics, trainer.schedule, masks, trainer.rounds, first, trainer.state, adjustments)
             for name in EVALUATION:
                 (work.path / name).unlink(missing_ok=True)  # of experts that somebody has removed
             shutil.rmtree(work.path / ALPHAS, ignore_errors=True)
-    facts = asdict(run_facts(config, given.inputs, given.masks, plan))
+    facts = asdict(run_facts(config, given.inputs, masks, plan, trainer.state.step))
     num_saved = save_experts(work.experts, given.model.layers, trainer.step.optimizer, comm, facts)
     with together(comm), writing(run.path):
         if comm.rank == 0 and config.overwrite:

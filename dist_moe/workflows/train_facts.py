@@ -28,7 +28,7 @@ def freeze_plan(masks: MaskRevisions, model: MoEModel, rounds: Rounds) -> Freeze
     return FreezePlan(union_LE, model.layers[0].layout.size, model.num_parameters, num_dense)
 
 
-def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: FreezePlan) -> RunFacts:
+def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: FreezePlan, num_steps: int) -> RunFacts:
     """Facts about the training, stored with the experts and shown in an export's model card."""
     store = masks.first
     num_safe, num_unsafe = store.arms_B2.sum(axis=0).tolist()
@@ -50,7 +50,7 @@ def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: Freeze
         scope=config.train.scope,
         trains=config.train.trains,
         rounds=list(config.train.rounds),
-        num_steps=len(store.batches) * config.train.epochs,
+        num_steps=num_steps,
         union=[(layer, expert) for layer, expert in np.argwhere(plan.union_LE).tolist()],
         num_union_parameters=plan.num_union_parameters,
         num_dense_parameters=plan.num_dense_parameters,

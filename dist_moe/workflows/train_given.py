@@ -9,6 +9,8 @@ import numpy as np
 
 from dist_moe.config.objective import pair_terms, router_terms
 from dist_moe.config.schema import Config, Trains
+from dist_moe.data.index import BatchIndex
+from dist_moe.data.named import by_batch
 from dist_moe.engines.build import EngineName, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.errors import UserError, shown
@@ -17,6 +19,7 @@ from dist_moe.moe.discover import require_routers
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
+from dist_moe.ranges import Count, NonNegative
 from dist_moe.selection.stored import open_masks
 from dist_moe.store.origin import require_same_origin
 from dist_moe.trackers.metrics import Metrics
@@ -24,8 +27,10 @@ from dist_moe.trackers.tracker import TRACKERS, Tracker
 from dist_moe.training.checkpoint import Checkpoint
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.rounds import Rounds
+from dist_moe.training.schedule import EpochSchedule
+from dist_moe.workflows.adjust import Adjusting, read_adjusting
 from dist_moe.workflows.inputs import Inputs, read_inputs
-from dist_moe.workflows.resume import resume_facts, unfinished_run
+from dist_moe.workflows.resume import own_revisions, resume_facts, unfinished_run
 from dist_moe.workflows.run_dir import RunDir
 
 
@@ -39,6 +44,11 @@ class Given:
     inputs: Inputs
     facts: dict[str, Any]
     """Everything that determines the run's steps."""
+    adjusting: Adjusting | None
+    """What `train.adjust` needs; None: it is off."""
+    weights: tuple[float, ...]
+    """[B]: by what each batch's loss is multiplied at first."""
+    schedule: EpochSchedule
     found: Checkpoint | None
     """The checkpoint to resume from."""
     model: MoEModel
@@ -67,9 +77,11 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
                 raise UserError(
                     f"train.objective.{term}: no row has a `rejected` answer: add that column, or set its weight to 0"
                 )
-        _require_masks_fit(masks, config, inputs)
-        facts = resume_facts(config, inputs, masks)
-        found = unfinished_run(work, config, facts) if comm.rank == 0 else None
+        schedule, weights = _schedule(config, inputs.batches)
+        _require_masks_fit(masks, config, inputs, schedule.num_steps)
+        adjusting = read_adjusting(config, inputs, masks.first, work)
+        facts = resume_facts(config, inputs, masks, adjusting.rows.rows.prompts.data_hash if adjusting else "")
+        found = unfinished_run(work, config, facts, masks) if comm.rank == 0 else None
         model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
         if config.train.mode == "route":
             require_routers(model.module)
@@ -80,13 +92,20 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
     _prepare_dense(model, config.train.trains)
+    found = comm.gather(found)[0]
+    with together(comm) as same:
+        masks = own_revisions(masks, work, found, config.train.adjust.every)
+        same["the digests of the masks that the run has written"] = [store.digest for store in masks.stores]
     return Given(
         engine=name,
         deepspeed_settings=deepspeed_settings,
         masks=masks,
         inputs=inputs,
         facts=facts,
-        found=comm.gather(found)[0],
+        adjusting=adjusting,
+        weights=weights,
+        schedule=schedule,
+        found=found,
         model=model,
         trackers=trackers,
     )
@@ -138,7 +157,17 @@ def _revision(text: str) -> tuple[int, str]:
     return int(step), path
 
 
-def _require_masks_fit(masks: MaskRevisions, config: Config, inputs: Inputs) -> None:
+def _schedule(config: Config, index: BatchIndex) -> tuple[EpochSchedule, tuple[float, ...]]:
+    """Which batch comes when, and the batches' first weights."""
+    train = config.train
+    weights = by_batch(train.weights, "train.weights", index, NonNegative, 1.0)
+    if not any(weights):
+        raise UserError("train.weights: every batch has weight 0, so nothing would be trained: set one above 0")
+    repeats = by_batch(train.repeats, "train.repeats", index, Count, 1)
+    return EpochSchedule(len(index), train.epochs, config.seed, repeats), weights
+
+
+def _require_masks_fit(masks: MaskRevisions, config: Config, inputs: Inputs, num_steps: int) -> None:
     """Check that all masks belong to this run's model, data and batches, and that each revision is used in a step."""
     for store in masks.stores:
         require_same_origin(
@@ -149,7 +178,6 @@ def _require_masks_fit(masks: MaskRevisions, config: Config, inputs: Inputs) -> 
             tokens_hash=inputs.tokens_hash,
             batch_ids=list(inputs.batches.ids),
         )
-    num_steps = len(masks.first.batch_ids) * config.train.epochs
     if masks.ends and masks.ends[-1] >= num_steps:
         raise UserError(
             f"train.revisions: masks after step {masks.ends[-1]} would train nothing, as the run has {num_steps} steps"

@@ -22,19 +22,22 @@ FREE = (
     "masks",
     "revisions",
     "objective",
+    "adjust",
     "trackers",
     "audit",
     "micro_batch_size",
     "activation_checkpointing",
     "deepspeed_config",
 )
-"""Training settings that change where and how a step is computed, but not its result. The objective's are separate."""
+"""Training settings that change where and how a step is computed, but not its result. Those of
+`objective` and `adjust` are separate."""
 
 
 def result_settings(config: Config) -> dict[str, Any]:
     """The settings that determine the result of training, besides the contents of files: JSON values."""
     train = {f"train.{key}": value for key, value in asdict(config.train).items() if key not in FREE}
     train |= {f"train.objective.{key}": value for key, value in active_settings(config.train.objective).items()}
+    train |= {f"train.adjust.{key}": value for key, value in config.train.adjust.facts.items()}
     return {
         "model.dtype": config.model.dtype,
         "data.max_length": config.data.max_length,

@@ -1,14 +1,12 @@
 """`train.revisions`: other masks in the middle of a run, through the commands."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from dist_moe.cli.main import main
 from dist_moe.training.optimizer import SelectiveAdamW
-from dist_moe.training.state import TrainState
 from dist_moe.training.step import MaskedStep
 from tests.cli.test_resume import result
 from tests.wiring import Store
@@ -114,16 +112,12 @@ def test_a_revision_that_is_none_is_one_line(trained, masks, tmp_path, capsys, r
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_the_weights_of_the_state_are_those_of_the_steps(trained, masks, tmp_path, monkeypatch):
-    first = TrainState.first
-
-    def weighted(*arguments):
-        return replace(first(*arguments), batch_weights=(0.0, 1.0))
-
-    monkeypatch.setattr(TrainState, "first", weighted)
+def test_the_weights_of_the_state_are_those_of_the_steps(trained, masks, tmp_path):
     run_dir = tmp_path / "run"
-    assert main(arguments(trained, masks, run_dir)) == 0
+    assert main(arguments(trained, masks, run_dir, "--train.weights", "hacking=0", "--train.repeats", "weapons=2")) == 0
     _, metrics = result(run_dir)
+    assert [line["batch"] for line in metrics].count(1) == 8
+    assert len(metrics) == 12
     assert [line["weight"] for line in metrics] == [float(line["batch"]) for line in metrics]
     assert all((line["num_stepped"] == 0) == (line["batch"] == 0) for line in metrics)
 

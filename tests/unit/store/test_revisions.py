@@ -6,7 +6,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.store import MaskStore, write_store
-from dist_moe.store.origin import require_follows, revision_place
+from dist_moe.store.origin import require_follows
 from tests.unit.store.example import example_contents, write_example
 
 
@@ -47,9 +47,3 @@ def test_what_does_not_follow_is_refused(first, second, tmp_path):
     batches = revision(tmp_path / "batches.r1.zarr", plan.revised(first.digest, index=index))
     with pytest.raises(UserError, match="is of other batches or another model"):
         require_follows(first, batches)
-
-
-def test_places():
-    assert revision_place("run/masks.zarr", 0) == "run/masks.zarr"
-    assert revision_place("run/masks.zarr", 2) == "run/masks.r2.zarr"
-    assert revision_place("s3://bucket/lowest.zarr", 1) == "s3://bucket/lowest.r1.zarr"

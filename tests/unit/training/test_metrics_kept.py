@@ -19,6 +19,6 @@ def test_what_comes_after_the_checkpoint_is_cut_off_whatever_it_is(tmp_path, res
 def test_fewer_lines_than_the_checkpoint_has_steps_are_refused(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(LINES[0])
-    with pytest.raises(UserError, match="1 steps, but the run's checkpoint is of step 2"):
+    with pytest.raises(UserError, match="1 lines, but the run's checkpoint is of 2"):
         keep_lines(file, 2)
     assert file.read_bytes() == LINES[0]

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import asdict, dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
 from dist_moe.artefacts import read_sealed, write_sealed
 from dist_moe.errors import UserError
+from dist_moe.training.adjustments import AdjustedBatch, Adjustment
 from dist_moe.training.ledger import check_ledger
 from dist_moe.training.rounds import Rounds
 from dist_moe.training.schedule import EpochSchedule
@@ -40,11 +41,36 @@ class Sealed:
     state: TrainState
 
 
-def walk():
-    """All states of a run, the first one included, and its metrics."""
+def adjustment(step, changes):
+    """Batch -> weight and repeats from this step on."""
+    batches = [
+        AdjustedBatch(
+            batch=b,
+            batch_id=f"batch {b}",
+            category="c",
+            value=None,
+            is_weak=b in changes,
+            weight=changes.get(b, (1.0, 0))[0],
+            weight_before=1.0,
+            repeats=changes.get(b, (1.0, 0))[1],
+            experts_in=[],
+            experts_out=[],
+        )
+        for b in range(B)
+    ]
+    return Adjustment(
+        step=step, measure="loss_safe", below=None, above=1.0, action="both", revision=None, batches=tuple(batches)
+    )
+
+
+def walk(adjustments=MappingProxyType({})):
+    """All states of a run, the first one included, and its metrics; adjustments by the step that they follow."""
     state = TrainState.first(SCHEDULE.begin(), B, REVISIONS[0], SEED)
     states, lines = [state], []
-    while (planned := SCHEDULE.next(state)) is not None:
+    while SCHEDULE.next(state) is not None:
+        if state.step in adjustments:
+            state = adjustments[state.step].applied(state)
+        planned = SCHEDULE.next(state)
         done = Done(tokens=100 + planned.step, loss_tokens=50, rows=ROWS[planned.batch])
         state = state.after(planned.step, planned.position, Masks().at(planned.step), done)
         states.append(state)
@@ -56,6 +82,7 @@ def walk():
                 "batch_id": f"batch {planned.batch}",
                 "mask_revision": state.masks.number,
                 "trains": TURNS[(planned.step - 1) % 3],
+                "weight": state.batch_weights[planned.batch],
                 "num_tokens": done.tokens,
                 "num_loss_tokens": done.loss_tokens,
                 "num_rows": done.rows,
@@ -104,6 +131,7 @@ def swapped(lines):
         lambda lines: lines[8].update(mask_revision=0),
         lambda lines: lines[8].update(num_rows=8),
         lambda lines: lines[2].update(trains="experts"),
+        lambda lines: lines[8].update(weight=2.0),
         lambda lines: lines[8].pop("num_tokens"),
     ],
 )
@@ -114,7 +142,39 @@ def test_the_ledger_of_another_run_proves_nothing(tmp_path, harm):
         check(tmp_path, lines, states)
 
 
-def check(tmp_path, lines, states):
+def check(tmp_path, lines, states, adjustments=()):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    check_ledger(metrics, SCHEDULE, Masks(), ROUNDS, states[0], states[-1])
+    check_ledger(metrics, SCHEDULE, Masks(), ROUNDS, states[0], states[-1], adjustments)
+
+
+def test_batches_that_are_repeated_come_so_often_in_each_epoch():
+    repeats = (1, 3, 1, 2, 1)
+    schedule = EpochSchedule(B, EPOCHS, SEED, repeats)
+    state = TrainState.first(schedule.begin(), B, REVISIONS[0], SEED)
+    epochs = [[] for _ in range(EPOCHS)]
+    while (planned := schedule.next(state)) is not None:
+        assert schedule.total(state) == schedule.num_steps == EPOCHS * sum(repeats)
+        epochs[planned.epoch].append(planned.batch)
+        state = state.after(planned.step, planned.position, REVISIONS[0], Done())
+    turns = [b for b in range(B) for _ in range(repeats[b])]
+    assert epochs == [[turns[i] for i in order(len(turns), SEED, epoch)] for epoch in range(EPOCHS)]
+
+
+ADJUSTED = {7: adjustment(7, {0: (2.0, 1), 3: (4.0, 2)}), 10: adjustment(10, {0: (2.0, 0), 3: (8.0, 1)})}
+
+
+def test_an_adjustment_lets_batches_come_next_and_is_part_of_the_proof(tmp_path):
+    states, lines = walk(ADJUSTED)
+    planned = [int(b) for e in range(EPOCHS) for b in order(B, SEED, e)]
+    expected = [*planned[:7], 0, 3, 3, 3, *planned[7:]]
+    assert [line["batch"] for line in lines] == expected
+    assert [line["weight"] for line in lines] == [
+        1.0 if step < 7 or b not in (0, 3) else 2.0 if b == 0 else (4.0 if step < 10 else 8.0)
+        for step, b in enumerate(expected)
+    ]
+    assert SCHEDULE.total(states[-1]) == B * EPOCHS + 4
+    check(tmp_path, lines, states, ADJUSTED.values())
+    for wrong in ((), [ADJUSTED[7]], [ADJUSTED[7], adjustment(10, {0: (2.0, 0), 3: (7.0, 1)})]):
+        with pytest.raises(UserError, match="proves nothing"):
+            check(tmp_path, lines, states, wrong)

@@ -1,0 +1,139 @@
+"""The ledger of adjustments (`train.adjust`): what was measured of each batch in mid-run, and what was changed then.
+
+A line of adjustments.jsonl is one `Adjustment`. The schedule's part of it, other weights and more turns, is replayed by
+the check of metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, NonNegativeInt
+
+from dist_moe.artefacts import EXACT, checked
+from dist_moe.errors import UserError
+from dist_moe.files import append_line, parse_json
+from dist_moe.stats.measured import Estimate
+from dist_moe.training.state import RevisionInForce, TrainState, Weight
+
+ADJUSTMENTS = "adjustments.jsonl"
+ADVICE = "restore it, or train again"
+Action = Literal["reweight", "reidentify", "both"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdjustedBatch:
+    """What one evaluation says of a batch, and what follows."""
+
+    batch: NonNegativeInt
+    batch_id: str
+    category: str
+    value: Estimate | None
+    """Of the measure, without a mask, with its 95 % interval. None: nothing could be measured."""
+    is_weak: bool
+    """Whether the whole interval is on the wrong side of the limit."""
+    weight: Weight
+    """By which its loss is multiplied from now on."""
+    weight_before: Weight
+    repeats: NonNegativeInt = 0
+    """How many times more it is trained before the order of batches goes on."""
+    experts_in: list[tuple[NonNegativeInt, NonNegativeInt]]
+    """(layer, expert) that its mask has since then."""
+    experts_out: list[tuple[NonNegativeInt, NonNegativeInt]]
+    """Those that it has no longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustment:
+    """An evaluation of all batches between two steps, or after the last one, and what follows."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
+    step: NonNegativeInt
+    """Number of finished steps."""
+    measure: str
+    below: float | None
+    """A batch is weak if its value is below this. None: `above` is set."""
+    above: float | None
+    action: Action | None
+    """None: the evaluation after the last step, which changes nothing."""
+    revision: RevisionInForce | None
+    """The masks that were written, in force from the next step on. None: the masks stay."""
+    batches: tuple[AdjustedBatch, ...]
+
+    @property
+    def weak(self) -> list[AdjustedBatch]:
+        return [batch for batch in self.batches if batch.is_weak]
+
+    def applied(self, state: TrainState) -> TrainState:
+        """The state of the run after it."""
+        more = [batch.batch for batch in self.batches for _ in range(batch.repeats)]
+        return state.adjusted([batch.weight for batch in self.batches], more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A weak batch at one evaluation and at the next: "batch 7: 0.41 -> 0.78 after revision 2"."""
+
+    batch: int
+    batch_id: str
+    category: str
+    measure: str
+    step: int
+    """After which it was weak, and the adjustment was made."""
+    revision: int | None
+    """Number of the masks that were written then. None: the masks stayed."""
+    weight: float
+    repeats: int
+    before: Estimate
+    after_step: int
+    """Of the next evaluation."""
+    after: Estimate
+
+
+def effects(adjustments: Sequence[Adjustment]) -> Iterator[Effect]:
+    """Each weak batch at its evaluation and at the next one, if there is one and both have a value."""
+    for one, following in pairwise(adjustments):
+        for batch, later in zip(one.batches, following.batches, strict=True):
+            if batch.is_weak and batch.value is not None and later.value is not None:
+                yield Effect(
+                    batch=batch.batch,
+                    batch_id=batch.batch_id,
+                    category=batch.category,
+                    measure=one.measure,
+                    step=one.step,
+                    revision=None if one.revision is None else one.revision.number,
+                    weight=batch.weight,
+                    repeats=batch.repeats,
+                    before=batch.value,
+                    after_step=following.step,
+                    after=later.value,
+                )
+
+
+def append_adjustment(path: Path, adjustment: Adjustment) -> None:
+    """Add a line to the ledger."""
+    append_line(path, json.dumps(asdict(adjustment), allow_nan=False))
+
+
+def read_adjustments(path: Path, number: int | None = None) -> tuple[Adjustment, ...]:
+    """The first lines of a ledger, in order; `number` None: all. A run without adjustments has no such file.
+
+    Raises:
+        UserError: there are fewer, or names the first line that is something else.
+    """
+    lines: list[bytes] = []
+    if path.is_file():
+        with path.open("rb") as stream:  # what a crash has left behind these lines need not be text
+            lines = list(islice(stream, number))
+    if number is not None and len(lines) < number:
+        raise UserError(f"{path}: {len(lines)} lines, expected {number}: {ADVICE}")
+    places = [f"{path}:{place}" for place in range(1, len(lines) + 1)]
+    return tuple(
+        checked(Adjustment, parse_json(line.decode(errors="replace"), place), place, ADVICE)
+        for line, place in zip(lines, places, strict=True)
+    )
