@@ -9,7 +9,7 @@ from typing import Any, get_args
 from dist_moe.cli.arguments import count, path, share, text
 from dist_moe.cli.call import Call
 from dist_moe.config.schema import Trains
-from dist_moe.files import require_writable, write_json_atomic
+from dist_moe.files import require_writable, write_json_atomic, write_text_atomic
 
 TOP = 20
 """Experts and tensors that `verify` lists where no masks are given."""
@@ -67,6 +67,19 @@ def add_model_commands(commands: Any) -> None:
     )
     command.add_argument("--json", type=path, metavar="FILE", help="without masks: write all that was found to a file")
     command.add_argument(
+        "--counts",
+        metavar="STORE",
+        type=text,
+        help="without masks: counts of the base (counts.zarr of a run): sets each expert's change against its share "
+        "of tokens",
+    )
+    command.add_argument(
+        "--csv",
+        type=path,
+        metavar="FILE",
+        help="without masks: write a line for each expert, with --counts its share too",
+    )
+    command.add_argument(
         "--top",
         type=count,
         metavar="N",
@@ -113,8 +126,9 @@ def _verify(call: Call) -> int:
         if args.trains is not None:
             args.parser.error("--trains is for a verification with --masks")
         return _difference(call)
-    if args.json is not None or args.top is not None:
-        args.parser.error(f"{'--json' if args.json is not None else '--top'} is for a verification without --masks")
+    for option in ("json", "csv", "counts", "top"):
+        if getattr(args, option) is not None:
+            args.parser.error(f"--{option} is for a verification without --masks")
     from dist_moe.report.verification import verification_lines
     from dist_moe.workflows.export import verify
 
@@ -126,15 +140,20 @@ def _verify(call: Call) -> int:
 
 def _difference(call: Call) -> int:
     args = call.args
-    if args.json is not None:
-        require_writable(args.json)
-    from dist_moe.report.difference import difference_lines
-    from dist_moe.workflows.export import difference
+    for file in filter(None, (args.json, args.csv)):
+        require_writable(file)
+    from dist_moe.report.difference import difference_lines, experts_frame, use_lines
+    from dist_moe.workflows.export import difference, routing_of
 
     found = difference(args.base, args.model)
+    frame = experts_frame(found, None if args.counts is None else routing_of(args.counts, args.base))
     if args.json is not None:
         write_json_atomic(args.json, asdict(found))
+    if args.csv is not None:
+        write_text_atomic(args.csv, frame.to_csv(index=False, lineterminator="\n"))
     for line in difference_lines(found, args.top or TOP):
+        print(line)
+    for line in use_lines(frame) if args.counts is not None else ():
         print(line)
     return 0
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import pandas as pd
+
 from dist_moe.errors import shown
 from dist_moe.report.columns import columns
 from dist_moe.stats.names import expert_name
+from dist_moe.stats.ranks import rank_correlation
 from dist_moe.weights.moved import Difference
 from dist_moe.weights.sizes import Size
 
 MOST_NAMES = 10
+SIZES = ("relative", "max_abs", "num_changed")
+USES = {
+    "a_unsafe_n": "of unsafe prompts' tokens",
+    "a_safe_n": "of safe prompts' tokens",
+    "risk_diff": "of unsafe minus safe prompts' tokens (risk_diff)",
+}
+"""Columns of an expert's use, and what each is the share of."""
 HEAD = ("relative", "largest", "values changed")
 
 
@@ -62,6 +72,37 @@ def _others(found: Difference, top: int) -> Iterator[str]:
     ranked = sorted(found.tensors, key=lambda moved: -_rank(moved.size))
     yield f"The {min(top, len(ranked))} that have moved most:"
     yield columns(["tensor", *HEAD], [[m.name, *_cells(m.size)] for m in ranked[:top]], indent="  ")
+
+
+def experts_frame(found: Difference, routing: pd.DataFrame | None) -> pd.DataFrame:
+    """A line for each expert, moved or not: layer, expert, relative, max_abs, num_changed; with `routing`, which has a
+    line for each expert too, its share of tokens: a_safe_n, a_unsafe_n, risk_diff."""
+    still = Size(relative=0.0, max_abs=0.0, num_changed=0, num_values=0)
+    sizes = {(moved.layer, moved.expert): moved.size for moved in found.experts}
+    lines = [
+        {"layer": layer, "expert": expert, **{name: getattr(size, name) for name in SIZES}}
+        for layer in range(found.num_layers)
+        for expert in range(found.num_experts)
+        for size in [sizes.get((layer, expert), still)]
+    ]
+    frame = pd.DataFrame(lines)
+    return frame if routing is None else frame.merge(routing[["layer", "expert", *USES]], on=["layer", "expert"])
+
+
+def use_lines(frame: pd.DataFrame) -> Iterator[str]:
+    """How far an expert's change and its share of tokens rise together."""
+    known = frame.dropna(subset=["relative"])
+    moved = known[known["num_changed"] > 0]
+    yield "Change against use: rank correlation (Spearman) of the relative change with the share"
+    for column, what in USES.items():
+        cells = [f"{_correlation(some, column)} ({len(some)} experts)" for some in (known, moved)]
+        yield f"  {what}: over all {cells[0]}, over those that have moved {cells[1]}"
+    yield "Experts of a layer share its tokens, so they are no independent sample: no interval is given."
+
+
+def _correlation(frame: pd.DataFrame, column: str) -> str:
+    value = rank_correlation(frame["relative"].to_numpy(), frame[column].to_numpy())
+    return "-" if value is None else f"{value:+.2f}"
 
 
 def _besides(found: Difference) -> Iterator[str]:

@@ -5,10 +5,11 @@ from itertools import zip_longest
 
 from dist_moe.errors import UserError
 from dist_moe.store.read import MaskStore
+from dist_moe.store.store import Store
 
 
 def require_same_origin(
-    store: MaskStore,
+    store: Store,
     *,
     model_hash: str | None = None,
     tokenizer_hash: str | None = None,
@@ -19,7 +20,7 @@ def require_same_origin(
     """Refuse a store that was made from something else than what this run has.
 
     Args:
-        store: the masks to be used.
+        store: the masks, or the counts, to be used.
         model_hash: this run's; likewise the others. None: this run has no such thing to compare.
         tokenizer_hash: see model_hash.
         data_hash: see model_hash.

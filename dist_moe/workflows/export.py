@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from dist_moe.config.schema import Trains
 from dist_moe.errors import UserError
@@ -18,6 +19,7 @@ from dist_moe.moe.layout import hub_layout
 from dist_moe.report.card import model_card, quoted
 from dist_moe.selection.stored import open_masks
 from dist_moe.stats.names import expert_name
+from dist_moe.store.counts import Counts
 from dist_moe.store.origin import require_same_origin
 from dist_moe.training.rounds import Rounds
 from dist_moe.weights.changes import dense_places, trained_changes, trained_places
@@ -148,3 +150,14 @@ def difference(base: Path, model: Path) -> Difference:
     for path in (base, model):
         check_model_dir(path)
     return compare_models(hub_layout(base), hub_layout(model))
+
+
+def routing_of(counts: str, base: Path) -> pd.DataFrame:
+    """A line for each expert of `base`: its share of the safe and of the unsafe prompts' tokens, from a counts store.
+
+    Raises:
+        UserError: the store cannot be read, or is of another model.
+    """
+    store = Counts.open_whole(counts)
+    require_same_origin(store, model_hash=model_hash(base))
+    return store.aggregated

@@ -1,5 +1,6 @@
 """`dist-moe export`, `apply` and `verify` as a person types them."""
 
+import csv
 import json
 import shutil
 
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from scipy.stats import spearmanr
+from transformers import AutoModelForCausalLM
 
 from dist_moe.cli.main import main
 from dist_moe.stats.names import expert_name
+from dist_moe.store.counts import Counts
 from dist_moe.store.read import MaskStore
 from dist_moe.weights.directory import model_hash
 from tests.checkpoint import save_checkpoint
@@ -146,6 +150,42 @@ def test_verify_without_masks_says_what_has_moved(trained, exported, tmp_path, c
     assert f"Experts that have moved: {len(trained_experts)} of 24" in said
     assert "The 3 that have moved most:" in said
     assert "Other tensors that have moved: 0 of" in said
+
+
+def test_verify_sets_each_experts_change_against_its_share_of_tokens(trained, exported, tmp_path, capsys):
+    """Against sums over prompts, and weights as plain transformers loads them."""
+    counts = trained.run_dir / "counts.zarr"
+    capsys.readouterr()
+    words = ("verify", trained.model, exported / "direct", "--counts", counts, "--csv", tmp_path / "x.csv")
+    assert run(*words) == 0
+    said = capsys.readouterr().out
+    with (tmp_path / "x.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    store = Counts.open(counts)
+    counts_PLE, tokens_P, unsafe_P = store.prompt_counts[:], store.prompt_tokens[:], store.prompts["unsafe"].to_numpy()
+    shares = {
+        name: counts_PLE[arm_P].sum(0) / tokens_P[arm_P].sum()
+        for name, arm_P in (("unsafe", unsafe_P), ("safe", ~unsafe_P))
+    }
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (trained.model, exported / "direct"))
+    relative = np.zeros(shares["safe"].shape)
+    for layer in range(relative.shape[0]):
+        one, other = (model.model.layers[layer].mlp.experts for model in (before, after))
+        for expert in range(relative.shape[1]):
+            weights = [
+                [getattr(of, name)[expert].detach().double().numpy().ravel() for name in ("gate_up_proj", "down_proj")]
+                for of in (one, other)
+            ]
+            flat = [np.concatenate(each) for each in weights]
+            relative[layer, expert] = np.linalg.norm(flat[1] - flat[0]) / np.linalg.norm(flat[0])
+    assert len(lines) == relative.size
+    for line in lines:
+        at = int(line["layer"]), int(line["expert"])
+        assert float(line["relative"]) == pytest.approx(relative[at], rel=1e-6)
+        assert float(line["a_unsafe_n"]) == pytest.approx(shares["unsafe"][at])
+        assert float(line["a_safe_n"]) == pytest.approx(shares["safe"][at])
+    expected = spearmanr(relative.ravel(), shares["unsafe"].ravel()).statistic
+    assert f"of unsafe prompts' tokens: over all {expected:+.2f} (24 experts)" in said
 
 
 def test_verify_ends_with_status_1_on_a_changed_configuration(trained, exported, tmp_path, capsys):
