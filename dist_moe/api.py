@@ -29,6 +29,7 @@ from dist_moe.config.schema import Trains
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import Curve, read_curve
 from dist_moe.evaluation.groups import By
+from dist_moe.evaluation.harness import Tasks
 from dist_moe.evaluation.record import Evaluation, read_evaluation
 from dist_moe.evaluation.rows import Kind
 from dist_moe.report.curve import curve_frame
@@ -263,6 +264,11 @@ def evaluate(
     *,
     against: str | Path | None = None,
     out: str | Path | None = None,
+    silence: str | Path | None = None,
+    batches: Sequence[int] = (),
+    harness: Sequence[str] = (),
+    harness_include: str | Path | None = None,
+    harness_limit: int | None = None,
     **settings: object,
 ) -> Evaluated:
     """Score rows with a run's base model and with its trained experts, or with a model, without a mask.
@@ -272,6 +278,12 @@ def evaluate(
         data: files of rows; without, those that the run was trained on.
         against: a model's directory that is the "before" of another model; a run's before is its base model.
         out: directory of the results; without, the run's own, or `evaluation-NAME` for a model.
+        silence: a mask store. A model is then compared with itself without the experts of these masks: no token is
+            routed to them.
+        batches: numbers of the batches whose masks are silenced; without, all.
+        harness: tasks of lm-evaluation-harness, which is another program, to be run on the same models.
+        harness_include: directory of further tasks.
+        harness_limit: at most so many rows of each task, for trials.
         **settings: of the section `evaluation`, such as `max_new_tokens=64`.
 
     Returns:
@@ -288,6 +300,7 @@ def evaluate(
     from dist_moe.workflows import evaluate as workflow
 
     words = [word for name, value in settings.items() for word in _words(f"--evaluation.{name}", value)]
+    include = None if harness_include is None else Path(harness_include)
     with process_group() as comm:
         place = workflow.evaluate(
             Path(path),
@@ -295,6 +308,9 @@ def evaluate(
             comm,
             against=None if against is None else Path(against),
             out=None if out is None else Path(out),
+            silence=None if silence is None else str(silence),
+            batches=batches,
+            tasks=Tasks(names=tuple(harness), include=include, limit=harness_limit) if harness else None,
             settings=words,
         )
     return Evaluated(place, read_evaluation(place))

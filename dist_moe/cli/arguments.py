@@ -151,6 +151,19 @@ def shares(word: str) -> tuple[float, ...]:
     return tuple(_number(float, each, lambda number: 0 < number <= 1, expected) for each in word.split(","))
 
 
+def names(word: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    found = tuple(each.strip() for each in word.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {shown(word)}")
+    return found
+
+
+def index(word: str) -> int:
+    """A whole number from 0."""
+    return _number(int, word, lambda number: number >= 0, "a whole number from 0")
+
+
 def count(word: str) -> int:
     """A whole number from 1."""
     return _number(int, word, lambda number: number >= 1, "a whole number from 1")

@@ -13,13 +13,14 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from dist_moe import __version__
-from dist_moe.cli.arguments import count, fraction, path, rates, share, shares, suite, text
+from dist_moe.cli.arguments import count, fraction, index, names, path, rates, share, shares, suite, text
 from dist_moe.cli.call import Call
 from dist_moe.cli.process import print_end
 from dist_moe.errors import UserError
 
 if TYPE_CHECKING:
     from dist_moe.config.schema import Config
+    from dist_moe.evaluation.harness import Tasks
     from dist_moe.parallel.comm import Comm
 
 
@@ -77,6 +78,28 @@ def add_run_commands(commands: Any) -> None:
         type=share,
         help="with --alphas: name the largest of them at which so many safe prompts are refused at most, by the upper "
         "end of the interval. Give rows for this choice that are neither trained nor reported later",
+    )
+    command.add_argument(
+        "--silence",
+        metavar="STORE",
+        type=text,
+        help="compare a model's directory with itself without the experts of a mask store: no token is routed to them",
+    )
+    command.add_argument(
+        "--batches", metavar="B", type=index, nargs="+", default=(), help="with --silence: of these batches only"
+    )
+    command.add_argument(
+        "--harness",
+        metavar="TASK,TASK,...",
+        type=names,
+        help="measure capabilities beside, by lm-evaluation-harness: mmlu,gsm8k,truthfulqa_mc2. It loads the model, or "
+        "the run's export, itself, and downloads what its tasks need (pip install 'moe-repair[harness]')",
+    )
+    command.add_argument(
+        "--harness-include", metavar="DIRECTORY", type=path, help="with --harness: further tasks, as its YAML files"
+    )
+    command.add_argument(
+        "--harness-limit", metavar="N", type=count, help="with --harness: at most N rows of each task, for a trial"
     )
     command.add_argument("--against", metavar="BASE", type=path, help="a model that is the before of a model")
     command.add_argument("--out", type=path, help="directory of the results, instead of the run's or evaluation-NAME")
@@ -212,6 +235,8 @@ def _evaluate_on(call: Call, comm: Comm) -> None:
     with together(comm) as same:
         same |= {"command": "evaluate", "--ep-size": args.ep_size, "--data": [str(file) for file in data]}
         same |= {"--against": str(args.against), "the settings": call.settings, **_versions()}
+        same |= {"--harness": args.harness, "--harness-limit": args.harness_limit}
+        same |= {"--silence": args.silence, "--batches": list(args.batches)}
         same |= {"--alphas": args.alphas, "--max-over-refusal": args.max_over_refusal}
     evaluate(
         args.path,
@@ -222,8 +247,22 @@ def _evaluate_on(call: Call, comm: Comm) -> None:
         ep_size=args.ep_size,
         alphas=args.alphas,
         max_over_refusal=args.max_over_refusal,
+        silence=args.silence,
+        batches=args.batches,
+        tasks=_tasks(args),
         settings=call.settings,
     )
+
+
+def _tasks(args: argparse.Namespace) -> Tasks | None:
+    from dist_moe.evaluation.harness import Tasks
+
+    if args.harness is None:
+        for option in ("include", "limit"):
+            if getattr(args, f"harness_{option}") is not None:
+                raise UserError(f"--harness-{option} says how tasks are run: give --harness TASK,TASK,...")
+        return None
+    return Tasks(names=args.harness, include=args.harness_include, limit=args.harness_limit)
 
 
 def _compare(config: Config, comm: Comm, call: Call) -> None:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from dist_moe.artefacts import EXACT, Written, read_sealed, write_sealed
 from dist_moe.errors import UserError
 from dist_moe.evaluation.groups import By
+from dist_moe.evaluation.harness import Capabilities
 from dist_moe.evaluation.measures import WHEN
 from dist_moe.evaluation.rows import KINDS, EvaluatedRow, Kind, read_rows, write_rows
 from dist_moe.files import replacing_files
@@ -50,6 +51,18 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Silenced:
+    """Experts to which no token was routed in the model after, which is else the one before."""
+
+    masks: str
+    """Name of the store whose masks they are of."""
+    masks_digest: str
+    batches: list[int] | None
+    """Those whose masks together are silenced. None: all."""
+    num_experts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationFacts:
     """What was evaluated, on which rows, and how."""
 
@@ -77,6 +90,7 @@ class EvaluationFacts:
     seed: int
     settings: dict[str, Any]
     """Of `evaluation`, and what else the numbers follow from."""
+    silenced: Silenced | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +101,7 @@ class _Index:
     disagreements: list[Disagreement]
     answers: Written
     """The file beside it."""
+    capabilities: Capabilities | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +113,8 @@ class Evaluation:
     disagreements: list[Disagreement]
     rows: tuple[EvaluatedRow, ...]
     """In the order of their ids."""
+    capabilities: Capabilities | None = None
+    """What lm-evaluation-harness has measured of the same models; None: it was not asked."""
 
     @property
     def kinds(self) -> list[Kind]:
@@ -122,6 +139,7 @@ class Evaluation:
                 groups=self.groups,
                 disagreements=self.disagreements,
                 answers=Written.of(new / ANSWERS),
+                capabilities=self.capabilities,
             )
             write_sealed(new / INDEX, FORMAT, VERSION, asdict(index))
             (directory / INDEX).unlink(missing_ok=True)
@@ -142,6 +160,7 @@ def read_evaluation(directory: Path) -> Evaluation:
         groups=index.groups,
         disagreements=index.disagreements,
         rows=tuple(read_rows(answers, ADVICE)),
+        capabilities=index.capabilities,
     )
 
 

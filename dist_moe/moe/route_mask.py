@@ -76,6 +76,7 @@ class RouteMask:
         self._device, self._shape_LE = device, (len(layers), layers[0].num_experts)
         self._routing: dict[int, Watching] = {}
         self._read: list[torch.Tensor] | None = None
+        self._silence: RoutePlan | None = None
         for layer in layers:
             layer.block.register_forward_pre_hook(self._enter(layer))
             layer.router.register_forward_pre_hook(self._at_router(layer, True))
@@ -100,6 +101,20 @@ class RouteMask:
                 routing.__exit__(None, None, None)
             self._routing.clear()
             self.plan, self.masked_T, self.applied = before
+
+    @contextmanager
+    def silencing(self, silent_LE: torch.Tensor) -> Iterator[None]:
+        """While entered, no token is routed to these experts, bool [L, E], wherever no other plan is in force.
+
+        Each layer must have others. A token's k experts are the best of the others, as if the router had only these.
+        """
+        assert self._silence is None
+        assert not silent_LE.all(1).any(), "a layer has no expert left"
+        self._silence = RoutePlan(~silent_LE.to(self._device), "shrink")
+        try:
+            yield
+        finally:
+            self._silence = None
 
     @contextmanager
     def reading(self) -> Iterator[list[torch.Tensor]]:
@@ -130,9 +145,10 @@ class RouteMask:
     def _enter(self, layer: MoELayer) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
             self.applied[layer.index] = None
-            if self.plan is None and self._read is None:
+            plan = self.plan or self._silence
+            if plan is None and self._read is None:
                 return
-            routing = Watching(layer) if self.plan is None else self._new(layer, self.plan)
+            routing = Watching(layer) if plan is None else self._new(layer, plan)
             self._routing[layer.index] = routing
             routing.__enter__()
 

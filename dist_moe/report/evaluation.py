@@ -16,9 +16,10 @@ from dist_moe.evaluation.measures import (
     REFUSED_SAFE,
     REFUSED_UNSAFE,
 )
-from dist_moe.evaluation.record import Evaluation
+from dist_moe.evaluation.record import Evaluation, Silenced
 from dist_moe.evaluation.rows import EvaluatedRow, Kind
 from dist_moe.report.columns import columns
+from dist_moe.report.harness import capability_lines
 from dist_moe.stats.measured import Estimate, Group, Measure
 
 TIMES = ("before", "after", "change")
@@ -37,6 +38,8 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
     """Line by line what was found, as the console shows it."""
     facts = evaluation.facts
     yield f"Before is {facts.against_name}." if facts.against_name else "There is no before: give --against BASE."
+    if facts.silenced is not None:
+        yield f"After is the same model without {_silenced(facts.silenced)}."
     for judge in facts.judges:
         yield f"Judge {judge.name}: {judge.in_words}."
     yield from _leakage(evaluation)
@@ -52,6 +55,8 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
                 yield columns(*_parts(groups[:MOST_LINES]))
                 if len(groups) > MOST_LINES:
                     yield f"... and {len(groups) - MOST_LINES} more: see evaluation.json"
+    if evaluation.capabilities is not None:
+        yield from capability_lines(evaluation.capabilities)
     yield ""
     yield from _doubts(evaluation)
     draws = f"{facts.settings['evaluation.resamples']} resamples of prompts (seed {facts.seed})"
@@ -59,6 +64,11 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
         f"In [ ]: 95 % intervals; of rates Wilson's and Newcombe's, of the rest by {draws}. p: exact McNemar test over "
         "prompts. docs/evaluation.md says what each number means."
     )
+
+
+def _silenced(silenced: Silenced) -> str:
+    numbers = "all batches" if silenced.batches is None else f"batches {', '.join(map(str, silenced.batches))}"
+    return f"the {silenced.num_experts} experts of {silenced.masks}, {numbers}: no token is routed to them"
 
 
 def size_of(group: Group) -> str:

@@ -84,6 +84,7 @@ def _facts(
         judges=[Judged(facts=_json(judge.facts), in_words=judge.in_words) for judge in judges],
         seed=config.seed,
         settings=_json(_settings(evaluated)),
+        silenced=None if evaluated.silence is None else evaluated.silence.facts,
     )
 
 

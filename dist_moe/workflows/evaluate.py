@@ -15,6 +15,7 @@ from dist_moe.config.schema import EvaluationConfig
 from dist_moe.data.rows import Prompt
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import ALPHAS, CHOSEN_ON, Curve
+from dist_moe.evaluation.harness import Tasks
 from dist_moe.evaluation.places import Place
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.evaluation.score import RowScore, Scorable, Subject, score_rows
@@ -30,8 +31,10 @@ from dist_moe.weights.identity import shared_model_hash
 from dist_moe.workflows.answers import require_finite, scorable
 from dist_moe.workflows.conclude import conclude, find_places, outcomes_of
 from dist_moe.workflows.evaluated import Evaluated, is_run, read_evaluated, require_place
+from dist_moe.workflows.harness import measure, require_tasks
 from dist_moe.workflows.inputs import TokenRows, read_token_rows
 from dist_moe.workflows.run_lock import run_lock
+from dist_moe.workflows.silence import read_silence
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,9 @@ def evaluate(
     ep_size: int | None = None,
     alphas: Sequence[float] = (),
     max_over_refusal: float | None = None,
+    silence: str | None = None,
+    batches: Sequence[int] = (),
+    tasks: Tasks | None = None,
     settings: Sequence[str] = (),
     section: EvaluationConfig | None = None,
 ) -> Path:
@@ -63,6 +69,9 @@ def evaluate(
         alphas: of a run: shares of the trained experts' change, above 0 and up to 1, each of which is evaluated as its
             export would be; none: the trained experts as they are.
         max_over_refusal: say which of them is the largest at which so many safe prompts are refused at most.
+        silence: a mask store: compare a model with itself without the experts of these masks.
+        batches: of these batches only; none: of all.
+        tasks: what lm-evaluation-harness measures beside, with the model that it loads itself.
         settings: words of a command line, `--evaluation.max_new_tokens 64`.
         section: all settings of `evaluation`, instead of those that a run was trained with.
 
@@ -72,13 +81,22 @@ def evaluate(
     with together(comm):
         if max_over_refusal is not None and not alphas:
             raise UserError("--max-over-refusal chooses one of several alphas: give --alphas, such as 0.3,0.5,1")
+        if batches and silence is None:
+            raise UserError("--batches says whose experts are silenced: give --silence STORE")
         a_run = is_run(path)
     with ExitStack() as stack:
         if a_run:
             stack.enter_context(run_lock(path, comm))  # what is written is of the experts that are there then
         with together(comm) as same:
             evaluated = read_evaluated(
-                path, data, against=against, out=out, settings=settings, every_byte=comm.rank == 0, alphas=alphas
+                path,
+                data,
+                against=against,
+                out=out,
+                settings=settings,
+                every_byte=comm.rank == 0,
+                alphas=alphas,
+                silence=None if silence is None else read_silence(silence, batches),
             )
             config = evaluated.config
             config.evaluation = replace(section or config.evaluation)
@@ -86,13 +104,23 @@ def evaluate(
             judges = chosen_judges(config)
             if comm.rank == 0:
                 require_place(evaluated.out, is_run=evaluated.out == path and a_run)
+            if tasks is not None:
+                require_tasks(tasks, evaluated)
+            if evaluated.silence is not None:
+                same["the silenced experts"] = evaluated.silence.facts
             if evaluated.run is not None:
                 same["the trained experts' digest"] = evaluated.run.experts.digest
-        _evaluate(evaluated, judges, comm, max_over_refusal)
+        _evaluate(evaluated, judges, comm, max_over_refusal, tasks)
         return evaluated.out
 
 
-def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], comm: Comm, max_over_refusal: float | None) -> None:
+def _evaluate(
+    evaluated: Evaluated,
+    judges: Sequence[Judge],
+    comm: Comm,
+    max_over_refusal: float | None,
+    tasks: Tasks | None,
+) -> None:
     config = evaluated.config
     with together(comm) as same:
         rows = read_token_rows(config)
@@ -120,6 +148,10 @@ def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], comm: Comm, max_ove
     def judge() -> None:
         assert placed is not None
         found = conclude(evaluated, rows, placed, outcomes_of(rows, texts, scores, judges), scores, judges, hashes)
+        if tasks is not None:  # what has been found is on disk by now, should the harness fail
+            measured = measure(evaluated, tasks, chat=bool(rows.tokenizer.chat_template))
+            found = [replace(each, capabilities=measured) for each in found]
+            found[0].write(evaluated.out)
         for line in _lines(evaluated, found, max_over_refusal):
             log.info(line)
 

@@ -23,6 +23,7 @@ from dist_moe.evaluation.record import ANSWERS, INDEX
 from dist_moe.evaluation.score import Subject
 from dist_moe.files import require_writable
 from dist_moe.model.model import MoEModel, load_model
+from dist_moe.moe.discover import require_routers
 from dist_moe.moe.layout import hub_layout
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.save import expert_tensors, load_dense, load_experts
@@ -31,6 +32,7 @@ from dist_moe.weights.configuration import read_config
 from dist_moe.weights.directory import CONFIG, DTYPES
 from dist_moe.weights.trained import TrainedExperts
 from dist_moe.workflows.inputs import TokenRows, tokenizer_hash_of
+from dist_moe.workflows.silence import Silence
 from dist_moe.workflows.trained_run import TrainedRun
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class Evaluated:
     """Directory of the results."""
     alphas: tuple[float, ...]
     """Of a run: shares of the trained experts' change, ascending, to be evaluated in their place. Empty: all of it."""
+    silence: Silence | None = None
+    """Of a model's directory: the experts to which no token is routed in what is after; before is the same model."""
 
     @property
     def afters(self) -> tuple[After, ...]:
@@ -139,6 +143,11 @@ class Evaluated:
             stored = _stored_dtype(self.config.model.path, self.run.experts, in_memory)
             scaled = {after.name: partial(model.originals.scaled, after.alpha, stored) for after in self.afters}
             return model, {"before": before} | {name: Subject(model, each) for name, each in scaled.items()}
+        if self.silence is not None:
+            self.silence.require_fits(model.shape.num_layers, model.shape.num_experts)
+            require_routers(model.module, "cannot be silenced: leave --silence out")
+            silenced = partial(model.route_mask.silencing, torch.from_numpy(self.silence.experts_LE))
+            return model, {"before": Subject(model), "after": Subject(model, silenced)}
         if self.against is None:
             return model, {"after": Subject(model)}
         other = load_model(replace(self.config.model, path=self.against), mesh.ep)
@@ -182,12 +191,18 @@ def read_evaluated(
     settings: Sequence[str],
     every_byte: bool,
     alphas: Sequence[float],
+    silence: Silence | None,
 ) -> Evaluated:
     """Read all but rows and weights; nothing is written. `settings` override the run's, or the defaults.
 
     Raises:
         UserError: something is missing or wrong, or cannot be combined.
     """
+    if silence is not None and (is_run(path) or against is not None):
+        raise UserError(
+            "--silence compares a model's directory with itself: give no --against, and in place of a run its base "
+            "model or its export"
+        )
     if is_run(path):
         if against is not None:
             raise UserError(f"{path} is a run, which is compared with its base model: leave --against out")
@@ -202,7 +217,15 @@ def read_evaluated(
     place = out or Path(f"evaluation-{path.resolve().name}")
     given = ["--run-dir", str(place), "--model.path", str(path), "--data.paths", *map(str, data)]
     config = load_config(None, [*settings, *given])
-    return Evaluated(config=config, own_data=False, run=None, against=against, out=place, alphas=())
+    return Evaluated(
+        config=config,
+        own_data=False,
+        run=None,
+        against=against if silence is None else path,
+        out=place,
+        alphas=(),
+        silence=silence,
+    )
 
 
 def require_place(out: Path, *, is_run: bool) -> None:
