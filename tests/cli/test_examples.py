@@ -52,7 +52,12 @@ def test_the_notebook_is_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), [("olmoe", "models/OLMoE-1B-7B-0924-Instruct"), ("qwen3-30b-a3b", "models/Qwen3-30B-A3B")]
+    ("name", "path"),
+    [
+        ("olmoe", "models/OLMoE-1B-7B-0924-Instruct"),
+        ("qwen3-30b-a3b", "models/Qwen3-30B-A3B"),
+        ("results", "models/tiny-moe"),
+    ],
 )
 def test_a_configuration_loads(name, path):
     config = load_config(EXAMPLES / f"{name}.yaml")
