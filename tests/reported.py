@@ -94,6 +94,7 @@ def made_run(tmp_path):
         counts=store.counts,
         training=made_training(store),
         steps=read_steps(tmp_path / "run" / "metrics.jsonl"),
+        adjustments=(),
         evaluation=made_evaluation(),
         curve=None,
         prompts={"row0": "what row 0 asks"},

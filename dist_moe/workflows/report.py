@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from dist_moe.config.load import load_config
@@ -20,6 +21,7 @@ from dist_moe.report.page.page import GENERATOR, page
 from dist_moe.selection.stored import open_masks
 from dist_moe.store import Counts, MaskStore
 from dist_moe.store.source import open_source
+from dist_moe.training.adjustments import read_adjustments
 from dist_moe.training.steps import read_steps
 from dist_moe.weights.verify import Verification
 from dist_moe.workflows.results import RESULTS, require_published
@@ -100,7 +102,9 @@ def read_run(path: Path, export: Path | None = None) -> RunContents:
     work = run if run.experts.exists() or not run.training.exists() else RunDir(run.training)
     trained = TrainedRun.open(path, every_byte=False) if run.experts.exists() else None
     config = trained.config if trained is not None else _config(run, work)
-    masks = _masks(run, config, trained, notes)
+    adjustments = read_adjustments(work.adjustments)
+    own = [work.revision(each.revision.number).masks for each in adjustments if each.revision is not None]
+    masks = _masks(run, config, trained, own, notes)
     evaluation = _evaluation(run, trained, notes)
     return RunContents(
         path=path,
@@ -112,6 +116,7 @@ def read_run(path: Path, export: Path | None = None) -> RunContents:
         if trained is None
         else Training(facts=trained.facts, experts=trained.experts.experts, digest=trained.experts.digest),
         steps=read_steps(work.metrics) if work.metrics.is_file() else (),
+        adjustments=adjustments,
         evaluation=evaluation,
         curve=_curve(run, trained, notes),
         prompts={} if evaluation is None else _texts(evaluation, config),
@@ -138,11 +143,13 @@ class _Masks:
         return [str(each.path) for each in (self.first, *self.later) if each is not None]
 
 
-def _masks(run: RunDir, config: Config | None, trained: TrainedRun | None, notes: list[str]) -> _Masks:
-    """Those of the training, if they are still the same; else those of the analysis."""
+def _masks(
+    run: RunDir, config: Config | None, trained: TrainedRun | None, written: Sequence[Path], notes: list[str]
+) -> _Masks:
+    """Those of the training, if they are still the same; else those of the analysis. `written`: by the run itself."""
     own = config.train.masks if config is not None else None
     later = [item.partition(":")[2] for item in config.train.revisions] if config is not None else []
-    places = [own or run.masks, *later]
+    places = [own or run.masks, *later, *written]
     if trained is None:
         found = [open_masks(place) for place in places if open_source(place).exists()]
     else:
@@ -153,12 +160,12 @@ def _masks(run: RunDir, config: Config | None, trained: TrainedRun | None, notes
 
 def _same(places: Sequence[str | Path], digests: Sequence[str], notes: list[str]) -> Iterator[MaskStore]:
     """The stores with these digests; nothing from the first one on that is gone or another."""
-    for place, digest in zip(places, digests, strict=True):
-        store = open_masks(place) if open_source(place).exists() else None
+    for place, digest in zip_longest(places, digests):
+        store = open_masks(place) if place is not None and open_source(place).exists() else None
         if store is None or store.digest != digest:
             notes.append(
-                f"The masks that it was trained with, {digest[:16]}, are no longer at {place}: put them back to have "
-                "them on this page."
+                f"The masks that it was trained with, {str(digest)[:16]}, are no longer at {place}: put them back to "
+                "have them on this page."
             )
             return
         yield store

@@ -12,6 +12,7 @@ from dist_moe.evaluation.curve import Curve
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.store.counts import Counts
 from dist_moe.store.read import MaskStore
+from dist_moe.training.adjustments import Adjustment
 from dist_moe.training.steps import Step
 from dist_moe.weights.facts import RunFacts
 from dist_moe.weights.parts import Expert
@@ -39,12 +40,14 @@ class RunContents:
     masks: MaskStore | None
     """Those of the training; before it, those of the analysis."""
     later_masks: tuple[MaskStore, ...]
-    """Of `train.revisions`."""
+    """Of `train.revisions`, or of `train.adjust`."""
     counts: Counts | None
     """What `masks` were selected from, or what they will be."""
     training: Training | None
     steps: tuple[Step, ...]
     """Also of a training that has not ended."""
+    adjustments: tuple[Adjustment, ...]
+    """What `train.adjust` has found and changed in mid-run."""
     evaluation: Evaluation | None
     curve: Curve | None
     """Of shares of the trained change."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from dist_moe import __version__
+from dist_moe.report.page.adjusted import adjusted
 from dist_moe.report.page.answers import answers
 from dist_moe.report.page.blocks import ENVIRONMENT, Section
 from dist_moe.report.page.compared import comparison, runs_compared
@@ -29,7 +30,7 @@ from dist_moe.report.page.what import what
 
 GENERATOR = '<meta name="generator" content="dist-moe report">'
 """By this a page is known as one of ours."""
-OF_RUN = (what, missing, experts, overlap, results, shares, curves, answers, exactness, limits)
+OF_RUN = (what, missing, experts, overlap, results, shares, curves, adjusted, answers, exactness, limits)
 
 
 def page(contents: PageContents) -> str:

@@ -18,6 +18,9 @@ from dist_moe.report.page.contents import ComparisonContents, PageContents
 from dist_moe.report.page.page import page
 from dist_moe.stats.crossed import Mean
 from dist_moe.stats.masks import mask_hash
+from dist_moe.stats.measured import Estimate
+from dist_moe.training.adjustments import AdjustedBatch, Adjustment
+from dist_moe.training.state import RevisionInForce
 from dist_moe.training.steps import read_steps
 from tests.pages import Page
 from tests.reported import ATTACK, made_evaluation, made_run, steps_file, text_of
@@ -202,6 +205,33 @@ def test_masks_that_change_are_checked_and_marked(run, tmp_path):
     changed = dataclasses.replace(run, steps=steps, later_masks=(run.masks,))
     assert "Holds: 6 of 6 steps" in read(changed).text
     assert text_of(changed).count(">masks r1</text>") == 3
+
+
+def adjusted_batch(batch, value, weight, before, **fields):
+    estimate = Estimate(value=value, low=value - 0.1, high=value + 0.1, num_rows=8, num_prompts=8)
+    return AdjustedBatch(
+        batch=batch, batch_id=f"{batch:016x}", category="hexes", value=estimate, weight=weight, weight_before=before,
+        **{"is_weak": False, "repeats": 0, "experts_in": [], "experts_out": []} | fields,
+    )  # fmt: skip
+
+
+def test_batches_that_were_weak_in_mid_run_are_told(run):
+    def adjustment(step, batches, revision):
+        return Adjustment(
+            step=step, measure="refusal_unsafe", below=0.8, above=None, action="both" if revision else None,
+            revision=revision, batches=batches,
+        )  # fmt: skip
+
+    weak = adjusted_batch(1, 0.41, 2.0, 1.0, is_weak=True, repeats=3, experts_in=[(0, 1)], experts_out=[(0, 2), (1, 3)])
+    first = adjustment(4, (adjusted_batch(0, 0.9, 1.0, 1.0), weak), RevisionInForce(2, "d" * 64))
+    last = adjustment(8, (adjusted_batch(0, 0.95, 1.0, 1.0), adjusted_batch(1, 0.78, 2.0, 2.0)), None)
+    found = read(dataclasses.replace(run, adjustments=(first, last)))
+    (line,) = found.table("Weak batches").lines[1:]
+    assert line == ["4", "1 (hexes)", "41 % (31 to 51)", "1 → 2", "3", "1", "2", "r2"]
+    said = " ".join(found.text.split())
+    assert "After step 4: 1 of 2 batches were weak." in said
+    assert "Batch 1 (hexes): 41 % (31 to 51) after step 4 → 78 % (68 to 88) after revision 2" in said
+    assert "Weak batches in mid-run" not in [title for _, title in read(run).headings]
 
 
 def test_a_run_that_trained_no_expert_marks_none_and_says_what_it_is(run):
