@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from dist_moe.config import Config, load_config
-from dist_moe.config.schema import Trains
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import Curve, read_curve
 from dist_moe.evaluation.groups import By
 from dist_moe.evaluation.harness import Tasks
 from dist_moe.evaluation.record import Evaluation, read_evaluation
 from dist_moe.evaluation.rows import Kind
+from dist_moe.ranges import Trains
 from dist_moe.report.curve import curve_frame
 from dist_moe.report.evaluation import estimates_frame, rows_frame, table_frame
 from dist_moe.store import Counts, MaskStore

@@ -1,7 +1,7 @@
 """Types of settings with their ranges, checked when a configuration is loaded and when a rule is made."""
 
 from math import inf
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
@@ -12,3 +12,5 @@ NonNegative = Annotated[float, Interval(ge=0, lt=inf)]
 DecayRate = Annotated[float, Interval(ge=0, lt=1)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 Text = Annotated[str, MinLen(1)]
+Trains = Literal["experts", "routers", "experts_and_routers", "experts_and_dense"]
+"""What a run trains: see the setting train.trains."""

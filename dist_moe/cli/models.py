@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from dist_moe.cli.arguments import count, path, share, text
 from dist_moe.cli.call import Call
-from dist_moe.config.schema import Trains
 from dist_moe.files import require_writable, write_json_atomic, write_text_atomic
+from dist_moe.ranges import Trains
 
 TOP = 20
 """Experts and tensors that `verify` lists where no masks are given."""

@@ -17,11 +17,9 @@ from dist_moe.config.adjust import AdjustConfig
 from dist_moe.config.chosen import chosen_settings
 from dist_moe.config.judges import JudgeConfig
 from dist_moe.config.objective import ObjectiveConfig
-from dist_moe.ranges import Count, DecayRate, NonNegative, NonNegativeInt, Positive, Share, Text
+from dist_moe.ranges import Count, DecayRate, NonNegative, NonNegativeInt, Positive, Share, Text, Trains
 from dist_moe.rules import RULES
 from dist_moe.stats.settings import StatisticsConfig
-
-Trains = Literal["experts", "routers", "experts_and_routers", "experts_and_dense"]
 
 
 def num_safe_rows(batch_size: int, safe_ratio: float) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_moe.config.schema import Trains
 from dist_moe.errors import UserError, shown
+from dist_moe.ranges import Trains
 
 EXAMPLE = "such as experts:20"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Interval
 
 from dist_moe.artefacts import checked
-from dist_moe.config.schema import Trains
+from dist_moe.ranges import Trains
 from dist_moe.rules import Rule, from_facts
 from dist_moe.stats.measured import Group
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dist_moe.config.schema import Trains
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import alpha_name, alpha_place
 from dist_moe.evaluation.record import INDEX, read_evaluation
 from dist_moe.files import require_absent
 from dist_moe.model.model import check_model_dir
 from dist_moe.moe.layout import hub_layout
+from dist_moe.ranges import Trains
 from dist_moe.report.card import model_card, quoted
 from dist_moe.selection.stored import open_masks
 from dist_moe.stats.names import expert_name

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dist_moe.config.objective import pair_terms, router_terms
-from dist_moe.config.schema import Config, Trains
+from dist_moe.config.schema import Config
 from dist_moe.data.index import BatchIndex
 from dist_moe.data.named import by_batch
 from dist_moe.engines.build import EngineName, engine_name
@@ -19,7 +19,7 @@ from dist_moe.moe.discover import require_routers
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.ranges import Count, NonNegative
+from dist_moe.ranges import Count, NonNegative, Trains
 from dist_moe.selection.stored import open_masks
 from dist_moe.store.origin import require_same_origin
 from dist_moe.trackers.metrics import Metrics

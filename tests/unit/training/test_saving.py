@@ -13,6 +13,7 @@ from dist_moe.errors import UserError
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training import checkpoint
 from dist_moe.training.adam import AdamState
+from dist_moe.training.dense import DenseWeights
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.state import Position, RevisionInForce, TrainState
 from dist_moe.weights import parts
@@ -26,7 +27,11 @@ def saver(root, *, asynchronous):
     return CheckpointSaver(
         root=root,
         optimizer=SimpleNamespace(
-            expert_state={(0, 3): state}, state_bytes=48, changed=[(0, 3)], state_of={(0, 3): state}.get
+            expert_state={(0, 3): state},
+            state_bytes=48,
+            changed=[(0, 3)],
+            state_of={(0, 3): state}.get,
+            dense=DenseWeights({}, torch.device("cpu")),
         ),
         schedule=SimpleNamespace(state_dict=lambda: {"last_epoch": 1, "_last_lr": [0.5]}),
         comm=SoloComm(torch.device("cpu")),
