@@ -39,7 +39,7 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
     facts = evaluation.facts
     yield f"Before is {facts.against_name}." if facts.against_name else "There is no before: give --against BASE."
     if facts.silenced is not None:
-        yield f"After is the same model without {_silenced(facts.silenced)}."
+        yield f"After is the same model without {shown_silenced(facts.silenced)}."
     for judge in facts.judges:
         yield f"Judge {judge.name}: {judge.in_words}."
     yield from _leakage(evaluation)
@@ -66,7 +66,8 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
     )
 
 
-def _silenced(silenced: Silenced) -> str:
+def shown_silenced(silenced: Silenced) -> str:
+    """Which experts get no token."""
     numbers = "all batches" if silenced.batches is None else f"batches {', '.join(map(str, silenced.batches))}"
     return f"the {silenced.num_experts} experts of {silenced.masks}, {numbers}: no token is routed to them"
 

@@ -13,14 +13,15 @@ def capability_lines(found: Capabilities) -> Iterator[str]:
     limit = "" if found.limit is None else f"; only the first {found.limit} rows of each task: a trial, no result"
     yield f"\nCapabilities, by lm-evaluation-harness {found.version}: {', '.join(found.tasks)}{limit}."
     lines = [
-        [line.task, line.metric, str(line.num_rows or "-"), _level(line.before), _level(line.after)]
+        [line.task, line.metric, str(line.num_rows or "-"), shown_level(line.before), shown_level(line.after)]
         for line in found.lines
     ]
     yield columns(["task", "metric", "rows", "before", "after"], lines)
     yield "Behind ±: the harness' own standard error of each number by itself; rows before and after are the same."
 
 
-def _level(level: Level | None) -> str:
+def shown_level(level: Level | None) -> str:
+    """`0.412 ± 0.010`."""
     if level is None:
         return "-"
     return f"{level.value:.3f}" + ("" if level.standard_error is None else f" ± {level.standard_error:.3f}")

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from dist_moe.evaluation.groups import By
+from dist_moe.evaluation.harness import Capabilities
 from dist_moe.evaluation.measures import REFUSED_SAFE, REFUSED_UNSAFE
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.evaluation.rows import Kind
-from dist_moe.report.evaluation import HEADINGS, IN_GROUPS, size_of
-from dist_moe.report.page.blocks import Cell, Section, details, heading, joined, paragraph, table
+from dist_moe.report.evaluation import HEADINGS, IN_GROUPS, shown_silenced, size_of
+from dist_moe.report.harness import shown_level
+from dist_moe.report.page.blocks import Cell, Section, details, heading, joined, note, paragraph, table
 from dist_moe.report.page.charts import Ends, change_chart
 from dist_moe.report.page.contents import RunContents
 from dist_moe.report.page.numbers import shown, shown_change, shown_p
@@ -37,8 +39,14 @@ def results(run: RunContents, key: str) -> Section | None:
             "resamples of prompts. p: exact McNemar test over prompts, not corrected for the number of groups."
         )
     ]
+    if facts.silenced is not None:
+        parts.append(note(f"After is the same model without {shown_silenced(facts.silenced)}."))
+    if facts.alpha != 1:
+        parts.append(note(f"After has the share {facts.alpha:g} of the trained experts' change."))
     for kind in evaluation.kinds:
         parts += _kind(evaluation, kind, f"{key}-{kind.replace(' ', '-')}")
+    if evaluation.capabilities is not None:
+        parts += [heading(4, "Capabilities"), _capabilities(evaluation.capabilities)]
     return Section("results", "Before and after", joined(parts))
 
 
@@ -86,6 +94,16 @@ def _table(groups: Sequence[Group], by: By, *, has_before: bool) -> Markup:
     if len(groups) > MOST_LINES:
         caption += f"; the first {MOST_LINES} of {len(groups)}"
     return table(caption, [by, "unsafe rows", "safe rows", *names], lines)
+
+
+def _capabilities(found: Capabilities) -> Markup:
+    limit = "" if found.limit is None else f"; only the first {found.limit} rows of each task: a trial, no result"
+    lines = [
+        [f"{line.task}, {line.metric}", str(line.num_rows or "–"), shown_level(line.before), shown_level(line.after)]
+        for line in found.lines
+    ]
+    caption = f"By lm-evaluation-harness {found.version}, ± its own standard error{limit}"
+    return table(caption, ["task, metric", "rows", "before", "after"], lines)
 
 
 def _name(group: Group, by: By) -> str:

@@ -12,7 +12,9 @@ import pytest
 from dist_moe.evaluation.comparison import Comparison
 from dist_moe.evaluation.curve import Curve
 from dist_moe.evaluation.groups import groups_of
+from dist_moe.evaluation.harness import Capabilities, Capability, Level
 from dist_moe.evaluation.measures import Resampling
+from dist_moe.evaluation.record import Silenced
 from dist_moe.report.page.charts import thinned
 from dist_moe.report.page.contents import ComparisonContents, PageContents
 from dist_moe.report.page.page import page
@@ -100,6 +102,22 @@ def test_results_are_those_of_the_rows(run):
     by_category = read(run).table("By category")
     assert by_category.line("heists")["refused (unsafe)"].startswith("0 % → 75 %")
     assert by_category.line("heists")["unsafe rows"] == "4"
+
+
+def test_what_after_is_and_what_another_program_has_measured(run):
+    line = Capability(
+        task="arc", metric="acc", num_rows=50, before=Level(value=0.5, standard_error=0.07),
+        after=Level(value=0.25, standard_error=None),
+    )  # fmt: skip
+    table = Capabilities(version="0.4", tasks=["arc"], limit=50, lines=[line])
+    silenced = Silenced(masks="masks.zarr", masks_digest="d", batches=None, num_experts=9)
+    facts = dataclasses.replace(run.evaluation.facts, silenced=silenced, alpha=0.5)
+    changed = dataclasses.replace(run.evaluation, facts=facts, capabilities=table)
+    found = read(dataclasses.replace(run, evaluation=changed))
+    assert found.table("By lm-evaluation-harness 0.4").lines[1] == ["arc, acc", "50", "0.500 ± 0.070", "0.250"]
+    assert "a trial, no result" in found.text
+    assert "without the 9 experts of masks.zarr, all batches" in found.text
+    assert "the share 0.5 of the trained experts' change" in found.text
 
 
 def test_pictures_of_changes_are_to_scale(run):
