@@ -127,9 +127,9 @@ class TrainConfig:
     """
     mode: Literal["route", "update"] = "route"
     """What tokens can be routed to during training; in both modes only the experts of the batch's mask are updated.
-    route: only the mask's experts, as `fill` and `scope` say. update: any expert; routing is not changed. With `route`,
+    route: the mask's experts only, as `fill` and `scope` say. update: any expert; routing is not changed. With `route`,
     the model is trained in a state in which it is not used later, because inference has no mask; compare both."""
-    fill: Literal["natural", "shrink", "best", "bias"] = "shrink"
+    fill: Literal["natural", "shrink", "best", "bias"] = "natural"
     """For mode `route`: how the mask restricts routing. A layer in which the mask has no expert is never restricted.
     natural: each token chooses experts as without a mask; of its choice only the mask's experts stay active, and a
     token that chose none of these keeps its choice. shrink: only the mask's experts can be chosen, so a token may go to

@@ -25,8 +25,8 @@ class Console:
 
 
 def _experts(line: dict[str, Any]) -> str:
-    """How many the batch's mask has, and what it means if there are none."""
-    return "0 (EMPTY MASK: nothing trained)" if line["is_empty"] else str(line["num_active"])
+    """How many the step could train, and whether it is the batch's mask that has none."""
+    return f"{line['num_active']} (EMPTY MASK)" if line["is_empty"] else str(line["num_active"])
 
 
 def _losses(line: dict[str, Any]) -> str:

@@ -136,7 +136,7 @@ class Trainer:
                 "weight": weight,
                 "num_rows": len(rows),
                 **asdict(result),
-                "is_empty": result.num_active == 0,
+                "is_empty": not bool(mask_LE.any()),
                 "lr": lr,
                 "audited": is_audited,
                 "seconds": round(seconds, 4),

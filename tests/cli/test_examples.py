@@ -55,6 +55,7 @@ def test_the_notebook_is_one():
     ("name", "path"),
     [
         ("olmoe", "models/OLMoE-1B-7B-0924-Instruct"),
+        ("olmoe-recipe", "models/OLMoE-1B-7B-0924-Instruct"),
         ("qwen3-30b-a3b", "models/Qwen3-30B-A3B"),
         ("results", "models/tiny-moe"),
     ],

@@ -70,7 +70,7 @@ def test_the_card_tells_the_runs_facts(trained, exported):
         f"| Base model | model, hash `{model_hash(trained.model)}` |",
         f"| Data | 16 safe and 16 unsafe prompts, hash `{store.provenance['data_hash']}` |",
         "| Batches | 2: hacking 1, weapons 1 |",
-        "| Mode | route, fill shrink, scope all |",
+        "| Mode | route, fill natural, scope all |",
         "| Steps | 4 |",
         f"| Masks | digest `{store.digest}` |",
         f"| Experts open to training | {store.union().sum()}, ",

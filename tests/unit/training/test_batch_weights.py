@@ -28,7 +28,7 @@ def trained(weights):
     engine = LocalEngine(model.module, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0))
     labels = [row.unsafe for row in batch_rows(0, ROWS)]
     promises = [Promise.of(mask.numpy(), labels) for mask in MASKS]
-    step = MaskedStep(model, optimizer, engine, CPU, TrainConfig(), lambda number: promises[int(number)])
+    step = MaskedStep(model, optimizer, engine, CPU, TrainConfig(fill="shrink"), lambda number: promises[int(number)])
     results = []
     for i, weight in enumerate(weights):
         more = () if weight is None else (weight,)
