@@ -64,8 +64,7 @@ def empty_lines(masks: MaskStore) -> Iterator[str]:
     if seen is not None and seen.num_empty >= MANY_EMPTY * seen.num_batches:
         why = stored_rule(masks).counted_as.none_selected(seen)
         yield (
-            f"WARNING: {seen.num_empty} of {seen.num_batches} batches have no expert, so their steps train none: "
-            f"{why}"
+            f"WARNING: {seen.num_empty} of {seen.num_batches} batches have no expert, so their steps train none: {why}"
         )
 
 

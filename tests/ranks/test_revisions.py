@@ -61,7 +61,12 @@ class Run:
         labels = [row.unsafe for row in batch_rows(0, ROWS)]
         promises = [Promise.of(mask.numpy(), labels) for mask in MASKS]
         self.step = MaskedStep(
-            self.model, self.optimizer, self.engine, comm, TrainConfig(), lambda number: promises[int(number)]
+            self.model,
+            self.optimizer,
+            self.engine,
+            comm,
+            TrainConfig(fill="shrink"),
+            lambda number: promises[int(number)],
         )
         self.losses, self.norms = [], []
 
