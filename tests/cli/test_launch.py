@@ -64,11 +64,10 @@ def test_counts_of_two_ranks_are_those_of_one(trained, two_ranks):
 
 
 def test_a_comparison_on_two_ranks_is_that_of_one(trained, tmp_path):
-    """But for rounding; its baselines, and the choice of learning rates, included."""
+    """But for rounding."""
     held_out = write_jsonl(tmp_path / "held-out.jsonl", HELD_OUT)
     words = ["--config", trained.config, "--held-out", held_out, "--num-seeds", 1, "--train.mode", "update"]
-    words += ["--lrs", "1e-3,1e-2", "--validation", 0.4, "--batches.batch_size", 8]
-    words += ["--variants", "threshold_top_k", "router_only,train.lr=1e-2"]
+    words += ["--evaluation.max_new_tokens", 1, "--variants", "router_only,train.lr=1e-2"]
     assert main([str(word) for word in ("compare", *words, "--run-dir", tmp_path / "one")]) == 0
     done = deepspeed("compare", *words, "--run-dir", tmp_path / "two")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -81,9 +80,6 @@ def test_a_comparison_on_two_ranks_is_that_of_one(trained, tmp_path):
         for measure in ("refusal loss (unsafe)", "answer loss (safe)"):
             assert two["levels"][variant][measure]["value"] == pytest.approx(levels[measure]["value"], abs=1e-4)
     assert one["levels"]["router_only,lr=1e-2"] != one["levels"]["base"]
-    refused = deepspeed("compare", *words[:-2], "full", "--run-dir", tmp_path / "two")
-    assert refused.returncode != 0
-    assert "train.trains is experts_and_dense, which the engine deepspeed cannot do" in refused.stderr
 
 
 def test_evaluation_on_two_ranks_is_that_of_one(trained, tmp_path):

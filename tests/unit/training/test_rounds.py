@@ -5,9 +5,11 @@ from itertools import cycle, islice
 import numpy as np
 import pytest
 
+from dist_moe.config.load import changed, load_config
 from dist_moe.config.schema import TrainConfig
 from dist_moe.errors import UserError
 from dist_moe.training.rounds import Rounds, Trained
+from dist_moe.workflows.train_given import require_trainable
 
 
 @pytest.mark.parametrize("rounds", [[("experts", 2), ("routers", 1)], [("routers", 3), ("experts", 1), ("routers", 2)]])
@@ -52,3 +54,13 @@ def test_without_rounds_all_steps_are_alike(trains, experts, dense, routers_only
 def test_wrong_rounds_are_refused(trains, rounds, says):
     with pytest.raises(UserError, match=says):
         Rounds.of(trains, rounds)
+
+
+def test_all_dense_weights_need_one_process():
+    words = ["--run-dir", "r", "--model.path", "m", "--data.paths", "d"]
+    config = load_config(None, [*words, "--train.trains", "experts_and_dense"])
+    require_trainable(config, "local")
+    for engine in ("deepspeed", "fsdp"):
+        with pytest.raises(UserError, match=f"experts_and_dense, which the engine {engine} cannot do.* in one process"):
+            require_trainable(config, engine)
+    require_trainable(changed(config, ["--train.trains", "experts_and_routers"]), "fsdp")
