@@ -54,7 +54,7 @@ TRAIN = {
         "factor": 2.0,
         "maximum": 3.0,
         "repeats": 1,
-        "budget": 2,
+        "budget": 1,
     },
 }
 
@@ -132,7 +132,7 @@ def test_a_run_equals_evaluating_counting_selecting_and_training_by_hand(setup, 
     batches = [setup.of_batch(names) for names in store.rows]
     training, masks, weights = Training(setup.model, TRAIN), store.masks.copy(), [1.0] * len(batches)
     turns = order(len(batches), SEED, 0) + order(len(batches), SEED, 1)
-    adjustments, left, number = list(read_adjustments(adjusted / "adjustments.jsonl")), 2, 0
+    adjustments, left, number = list(read_adjustments(adjusted / "adjustments.jsonl")), 1, 0
     for step, line in enumerate(lines, 1):
         batch = turns.pop(0)
         rows, unsafe = batches[batch]
@@ -228,7 +228,7 @@ def test_it_is_exported_and_verified_with_the_masks_of_all_revisions(setup, adju
     assert main(["verify", str(setup.model), str(out), *words]) == 0
     facts = json.loads((adjusted / "experts" / "index.json").read_text())["facts"]
     assert len(facts["mask_revisions"]) == len(revisions)
-    assert facts["num_steps"] == 10
+    assert facts["num_steps"] == 9
     assert f"| Masks after step {EVERY} |" in (out / "README.md").read_text()
 
 
