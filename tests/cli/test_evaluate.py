@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import dist_moe
 from dist_moe.cli.main import main
 from dist_moe.judges import Judge, Judgement
+from dist_moe.judges.phrases import Phrases
 from dist_moe.store import MaskStore
 from dist_moe.weights import trained as trained_experts
 from dist_moe.workflows import evaluate as workflow
@@ -95,6 +96,21 @@ def test_the_trained_experts_are_hashed_once(run, monkeypatch):
     monkeypatch.setattr(trained_experts, "check_parts", lambda *given: (calls.append(given), check(*given)))
     evaluate(run)
     assert len(calls) == 1
+
+
+def test_answers_are_judged_while_no_rank_waits_in_one_exchange(run, monkeypatch):
+    """A judge that took longer than a group's time limit ended the evaluation; see tests/ranks/test_alone.py."""
+    inside, judged, judge = [], [], Phrases.judge
+
+    def alone(comm, work):
+        inside.append(comm)
+        work()
+        inside.pop()
+
+    monkeypatch.setattr(workflow, "alone", alone)
+    monkeypatch.setattr(Phrases, "judge", lambda self, given: (judged.append(len(inside)), judge(self, given))[1])
+    evaluate(run)
+    assert judged == [1, 1], "before and after, each once"
 
 
 # Where rows belong
