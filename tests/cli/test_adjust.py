@@ -277,7 +277,7 @@ def test_a_rate_is_that_of_the_rows_of_its_category(setup, tmp_path):
     """With a model that does not move, so that its answers are the base's."""
     base, rows = plain(setup.model), [row for row in setup.rows.values() if row["label"] == "unsafe"]
     answers = {row["prompt"]: greedy(base, encoded(row, "")[0], 4) for row in rows}
-    phrase = Counter(answer.split()[0] for answer in answers.values() if answer).most_common(1)[0][0]
+    phrase = Counter(answer for answer in answers.values() if answer).most_common(1)[0][0]
     data = write_jsonl(tmp_path / "valid.jsonl", rows[::2])
     words = ["--train.adjust.measure", "refusal_unsafe", "--train.adjust.below", "0.5", "--train.adjust.above", "None"]
     words += ["--train.adjust.action", "reweight", "--train.adjust.repeats", "0", "--train.adjust.budget", "0"]
