@@ -298,14 +298,14 @@ def evaluate(
     """
     from dist_moe.parallel.launch import process_group
     from dist_moe.workflows import evaluate as workflow
+    from dist_moe.workflows.evaluation_request import EvaluationRequest
 
     words = [word for name, value in settings.items() for word in _words(f"--evaluation.{name}", value)]
     include = None if harness_include is None else Path(harness_include)
     with process_group() as comm:
-        place = workflow.evaluate(
-            Path(path),
-            [Path(file) for file in data],
-            comm,
+        request = EvaluationRequest(
+            path=Path(path),
+            data=[Path(file) for file in data],
             against=None if against is None else Path(against),
             out=None if out is None else Path(out),
             silence=None if silence is None else str(silence),
@@ -313,6 +313,7 @@ def evaluate(
             tasks=Tasks(names=tuple(harness), include=include, limit=harness_limit) if harness else None,
             settings=words,
         )
+        place = workflow.evaluate(request, comm)
     return Evaluated(place, read_evaluation(place))
 
 
@@ -347,19 +348,20 @@ def evaluate_alphas(
     """
     from dist_moe.parallel.launch import process_group
     from dist_moe.workflows import evaluate as workflow
+    from dist_moe.workflows.evaluation_request import EvaluationRequest
 
     if not alphas or not all(0 < each <= 1 for each in alphas):
         raise UserError(f"alphas: expected numbers above 0 and up to 1, got {list(alphas)}")
     words = [word for name, value in settings.items() for word in _words(f"--evaluation.{name}", value)]
     with process_group() as comm:
-        place = workflow.evaluate(
-            Path(run),
-            [Path(file) for file in data],
-            comm,
+        request = EvaluationRequest(
+            path=Path(run),
+            data=[Path(file) for file in data],
             out=None if out is None else Path(out),
             alphas=alphas,
             settings=words,
         )
+        place = workflow.evaluate(request, comm)
     return Alphas(place, read_curve(place, alphas))
 
 

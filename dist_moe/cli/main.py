@@ -14,16 +14,19 @@ from typing import Any
 from dist_moe import __version__
 from dist_moe.cli.arguments import Parser
 from dist_moe.cli.call import Call
+from dist_moe.cli.compare import add_compare_command
 from dist_moe.cli.completion import SHELLS, completion
 from dist_moe.cli.config import add_config_commands
+from dist_moe.cli.evaluate import add_evaluate_command
 from dist_moe.cli.inspect import add_inspect_command
 from dist_moe.cli.models import add_model_commands
 from dist_moe.cli.process import is_first, run_process
 from dist_moe.cli.report import add_report_command
-from dist_moe.cli.runs import add_run_commands
+from dist_moe.cli.runs import add_checkpoint_command, add_demo_command, add_run_commands
 from dist_moe.cli.select import add_select_command
 from dist_moe.cli.store import add_store_commands
 from dist_moe.cli.streams import Output
+from dist_moe.cli.verify import add_verify_command
 from dist_moe.errors import UserError
 
 
@@ -66,10 +69,15 @@ def command_tree() -> Parser:
     add_run_commands(commands)
     add_select_command(commands)
     add_inspect_command(commands)
+    add_evaluate_command(commands)
+    add_compare_command(commands)
     add_report_command(commands)
     add_model_commands(commands)
+    add_verify_command(commands)
+    add_checkpoint_command(commands)
     add_store_commands(commands)
     add_config_commands(commands)
+    add_demo_command(commands)
     return tree
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dist_moe.config.judges import chosen_judges
-from dist_moe.config.schema import EvaluationConfig
 from dist_moe.data.rows import Prompt
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import ALPHAS, CHOSEN_ON, Curve
@@ -31,96 +30,47 @@ from dist_moe.weights.identity import shared_model_hash
 from dist_moe.workflows.answers import require_finite, scorable
 from dist_moe.workflows.conclude import conclude, find_places, outcomes_of
 from dist_moe.workflows.evaluated import Evaluated, is_run, read_evaluated, require_place
+from dist_moe.workflows.evaluation_request import EvaluationRequest
 from dist_moe.workflows.harness import measure, require_tasks
 from dist_moe.workflows.inputs import TokenRows, read_token_rows
 from dist_moe.workflows.run_lock import run_lock
-from dist_moe.workflows.silence import read_silence
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(
-    path: Path,
-    data: Sequence[Path],
-    comm: Comm,
-    *,
-    against: Path | None = None,
-    out: Path | None = None,
-    ep_size: int | None = None,
-    alphas: Sequence[float] = (),
-    max_over_refusal: float | None = None,
-    silence: str | None = None,
-    batches: Sequence[int] = (),
-    tasks: Tasks | None = None,
-    settings: Sequence[str] = (),
-    section: EvaluationConfig | None = None,
-) -> Path:
+def evaluate(request: EvaluationRequest, comm: Comm) -> Path:
     """Score rows with a run's base model and its trained experts, or with a model, always without a mask.
 
     Every rank of `comm` takes a part of the rows; the first one judges the answers, and writes.
 
-    Args:
-        path: a run, or a model's directory.
-        data: files of rows; none: those that the run was trained on.
-        comm: all ranks.
-        against: a model to compare a model with.
-        out: directory of the results; None: the run's, or `evaluation-NAME` of a model.
-        ep_size: ranks that share experts; None: as `evaluation.ep_size` says.
-        alphas: of a run: shares of the trained experts' change, above 0 and up to 1, each of which is evaluated as its
-            export would be; none: the trained experts as they are.
-        max_over_refusal: say which of them is the largest at which so many safe prompts are refused at most.
-        silence: a mask store: compare a model with itself without the experts of these masks.
-        batches: of these batches only; none: of all.
-        tasks: what lm-evaluation-harness measures beside, with the model that it loads itself.
-        settings: words of a command line, `--evaluation.max_new_tokens 64`.
-        section: all settings of `evaluation`, instead of those that a run was trained with.
-
     Returns:
         The directory of the results; with `alphas`, of those: see `dist_moe.evaluation.curve`.
+
+    Raises:
+        UserError: on all ranks: something is missing or wrong, or cannot be combined.
     """
     with together(comm):
-        if max_over_refusal is not None and not alphas:
-            raise UserError("--max-over-refusal chooses one of several alphas: give --alphas, such as 0.3,0.5,1")
-        if batches and silence is None:
-            raise UserError("--batches says whose experts are silenced: give --silence STORE")
-        a_run = is_run(path)
+        request.check()
+        a_run = is_run(request.path)
     with ExitStack() as stack:
         if a_run:
-            stack.enter_context(run_lock(path, comm))  # what is written is of the experts that are there then
+            stack.enter_context(run_lock(request.path, comm))  # what is written is of the experts that are there then
         with together(comm) as same:
-            evaluated = read_evaluated(
-                path,
-                data,
-                against=against,
-                out=out,
-                settings=settings,
-                every_byte=comm.rank == 0,
-                alphas=alphas,
-                silence=None if silence is None else read_silence(silence, batches),
-            )
-            config = evaluated.config
-            config.evaluation = replace(section or config.evaluation)
-            config.evaluation.ep_size = ep_size or config.evaluation.ep_size
-            judges = chosen_judges(config)
+            evaluated = read_evaluated(request, every_byte=comm.rank == 0)
+            judges = chosen_judges(evaluated.config)
             if comm.rank == 0:
-                require_place(evaluated.out, is_run=evaluated.out == path and a_run)
-            if tasks is not None:
-                require_tasks(tasks, evaluated)
+                require_place(evaluated.out, is_run=evaluated.out == request.path and a_run)
+            if request.tasks is not None:
+                require_tasks(request.tasks, evaluated)
             if evaluated.silence is not None:
                 same["the silenced experts"] = evaluated.silence.facts
             if evaluated.run is not None:
                 same["the trained experts' digest"] = evaluated.run.experts.digest
-        _evaluate(evaluated, judges, comm, max_over_refusal, tasks)
+        _evaluate(evaluated, judges, request, comm)
         return evaluated.out
 
 
-def _evaluate(
-    evaluated: Evaluated,
-    judges: Sequence[Judge],
-    comm: Comm,
-    max_over_refusal: float | None,
-    tasks: Tasks | None,
-) -> None:
+def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], request: EvaluationRequest, comm: Comm) -> None:
     config = evaluated.config
     with together(comm) as same:
         rows = read_token_rows(config)
@@ -131,7 +81,7 @@ def _evaluate(
         texts = list(dict.fromkeys([config.data.refusal, *(text for judge in judges for text in judge.openings)]))
         asked = scorable(rows, texts)
         placed = find_places(evaluated, rows) if comm.rank == 0 else None
-        if placed is not None and max_over_refusal is not None:
+        if placed is not None and request.max_over_refusal is not None:
             _require_choice(placed.places.places, rows.prompts.prompts)
     mesh = Mesh.of(comm, config.evaluation.ep_size, "evaluation.ep_size")
     models = dict.fromkeys(path for path in (config.model.path, evaluated.before) if path is not None)
@@ -148,14 +98,20 @@ def _evaluate(
     def judge() -> None:
         assert placed is not None
         found = conclude(evaluated, rows, placed, outcomes_of(rows, texts, scores, judges), scores, judges, hashes)
-        if tasks is not None:  # what has been found is on disk by now, should the harness fail
-            measured = measure(evaluated, tasks, chat=bool(rows.tokenizer.chat_template))
-            found = [replace(each, capabilities=measured) for each in found]
-            found[0].write(evaluated.out)
-        for line in _lines(evaluated, found, max_over_refusal):
+        if request.tasks is not None:  # what has been found is on disk by now, should the harness fail
+            found = [_with_capabilities(found, evaluated, request.tasks, chat=bool(rows.tokenizer.chat_template))]
+        for line in _lines(evaluated, found, request.max_over_refusal):
             log.info(line)
 
     alone(comm, judge)
+
+
+def _with_capabilities(found: Sequence[Evaluation], evaluated: Evaluated, tasks: Tasks, *, chat: bool) -> Evaluation:
+    """The one evaluation with what lm-evaluation-harness measures, written again."""
+    (one,) = found
+    whole = replace(one, capabilities=measure(evaluated, tasks, chat=chat))
+    whole.write(evaluated.out)
+    return whole
 
 
 def _score(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,9 @@ from dist_moe.weights.changes import dense_places
 from dist_moe.weights.configuration import read_config
 from dist_moe.weights.directory import CONFIG, DTYPES
 from dist_moe.weights.trained import TrainedExperts
+from dist_moe.workflows.evaluation_request import EvaluationRequest
 from dist_moe.workflows.inputs import TokenRows, tokenizer_hash_of
-from dist_moe.workflows.silence import Silence
+from dist_moe.workflows.silence import Silence, read_silence
 from dist_moe.workflows.trained_run import TrainedRun
 
 log = logging.getLogger(__name__)
@@ -182,22 +182,14 @@ def is_run(path: Path) -> bool:
     return not os.path.isfile(path / CONFIG)
 
 
-def read_evaluated(
-    path: Path,
-    data: Sequence[Path],
-    *,
-    against: Path | None,
-    out: Path | None,
-    settings: Sequence[str],
-    every_byte: bool,
-    alphas: Sequence[float],
-    silence: Silence | None,
-) -> Evaluated:
-    """Read all but rows and weights; nothing is written. `settings` override the run's, or the defaults.
+def read_evaluated(request: EvaluationRequest, *, every_byte: bool) -> Evaluated:
+    """Read all but rows and weights; nothing is written. Settings of the request override the run's, or the defaults.
 
     Raises:
         UserError: something is missing or wrong, or cannot be combined.
     """
+    path, data, against, out = request.path, request.data, request.against, request.out
+    silence = None if request.silence is None else read_silence(request.silence, request.batches)
     if silence is not None and (is_run(path) or against is not None):
         raise UserError(
             "--silence compares a model's directory with itself: give no --against, and in place of a run its base "
@@ -206,19 +198,18 @@ def read_evaluated(
     if is_run(path):
         if against is not None:
             raise UserError(f"{path} is a run, which is compared with its base model: leave --against out")
-        run = TrainedRun.open(path, settings, every_byte=every_byte)
+        run = TrainedRun.open(path, request.settings, every_byte=every_byte)
         config = replace(run.config, data=replace(run.config.data, paths=tuple(data) or run.config.data.paths))
-        chosen = tuple(sorted({*alphas}))
+        config, chosen = request.applied(config), tuple(sorted({*request.alphas}))
         return Evaluated(config=config, own_data=not data, run=run, against=None, out=out or path, alphas=chosen)
-    if alphas:
+    if request.alphas:
         raise UserError(f"{path} is a model's directory: --alphas needs a run, whose trained experts it scales")
     if not data:
         raise UserError(f"{path} is a model's directory, which has no rows of its own: give --data FILE")
     place = out or Path(f"evaluation-{path.resolve().name}")
     given = ["--run-dir", str(place), "--model.path", str(path), "--data.paths", *map(str, data)]
-    config = load_config(None, [*settings, *given])
     return Evaluated(
-        config=config,
+        config=request.applied(load_config(None, [*request.settings, *given])),
         own_data=False,
         run=None,
         against=against if silence is None else path,

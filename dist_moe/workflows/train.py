@@ -7,18 +7,13 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 from dist_moe.config.load import save_config
-from dist_moe.config.objective import needs_base, pair_terms
-from dist_moe.config.schema import Config, TrainConfig
-from dist_moe.engines.build import build_engine
+from dist_moe.config.objective import needs_base
+from dist_moe.config.schema import Config
 from dist_moe.evaluation.curve import ALPHAS
 from dist_moe.files import writing
-from dist_moe.model.model import MoEModel
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
@@ -29,13 +24,10 @@ from dist_moe.training.adjustments import read_adjustments
 from dist_moe.training.checkpoint import Checkpoint, Layout, load_checkpoint
 from dist_moe.training.engine import Engine
 from dist_moe.training.ledger import check_ledger
-from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import stored_promises
-from dist_moe.training.rounds import Rounds
 from dist_moe.training.save import save_experts
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.schedule import EpochSchedule
-from dist_moe.training.split import Rows, Split
 from dist_moe.training.state import TrainState
 from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
@@ -48,6 +40,7 @@ from dist_moe.workflows.run_dir import RunDir
 from dist_moe.workflows.run_lock import run_lock
 from dist_moe.workflows.train_facts import freeze_plan, run_facts
 from dist_moe.workflows.train_given import Given, read_given
+from dist_moe.workflows.train_parts import Parts, build_parts
 
 log = logging.getLogger(__name__)
 
@@ -71,31 +64,22 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     work = RunDir(RunDir(config.run_dir).training if config.overwrite else config.run_dir)
     mesh = Mesh.of(comm, config.parallel.ep_size)
     given = read_given(config, work, mesh)
-    masks, model, found = given.masks, given.model, given.found
-    rounds = Rounds.of(config.train.trains, config.train.rounds)
-    plan = freeze_plan(masks, model, rounds)
+    masks, model, found, schedule = given.masks, given.model, given.found, given.schedule
+    plan = freeze_plan(masks, model, given.rounds)
     if needs_base(config.train.objective):  # before a checkpoint is read
         model.keep_originals(torch.from_numpy(plan.union_LE))
-    schedule = given.schedule
-    first = TrainState.first(schedule.begin(), schedule.num_batches, masks[0], config.seed)
-    first = first.adjusted(given.weights, [])
-    state = first if found is None else found.index.state
+    state = given.first if found is None else found.index.state
     in_force = masks.stores[state.masks.number]
-    optimizer = _optimizer(config, model, rounds.union(in_force.union()), mesh)
-    curve = _curve(config.train, optimizer, schedule.num_steps + (config.train.adjust.budget if given.adjusting else 0))
-    split = Split.of(config.batches.batch_size, comm.size, model.at_once(config.train.micro_batch_size))
-    pairs = bool(pair_terms(config.train.objective))
-    rows = Rows(given.inputs.rows, split, comm.rank, given.inputs.pad_id, pairs)
-    engine = build_engine(given.engine, model, optimizer, curve, comm, given.deepspeed_settings, split)
-    model.sharded_over = comm if engine.is_sharded else None
+    parts = build_parts(config, given, in_force, mesh)
+    engine, optimizer = parts.engine, parts.optimizer
     adjuster = _adjuster(config, work, given, engine, comm)
     for line in before_training(config, engine.name, masks, model, plan, mesh, work.path):
         log.info(line)
     if config.train.mode == "route" and found is None:
-        tell_route_cost(config.train, given, schedule, first, rows, comm)
+        tell_route_cost(config.train, given, parts.rows, comm)
         engine.release()
     _prepare(config, work, found, comm)
-    saver = _saver(config, work, optimizer, curve, comm, given.facts, Layout.of(engine.name, mesh, model.placement))
+    saver = _saver(config, work, parts, given.facts, Layout.of(engine.name, mesh, model.placement))
     _begin(config, found, state, schedule, saver)
     if adjuster is not None:
         adjuster.tell_rule()
@@ -104,8 +88,8 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         schedule=schedule,
         step=MaskedStep(model, optimizer, engine, comm, config.train, stored_promises(in_force)),
         masks=masks,
-        rounds=rounds,
-        rows=rows,
+        rounds=given.rounds,
+        rows=parts.rows,
         trackers=[Metrics(), *given.trackers],
         place=Place(work.path, comm.rank, schedule.num_steps),
         saver=saver,
@@ -114,7 +98,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         adjuster=adjuster,
     )
     if trainer.run():
-        _finish(config, work, trainer, first, given)
+        _finish(config, work, trainer, given)
 
 
 def _adjuster(config: Config, work: RunDir, given: Given, engine: Engine, comm: Comm) -> RunAdjuster | None:
@@ -123,28 +107,6 @@ def _adjuster(config: Config, work: RunDir, given: Given, engine: Engine, comm: 
     return RunAdjuster(
         settings=config.train.adjust, model=given.model, engine=engine, comm=comm, given=given.adjusting, work=work
     )
-
-
-def _optimizer(config: Config, model: MoEModel, union_LE: np.ndarray, mesh: Mesh) -> SelectiveAdamW:
-    train = config.train
-    return SelectiveAdamW(
-        model.layers,
-        torch.from_numpy(union_LE),
-        mesh,
-        lr=train.lr,
-        betas=train.betas,
-        eps=train.eps,
-        weight_decay=train.weight_decay,
-        max_norm=train.max_norm,
-        state_device=torch.device("cpu") if config.parallel.offload_optimizer == "cpu" else None,
-        dense=model.dense,
-    )
-
-
-def _curve(train: TrainConfig, optimizer: SelectiveAdamW, num_steps: int) -> LRScheduler:
-    """The learning-rate schedule."""
-    curve = "constant_with_warmup" if train.schedule == "constant" else train.schedule
-    return get_scheduler(curve, optimizer, train.warmup_steps, num_steps)
 
 
 def _prepare(config: Config, work: RunDir, found: Checkpoint | None, comm: Comm) -> None:
@@ -156,20 +118,12 @@ def _prepare(config: Config, work: RunDir, found: Checkpoint | None, comm: Comm)
             save_config(config, work.resolved("train"))
 
 
-def _saver(
-    config: Config,
-    work: RunDir,
-    optimizer: SelectiveAdamW,
-    curve: LRScheduler,
-    comm: Comm,
-    facts: dict[str, Any],
-    layout: Layout,
-) -> CheckpointSaver:
+def _saver(config: Config, work: RunDir, parts: Parts, facts: dict[str, Any], layout: Layout) -> CheckpointSaver:
     return CheckpointSaver(
         root=work.checkpoints,
-        optimizer=optimizer,
-        schedule=curve,
-        comm=comm,
+        optimizer=parts.optimizer,
+        schedule=parts.curve,
+        comm=parts.comm,
         facts=facts,
         layout=layout,
         keep=config.checkpoint.keep,
@@ -197,14 +151,14 @@ def _begin(
         saver.finish()  # a run with steps and without a checkpoint could not go on
 
 
-def _finish(config: Config, work: RunDir, trainer: Trainer, first: TrainState, given: Given) -> None:
+def _finish(config: Config, work: RunDir, trainer: Trainer, given: Given) -> None:
     """Verify metrics.jsonl, and publish the trained experts."""
     comm, run, masks = trainer.step.comm, RunDir(config.run_dir), trainer.masks
     plan = freeze_plan(masks, given.model, trainer.rounds)
     with together(comm), writing(work.path):
         if comm.rank == 0:
             adjustments = read_adjustments(work.adjustments)
-            check_ledger(work.metrics, trainer.schedule, masks, trainer.rounds, first, trainer.state, adjustments)
+            check_ledger(work.metrics, trainer.schedule, masks, trainer.rounds, given.first, trainer.state, adjustments)
             for name in EVALUATION:
                 (work.path / name).unlink(missing_ok=True)  # of experts that somebody has removed
             shutil.rmtree(work.path / ALPHAS, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dist_moe.config.objective import pair_terms, router_terms
-from dist_moe.config.schema import Config
+from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.data.index import BatchIndex
 from dist_moe.data.named import by_batch
 from dist_moe.engines.build import EngineName, engine_name
@@ -28,6 +28,7 @@ from dist_moe.training.checkpoint import Checkpoint
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.rounds import Rounds
 from dist_moe.training.schedule import EpochSchedule
+from dist_moe.training.state import TrainState
 from dist_moe.workflows.adjust import Adjusting, read_adjusting
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.resume import own_revisions, resume_facts, unfinished_run
@@ -46,9 +47,11 @@ class Given:
     """Everything that determines the run's steps."""
     adjusting: Adjusting | None
     """What `train.adjust` needs; None: it is off."""
-    weights: tuple[float, ...]
-    """[B]: by what each batch's loss is multiplied at first."""
+    first: TrainState
+    """The run's state before its first step."""
     schedule: EpochSchedule
+    rounds: Rounds
+    """What each step trains."""
     found: Checkpoint | None
     """The checkpoint to resume from."""
     model: MoEModel
@@ -72,23 +75,13 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         same["the digest of each mask store"] = [store.digest for store in masks.stores]
     inputs = read_inputs(config, comm)
     with together(comm):
-        for term in pair_terms(config.train.objective):
-            if not any(row.rejected for row in inputs.encoded.rows):
-                raise UserError(
-                    f"train.objective.{term}: no row has a `rejected` answer: add that column, or set its weight to 0"
-                )
         schedule, weights = _schedule(config, inputs.batches)
         _require_masks_fit(masks, config, inputs, schedule.num_steps)
         adjusting = read_adjusting(config, inputs, masks.first, work)
         facts = resume_facts(config, inputs, masks, adjusting.rows.rows.prompts.data_hash if adjusting else "")
         found = unfinished_run(work, config, facts, masks) if comm.rank == 0 else None
         model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
-        if config.train.mode == "route":
-            require_routers(model.module)
-        if Rounds(config.train.trains).routers_only:
-            require_routers(model.module, "train.trains cannot train: set it to experts")
-        for term in router_terms(config.train.objective):
-            require_routers(model.module, f"train.objective.{term} has no logits of: set its weight to 0")
+        _require_offered(config.train, inputs, model)
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
     _prepare_dense(model, config.train.trains)
@@ -96,6 +89,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     with together(comm) as same:
         masks = own_revisions(masks, work, found, config.train.adjust.every)
         same["the digests of the masks that the run has written"] = [store.digest for store in masks.stores]
+    first = TrainState.first(schedule.begin(), schedule.num_batches, masks[0], config.seed)
     return Given(
         engine=name,
         deepspeed_settings=deepspeed_settings,
@@ -103,8 +97,9 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         inputs=inputs,
         facts=facts,
         adjusting=adjusting,
-        weights=weights,
+        first=first.adjusted(weights, []),
         schedule=schedule,
+        rounds=Rounds.of(config.train.trains, config.train.rounds),
         found=found,
         model=model,
         trackers=trackers,
@@ -123,6 +118,21 @@ def require_trainable(config: Config, engine: EngineName) -> None:
             f"train.trains is {rounds.trains}, which the engine {engine} cannot do: it would not sum the gradients of "
             "all dense weights. Run it in one process (`dist-moe train`, engine local), or train experts_and_routers"
         )
+
+
+def _require_offered(train: TrainConfig, inputs: Inputs, model: MoEModel) -> None:
+    """Refuse settings that ask for what these rows or this model do not have."""
+    for term in pair_terms(train.objective):
+        if not any(row.rejected for row in inputs.encoded.rows):
+            raise UserError(
+                f"train.objective.{term}: no row has a `rejected` answer: add that column, or set its weight to 0"
+            )
+    if train.mode == "route":
+        require_routers(model.module)
+    if Rounds(train.trains).routers_only:
+        require_routers(model.module, "train.trains cannot train: set it to experts")
+    for term in router_terms(train.objective):
+        require_routers(model.module, f"train.objective.{term} has no logits of: set its weight to 0")
 
 
 def _prepare_dense(model: MoEModel, trains: Trains) -> None:

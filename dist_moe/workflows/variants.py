@@ -23,6 +23,7 @@ from dist_moe.selection.statistics import selection_rule
 from dist_moe.store import MaskStore
 from dist_moe.workflows.count import count
 from dist_moe.workflows.evaluate import evaluate
+from dist_moe.workflows.evaluation_request import EvaluationRequest
 from dist_moe.workflows.run_dir import RunDir
 from dist_moe.workflows.select import select
 from dist_moe.workflows.train import train
@@ -143,7 +144,7 @@ def run_variant(
         _require_settings(run.path, trained.facts.settings, result_settings(own))
         found = read_evaluation(run.path) if (run.path / INDEX).exists() else None
     if found is None or not _is_of(found, own, data_hash, trained.experts.digest):
-        evaluate(run.path, data, comm, section=own.evaluation)
+        evaluate(EvaluationRequest(path=run.path, data=data, section=own.evaluation), comm)
         with together(comm):
             found = read_evaluation(run.path)
     num_parameters = trained.facts.num_union_parameters + trained.facts.num_dense_parameters

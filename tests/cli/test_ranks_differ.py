@@ -23,7 +23,7 @@ SECONDS = 50
 STARTS = """
 import json, os, sys, time
 from pathlib import Path
-import dist_moe.cli.main, dist_moe.cli.runs, dist_moe.workflows.analyze
+import dist_moe.cli.main, dist_moe.cli.ranks, dist_moe.workflows.analyze
 from tools.soak import processes
 
 launched_main = dist_moe.cli.main.launched_main
@@ -34,9 +34,9 @@ def changed(command):
     os.environ.update(here.get("environment", {}))
     os.chdir(here.get("directory", root))
     if "version" in here:
-        dist_moe.cli.runs.version = lambda name: here["version"] if name == "transformers" else "1"
+        dist_moe.cli.ranks.version = lambda name: here["version"] if name == "transformers" else "1"
     else:
-        dist_moe.cli.runs.version = lambda name: "1"
+        dist_moe.cli.ranks.version = lambda name: "1"
     return launched_main(here.get("command", command))
 
 root, port, starts = json.loads(sys.argv[1])

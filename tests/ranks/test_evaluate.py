@@ -17,6 +17,7 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.weights import trained
 from dist_moe.workflows import evaluate as module
 from dist_moe.workflows import evaluated as models
+from dist_moe.workflows.evaluation_request import EvaluationRequest
 from dist_moe.workflows.inputs import read_inputs
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.plain import response_loss
@@ -47,13 +48,13 @@ def run(tmp_path_factory):
 
 
 def evaluated(comm, run_dir, ep_size=None):
-    module.evaluate(run_dir, (), comm, ep_size=ep_size)
+    module.evaluate(EvaluationRequest(path=run_dir, ep_size=ep_size), comm)
     return tuple((run_dir / name).read_bytes() for name in ("evaluation.json", "answers.jsonl"))
 
 
 def refused(comm, run_dir, ep_size=None):
     with pytest.raises(UserError) as error:
-        module.evaluate(run_dir, (), comm, ep_size=ep_size)
+        module.evaluate(EvaluationRequest(path=run_dir, ep_size=ep_size), comm)
     return str(error.value)
 
 
@@ -75,7 +76,7 @@ def scored(comm):
 
 def shares(comm, run_dir):
     """What is written of a share of the trained change."""
-    module.evaluate(run_dir, (), comm, alphas=(0.5, 0.25))
+    module.evaluate(EvaluationRequest(path=run_dir, alphas=(0.5, 0.25)), comm)
     places = [run_dir / "alphas" / alpha for alpha in ("0.25", "0.5")]
     return tuple((place / name).read_bytes() for place in places for name in ("evaluation.json", "answers.jsonl"))
 
