@@ -479,7 +479,8 @@ def difference(base: str | Path, model: str | Path) -> Difference:
         UserError: an input cannot be read, or the two have other numbers of layers or experts.
 
     Example:
-        >>> {(moved.layer, moved.expert): moved.size.relative for moved in dist_moe.difference("base", "tuned").experts}
+        >>> found = dist_moe.difference("base", "tuned")
+        >>> {(moved.layer, moved.expert): moved.size.relative for moved in found.experts}
     """
     from dist_moe.workflows import export as workflow
 

@@ -20,7 +20,7 @@ from dist_moe.moe.load import empty_model, tensors_of_experts
 from dist_moe.moe.misfits import refuse_misfits
 from dist_moe.moe.parts import parts_of
 from dist_moe.weights.directory import EXPERT_NUMBER, expert_number, read_tensors
-from dist_moe.weights.layout import HubLayout, HubTensor, Place
+from dist_moe.weights.layout import Converted, HubLayout, HubTensor, Place
 
 
 def hub_layout(path: Path) -> HubLayout:
@@ -52,8 +52,17 @@ def hub_layout(path: Path) -> HubLayout:
         parts=parts_of(model, layers),
         tied={one: other for pair in model.all_tied_weights_keys.items() for one, other in (pair, pair[::-1])},
         routers=frozenset(name for name, target in conversion.target_of.items() if target in routers),
+        converted=tuple(_converted(conversion, tensors)),
         dense_to_hub=conversion.dense_to_checkpoint,
     )
+
+
+def _converted(conversion: WeightConversion, tensors: dict[str, HubTensor]) -> Iterator[Converted]:
+    names: dict[str, list[str]] = {}
+    for name in conversion.target_of.keys() - conversion.unchanged - tensors.keys():
+        names.setdefault(conversion.target_of[name], []).append(name)
+    for target in sorted(names):
+        yield Converted(tuple(sorted(names[target])), tuple(conversion.split[target]))
 
 
 def _to_hub(

@@ -16,9 +16,9 @@ from dist_moe.errors import UserError
 from dist_moe.files import hash_file
 from dist_moe.weights.changes import trained_places
 from dist_moe.weights.configuration import GENERATION
-from dist_moe.weights.directory import CONFIG, StoredTensor, read_json
+from dist_moe.weights.directory import CONFIG, StoredTensor, read_json, read_tensor
 from dist_moe.weights.export import read_files, unread_weights
-from dist_moe.weights.layout import HubLayout
+from dist_moe.weights.layout import HubLayout, OtherTensor
 from dist_moe.weights.moved import Difference, MovedExpert, MovedTensor, Part, Reshaped, Setting
 from dist_moe.weights.sizes import Size, Sum, comparable
 
@@ -113,7 +113,7 @@ class _Others:
         self.parts: dict[str, tuple[int, Sum]] = {}
         self.dtypes: Counter[str] = Counter()
         before, after = base.others(), model.others()
-        for weight in sorted(before.keys() | after.keys()):
+        for weight in sorted(self._without_converted(base, model, before, after)):
             shown = before.get(weight) or after[weight]
             one = before.get(weight) or before.get(base.tied.get(weight, ""))
             other = after.get(weight) or after.get(model.tied.get(weight, ""))
@@ -121,6 +121,25 @@ class _Others:
                 (self.only_base if other is None else self.only_model).append(shown.name)
             else:
                 self._compare(shown.name, shown.part, one.stored, other.stored)
+
+    def _without_converted(
+        self, base: HubLayout, model: HubLayout, before: dict[str, OtherTensor], after: dict[str, OtherTensor]
+    ) -> set[str]:
+        """Compare what one directory has as the model's weights, and the other as tensors that become them. Returns the
+        names of all other weights."""
+        left = before.keys() | after.keys()
+        for layout, tensors, whole in ((base, before, after), (model, after, before)):
+            for group in layout.converted:
+                if tensors.keys() & {*group.weights} or not whole.keys() >= {*group.weights}:
+                    continue
+                stored = {name: read_tensor(layout.stored[name]) for name in group.names}
+                weights = {weight: read_tensor(whole[weight].stored) for weight in group.weights}
+                for name, made in layout.dense_to_hub(weights).items():
+                    own, pair = Sum(), (stored[name], made)
+                    own.add(*(pair if layout is base else pair[::-1]))
+                    self._add(name, whole[group.weights[0]].part, own)
+                left -= {*group.names, *group.weights}
+        return left
 
     def _compare(self, name: str, part: str, before: StoredTensor, after: StoredTensor) -> None:
         if before.dtype != after.dtype:
@@ -134,9 +153,12 @@ class _Others:
             if not num_rows:
                 return
             before, after = before.rows(slice(0, num_rows)), after.rows(slice(0, num_rows))
-        number, total = self.parts.setdefault(part, (0, Sum()))
         own = Sum()
         own.add_stored(before, after)
+        self._add(name, part, own)
+
+    def _add(self, name: str, part: str, own: Sum) -> None:
+        number, total = self.parts.setdefault(part, (0, Sum()))
         total.include(own)
         self.parts[part] = number + 1, total
         if own.size.num_changed:

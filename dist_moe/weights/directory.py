@@ -84,6 +84,11 @@ def as_tensor(data: np.ndarray, dtype: str) -> torch.Tensor:
     return torch.from_numpy(data.copy()).view(DTYPES[dtype])
 
 
+def read_tensor(stored: StoredTensor) -> torch.Tensor:
+    """A tensor of one of `DTYPES`, as a copy in memory."""
+    return as_tensor(stored.bytes(), stored.dtype).view(stored.shape)
+
+
 def finite(values: torch.Tensor) -> bool:
     """Whether no value is NaN or infinite; needs no memory."""
     if not values.is_floating_point() or not values.numel():

@@ -74,6 +74,16 @@ class OtherTensor:
     """The part of the model that it belongs to, such as `router` or `attention`; `no weight` if it is not loaded."""
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Tensors of a directory that become weights together, such as three that a model has as one."""
+
+    names: tuple[str, ...]
+    """The tensors."""
+    weights: tuple[str, ...]
+    """The model's weights."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubLayout:
     """The tensors of a model directory: which of them are experts', and what the others become."""
@@ -101,6 +111,8 @@ class HubLayout:
 
     routers: frozenset[str]
     """The tensors of routers."""
+    converted: tuple[Converted, ...]
+    """The tensors without expert weights that become weights by more than a change of their names."""
     dense_to_hub: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     """For dense weights by their names in memory: the tensors of the directory that they become, with new values."""
 

@@ -24,7 +24,7 @@ class OurStep:
             self.optimizer,
             engine,
             setup.comm,
-            TrainConfig(mode=mode),
+            TrainConfig(mode=mode, fill="shrink"),  # what the floor computes
             lambda number: Promise.of(setup.mask(int(number)).numpy(), [True] * BATCH_ROWS),
         )
 

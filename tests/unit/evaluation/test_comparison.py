@@ -101,6 +101,8 @@ def told(rows, reference="ours"):
         model_hash="m",
         reference=reference,
         num_experts={name: [3, 5][:num_seeds] for name in rows},
+        num_parameters={name: [30, 50][:num_seeds] for name in rows},
+        lrs=dict.fromkeys(rows, 1e-3),
         levels=levels,
         differences=differences,
     )

@@ -214,3 +214,22 @@ def test_another_model_is_no_fine_tuned_base(tmp_path):
     with pytest.raises(UserError, match="is no fine-tuned") as error:
         difference(hub_layout(base), hub_layout(other))
     assert "experts in a layer: 4, expected 8" in str(error.value)
+
+
+@pytest.mark.parametrize("is_base", [False, True])
+def test_weights_that_a_model_has_as_one_and_a_checkpoint_as_three_are_compared(tmp_path, is_base):
+    save(tmp_path / "three", "kimi_linear")
+    model = build("kimi_linear", torch.float32)
+    model.save_pretrained(tmp_path / "one", save_original_format=False)
+    shutil.copy(tmp_path / "three" / "config.json", tmp_path / "one")
+    names = [f"{LAYERS}.0.self_attn.{part}_conv1d.weight" for part in "qkv"]
+    seen = edit(tmp_path / "three", {names[1]: bump(None)})
+    places = (tmp_path / "three", tmp_path / "one")
+    found = difference(*map(hub_layout, places if is_base else places[::-1]))
+    assert [found.only_base, found.only_model, found.experts] == [[], [], []]
+    (moved,) = found.tensors
+    before, after = seen[names[1]]
+    relative, largest, changed = norms(*((after, before) if is_base else (before, after)))
+    assert moved.name == names[1]
+    assert (moved.size.max_abs, moved.size.num_changed) == (pytest.approx(largest), changed)
+    assert moved.size.relative == pytest.approx(relative)

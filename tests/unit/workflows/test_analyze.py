@@ -72,7 +72,7 @@ def seal(config, counts, writer):
 def test_memory_does_not_grow_with_the_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(parts_module, "ROWS_AT_ONCE", SIZE)
     monkeypatch.setattr(plan, "batches_per_file", lambda num_batches: 1)
-    model = SimpleNamespace(describe=lambda: ())
+    model = SimpleNamespace(rows_alone=False, originals=None)
     for module, name, function in (
         (count, "load_model", lambda *_: model),
         (count, "count_rows", counted),
