@@ -17,13 +17,22 @@ STEPS = 20
 STARTS = """
 import json, os, resource, sys
 from pathlib import Path
+from dist_moe.training.saving import CheckpointSaver
 from tools.soak import processes
 
-train = processes.launched_main
+train, save = processes.launched_main, CheckpointSaver.save
 
 def limited(command):
     if limits and int(os.environ["RANK"]) == limits["rank"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limits["bytes"], resource.RLIM_INFINITY))
+        def fill():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits["bytes"], resource.RLIM_INFINITY))
+        if limits.get("when") == "first checkpoint":
+            def filled(saver, state):
+                fill()
+                save(saver, state)
+            CheckpointSaver.save = filled
+        else:
+            fill()
     return train(command)
 
 processes.launched_main = limited
@@ -34,8 +43,9 @@ for limits, arguments, log in json.loads(sys.argv[2]):
 
 EVERY_2 = ("--checkpoint.every", "2")
 CASES = {
-    # bytes: the resolved configuration 1,300, a checkpoint's index 1,600, a line of metrics 400, a rank's part 100,000
-    "first-checkpoint": ({"rank": 0, "bytes": 1450}, EVERY_2, "first-checkpoint"),
+    # bytes: the log at first 2,300, the resolved configuration 2,800, the first checkpoint's index 2,800, a line of
+    # metrics 570, a rank's part 100,000
+    "first-checkpoint": ({"rank": 0, "bytes": 2600, "when": "first checkpoint"}, EVERY_2, ".step-00000000"),
     "metrics": ({"rank": 0, "bytes": 4000}, (), "metrics.jsonl"),
     "first-rank": ({"rank": 0, "bytes": 20000}, EVERY_2, "experts-00000.safetensors"),
     "second-rank": ({"rank": 1, "bytes": 20000}, EVERY_2, "experts-00001.safetensors"),
