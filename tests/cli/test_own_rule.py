@@ -73,7 +73,8 @@ def test_a_rule_of_ones_own_goes_through_all_commands(tmp_path):
 def test_its_parameter_is_a_setting_with_help():
     help_text = " ".join(run(COMMANDS, "analyze --help").split())
     assert (
-        "--analysis.least FLOAT Largest risk_diff that is left out. Read by even_experts. (default: 0.0)" in help_text
+        "--analysis.least FLOAT Only experts with a larger risk_diff are selected. Read by even_experts. (default: 0.0)"
+        in help_text
     )
     assert "|even_experts|" in help_text
 
