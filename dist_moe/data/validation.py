@@ -46,14 +46,16 @@ def _stratum(related: Sequence[Prompt]) -> str | None:
 def _related(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
     """Rows that are joined by a prompt or a pair, directly or through others."""
     group_of: dict[tuple[str, str], list[Prompt]] = {}
-    groups: list[list[Prompt]] = []
+    groups: dict[int, list[Prompt]] = {}  # by identity, so that none has to be looked for
     for prompt in prompts:
         keys = [("prompt", prompt.question)] + ([("pair", prompt.pair_id)] if prompt.pair_id is not None else [])
         known = {id(group): group for key in keys if (group := group_of.get(key)) is not None}
         joined = [row for group in known.values() for row in group] + [prompt]
-        groups = [group for group in groups if id(group) not in known] + [joined]
+        for identity in known:
+            del groups[identity]
+        groups[id(joined)] = joined
         for row in joined:
             group_of["prompt", row.question] = joined
             if row.pair_id is not None:
                 group_of["pair", row.pair_id] = joined
-    return groups
+    return [*groups.values()]

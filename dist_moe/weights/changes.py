@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from dist_moe.weights.directory import DTYPES, as_tensor
+from dist_moe.weights.directory import DTYPES, read_tensor
 from dist_moe.weights.layout import HubLayout, Place
 from dist_moe.weights.parts import Expert
 from dist_moe.weights.scale import scaled
@@ -61,6 +61,5 @@ def trained_changes(layout: HubLayout, trained: TrainedExperts, alpha: float = 1
 def _change(layout: HubLayout, place: Place, values: torch.Tensor, alpha: float) -> Change:
     target = place.of(layout.stored)
     assert target.shape == tuple(values.shape), f"{place}: {target.shape} is not {tuple(values.shape)}"
-    base = as_tensor(target.bytes(), target.dtype).view(target.shape)
-    new = scaled(base, values, alpha, DTYPES[target.dtype])
+    new = scaled(read_tensor(target), values, alpha, DTYPES[target.dtype])
     return place, new.contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -12,7 +12,7 @@ from dist_moe.data.batches import UNCATEGORISED
 from dist_moe.errors import UserError, shown
 from dist_moe.evaluation.batches import mean_loss, refusal_rate
 from dist_moe.evaluation.measures import Resampling
-from dist_moe.evaluation.score import RowScore, Subject, score_rows
+from dist_moe.evaluation.score import RowScore, Scorable, Subject, score_rows
 from dist_moe.judges import Judge
 from dist_moe.model.model import MoEModel
 from dist_moe.parallel.alone import alone
@@ -37,6 +37,10 @@ class JudgedRows:
     """Who says what a refusal is; None: the measure is a loss."""
     texts: tuple[str, ...]
     """Beginnings of answers whose likelihood the judge reads."""
+    asked: tuple[Scorable, ...]
+    """What the model is asked of each row."""
+    prompts: tuple[str, ...]
+    """Of each row; equal for rows of one prompt."""
     config: Config
 
     @classmethod
@@ -58,12 +62,15 @@ class JudgedRows:
         chosen = sorted({row for some in of_batch for row in some})
         place = {row: number for number, row in enumerate(chosen)}
         judge = chosen_judges(config)[0] if adjust.measure in RATES else None
+        rows, texts = _part(rows, chosen), () if judge is None else judge.openings
         return cls(
-            rows=_part(rows, chosen),
+            rows=rows,
             of_batch=tuple(tuple(place[row] for row in some) for some in of_batch),
             names=index.names,
             judge=judge,
-            texts=() if judge is None else judge.openings,
+            texts=texts,
+            asked=tuple(scorable(rows, texts)),
+            prompts=tuple(f"{text_key(prompt.question):016x}" for prompt in rows.prompts.prompts),
             config=config,
         )
 
@@ -78,7 +85,7 @@ class JudgedRows:
         settings = self.config.evaluation
         scores = score_rows(
             {"in training": Subject(model)},
-            scorable(self.rows, self.texts),
+            self.asked,
             max_new_tokens=0 if self.judge is None else settings.max_new_tokens,
             micro_batch_tokens=settings.micro_batch_tokens,
             pad_id=self.rows.pad_id,
@@ -88,16 +95,15 @@ class JudgedRows:
         )
         with together(comm):
             require_finite(self.rows.prompts.prompts, scores)
-        prompts = [f"{text_key(prompt.question):016x}" for prompt in self.rows.prompts.prompts]
         if self.judge is None:
-            return [self._loss(batch, prompts, scores) for batch in range(len(self.of_batch))]
+            return [self._loss(batch, scores) for batch in range(len(self.of_batch))]
         refused = self._refused(scores, comm)
-        return [refusal_rate([prompts[i] for i in some], [refused[i] for i in some]) for some in self.of_batch]
+        return [refusal_rate([self.prompts[i] for i in some], [refused[i] for i in some]) for some in self.of_batch]
 
-    def _loss(self, batch: int, prompts: Sequence[str], scores: Sequence[RowScore]) -> Estimate | None:
+    def _loss(self, batch: int, scores: Sequence[RowScore]) -> Estimate | None:
         some, resampling = self.of_batch[batch], Resampling(self.config.evaluation.resamples, self.config.seed)
         return mean_loss(
-            [prompts[i] for i in some],
+            [self.prompts[i] for i in some],
             [scores[i].replies["in training"].loss_sum for i in some],
             [scores[i].num_loss_tokens for i in some],
             resampling,

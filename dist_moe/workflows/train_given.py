@@ -19,7 +19,7 @@ from dist_moe.moe.discover import require_routers
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.ranges import Count, NonNegative, Trains
+from dist_moe.ranges import Count, NonNegative
 from dist_moe.selection.stored import open_masks
 from dist_moe.store.origin import require_same_origin
 from dist_moe.trackers.metrics import Metrics
@@ -69,7 +69,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     with together(comm) as same:
         name = engine_name(config)
         trackers = _trackers(config)
-        require_trainable(config, name)
+        rounds = require_trainable(config, name)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         masks = _read_masks(config)
         same["the digest of each mask store"] = [store.digest for store in masks.stores]
@@ -81,10 +81,10 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         facts = resume_facts(config, inputs, masks, adjusting.rows.rows.prompts.data_hash if adjusting else "")
         found = unfinished_run(work, config, facts, masks) if comm.rank == 0 else None
         model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
-        _require_offered(config.train, inputs, model)
+        _require_offered(config.train, rounds, inputs, model)
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
-    _prepare_dense(model, config.train.trains)
+    _prepare_dense(model, rounds)
     found = comm.gather(found)[0]
     with together(comm) as same:
         masks = own_revisions(masks, work, found, config.train.adjust.every)
@@ -99,15 +99,15 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         adjusting=adjusting,
         first=first.adjusted(weights, []),
         schedule=schedule,
-        rounds=Rounds.of(config.train.trains, config.train.rounds),
+        rounds=rounds,
         found=found,
         model=model,
         trackers=trackers,
     )
 
 
-def require_trainable(config: Config, engine: EngineName) -> None:
-    """Refuse what cannot be trained on an engine, and rounds that say nothing.
+def require_trainable(config: Config, engine: EngineName) -> Rounds:
+    """What each step trains; refuses what cannot be trained on an engine, and rounds that say nothing.
 
     Raises:
         UserError: says what to do.
@@ -118,9 +118,10 @@ def require_trainable(config: Config, engine: EngineName) -> None:
             f"train.trains is {rounds.trains}, which the engine {engine} cannot do: it would not sum the gradients of "
             "all dense weights. Run it in one process (`dist-moe train`, engine local), or train experts_and_routers"
         )
+    return rounds
 
 
-def _require_offered(train: TrainConfig, inputs: Inputs, model: MoEModel) -> None:
+def _require_offered(train: TrainConfig, rounds: Rounds, inputs: Inputs, model: MoEModel) -> None:
     """Refuse settings that ask for what these rows or this model do not have."""
     for term in pair_terms(train.objective):
         if not any(row.rejected for row in inputs.encoded.rows):
@@ -129,15 +130,14 @@ def _require_offered(train: TrainConfig, inputs: Inputs, model: MoEModel) -> Non
             )
     if train.mode == "route":
         require_routers(model.module)
-    if Rounds(train.trains).routers_only:
+    if rounds.routers_only:
         require_routers(model.module, "train.trains cannot train: set it to experts")
     for term in router_terms(train.objective):
         require_routers(model.module, f"train.objective.{term} has no logits of: set its weight to 0")
 
 
-def _prepare_dense(model: MoEModel, trains: Trains) -> None:
+def _prepare_dense(model: MoEModel, rounds: Rounds) -> None:
     """Prepare the dense weights that the run trains."""
-    rounds = Rounds(trains)
     if rounds.ever.dense:
         every = (name for name, _ in model.module.named_parameters())
         model.train_dense(model.router_names if rounds.routers_only else [*every])
