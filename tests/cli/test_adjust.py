@@ -1,10 +1,7 @@
 """`train.adjust`: weak batches are found in mid-run, trained more, and identified anew, against a plain reference."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,8 @@ from dist_moe.cli.main import main
 from dist_moe.training.adjustments import effects, read_adjustments
 from tests.checkpoint import prompt_rows, save_checkpoint, write_jsonl
 from tests.cli.killed_adjust import LAYOUTS, MOMENTS
-from tests.cli.test_kills import REPOSITORY, result
+from tests.cli.killing import statuses_of
+from tests.cli.test_kills import result
 from tests.wiring import (
     Store,
     Training,
@@ -32,7 +30,6 @@ from tests.wiring import (
     response_loss,
     risk_diff,
 )
-from tools.soak.__main__ import SINGLE_THREADED
 
 LIMIT_S = 400
 SEED, EVERY, LIMIT, THRESHOLD, TOP_K = 5, 3, 3.67, 0.02, 7
@@ -302,20 +299,7 @@ def on_ranks(setup, tmp_path_factory):
     """Directory of all runs, and by (layout, moment) the statuses of both starts."""
     out = tmp_path_factory.mktemp("killed")
     words = ["--config", setup.config, "--train.masks", setup.run_dir / "masks.zarr"]
-    command = [sys.executable, "-m", "tests.cli.killed_adjust", out, EVERY, *words]
-    environment = {**os.environ, **SINGLE_THREADED}
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=LIMIT_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
-    return out, {(layout, moment): statuses for layout, moment, *statuses in lines}
+    return out, statuses_of("tests.cli.killed_adjust", out, EVERY, *words, limit_s=LIMIT_S)
 
 
 KILLED = [(layout, moment) for layout, (*_, moments) in LAYOUTS.items() for moment in moments]

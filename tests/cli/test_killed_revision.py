@@ -1,16 +1,11 @@
 """A rank that is killed at the change of masks: the run goes on with the same bits, on 1, 2 and 4 ranks."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from dist_moe.cli.main import main
 from tests.cli.killed_revision import LAYOUTS, MOMENTS
-from tests.cli.test_kills import REPOSITORY, result
-from tools.soak.__main__ import SINGLE_THREADED
+from tests.cli.killing import statuses_of
+from tests.cli.test_kills import result
 
 CHANGE, LIMIT_S = 3, 500
 pytestmark = [pytest.mark.long, pytest.mark.timeout(LIMIT_S + 200)]
@@ -25,20 +20,7 @@ def tried(trained, tmp_path_factory):
     assert main(["analyze", "--config", str(trained.config), *settings]) == 0
     words = ["--config", trained.config, "--train.masks", trained.masks, "--train.epochs", "4"]
     words += ["--train.revisions", f"{CHANGE}:{other / 'masks.zarr'}", "--checkpoint.every", "1", "--train.audit", "1"]
-    command = [sys.executable, "-m", "tests.cli.killed_revision", out, CHANGE, *words]
-    environment = {**os.environ, **SINGLE_THREADED}
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=LIMIT_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
-    return out, {(layout, moment): statuses for layout, moment, *statuses in lines}
+    return out, statuses_of("tests.cli.killed_revision", out, CHANGE, *words, limit_s=LIMIT_S)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dist_moe.report.evaluation import shown_p
 from dist_moe.stats.crossed import Mean
 from dist_moe.stats.measured import Estimate
@@ -22,22 +24,23 @@ def shown(measure: str, found: Estimate | Mean | None) -> str:
     """`58 % (32 to 81)`, `0.412 (0.380 to 0.450)`."""
     if found is None:
         return "–"
-    scale, digits, unit = _unit(measure, " %")
-    value = f"{_rounded(scale * found.value, digits)}{unit}"
-    if found.low is None or found.high is None:
-        return f"{value} (too few prompts for an interval)"
-    return f"{value} ({_rounded(scale * found.low, digits)}{TO}{_rounded(scale * found.high, digits)})"
+    return _with_interval(found, *_unit(measure, " %"), _rounded)
 
 
 def shown_change(measure: str, found: Estimate | Mean | None) -> str:
     """`+58 points (+32 to +81)`."""
     if found is None:
         return "–"
-    scale, digits, unit = _unit(measure, " points")
-    value = f"{_signed(scale * found.value, digits)}{unit}"
+    return _with_interval(found, *_unit(measure, " points"), _signed)
+
+
+def _with_interval(
+    found: Estimate | Mean, scale: int, digits: int, unit: str, number: Callable[[float, int], str]
+) -> str:
+    value = f"{number(scale * found.value, digits)}{unit}"
     if found.low is None or found.high is None:
         return f"{value} (too few prompts for an interval)"
-    return f"{value} ({_signed(scale * found.low, digits)}{TO}{_signed(scale * found.high, digits)})"
+    return f"{value} ({number(scale * found.low, digits)}{TO}{number(scale * found.high, digits)})"
 
 
 def _unit(measure: str, of_shares: str) -> tuple[int, int, str]:
