@@ -75,13 +75,14 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         same["the digest of each mask store"] = [store.digest for store in masks.stores]
     inputs = read_inputs(config, comm)
     with together(comm):
+        _require_pairs(config.train, inputs)
         schedule, weights = _schedule(config, inputs.batches)
         _require_masks_fit(masks, config, inputs, schedule.num_steps)
         adjusting = read_adjusting(config, inputs, masks.first, work)
         facts = resume_facts(config, inputs, masks, adjusting.rows.rows.prompts.data_hash if adjusting else "")
         found = unfinished_run(work, config, facts, masks) if comm.rank == 0 else None
         model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
-        _require_offered(config.train, rounds, inputs, model)
+        _require_offered(config.train, rounds, model)
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
     _prepare_dense(model, rounds)
@@ -121,13 +122,17 @@ def require_trainable(config: Config, engine: EngineName) -> Rounds:
     return rounds
 
 
-def _require_offered(train: TrainConfig, rounds: Rounds, inputs: Inputs, model: MoEModel) -> None:
-    """Refuse settings that ask for what these rows or this model do not have."""
+def _require_pairs(train: TrainConfig, inputs: Inputs) -> None:
+    """Refuse terms over pairs of answers where no row has two."""
     for term in pair_terms(train.objective):
         if not any(row.rejected for row in inputs.encoded.rows):
             raise UserError(
                 f"train.objective.{term}: no row has a `rejected` answer: add that column, or set its weight to 0"
             )
+
+
+def _require_offered(train: TrainConfig, rounds: Rounds, model: MoEModel) -> None:
+    """Refuse settings that ask for routers or router logits that this model does not have."""
     if train.mode == "route":
         require_routers(model.module)
     if rounds.routers_only:

@@ -1,10 +1,13 @@
 """N ranks on DeepSpeed equal one plain process, and not one bit moves outside a batch's mask."""
 
+import os
+import pickle  # noqa: TID251 (a file of this test's own)
 from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 from torch.distributed.tensor import DTensor
 
 from dist_moe.config.objective import ObjectiveConfig
@@ -361,21 +364,34 @@ each_run = pytest.mark.parametrize(("num_ranks", "number"), RUNS, ids=[f"{n} ran
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    """What each rank answered in a run; runs of one engine and number of ranks share their processes."""
+def ranks(tmp_path_factory):
+    """What each rank answered in a run; runs of one engine and number of ranks share their processes.
+
+    Whichever of pytest's own processes needs them first runs them and leaves the answers in a file for the others.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     known = {}
 
     def answers(num_ranks, number):
         if (num_ranks, number) not in known:
-            together = [i for n, i in RUNS if n == num_ranks and CASES[i].engine == CASES[number].engine]
-            cases = [CASES[i] for i in together]
-            solo = num_ranks == 1
-            found = [train_cases(CPU, cases)] if solo else run_ranks(num_ranks, train_cases, cases)
+            engine = CASES[number].engine
+            together = [i for n, i in RUNS if n == num_ranks and CASES[i].engine == engine]
+            file = shared / f"ranks-{engine}-{num_ranks}.pickle"
+            with FileLock(f"{file}.lock"):
+                if not file.exists():
+                    file.write_bytes(pickle.dumps(run_together(num_ranks, [CASES[i] for i in together])))
+            found = pickle.loads(file.read_bytes())  # noqa: S301
             for i, *case in zip(together, *found, strict=True):
                 known[num_ranks, i] = case
         return known[num_ranks, number]
 
     return answers
+
+
+def run_together(num_ranks: int, cases: list[Case]) -> list[list[dict]]:
+    """By rank, and there by case, what `train_case` returns."""
+    return [train_cases(CPU, cases)] if num_ranks == 1 else run_ranks(num_ranks, train_cases, cases)
 
 
 def reference_of(case: Case) -> Reference:
