@@ -80,4 +80,5 @@ class CountsPlan(StorePlan[RoutingCounts]):
     def sealed_attributes(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
         tokens_BS = stored[prompt_array("tokens")]
         there_BS = np.arange(tokens_BS.shape[1]) < self.index.sizes_B[:, None]
-        return {"arms": arm_facts(self, tokens_BS[there_BS])}
+        seed = int(self.provenance.get("seed", 0))
+        return {"arms": arm_facts(self.index, tokens_BS[there_BS], self.template_P, seed)}

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dist_moe.data.index import BatchIndex
 from dist_moe.stats.arms import arm_difference
 from dist_moe.stats.design import Kinship
 from dist_moe.stats.permutation import benjamini_hochberg
-
-if TYPE_CHECKING:
-    from dist_moe.store.counts_plan import CountsPlan
 
 LEVEL = 0.05
 MOST_BATCHES = 1000
 """Up to this number of batches, each is tested on its own."""
 
 
-def arm_facts(plan: CountsPlan, tokens_P: np.ndarray) -> dict[str, Any]:
-    """The attribute `arms` (see docs/formats.md), from the plan and the number of counted tokens of each row, int
-    [P]."""
+def arm_facts(index: BatchIndex, tokens_P: np.ndarray, template_P: np.ndarray | None, seed: int) -> dict[str, Any]:
+    """The attribute `arms` (see docs/formats.md).
+
+    Args:
+        index: which rows are in which batch, with what label.
+        tokens_P: int [P], number of counted tokens of each row.
+        template_P: int [P], number of prompt tokens that belong to the chat template alone; None if unknown.
+        seed: of the permutations of labels.
+    """
     counted_P = tokens_P > 0
-    kinship, unsafe_P = plan.index.kinship.of(counted_P), plan.index.unsafe_P[counted_P]
+    kinship, unsafe_P = index.kinship.of(counted_P), index.unsafe_P[counted_P]
     facts: dict[str, Any] = {"level": LEVEL}
-    if plan.index.is_kinship_known:
+    if index.is_kinship_known:
         facts |= _prompts(kinship, unsafe_P)
     weight_P = tokens_P[counted_P].astype(np.float64)
     measures = {"tokens": (weight_P, np.ones(len(weight_P)))}
-    if plan.template_P is not None:
-        measures["template_share"] = (plan.template_P[counted_P].astype(np.float64), weight_P)
-    seed = int(plan.provenance.get("seed", 0))
+    if template_P is not None:
+        measures["template_share"] = (template_P[counted_P].astype(np.float64), weight_P)
     if unsafe_P.any() and not unsafe_P.all():
         for name, (value_P, share_of_P) in measures.items():
             generator = np.random.default_rng([seed, *name.encode()])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from dist_moe.config.adjust import RATES
-from dist_moe.config.judges import chosen_judges
 from dist_moe.config.schema import Config
 from dist_moe.data.batches import UNCATEGORISED
 from dist_moe.errors import UserError, shown
@@ -22,6 +21,7 @@ from dist_moe.stats.design import text_key
 from dist_moe.stats.measured import Estimate
 from dist_moe.workflows.answers import answered, require_finite, scorable
 from dist_moe.workflows.inputs import Inputs, TokenRows, read_token_rows
+from dist_moe.workflows.judges import chosen_judges
 
 
 @dataclass(frozen=True, slots=True)

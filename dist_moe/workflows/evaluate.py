@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dist_moe.config.judges import chosen_judges
 from dist_moe.data.rows import Prompt
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import ALPHAS, CHOSEN_ON, Curve
@@ -33,6 +32,7 @@ from dist_moe.workflows.evaluated import Evaluated, is_run, read_evaluated, requ
 from dist_moe.workflows.evaluation_request import EvaluationRequest
 from dist_moe.workflows.harness import measure, require_tasks
 from dist_moe.workflows.inputs import TokenRows, read_token_rows
+from dist_moe.workflows.judges import chosen_judges
 from dist_moe.workflows.run_lock import run_lock
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dist_moe.config.judges import chosen_judges
 from dist_moe.config.load import changed, settings_of
 from dist_moe.config.schema import Config
 from dist_moe.engines.build import engine_name
@@ -24,6 +23,7 @@ from dist_moe.store import MaskStore
 from dist_moe.workflows.count import count
 from dist_moe.workflows.evaluate import evaluate
 from dist_moe.workflows.evaluation_request import EvaluationRequest
+from dist_moe.workflows.judges import chosen_judges
 from dist_moe.workflows.run_dir import RunDir
 from dist_moe.workflows.select import select
 from dist_moe.workflows.train import train

@@ -48,13 +48,17 @@ def test_prompts_in_both_arms_and_arms_of_one_prompt_are_counted(tmp_path):
     assert facts["warnings"] == list(store.warnings)
 
 
+def facts_of(plan, tokens_P):
+    return arm_facts(plan.index, tokens_P, plan.template_P, seed=0)
+
+
 def lengths(unsafe_length, copies=20, **changes):
     """Batches of one safe prompt of ten tokens or a few more, and an unsafe one; facts and warnings."""
     contents = tiled_contents(copies)
     unsafe_P = contents.plan.index.unsafe_P
     tokens_P = np.where(unsafe_P, unsafe_length, 10) + np.random.default_rng(0).integers(0, 3, len(unsafe_P))
     plan = dataclasses.replace(contents.counts_plan, **changes)
-    return plan, arm_facts(plan, tokens_P), tokens_P
+    return plan, facts_of(plan, tokens_P), tokens_P
 
 
 def test_arms_that_differ_in_length_are_said(tmp_path):
@@ -85,8 +89,8 @@ def test_lengths_are_compared_by_clusters():
         plan.index, cluster_P=clusters.astype(np.uint64), pair_P=np.zeros(len(clusters), np.uint64)
     )
     tokens_P = np.where(plan.index.unsafe_P, 20, 10)
-    assert arm_facts(plan, tokens_P)["tokens"]["p"] == 0.001
-    assert arm_facts(dataclasses.replace(plan, index=index), tokens_P)["tokens"]["p"] == pytest.approx(2 / 6)
+    assert facts_of(plan, tokens_P)["tokens"]["p"] == 0.001
+    assert facts_of(dataclasses.replace(plan, index=index), tokens_P)["tokens"]["p"] == pytest.approx(2 / 6)
 
 
 def test_a_batch_that_differs_by_itself_is_named():
@@ -102,13 +106,13 @@ def test_a_batch_that_differs_by_itself_is_named():
     )
     whole = dataclasses.replace(plan, index=index)
     tokens_P = np.r_[np.where(half, 30, 10), np.full(32, 10)] + np.arange(64) % 3
-    assert arm_facts(whole, tokens_P)["tokens"]["batches"] == [0]
+    assert facts_of(whole, tokens_P)["tokens"]["batches"] == [0]
 
 
 def test_a_share_of_template_that_differs_is_said():
     plan, _, tokens_P = lengths(10)
     plan = dataclasses.replace(plan, template_P=np.where(plan.index.unsafe_P, 2, 8))
-    share = arm_facts(plan, tokens_P)["template_share"]
+    share = facts_of(plan, tokens_P)["template_share"]
     assert share["p"] == 0.001
     safe = plan.index.unsafe_P == 0
     assert share["safe"] == pytest.approx(8 * safe.sum() / tokens_P[safe].sum())
