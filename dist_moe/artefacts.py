@@ -6,7 +6,7 @@ A digest detects damage and edits by hand. It is not a signature, so it does not
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dist_moe.errors import UserError, shown
-from dist_moe.files import hash_file, read_json, write_json_atomic
+from dist_moe.files import hash_file, parse_json, read_json, write_json_atomic
 
 Kind = TypeVar("Kind")
 
@@ -91,6 +91,17 @@ def checked(of: type[Kind], value: object, what: str, advice: str) -> Kind:
             first["type"], f"is {shown(first['input'])}: {first['msg']}"
         )
         raise UserError(f"{what}: {key} {said}: {advice}") from None
+
+
+def checked_lines(of: type[Kind], lines: Iterable[str], path: Path, advice: str) -> Iterator[Kind]:
+    """The lines of a JSON Lines file, each as a dataclass.
+
+    Raises:
+        UserError: names the first line that is not JSON, or whose keys or types are others.
+    """
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        yield checked(of, parse_json(line, where), where, advice)
 
 
 def check_files(directory: Path, written: Mapping[str, Written], besides: Iterable[str], advice: str) -> None:

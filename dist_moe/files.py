@@ -99,16 +99,19 @@ def parse_json(text: str, where: str) -> Any:
 def hash_first_lines(path: Path, number: int) -> str | None:
     """SHA-256 of a text file's first lines; None if there are fewer, or if the file is missing and lines are
     expected."""
-    if number == 0:
-        return hashlib.sha256().hexdigest()
-    if not path.is_file():
-        return None
     total, found = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        for line in islice(stream, number):
-            total.update(line)
-            found += 1
+    for line in first_lines(path, number):
+        total.update(line)
+        found += 1
     return total.hexdigest() if found == number else None
+
+
+def first_lines(path: Path, number: int | None) -> Iterator[bytes]:
+    """The first lines of a file with their ends, all if `number` is None; none if there is no file. They are bytes,
+    because what a crash has left behind them need not be text."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            yield from islice(stream, number)
 
 
 @contextmanager
@@ -181,15 +184,17 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 
 def require_writable(final: Path) -> None:
-    """Raise early if a file could not be written at the end of the work.
+    """Raise early if a file could not be written at the end of the work. Directories that are not there yet are made
+    then.
 
     Raises:
-        UserError: it is a directory, or its directory is not writable.
+        UserError: it is a directory; or its directory, or the one in which that would be made, is not writable.
     """
     with writing(final):
         if final.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
-        probe = _sibling(final, "partial")
+        folder = next(folder for folder in final.parents if folder.exists())
+        probe = folder / _sibling(final, "partial").name
         try:
             probe.touch()
         finally:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from dist_moe.errors import UserError
-from dist_moe.ranges import Count, NonNegativeInt, Positive
+from dist_moe.ranges import Count, NonNegativeInt, Positive, Trains
 
 RATES = ("refusal_unsafe",)
 """Measures that are shares; the others are losses."""
@@ -33,7 +33,8 @@ class AdjustConfig:
     action: Literal["reweight", "reidentify", "both"] = "reweight"
     """What is done with weak batches. reweight: they are trained with a larger weight (`factor`, `maximum`) and more
     often (`repeats`, `budget`). reidentify: their prompts are counted anew with the model as it is, and the rule of
-    their masks selects their experts anew; the other batches keep their masks. both: both."""
+    their masks selects their experts anew; the other batches keep their masks, and so does a batch for which the rule
+    selects no expert. It needs `train.trains` with experts. both: both."""
     factor: Positive = 2.0
     """Reweight: multiply a weak batch's weight by this; 1: weights stay. AdamW divides a gradient by its size, so a
     weight changes little for an expert that only one batch trains: it decides between batches that share experts."""
@@ -67,7 +68,7 @@ class AdjustConfig:
         return {} if self.every is None else {key: value for key, value in asdict(self).items() if key != "data"}
 
 
-def check_adjust(adjust: AdjustConfig, revisions: tuple[str, ...]) -> None:
+def check_adjust(adjust: AdjustConfig, revisions: tuple[str, ...], trains: Trains) -> None:
     """Raises `UserError`: settings that contradict each other, or that would do nothing."""
     if adjust.every is None:
         if adjust.below is not None or adjust.above is not None:
@@ -78,6 +79,12 @@ def check_adjust(adjust: AdjustConfig, revisions: tuple[str, ...]) -> None:
         wrong = "a rate is weak where it is low" if needed == "below" else "a loss is weak where it is high"
         raise UserError(
             f"train.adjust.measure is {adjust.measure}, and {wrong}: set train.adjust.{needed}, and not {other}"
+        )
+    if adjust.reidentifies and trains == "routers":
+        raise UserError(
+            f"train.adjust.action is {adjust.action}, which finds anew the experts that weak batches train, but "
+            "train.trains is routers, which trains none: set train.adjust.action to reweight, or train.trains to "
+            "experts_and_routers"
         )
     if adjust.reidentifies and revisions:
         raise UserError(

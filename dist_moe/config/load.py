@@ -159,7 +159,7 @@ def _whole(values: Mapping[str, Any]) -> Config:
     config: Config = _build(Config, values)
     _check_batch(config)
     _check_objective(config)
-    check_adjust(config.train.adjust, config.train.revisions)
+    check_adjust(config.train.adjust, config.train.revisions, config.train.trains)
     return config
 
 

@@ -10,8 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from dist_moe.artefacts import EXACT, checked
-from dist_moe.files import parse_json
+from dist_moe.artefacts import EXACT, checked_lines
 from dist_moe.judges import Judgement
 
 Label = Literal["safe", "unsafe"]
@@ -95,6 +94,4 @@ def read_rows(path: Path, advice: str) -> Iterator[EvaluatedRow]:
         UserError: names the first line that is something else.
     """
     with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            where = f"{path}:{number}"
-            yield checked(EvaluatedRow, parse_json(line, where), where, advice)
+        yield from checked_lines(EvaluatedRow, stream, path, advice)

@@ -11,6 +11,7 @@ from dist_moe.training.adjustments import AdjustedBatch, Adjustment, Effect
 
 SHOWN = 20
 """Batches that are told of one by one."""
+KEPT = "keeps its experts, as the rule selects none from its new counts"
 
 
 def rule_lines(measure: str, below: float | None, above: float | None, num_prompts: Sequence[int]) -> Iterator[str]:
@@ -45,11 +46,15 @@ def adjustment_lines(adjustment: Adjustment) -> Iterator[str]:
 def effect_lines(effects: Sequence[Effect]) -> Iterator[str]:
     """What has become of batches that were weak at the evaluation before."""
     for effect in effects[:SHOWN]:
-        cause = f"revision {effect.revision}" if effect.revision is not None else f"weight {effect.weight:g}"
-        yield (
-            f"  batch {effect.batch} ({effect.category}): {in_words(effect.before)} -> {in_words(effect.after)} after "
-            f"{cause}"
-        )
+        values = f"{in_words(effect.before)} -> {in_words(effect.after)}"
+        yield f"  batch {effect.batch} ({effect.category}): {values} after {cause(effect)}"
+
+
+def cause(effect: Effect) -> str:
+    """What was changed for a weak batch."""
+    if effect.revision is not None:
+        return f"revision {effect.revision}"
+    return f"weight {effect.weight:g}" + (", with the experts that it had" if effect.kept_its_mask else "")
 
 
 def in_words(value: Estimate | None) -> str:
@@ -66,6 +71,8 @@ def _done(batch: AdjustedBatch, adjustment: Adjustment) -> str:
         done.append(f"weight {batch.weight_before:g} -> {batch.weight:g}")
     if batch.repeats:
         done.append(f"{batch.repeats} more steps")
-    if adjustment.action in ("reidentify", "both"):
+    if batch.kept_its_mask:
+        done.append(KEPT)
+    elif adjustment.action in ("reidentify", "both"):
         done.append(f"{len(batch.experts_in)} experts in, {len(batch.experts_out)} out")
     return f": {', '.join(done)}" if done else ""

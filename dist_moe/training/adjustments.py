@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, NonNegativeInt
 
-from dist_moe.artefacts import EXACT, checked
+from dist_moe.artefacts import EXACT, checked_lines
 from dist_moe.errors import UserError
-from dist_moe.files import append_line, parse_json
+from dist_moe.files import append_line, first_lines
 from dist_moe.stats.measured import Estimate
 from dist_moe.training.state import RevisionInForce, TrainState, Weight
 
@@ -46,6 +46,13 @@ class AdjustedBatch:
     """(layer, expert) that its mask has since then."""
     experts_out: list[tuple[NonNegativeInt, NonNegativeInt]]
     """Those that it has no longer."""
+    num_selected: NonNegativeInt | None = None
+    """How many experts the rule selected from its new counts; of 0 it keeps its mask. None: it was not counted anew."""
+
+    @property
+    def kept_its_mask(self) -> bool:
+        """Whether its experts were looked for anew, and the rule selected none."""
+        return self.num_selected == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +93,9 @@ class Effect:
     step: int
     """After which it was weak, and the adjustment was made."""
     revision: int | None
-    """Number of the masks that were written then. None: the masks stayed."""
+    """Number of the masks that were written then. None: the batch's mask stayed."""
+    kept_its_mask: bool
+    """Whether its experts were looked for anew, and the rule selected none."""
     weight: float
     repeats: int
     before: Estimate
@@ -106,7 +115,8 @@ def effects(adjustments: Sequence[Adjustment]) -> Iterator[Effect]:
                     category=batch.category,
                     measure=one.measure,
                     step=one.step,
-                    revision=None if one.revision is None else one.revision.number,
+                    revision=None if one.revision is None or batch.kept_its_mask else one.revision.number,
+                    kept_its_mask=batch.kept_its_mask,
                     weight=batch.weight,
                     repeats=batch.repeats,
                     before=batch.value,
@@ -126,14 +136,7 @@ def read_adjustments(path: Path, number: int | None = None) -> tuple[Adjustment,
     Raises:
         UserError: there are fewer, or names the first line that is something else.
     """
-    lines: list[bytes] = []
-    if path.is_file():
-        with path.open("rb") as stream:  # what a crash has left behind these lines need not be text
-            lines = list(islice(stream, number))
+    lines = list(first_lines(path, number))
     if number is not None and len(lines) < number:
         raise UserError(f"{path}: {len(lines)} lines, expected {number}: {ADVICE}")
-    places = [f"{path}:{place}" for place in range(1, len(lines) + 1)]
-    return tuple(
-        checked(Adjustment, parse_json(line.decode(errors="replace"), place), place, ADVICE)
-        for line, place in zip(lines, places, strict=True)
-    )
+    return tuple(checked_lines(Adjustment, (line.decode(errors="replace") for line in lines), path, ADVICE))

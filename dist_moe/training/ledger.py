@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from dist_moe.errors import UserError
-from dist_moe.files import write_bytes_atomic
+from dist_moe.files import first_lines, write_bytes_atomic
 from dist_moe.training.adjustments import Adjustment
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.rounds import Rounds
@@ -18,10 +17,7 @@ from dist_moe.training.state import Done, TrainState
 
 def keep_lines(path: Path, number: int) -> None:
     """Cut a run's metrics, or its adjustments, to their first lines; what follows its checkpoint is done again."""
-    lines: list[bytes] = []
-    if path.is_file():
-        with path.open("rb") as stream:  # what a crash has left behind these lines need not be text
-            lines = list(islice(stream, number))
+    lines = list(first_lines(path, number))
     if len(lines) < number:
         raise UserError(f"{path}: {len(lines)} lines, but the run's checkpoint is of {number}: restore it")
     write_bytes_atomic(path, b"".join(lines))
@@ -43,8 +39,7 @@ def check_ledger(
 
     Raises:
         UserError: a line does not match the schedule, lines are missing or too many, or the numbers of tokens and rows
-            do
-            not add up to those of the run.
+            do not add up to those of the run.
     """
     state, adjusted = first, {each.step: each for each in adjustments}
     for text in metrics.read_text(encoding="utf-8").splitlines():

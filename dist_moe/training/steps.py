@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_moe.artefacts import checked
-from dist_moe.files import parse_json, read_text
+from dist_moe.artefacts import checked_lines
+from dist_moe.files import read_text
 
 ADVICE = "restore it from a copy, or train again"
 
@@ -49,8 +49,4 @@ def read_steps(metrics: Path) -> tuple[Step, ...]:
         UserError: names the line that is not a step's.
     """
     *lines, _ = read_text(metrics, "the steps").split("\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        where = f"{metrics}:{number}"
-        found.append(checked(Step, parse_json(line, where), where, ADVICE))
-    return tuple(found)
+    return tuple(checked_lines(Step, lines, metrics, ADVICE))

@@ -22,7 +22,7 @@ from dist_moe.training.engine import Engine
 from dist_moe.training.state import RevisionInForce, TrainState
 from dist_moe.workflows.adjust_rows import JudgedRows
 from dist_moe.workflows.inputs import Inputs
-from dist_moe.workflows.reidentify import Reidentifier, moved
+from dist_moe.workflows.reidentify import Reidentifier, Revised, moved
 from dist_moe.workflows.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -79,10 +79,10 @@ class RunAdjuster:
             values = self.given.rows.measure(self.model, self.comm)
             limit = Limit(self.settings.below, self.settings.above)
             weak = [] if is_last else [batch for batch, value in enumerate(values) if limit.is_weak(value)]
-            revision = None
+            revised = None
             if weak and self.given.reidentifier is not None:
                 number = state.masks.number + 1
-                revision = self.given.reidentifier(self.model, masks, number, weak, state.step, self.comm)
+                revised = self.given.reidentifier(self.model, masks, number, weak, state.step, self.comm)
         self.engine.release()
         more = self._repeats(weak, values, limit, num_added)
         adjustment = Adjustment(
@@ -91,13 +91,13 @@ class RunAdjuster:
             below=self.settings.below,
             above=self.settings.above,
             action=None if is_last else self.settings.action,
-            revision=None if revision is None else RevisionInForce(state.masks.number + 1, revision.digest),
+            revision=None if revised is None else RevisionInForce(state.masks.number + 1, revised.masks.digest),
             batches=tuple(
-                self._batch(batch, value, limit, state, masks, revision, more) for batch, value in enumerate(values)
+                self._batch(batch, value, limit, state, masks, revised, more) for batch, value in enumerate(values)
             ),
         )
         self._record(adjustment)
-        return adjustment, revision
+        return adjustment, None if revised is None else revised.masks
 
     def _batch(
         self,
@@ -106,12 +106,12 @@ class RunAdjuster:
         limit: Limit,
         state: TrainState,
         masks: MaskStore,
-        revision: MaskStore | None,
+        revised: Revised | None,
         more: dict[int, int],
     ) -> AdjustedBatch:
         is_weak, weight = limit.is_weak(value), state.batch_weights[batch]
         is_changed = batch in more
-        gained, lost = ([], []) if revision is None or not is_weak else moved(masks, revision, batch)
+        gained, lost = ([], []) if revised is None or not is_weak else moved(masks, revised.masks, batch)
         return AdjustedBatch(
             batch=batch,
             batch_id=masks.batch_ids[batch],
@@ -123,6 +123,7 @@ class RunAdjuster:
             repeats=more.get(batch, 0),
             experts_in=gained,
             experts_out=lost,
+            num_selected=None if revised is None else revised.num_selected.get(batch),
         )
 
     def _grown(self, weight: float) -> float:

@@ -6,7 +6,7 @@ revisions/r1/masks.zarr     the masks before, those of the weak batches selected
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,15 @@ from dist_moe.workflows.run_dir import RunDir
 
 CAN_BE_COUNTED = frozenset({"gates", "prefill_counts", "prefill_tokens"})
 """Tables of a counts store that can be measured in mid-run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """The next revision of the masks."""
+
+    masks: MaskStore
+    num_selected: Mapping[int, int]
+    """Of each batch that was counted anew, how many experts the rule selected. Of 0, its mask is the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,7 @@ class Reidentifier:
 
     def __call__(
         self, model: MoEModel, before: MaskStore, number: int, batches: Sequence[int], step: int, comm: Comm
-    ) -> MaskStore:
+    ) -> Revised:
         """Write revision `number` of the run's masks after `step`. Called by all ranks together.
 
         Args:
@@ -128,7 +137,7 @@ class Reidentifier:
             after = open_masks(self.work.revision(number).masks)
             require_follows(before, after)
             same["the digest of the new masks"] = after.digest
-        return after
+        return Revised(after, {batch: int(each.masks.masks_BLE.sum()) for batch, each in chosen.items()})
 
 
 def _write_counts(path: Path, before: Counts, found: RoutingCounts, batches: Sequence[int], step: int) -> None:

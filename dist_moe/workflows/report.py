@@ -82,8 +82,7 @@ def _require_something(path: Path) -> None:
 
 def _require_ours(place: Path) -> None:
     """Never replace a file that is no page of ours."""
-    if place.parent.is_dir():  # else it is made
-        require_writable(place)
+    require_writable(place)
     if place.exists():
         with place.open("rb") as stream:
             if GENERATOR.encode() not in stream.read(2000):

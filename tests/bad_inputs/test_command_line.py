@@ -40,6 +40,7 @@ COMMANDS = [
     wrong("verify model model --counts nowhere.zarr", "nowhere.zarr"),
     wrong("verify model model --counts run/masks.zarr", "run/masks.zarr"),
     wrong("verify model model --csv model", "cannot write model"),
+    wrong("verify model model --csv run.yaml/new/x.csv", "cannot write run.yaml/new/x.csv: Not a directory"),
     wrong("evaluate model --data prompts.jsonl --silence nowhere.zarr", "nowhere.zarr"),
     wrong("evaluate model --data prompts.jsonl --silence run/counts.zarr", "run/counts.zarr"),
     wrong("evaluate model --data prompts.jsonl --silence run/masks.zarr --batches -1", "--batches: expected a whole"),

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,13 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from dist_moe.cli.main import main
+from dist_moe.report.adjustments import KEPT
+from dist_moe.stats.masks import ExpertMasks
 from dist_moe.training.adjustments import effects, read_adjustments
+from dist_moe.workflows import reidentify
+from dist_moe.workflows.reidentify import selected as selected_by_rule
 from tests.checkpoint import prompt_rows, save_checkpoint, write_jsonl
-from tests.cli.killed_adjust import LAYOUTS, MOMENTS
+from tests.cli.killed_adjust import LAYOUTS, MOMENTS, TURNS
 from tests.cli.killing import statuses_of
 from tests.cli.test_kills import result
 from tests.wiring import (
@@ -156,7 +160,8 @@ def test_a_run_equals_evaluating_counting_selecting_and_training_by_hand(setup, 
         for b in weak:
             weights[b] = min(2 * weights[b], 3.0)
             rows, unsafe = batches[b]
-            masks[b] = selected(training, rows, unsafe)
+            training.masked = False
+            masks[b] = selected(training.model, rows, unsafe)
         number += bool(weak)
         if weak:
             after = Store(adjusted / "revisions" / f"r{number}" / "masks.zarr")
@@ -182,10 +187,9 @@ def evaluate(model, batches):
     return found
 
 
-def selected(training, rows, unsafe):
+def selected(model, rows, unsafe):
     """A batch's experts with the model as it is."""
-    training.masked = False
-    counts = dict(enumerate(counts_of(training.model, rows, "all")))
+    counts = dict(enumerate(counts_of(model, rows, "all")))
     tokens = {i: len(p) + len(r) for i, (p, r) in enumerate(rows)}
     return first_experts(risk_diff(counts, tokens, {i for i, u in enumerate(unsafe) if u}), THRESHOLD, TOP_K)
 
@@ -209,11 +213,75 @@ def test_batches_that_are_not_weak_keep_their_masks_and_statistics(setup, adjust
     )
 
 
+def test_a_batch_for_which_the_rule_selects_no_expert_keeps_its_mask_and_that_is_said(
+    setup, tmp_path, monkeypatch, capsys
+):
+    def none(*args, **settings):
+        found = selected_by_rule(*args, **settings)
+        return replace(found, masks=ExpertMasks(np.zeros_like(found.masks.masks_BLE)))
+
+    monkeypatch.setattr(reidentify, "selected", none)
+    assert setup.start(tmp_path / "run", "--train.epochs", "1") == 0
+    first, _ = read_adjustments(tmp_path / "run" / "adjustments.jsonl")
+    assert first.weak
+    for each in first.batches:
+        assert each.num_selected == (0 if each.is_weak else None)
+        assert each.experts_in == each.experts_out == []
+    old, new = (Store(path / "masks.zarr") for path in (setup.run_dir, tmp_path / "run" / "revisions" / "r1"))
+    assert (old.masks == new.masks).all()
+    assert capsys.readouterr().out.count(KEPT) == len(first.weak)
+
+
 @pytest.mark.parametrize("step", [2, 3, 4, 6])
 def test_killed_and_gone_on_has_the_same_bits(setup, adjusted, tmp_path, step):
     run_dir = cut_off(adjusted, tmp_path / "run", step)
     assert setup.start(run_dir) == 0
     assert told(run_dir) == told(adjusted)
+
+
+@pytest.fixture(scope="module")
+def in_turns(setup):
+    """A finished run that trains experts and routers in turns: after steps 3 and 6 they have just been the routers'."""
+    run_dir = setup.root / "in-turns"
+    assert setup.start(run_dir, *TURNS) == 0
+    return run_dir
+
+
+def test_a_batch_is_found_weak_and_counted_anew_with_the_routers_as_they_are(setup, in_turns):
+    """The first evaluation against plain transformers with what was trained by then, from that step's checkpoint."""
+    first = read_adjustments(in_turns / "adjustments.jsonl")[0]
+    assert first.weak
+    assert (first.step, first.revision.number) == (EVERY, 1)
+    step = in_turns / "checkpoints" / f"step-{EVERY:08}"
+    model = plain(setup.model)
+    dense = load_file(step / "dense.safetensors")
+    routers = {name.removesuffix(".master"): tensor for name, tensor in dense.items() if name.endswith(".master")}
+    assert len(routers) == 3
+    with torch.no_grad():
+        for name, weight in routers.items():
+            assert not torch.equal(model.get_parameter(name).flatten(), weight)
+            model.get_parameter(name).copy_(weight.view_as(model.get_parameter(name)))
+        for key, master in load_file(step / "experts-00000.safetensors").items():
+            layer, expert, part = key.split(".")
+            if part == "master":
+                experts, start = model.model.layers[int(layer)].mlp.experts, 0
+                for weight in experts.parameters():
+                    weight[int(expert)] = master[start : start + weight[0].numel()].view_as(weight[0])
+                    start += weight[0].numel()
+    store, after = Store(setup.run_dir / "masks.zarr"), Store(in_turns / "revisions" / "r1" / "masks.zarr")
+    batches = [setup.of_batch(names) for names in store.rows]
+    values = evaluate(model, batches)
+    for each, value in zip(first.batches, values, strict=True):
+        assert each.value.value == pytest.approx(value, abs=1e-5)
+        expected = selected(model, *batches[each.batch]) if each.is_weak else store.masks[each.batch]
+        assert (after.masks[each.batch] == expected).all()
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_in_turns_killed_and_gone_on_has_the_same_bits(setup, in_turns, tmp_path, step):
+    run_dir = cut_off(in_turns, tmp_path / "run", step)
+    assert setup.start(run_dir, *TURNS) == 0
+    assert told(run_dir) == told(in_turns)
 
 
 def test_it_is_exported_and_verified_with_the_masks_of_all_revisions(setup, adjusted, tmp_path):
@@ -299,7 +367,7 @@ def on_ranks(setup, tmp_path_factory):
     """Directory of all runs, and by (layout, moment) the statuses of both starts."""
     out = tmp_path_factory.mktemp("killed")
     words = ["--config", setup.config, "--train.masks", setup.run_dir / "masks.zarr"]
-    return out, statuses_of("tests.cli.killed_adjust", out, EVERY, *words, limit_s=LIMIT_S)
+    return out, statuses_of("tests.cli.killed_adjust", out, EVERY, ",".join(LAYOUTS), *words, limit_s=LIMIT_S)
 
 
 KILLED = [(layout, moment) for layout, (*_, moments) in LAYOUTS.items() for moment in moments]
@@ -320,7 +388,7 @@ def test_a_rank_killed_while_experts_are_found_anew_costs_no_bit(on_ranks, layou
 
 @pytest.mark.long
 @pytest.mark.timeout(LIMIT_S + 100)
-@pytest.mark.parametrize(("one", "many"), [("one", "two"), ("one-rate", "four-rate")])
+@pytest.mark.parametrize(("one", "many"), [("one", "two"), ("one-rate", "four-rate"), ("one-turns", "zero-turns")])
 def test_ranks_adjust_as_one_does(on_ranks, one, many):
     out, statuses = on_ranks
     assert statuses[one, "undisturbed"][1] == [0]

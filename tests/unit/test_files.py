@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from dist_moe.errors import UserError
-from dist_moe.files import atomic_directory, hash_file, write_json_atomic
+from dist_moe.files import atomic_directory, hash_file, require_writable, write_json_atomic
 
 
 def names(directory):
@@ -70,6 +70,14 @@ def test_a_path_that_appears_meanwhile_is_refused_and_kept(tmp_path, kind):
         write_while_another_does()
     assert names(tmp_path) == ["final"]
     assert (final.is_dir() and names(final) == ["theirs"]) or final.read_text() == "theirs"
+
+
+def test_a_file_in_directories_that_will_be_made_is_looked_at_before_any_work(tmp_path):
+    require_writable(tmp_path / "new" / "deep" / "x.json")
+    assert names(tmp_path) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write .*file/deep/x.json: Not a directory"):
+        require_writable(tmp_path / "file" / "deep" / "x.json")
 
 
 def test_overwrite_keeps_the_old_until_the_new_is_whole(tmp_path):

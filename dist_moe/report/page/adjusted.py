@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dist_moe.report.adjustments import KEPT, cause
 from dist_moe.report.page.blocks import Cell, Section, bullets, joined, paragraph, table
 from dist_moe.report.page.contents import RunContents
 from dist_moe.report.page.numbers import shown
@@ -47,7 +48,7 @@ def _lines(adjustment: Adjustment) -> Iterator[list[Cell]]:
             str(batch.repeats),
             str(len(batch.experts_in)),
             str(len(batch.experts_out)),
-            masks,
+            KEPT if batch.kept_its_mask else masks,
         ]
 
 
@@ -57,9 +58,10 @@ def _weight(batch: AdjustedBatch) -> str:
 
 def _told(effect: Effect) -> str:
     """`Batch 7 (hexes): 41 % (12 to 74) → 78 % (...) after revision 2`."""
-    cause = f"revision {effect.revision}" if effect.revision is not None else f"weight {effect.weight:g}"
     before, after = (shown(_name(effect.measure), value) for value in (effect.before, effect.after))
-    return f"Batch {effect.batch} ({effect.category}): {before} after step {effect.step} → {after} after {cause}"
+    return (
+        f"Batch {effect.batch} ({effect.category}): {before} after step {effect.step} → {after} after {cause(effect)}"
+    )
 
 
 def _name(measure: str) -> str:

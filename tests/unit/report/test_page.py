@@ -250,6 +250,12 @@ def test_batches_that_were_weak_in_mid_run_are_told(run):
     assert "After step 4: 1 of 2 batches were weak." in said
     assert "Batch 1 (hexes): 41 % (31 to 51) after step 4 → 78 % (68 to 88) after revision 2" in said
     assert "Weak batches in mid-run" not in [title for _, title in read(run).headings]
+    kept = dataclasses.replace(weak, experts_in=[], experts_out=[], num_selected=0)
+    first = dataclasses.replace(first, batches=(first.batches[0], kept))
+    found = read(dataclasses.replace(run, adjustments=(first, last)))
+    (line,) = found.table("Weak batches").lines[1:]
+    assert line[-3:] == ["0", "0", "keeps its experts, as the rule selects none from its new counts"]
+    assert "78 % (68 to 88) after weight 2, with the experts that it had" in " ".join(found.text.split())
 
 
 def test_a_run_that_trained_no_expert_marks_none_and_says_what_it_is(run):
