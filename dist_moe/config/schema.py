@@ -141,9 +141,10 @@ class TrainConfig:
     safe rows are routed without a mask."""
     trains: Trains = "experts"
     """What is trained; all else is frozen, bit for bit. experts: those of the batch's mask. routers: of all MoE layers,
-    the weight that scores the experts, and no expert. experts_and_routers: both. experts_and_dense: the mask's experts
-    and every weight that is no expert's (attention, embeddings, norms, routers, shared experts); with masks of the rule
-    every_expert this is full fine-tuning. It needs the engine local, that is one process."""
+    the weight that scores the experts, with its bias if it has one, and no expert. experts_and_routers: both.
+    experts_and_dense: the mask's experts and every weight that is no expert's (attention, embeddings, norms, routers,
+    shared experts); with masks of the rule every_expert this is full fine-tuning. It needs the engine local, that is
+    one process."""
     rounds: tuple[Text, ...] = ()
     """For `trains: experts_and_routers`: take turns. Each item is experts:STEPS or routers:STEPS, such as experts:20
     routers:10: 20 steps train the experts, then 10 the routers, and so on to the end of the run. What a step does not
@@ -153,6 +154,11 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     epochs: Count = 1
     """Number of passes over all batches. An optimizer step is taken for each batch."""
+    max_tokens: Count | None = None
+    """End the run after the first step with which it has trained at least so many tokens, so that runs can be compared
+    at one budget. All tokens of a step's rows count, of prompts and responses, but no padding, no `rejected` answers,
+    and no token twice for a term that takes another forward pass. `train.epochs` must have as many. The learning-rate
+    schedule ends there too. None: the run ends with its last epoch."""
     weights: tuple[Text, ...] = ()
     """By what the loss of a batch is multiplied, each as NAME=NUMBER, such as privacy=2; NAME is a category, or the id
     of a batch, which comes before its category. Batches that are not named have 1."""

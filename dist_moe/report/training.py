@@ -17,10 +17,17 @@ from dist_moe.training.revisions import MaskRevisions
 
 
 def before_training(
-    config: Config, engine: str, masks: MaskRevisions, model: MoEModel, plan: FreezePlan, mesh: Mesh, work: Path
+    config: Config,
+    engine: str,
+    masks: MaskRevisions,
+    model: MoEModel,
+    plan: FreezePlan,
+    mesh: Mesh,
+    work: Path,
+    num_steps: int,
 ) -> Iterator[str]:
     """Lines: what is trained, of which model, and how it is spread over ranks. `work` is where the run works until
-    its end."""
+    its end, `num_steps` are planned."""
     share = 100 * plan.num_trainable / plan.num_parameters
     yield f"Total unique unsafe experts (union): {plan.num_experts}"
     yield f"Trainable: {plan.num_trainable:,} / {plan.num_parameters:,} ({share:.2f} %)"
@@ -28,6 +35,8 @@ def before_training(
         turns = f", in turns: {' '.join(config.train.rounds)}" if config.train.rounds else ""
         dense = f"{len(model.dense)} dense weights of {plan.num_dense_parameters:,} parameters"
         yield f"Trains {config.train.trains}: also {dense}{turns}" if plan.num_experts else f"Trains {dense} only"
+    if config.train.max_tokens is not None:
+        yield f"Budget: {config.train.max_tokens:,} tokens, which {num_steps} steps train"
     numbers = np.array([batch.num_unsafe_experts for batch in masks.first.batches])
     yield f"Unsafe experts per batch: Min {numbers.min()}, Max {numbers.max()}, Mean {numbers.mean():.1f}"
     for end, old, new in zip(masks.ends, masks.stores, masks.stores[1:], strict=False):

@@ -104,7 +104,7 @@ class Trainer:
         if self.adjuster is None or step == 0 or not (is_last or step % self.adjuster.every == 0):
             return
         masks = self.masks.stores[self.masks.at(step + 1).number]
-        num_added = self.schedule.total(self.state) - self.schedule.num_steps
+        num_added = self.schedule.added(self.state)
         adjustment, revision = self.adjuster(self.state, masks, num_added=num_added, is_last=is_last)
         self.state = adjustment.applied(self.state)
         if revision is not None:

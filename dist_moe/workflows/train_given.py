@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from dist_moe.config.objective import pair_terms, router_terms
 from dist_moe.config.schema import Config, TrainConfig
-from dist_moe.data.index import BatchIndex
 from dist_moe.data.named import by_batch
+from dist_moe.data.tokens import Encoded
 from dist_moe.engines.build import EngineName, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.errors import UserError, shown
@@ -76,7 +77,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     inputs = read_inputs(config, comm)
     with together(comm):
         _require_pairs(config.train, inputs)
-        schedule, weights = _schedule(config, inputs.batches)
+        schedule, weights = _schedule(config, inputs)
         _require_masks_fit(masks, config, inputs, schedule.num_steps)
         adjusting = read_adjusting(config, inputs, masks.first, work)
         facts = resume_facts(config, inputs, masks, adjusting.rows.rows.prompts.data_hash if adjusting else "")
@@ -172,14 +173,22 @@ def _revision(text: str) -> tuple[int, str]:
     return int(step), path
 
 
-def _schedule(config: Config, index: BatchIndex) -> tuple[EpochSchedule, tuple[float, ...]]:
+def _schedule(config: Config, inputs: Inputs) -> tuple[EpochSchedule, tuple[float, ...]]:
     """Which batch comes when, and the batches' first weights."""
-    train = config.train
+    train, index = config.train, inputs.batches
     weights = by_batch(train.weights, "train.weights", index, NonNegative, 1.0)
     if not any(weights):
         raise UserError("train.weights: every batch has weight 0, so nothing would be trained: set one above 0")
     repeats = by_batch(train.repeats, "train.repeats", index, Count, 1)
-    return EpochSchedule(len(index), train.epochs, config.seed, repeats), weights
+    tokens = () if train.max_tokens is None else tuple(_num_tokens(inputs.rows(batch)) for batch in range(len(index)))
+    schedule = EpochSchedule(len(index), train.epochs, config.seed, repeats, train.max_tokens, tokens)
+    schedule.require_enough()
+    return schedule, weights
+
+
+def _num_tokens(rows: Sequence[Encoded]) -> int:
+    """Of prompts and responses."""
+    return sum(len(row.prompt_ids) + len(row.response_ids) for row in rows)
 
 
 def _require_masks_fit(masks: MaskRevisions, config: Config, inputs: Inputs, num_steps: int) -> None:

@@ -53,6 +53,11 @@ SETTINGS = {
         "--train.adjust.every 1 --train.adjust.below 0.5 --train.adjust.repeats 2",
         ("train.adjust.repeats is 2 and train.adjust.budget 0: set both",),
     ),
+    "experts found anew that nobody trains": (
+        "--train.adjust.every 1 --train.adjust.below 0.5 --train.adjust.action both --train.trains routers "
+        "--model.path gone",
+        ("train.adjust.action is both", "train.trains is routers, which trains none", "set train.adjust.action to"),
+    ),
     "repeats that nobody reads": (
         "--train.adjust.every 1 --train.adjust.below 0.5 --train.adjust.action reidentify --train.adjust.repeats 2",
         ("which only reweight reads",),
@@ -72,6 +77,11 @@ SETTINGS = {
     "a weight of nobody": ("--train.weights nobody=2", ("'nobody' is no category", "hacking, weapons")),
     "a weight below 0": ("--train.weights hacking=-1", ("train.weights: expected greater than or equal to 0",)),
     "no weight at all": ("--train.weights hacking=0 weapons=0", ("every batch has weight 0",)),
+    "a budget of no token": ("--train.max-tokens 0", ("train.max_tokens: ", "greater than or equal to 1")),
+    "a budget beyond the last epoch": (
+        "--train.max-tokens 1000000 --train.epochs 2",
+        ("train.max_tokens is 1,000,000, but train.epochs 2 of these rows has ", "raise train.epochs"),
+    ),
     "repeated 0 times": ("--train.repeats hacking=0", ("train.repeats: expected greater than or equal to 1",)),
 }
 CASES = [Case(name, nothing, f"{TRAIN} {words}", says) for name, (words, says) in SETTINGS.items()]

@@ -52,6 +52,26 @@ def test_stop_file(trained, undisturbed, tmp_path, capsys):
     assert result(run_dir) == undisturbed
 
 
+def test_a_run_ends_with_the_step_that_reaches_its_budget_of_tokens(trained, tmp_path, capsys):
+    """A batch has 8 safe rows of 9 + 6 tokens and 8 unsafe ones of 9 + 4, so five reach 1,000. The learning rate falls
+    over these five, and a stop costs no bit."""
+    more = ("--train.max-tokens", "1000", "--train.schedule", "linear")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(arguments(trained, whole, *more)) == 0
+    assert "Budget: 1,000 tokens, which 5 steps train" in capsys.readouterr().out
+    experts, metrics = result(whole)
+    assert [line["num_tokens"] for line in metrics] == [8 * 15 + 8 * 13] * 5
+    assert [line["lr"] for line in metrics] == pytest.approx([1e-3 * (5 - done) / 5 for done in range(5)])
+    assert [line["audited"] for line in metrics] == [True, False, False, False, True]
+    parts.mkdir()
+    for step in range(1, 5):
+        (parts / "STOP").touch()
+        assert main(arguments(trained, parts, *more)) == 0
+        assert f"Stopped after step {step} of 5" in capsys.readouterr().out
+    assert main(arguments(trained, parts, *more)) == 0
+    assert result(parts) == (experts, metrics)
+
+
 def test_a_run_goes_on_from_the_same_base_model_and_objective(trained, tmp_path, capsys):
     """The base that it is compared with is the checkpoint's, not what training has made of it."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

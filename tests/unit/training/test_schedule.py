@@ -161,6 +161,45 @@ def test_batches_that_are_repeated_come_so_often_in_each_epoch():
     assert epochs == [[turns[i] for i in order(len(turns), SEED, epoch)] for epoch in range(EPOCHS)]
 
 
+TOKENS = (7, 3, 11, 2, 5)
+
+
+def steps_until(batches, budget):
+    """How many steps it takes, by adding up."""
+    done = 0
+    for step, batch in enumerate(batches, 1):
+        done += TOKENS[batch]
+        if done >= budget:
+            return step
+    return len(batches)
+
+
+@pytest.mark.parametrize("repeats", [(1, 1, 1, 1, 1), (1, 3, 1, 2, 1)])
+@pytest.mark.parametrize("more", [(), (2, 2, 0)])
+def test_a_budget_ends_a_run_with_the_first_step_that_reaches_it(repeats, more):
+    """Also where an adjustment after the fourth step adds others."""
+    turns = [b for b in range(B) for _ in range(repeats[b])]
+    planned = [turns[i] for epoch in range(EPOCHS) for i in order(len(turns), SEED, epoch)]
+    coming = [*planned[:4], *more, *planned[4:]]
+    for budget in range(1, EPOCHS * sum(TOKENS[b] for b in turns) + 1):
+        schedule = EpochSchedule(B, EPOCHS, SEED, repeats, budget, TOKENS)
+        schedule.require_enough()
+        assert schedule.num_steps == steps_until(planned, budget)
+        state, seen, so_far = TrainState.first(schedule.begin(), B, REVISIONS[0], SEED), [], planned
+        while (following := schedule.next(state)) is not None:
+            if state.step == 4:
+                state, so_far = state.adjusted([1.0] * B, more), coming
+                following = schedule.next(state)
+            assert schedule.total(state) == steps_until(so_far, budget)
+            assert schedule.added(state) == len(so_far) - len(planned)
+            seen.append(following.batch)
+            state = state.after(following.step, following.position, REVISIONS[0], Done(tokens=TOKENS[following.batch]))
+        assert seen == so_far[: steps_until(so_far, budget)]
+        assert schedule.total(state) == len(seen)
+    with pytest.raises(UserError, match=r"raise train.epochs, or lower train.max_tokens"):
+        EpochSchedule(B, EPOCHS, SEED, repeats, budget + 1, TOKENS).require_enough()
+
+
 ADJUSTED = {7: adjustment(7, {0: (2.0, 1), 3: (4.0, 2)}), 10: adjustment(10, {0: (2.0, 0), 3: (8.0, 1)})}
 
 
