@@ -98,7 +98,12 @@ class Reference:
             router.register_forward_hook(lambda m, args, out, layer=layer: self._route(layer, out))
         for module in self.experts:
             module.requires_grad_(True)
-        routers = {f"{name}.weight" for name, module in self.model.named_modules() if module in self.routers}
+        routers = {
+            f"{name}.{part}"
+            for name, module in self.model.named_modules()
+            for part in ("weight", "bias")
+            if module in self.routers
+        }
         self.dense = {
             name: parameter
             for name, parameter in self.model.named_parameters()

@@ -49,7 +49,7 @@ class MoEModel:
     rows_alone: bool
     """Whether each row needs a forward pass of its own, because padding would change its results."""
     router_names: tuple[str, ...]
-    """Name of each MoE layer's router weight."""
+    """Names of the MoE layers' router weights, each followed by that of its bias if it has one."""
     dense: dict[str, torch.Tensor] = field(default_factory=dict)
     """Dense weights that may be trained, by name: the tensors that the module computes with."""
     originals: Originals | None = None
@@ -196,5 +196,5 @@ def _assemble(
     torch.nn.Module.to(module, comm.device).eval()
     tap = RoutingTap(layers, shape.num_experts)
     route_mask = RouteMask(layers, shape.top_k, comm.device)
-    rows_alone, routers = must_be_alone(module), tuple(layer.router_name for layer in layers)
+    rows_alone, routers = must_be_alone(module), tuple(name for layer in layers for name in layer.router_names)
     return MoEModel(module, shape, expert_layers, tap, route_mask, placement, num_parameters, rows_alone, routers)

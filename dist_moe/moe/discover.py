@@ -55,8 +55,10 @@ class MoELayer:
     """Child of the block that has the router's weight and applies it in its forward."""
     router_shape: tuple[int, ...]
     """Shape of the router's weight: E rows, or a few more."""
-    router_name: str
-    """Name of that weight in the model."""
+    router_names: tuple[str, ...]
+    """Names in the model of that weight, and of the bias beside it if it has one: what a router that is trained learns.
+    Correction biases, which balance the use of experts, are not part of it: they only choose, so they get no gradient.
+    """
     num_null_experts: int
     """Number of experts without weights, which have numbers from E on. A checkpoint may have unused tensors for
     them."""
@@ -97,8 +99,8 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
             raise UserError(f"{name}: config.json says that a layer has {num_experts} experts, expected at least 1")
         num_null = getattr(experts, "num_null_experts", 0)
         router, shape, key = _router(block, num_experts, num_experts + max(num_null, EXTRA_ROUTER_ROWS), name)
-        router_name = f"{block_name}.{key}"
-        layers.append(MoELayer(index, name, block, experts, num_experts, router, shape, router_name, num_null))
+        of_router = tuple(f"{block_name}.{each}" for each in (key, *_bias_beside(block, key)))
+        layers.append(MoELayer(index, name, block, experts, num_experts, router, shape, of_router, num_null))
     return tuple(layers)
 
 
@@ -140,6 +142,13 @@ def _router(block: nn.Module, num_experts: int, max_rows: int, name: str) -> tup
     shape, key = min(found)
     child, dot, _ = key.partition(".")
     return block.get_submodule(child) if dot else block, shape, key
+
+
+def _bias_beside(block: nn.Module, key: str) -> list[str]:
+    """Name in the block of the bias of a router's weight, if it has one."""
+    owner, dot, last = key.rpartition(".")
+    name = f"{owner}{dot}{last.replace('weight', 'bias')}"
+    return [name] if name != key and name in dict(block.named_parameters()) else []
 
 
 def _top_k(config: PreTrainedConfig) -> int:

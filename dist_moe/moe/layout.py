@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from dist_moe.moe.adapters.adapt import own_conversions
 from dist_moe.moe.bank import expert_weights
@@ -36,7 +37,7 @@ def hub_layout(path: Path) -> HubLayout:
     refuse_misfits(model, layers, path, stored, conversion)
     tensors = tensors_of_experts(layers, stored, conversion)
     of_experts = {name: found for name, found in tensors.items() if (found.expert or 0) < shape.num_experts}
-    routers = {layer.router_name for layer in layers}
+    routers = frozenset(name for layer in layers for name in layer.router_names)
     return HubLayout(
         path=path,
         stored=stored,
@@ -52,9 +53,17 @@ def hub_layout(path: Path) -> HubLayout:
         parts=parts_of(model, layers),
         tied={one: other for pair in model.all_tied_weights_keys.items() for one, other in (pair, pair[::-1])},
         routers=frozenset(name for name, target in conversion.target_of.items() if target in routers),
+        router_weights=routers,
+        dense_shapes=_dense_shapes(model, layers),
         converted=tuple(_converted(conversion, tensors)),
         dense_to_hub=conversion.dense_to_checkpoint,
     )
+
+
+def _dense_shapes(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> dict[str, list[int]]:
+    experts = tuple(f"{layer.name}." for layer in layers)
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: list(weight.shape) for name, weight in named if not name.startswith(experts)}
 
 
 def _converted(conversion: WeightConversion, tensors: dict[str, HubTensor]) -> Iterator[Converted]:

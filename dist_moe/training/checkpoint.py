@@ -42,8 +42,6 @@ from dist_moe.weights.parts import (
     Part,
     TensorFacts,
     check_parts,
-    read_dense,
-    read_part,
     write_dense,
     write_part,
 )
@@ -249,30 +247,6 @@ def last_checkpoint(root: Path, facts: dict[str, Any]) -> Checkpoint | None:
 
 def _short(value: object) -> str:
     return str(value) if len(str(value)) <= 80 else shown(value, 80)
-
-
-def load_checkpoint(checkpoint: Checkpoint, optimizer: SelectiveAdamW, schedule: LRScheduler) -> None:
-    """Restore this rank's experts, whichever rank wrote them, and the learning-rate schedule.
-
-    `optimizer` must be made for the union of the checkpoint's mask revision.
-    """
-    held = {(layer.index, expert) for layer in optimizer.layers for expert in layer.local}
-    for name, part in checkpoint.index.files.items():
-        if not held.isdisjoint(part.experts):
-            for key, tensors in read_part(checkpoint.path, name, part, checkpoint.index.tensors):
-                if key in held:
-                    optimizer.restore(key, tensors)
-    fields_of: dict[str, dict[str, torch.Tensor]] = {}
-    for tensor, value in read_dense(checkpoint.path, checkpoint.index.dense).items():
-        name, _, field = tensor.rpartition(".")
-        fields_of.setdefault(name, {})[field] = value
-    for name, tensors in fields_of.items():
-        if name not in optimizer.dense.state:
-            raise UserError(f"{checkpoint.path / INDEX}: {shown(name)} is not trained by this run: restore it")
-        optimizer.dense.restore(name, tensors)
-    schedule.load_state_dict(checkpoint.index.schedule)
-    for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = lr
 
 
 def checkpoint_directories(root: Path) -> list[Path]:

@@ -38,7 +38,15 @@ def trained_places(layout: HubLayout, experts: Iterable[Expert]) -> list[tuple[P
 
 def dense_places(layout: HubLayout, trained: TrainedExperts) -> list[Place]:
     """The places of a run's trained dense weights, sorted by name."""
-    return [Place(name) for name in sorted(layout.dense_to_hub(trained.dense_weights()))] if trained.dense else []
+    return [Place(name) for name in _dense(layout, trained)]
+
+
+def _dense(layout: HubLayout, trained: TrainedExperts) -> dict[str, torch.Tensor]:
+    """A run's trained dense weights by the tensors that they become, sorted by name."""
+    if trained.dense is None:
+        return {}
+    trained.require_dense_fits(layout.dense_shapes, layout.router_weights)
+    return dict(sorted(layout.dense_to_hub(trained.dense_weights()).items()))
 
 
 def trained_changes(layout: HubLayout, trained: TrainedExperts, alpha: float = 1.0) -> Iterator[Change]:
@@ -47,15 +55,14 @@ def trained_changes(layout: HubLayout, trained: TrainedExperts, alpha: float = 1
     With another `alpha` than 1, only this share of their change: see `scaled`.
 
     Raises:
-        UserError: they are of a model with other layers, experts or shapes.
+        UserError: they are of a model with other layers, experts or shapes, or are not what the run trains.
     """
     trained.require_fits(layout.num_layers, layout.num_experts, layout.expert_shapes)
     for (layer, expert), weights in trained.weights():
         for place, values in layout.to_hub(layer, expert, weights):
             yield _change(layout, place, values, alpha)
-    if trained.dense:
-        for name, values in sorted(layout.dense_to_hub(trained.dense_weights()).items()):
-            yield _change(layout, Place(name), values, alpha)
+    for name, values in _dense(layout, trained).items():
+        yield _change(layout, Place(name), values, alpha)
 
 
 def _change(layout: HubLayout, place: Place, values: torch.Tensor, alpha: float) -> Change:

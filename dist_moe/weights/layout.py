@@ -111,6 +111,10 @@ class HubLayout:
 
     routers: frozenset[str]
     """The tensors of routers."""
+    router_weights: frozenset[str]
+    """The model's weights that they become."""
+    dense_shapes: dict[str, list[int]]
+    """Shape in memory of each of the model's weights that is no expert's."""
     converted: tuple[Converted, ...]
     """The tensors without expert weights that become weights by more than a change of their names."""
     dense_to_hub: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]

@@ -9,7 +9,7 @@ not written. The directory gets its name when it is complete. Every byte is veri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,9 +18,10 @@ import torch
 from pydantic import ConfigDict
 
 from dist_moe.artefacts import EXACT, read_sealed, write_sealed
-from dist_moe.errors import UserError
+from dist_moe.errors import UserError, shown
 from dist_moe.files import writing
 from dist_moe.weights.parts import (
+    DENSE,
     INDEX,
     DensePart,
     Expert,
@@ -109,18 +110,28 @@ class TrainedExperts:
         """Names of the trained dense weights, as in memory."""
         return sorted(self.dense.tensors) if self.dense else []
 
-    def require_dense_fits(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Refuse a model, whose dense weights have these shapes by name, to which the trained ones cannot belong.
+    def require_dense_fits(self, shapes: Mapping[str, Sequence[int]], routers: Collection[str]) -> None:
+        """Refuse dense weights that this run has not trained, or that belong to another model.
+
+        Args:
+            shapes: those of the model's dense weights, by name.
+            routers: names of those that are routers'.
 
         Raises:
             UserError: names the first that does not fit.
         """
+        trains = self.facts.get("trains", "experts")
+        trained = {} if trains == "experts" else shapes if trains == "experts_and_dense" else routers
         for name, facts in (self.dense.tensors if self.dense else {}).items():
-            here = list(shapes[name]) if name in shapes else None
-            if here != facts.shape:
+            if name not in trained:
                 raise UserError(
-                    f"{self.path}: {name} is {facts.shape} there, and {here} in the model: it belongs to another "
-                    f"model; {ADVICE}"
+                    f"{self.path / DENSE}: {shown(name)} is no weight that a run with train.trains {trains} trains in "
+                    f"this model: {ADVICE}"
+                )
+            if list(shapes[name]) != facts.shape:
+                raise UserError(
+                    f"{self.path / DENSE}: {name} is {facts.shape} there, and {list(shapes[name])} in the model: it "
+                    f"belongs to another model; {ADVICE}"
                 )
 
     def dense_weights(self) -> dict[str, torch.Tensor]:

@@ -130,7 +130,8 @@ class Evaluated:
             chosen_LE = torch.zeros(num_layers, num_experts, dtype=torch.bool)
             for layer, expert in self.run.experts.experts:
                 chosen_LE[layer, expert] = True
-            self.run.experts.require_dense_fits({name: p.shape for name, p in model.module.named_parameters()})
+            dense = {name: p.shape for name, p in model.module.named_parameters()}
+            self.run.experts.require_dense_fits(dense, model.router_names)
             model.train_dense(self.run.experts.dense_names)
             model.keep_originals(chosen_LE)
             assert model.originals is not None
@@ -231,8 +232,7 @@ def require_place(out: Path, *, is_run: bool) -> None:
         if any(each.name not in (INDEX, ANSWERS, ALPHAS) for each in out.iterdir()):
             raise UserError(f"{out} exists and is no earlier evaluation: choose another --out or remove it")
     for name in (INDEX, ANSWERS):
-        if out.exists():
-            require_writable(out / name)
+        require_writable(out / name)
 
 
 def _stored_dtype(path: Path, trained: TrainedExperts, in_memory: torch.dtype) -> torch.dtype:

@@ -82,7 +82,7 @@ def _in_words(facts: Facts) -> str:
     """What was trained and has changed."""
     what = f"{facts.num_trained_experts} trained experts"
     if facts.trains != "experts":
-        kind = "dense tensors" if facts.trains == "experts_and_dense" else "routers"
+        kind = "dense tensors" if facts.trains == "experts_and_dense" else "router tensors"
         what = f"{what} and {facts.num_dense_tensors} trained {kind}"
     return what if facts.alpha == 1 else f"{what} with {alpha_name(facts.alpha)} of their change"
 

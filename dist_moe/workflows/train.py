@@ -21,10 +21,11 @@ from dist_moe.report.training import before_training
 from dist_moe.trackers.metrics import Metrics
 from dist_moe.trackers.tracker import Place
 from dist_moe.training.adjustments import read_adjustments
-from dist_moe.training.checkpoint import Checkpoint, Layout, load_checkpoint
+from dist_moe.training.checkpoint import Checkpoint, Layout
 from dist_moe.training.engine import Engine
 from dist_moe.training.ledger import check_ledger
 from dist_moe.training.promise import stored_promises
+from dist_moe.training.restore import load_checkpoint
 from dist_moe.training.save import save_experts
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.schedule import EpochSchedule
@@ -73,7 +74,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
     parts = build_parts(config, given, in_force, mesh)
     engine, optimizer = parts.engine, parts.optimizer
     adjuster = _adjuster(config, work, given, engine, comm)
-    for line in before_training(config, engine.name, masks, model, plan, mesh, work.path):
+    for line in before_training(config, engine.name, masks, model, plan, mesh, work.path, schedule.num_steps):
         log.info(line)
     if config.train.mode == "route" and found is None:
         tell_route_cost(config.train, given, parts.rows, comm)
@@ -141,7 +142,8 @@ def _begin(
 ) -> None:
     """Restore experts, optimizer and learning rate to `state`, or save a first checkpoint."""
     if found is not None:
-        load_checkpoint(found, saver.optimizer, saver.schedule)
+        with together(saver.comm):
+            load_checkpoint(found, saver.optimizer, saver.schedule)
         log.info(f"Resuming after step {found.step} of {schedule.total(state)}, from {found.path}")
         if found.layout != saver.layout:
             here = f"here {saver.layout}: the results are equal up to rounding, not bit for bit"

@@ -41,6 +41,27 @@ def retensor(folder: str, change: Callable[[dict[str, torch.Tensor]], object]) -
     reseal(f"{folder}/index.json", lambda document: document["files"][file.name].update(facts))
 
 
+def redense(folder: str, change: Callable[[dict[str, torch.Tensor]], object], *, told: bool = False) -> None:
+    """Change the dense weights, and write their new digest into the index; with `told` also their types and shapes."""
+    file = Path(folder, "dense.safetensors")
+    tensors = safetensors.torch.load_file(file)
+    change(tensors)
+    safetensors.torch.save_file(tensors, file)
+    facts: dict[str, Any] = {}
+    if told:
+        facts["tensors"] = {
+            name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)} for name, t in tensors.items()
+        }
+    redigest_dense(folder, facts)
+
+
+def redigest_dense(folder: str, facts: dict[str, Any]) -> None:
+    """Write the digest of the file of dense weights, and other facts of it, into the index."""
+    file = Path(folder, "dense.safetensors")
+    facts = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "num_bytes": file.stat().st_size} | facts
+    reseal(f"{folder}/index.json", lambda document: document["dense"].update(facts))
+
+
 def reroot(store: str, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a store's attributes, and write the digest of the changed store."""
     path = Path(store, "zarr.json")
