@@ -149,7 +149,9 @@ def stranger():
 
     def twice(tensors):
         one = min(tensors).rpartition(".")[0]
-        tensors |= {name.replace(one, "99.0", 1): t for name, t in tensors.items() if name.startswith(f"{one}.")}
+        tensors |= {
+            name.replace(one, "99.0", 1): t.clone() for name, t in tensors.items() if name.startswith(f"{one}.")
+        }
 
     def named(document):
         document["files"]["experts-00000.safetensors"]["experts"].append([99, 0])
