@@ -2,11 +2,12 @@
 
 docs/configuration.md is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring
 under each field), stats/settings.py and config/adjust.py, and from the selection rules and the terms of the objective,
-whose parameters are settings; docs/python.md from the docstrings of the functions that dist_moe offers. The table in
+whose parameters are settings; docs/python.md from the docstrings of the functions that dist_moe offers;
+dist_moe/cli/settings.json, which the help of commands reads, from the settings' descriptions. The table in
 docs/families.md is what `dist-moe families` finds with the installed transformers, in some minutes; the tests say when
 it is stale.
 
-    python tools/make_docs.py               rewrite docs/configuration.md and docs/python.md, check the links
+    python tools/make_docs.py               rewrite these pages and this file, check the links
     python tools/make_docs.py --families    rewrite the table in docs/families.md too
     python tools/make_docs.py --check       write nothing; status 1 when a page is stale or a link is dead
 """
@@ -17,6 +18,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import dist_moe
+from dist_moe.cli.settings import as_stored
 from dist_moe.config import schema
 from dist_moe.judges import JUDGES
 from dist_moe.objective import TERMS
@@ -37,6 +40,7 @@ SCHEMA = Path("dist_moe/config/schema.py")
 STATISTICS = Path("dist_moe/stats/settings.py")
 ADJUST = Path("dist_moe/config/adjust.py")
 PAGE = Path("docs/configuration.md")
+SETTINGS = Path("dist_moe/cli/settings.json")
 PYTHON = Path("docs/python.md")
 FAMILIES = Path("docs/families.md")
 FAMILIES_TABLE = re.compile(r"^\| model type \|.*\n(?:\|.*\n)*", re.MULTILINE)
@@ -232,7 +236,8 @@ def update(root: Path, *, check: bool) -> list[str]:
     sections |= objects_sections("JudgeConfig", JUDGES)
     for path in sources:
         sections |= read_sections((root / path).read_text(encoding="utf-8"))
-    for page, text in ((PAGE, render(sections)), (PYTHON, render_python())):
+    settings = json.dumps(as_stored(), indent=1, ensure_ascii=False) + "\n"
+    for page, text in ((PAGE, render(sections)), (PYTHON, render_python()), (SETTINGS, settings)):
         if not check:
             (root / page).write_text(text, encoding="utf-8")
         elif not (root / page).exists() or (root / page).read_text(encoding="utf-8") != text:

@@ -11,6 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from dist_moe.cli.settings import shown_settings
 from dist_moe.errors import UserError, shown
 from dist_moe.files import is_too_long
 
@@ -54,10 +55,8 @@ class Parser(argparse.ArgumentParser):
         if not self._sections or self._shows_settings:
             return
         self._shows_settings = True
-        from dist_moe.config.describe import described  # only needed here
-
         groups = {name: self.add_argument_group(name or "top-level settings") for name in self._sections}
-        for each in described():
+        for each in shown_settings():
             if each.section in groups:
                 default = "required" if each.required else f"default: {json.dumps(each.default, ensure_ascii=False)}"
                 groups[each.section].add_argument(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
-from importlib.metadata import version
+from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from dist_moe.cli.arguments import path
 from dist_moe.cli.call import Call
 from dist_moe.cli.process import print_end
 from dist_moe.errors import UserError
+from dist_moe.files import read_text
 
 if TYPE_CHECKING:
     from dist_moe.config.schema import Config
@@ -32,10 +34,20 @@ def add_configured(
     )
     accept_local_rank(command)
     command.take_settings("", *sections)
-    command.set_defaults(
-        run_command=lambda call: on_all_ranks(call, lambda comm: work(_config(call, name, comm), comm, call))
-    )
+    command.set_defaults(run_command=lambda call: _run(call, name, work))
     return command
+
+
+def _run(call: Call, name: str, work: Callable[[Config, Comm, Call], object]) -> int:
+    if call.launcher is not None:
+        return on_all_ranks(call, lambda comm: work(_config(call, name, comm), comm, call))
+    file: Path = call.args.config
+    if not os.path.isfile(file):
+        read_text(file, "the config file")  # a wrong path is found before anything is imported
+    from dist_moe.config.load import load_config
+
+    config = load_config(file, call.settings)  # and a wrong setting before torch is
+    return on_all_ranks(call, lambda comm: work(config, comm, call))
 
 
 def accept_local_rank(command: argparse.ArgumentParser) -> None:
@@ -72,5 +84,7 @@ def on_all_ranks(call: Call, work: Callable[[Comm], object]) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of what computes; importing it would take seconds."""
+    from importlib.metadata import version
+
     libraries = ("torch", "transformers", "deepspeed")
     return {"dist_moe": __version__, "python": python_version()} | {name: version(name) for name in libraries}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import islice
 
 
 class Deck:
@@ -36,23 +37,25 @@ class Deck:
         """The rows that are left, in order."""
         return sorted(self._place, key=self._place.__getitem__)
 
-    def remove(self, rows: Iterable[int]) -> list[int]:
-        """Take out those of the given rows that are left; returns them in order."""
-        found = sorted((row for row in rows if row in self._place), key=self._place.__getitem__)
-        for row in found:
+    def __contains__(self, row: int) -> bool:
+        return row in self._place
+
+    def remove(self, rows: Iterable[int]) -> None:
+        """Take out these rows."""
+        prompts = dict[str, None]()
+        for row in rows:
             del self._place[row]
             self._left[self._prompt_of[row]] -= 1
-        self._note({self._prompt_of[row] for row in found})
-        return found
+            prompts[self._prompt_of[row]] = None
+        self._note(prompts)
 
-    def put_first(self, rows: Sequence[int]) -> None:
-        """Move these rows to the front."""
+    def move_first(self, rows: Sequence[int]) -> None:
+        """Move these rows, which are in the deck, to its front."""
         for row in reversed(rows):
             self._first -= 1
             self._place[row] = self._first
-            self._rows.setdefault(self._prompt_of[row], deque()).appendleft(row)
-            self._left[self._prompt_of[row]] += 1
-        self._note({self._prompt_of[row] for row in rows})
+            self._rows[self._prompt_of[row]].appendleft(row)  # where it was, it is passed over once it is gone
+        self._note(dict.fromkeys(self._prompt_of[row] for row in rows))
 
     def deal(self, number: int, batches_left: int, present: Set[str]) -> list[int]:
         """Take `number` rows for the next of `batches_left` batches, or all that are left if there are fewer.
@@ -118,45 +121,91 @@ class SafeDeck:
 
     def __init__(self, rows: Iterable[int], prompt_of: Sequence[str], pair_of: Sequence[str | None]) -> None:
         self._prompt_of, self._pair_of = prompt_of, pair_of
-        self._front: list[int] = []
         self._free, self._others = Deck(rows, prompt_of), Deck((), prompt_of)
-        self._of_pair: dict[str, list[int]] | None = None
-        """Rows of `_others`, and some that are gone; None until a batch has pairs: up to then all rows are alike."""
+        self._pairs: PairOrder | None = None
+        """The rows of `_others`; None until a batch has pairs: up to then all rows are alike."""
 
     def __len__(self) -> int:
-        return len(self._front) + len(self._free) + len(self._others)
+        return len(self._free) + len(self._others)
 
     def deal(self, number: int, batches_left: int, present: Set[str], pairs: Set[str]) -> list[int]:
         """Take rows as `Deck.deal` does; at least `number` rows must be left. `pairs` are the pair ids of the batch."""
+        if pairs and self._pairs is None:
+            self._pairs = self._split()
+        if self._pairs is None:
+            return self._free.deal(number, batches_left, present)
         if pairs:
-            self._bring_forward(pairs)
-        dealt = self._front[:number]
-        del self._front[:number]
+            self._pairs.bring_forward(pairs)
+        dealt = self._pairs.first(number)
+        self._others.remove(dealt)
         for deck in (self._free, self._others):
             if len(dealt) < number:
+                if deck is self._others:
+                    deck.move_first(self._pairs.take_moved())
                 taken = present | {self._prompt_of[row] for row in dealt}
                 dealt += deck.deal(number - len(dealt), batches_left, taken)
         return dealt
 
-    def _bring_forward(self, pairs: Set[str]) -> None:
-        of_pair = self._of_pair if self._of_pair is not None else self._split()
-        if not all(self._pair_of[row] in pairs for row in self._front):
-            back = [row for row in self._front if self._pair_of[row] not in pairs]
-            self._front = [row for row in self._front if self._pair_of[row] in pairs]
-            self._others.put_first(back)
-            for row in back:
-                of_pair.setdefault(str(self._pair_of[row]), []).append(row)
-        self._front += self._others.remove(row for pair in pairs for row in of_pair.pop(pair, ()))
-
-    def _split(self) -> dict[str, list[int]]:
-        rows, self._of_pair = self._free.rows, {}
+    def _split(self) -> PairOrder:
+        rows = self._free.rows
         self._free, self._others = (
             Deck((row for row in rows if (self._pair_of[row] is None) == free), self._prompt_of)
             for free in (True, False)
         )
-        for row in self._others.rows:
-            self._of_pair.setdefault(str(self._pair_of[row]), []).append(row)
-        return self._of_pair
+        return PairOrder(self._others, self._pair_of)
+
+
+class PairOrder:
+    """The order of the rows of pairs. All rows that are left of a batch's pairs move to the front, in the order that
+    they had; so they come first for a batch without pairs, too.
+
+    A pair may have any number of rows, so they are not moved one by one: two pairs whose rows are still in their first
+    order among each other have one number in `_block`, and rows of a lower number come first. A deck needs places of
+    its rows only where rows without a partner are dealt from it; `take_moved` then says what it has missed.
+    """
+
+    def __init__(self, deck: Deck, pair_of: Sequence[str | None]) -> None:
+        self._deck = deck
+        self._place = {row: place for place, row in enumerate(deck.rows)}
+        self._rows: dict[str, deque[int]] = {}  # of each pair, in order; some may be gone
+        for row in self._place:
+            self._rows.setdefault(str(pair_of[row]), deque()).append(row)
+        self._block: dict[str, int] = dict.fromkeys(self._rows, 0)
+        self._lowest = 0
+        self._front: list[str] = []
+        self._moved: dict[str, None] = {}
+
+    def bring_forward(self, pairs: Set[str]) -> None:
+        """Move the rows of these pairs to the front."""
+        self._front = [pair for pair in pairs if pair in self._rows]
+        new = {}
+        for block in sorted({self._block[pair] for pair in self._front}, reverse=True):
+            self._lowest -= 1
+            new[block] = self._lowest
+        self._block.update({pair: new[self._block[pair]] for pair in self._front})
+        self._moved.update(dict.fromkeys(self._front))
+
+    def first(self, number: int) -> list[int]:
+        """The first rows of the pairs that were brought forward last, at most `number`."""
+        return list(islice(self._in_order(self._front), number))
+
+    def take_moved(self) -> list[int]:
+        """The rows, in their order, of all pairs that were brought forward since this was last asked for."""
+        moved, self._moved = [*self._moved], {}
+        return list(self._in_order(moved))
+
+    def _in_order(self, pairs: Iterable[str]) -> Iterator[int]:
+        blocks: dict[int, list[str]] = {}
+        for pair in pairs:
+            blocks.setdefault(self._block[pair], []).append(pair)
+        for block in sorted(blocks):
+            yield from heapq.merge(*(self._left_of(pair) for pair in blocks[block]), key=self._place.__getitem__)
+
+    def _left_of(self, pair: str) -> Iterator[int]:
+        rows = self._rows[pair]
+        while rows and rows[0] not in self._deck:
+            rows.popleft()
+        return (row for row in rows if row in self._deck)
 
 
 TRIED = 100

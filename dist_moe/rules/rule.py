@@ -77,6 +77,10 @@ class Rule(ABC):
         """
         return batch.frequency_of_LE(self.select)
 
+    def numbers(self, batch: Evidence, labels_NP: np.ndarray) -> list[int]:
+        """How many experts the rule selects under other labels of the batch's prompts, bool [N, P]."""
+        return [int(self.select(batch.relabelled(labels_P)).sum()) for labels_P in labels_NP]
+
     def none_selected(self, seen: Unselected) -> str:
         """Why the rule has selected no expert in these batches, and what to do."""
         return (
@@ -111,6 +115,9 @@ class OfDifference(Rule):
 
     def select(self, batch: Evidence) -> np.ndarray:
         return self.choose(batch.risk_diff_LE)
+
+    def numbers(self, batch: Evidence, labels_NP: np.ndarray) -> list[int]:
+        return [int(self.choose(diff_LE).sum()) for diff_LE in batch.risk_diffs_under(labels_NP)]
 
     def stability(self, batch: Evidence) -> np.ndarray:
         """From the difference that `statistics.estimate` names, for all half-samples at once."""

@@ -26,5 +26,5 @@ def null_count(batch: Evidence, rule: Rule, num_draws: int) -> NullCount:
     """
     assert rule.has_null
     labels_NP, _ = labelings(batch.unsafe_P, batch.design, num_draws, batch.generator("null"))
-    numbers_N = [int(rule.counted_as.select(batch.relabelled(unsafe_P)).sum()) for unsafe_P in labels_NP]
+    numbers_N = rule.counted_as.numbers(batch, labels_NP)
     return NullCount(float(np.mean(numbers_N)), float(np.quantile(numbers_N, 0.95, method="higher")))

@@ -2,7 +2,8 @@
 
 Permuted labels, bootstrap samples and half-samples are all weights on prompts, so each is a matrix product with the
 counts, for all experts together. With whole-number weights, the products of `micro` are sums of integers, and exact
-whatever the order in which a linear algebra library adds them.
+whatever the order in which a linear algebra library adds them. So an arm's sum may also be that of all prompts less the
+other arm's.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from dist_moe.stats.counts import RoutingCounts
 
 Estimate = Literal["micro", "macro"]
 
-VALUES_AT_ONCE = 1 << 21
+VALUES_AT_ONCE = 1 << 16
+"""Values in memory at a time: as many as a core's own cache holds, since each is read several times."""
 
 
 def risk_diffs(
@@ -36,20 +38,24 @@ def risk_diffs(
     assert (counts.tokens_P > 0).all()
     tokens_P = counts.tokens_P.astype(np.float64)
     flat_PX = counts.counts_PLE.reshape(counts.num_prompts, -1)
-    weights = [weight_NP.astype(np.float64) for weight_NP in (unsafe_NP, safe_NP)]
     per_prompt_P = tokens_P if estimate == "micro" else np.ones_like(tokens_P)
+    weights = [weight_NP.astype(np.float64) for weight_NP in (unsafe_NP, safe_NP)]
     totals = [weight_NP @ per_prompt_P for weight_NP in weights]
     assert all((total_N > 0).all() for total_N in totals)
+    arms = [weight_NP.any(axis=0) for weight_NP in weights]
+    all_P = weights[0][0] + weights[1][0]
+    relabelled = estimate == "micro" and (weights[0] + weights[1] == all_P).all()  # only the labels change
+    unsafe_NU, safe_NS = (weight_NP[:, arm_P] for weight_NP, arm_P in zip(weights, arms, strict=True))
     step = max(1, VALUES_AT_ONCE // len(unsafe_NP))
     for start in range(0, flat_PX.shape[1], step):
         columns = slice(start, min(start + step, flat_PX.shape[1]))
         values_PX = flat_PX[:, columns].astype(np.float64)
         if estimate == "macro":
             values_PX /= tokens_P[:, None]
-        unsafe_NX, safe_NX = (
-            np.divide(weight_NP @ values_PX, total_N[:, None])
-            for weight_NP, total_N in zip(weights, totals, strict=True)
-        )
+        unsafe_NX = unsafe_NU @ values_PX[arms[0]]
+        safe_NX = all_P @ values_PX - unsafe_NX if relabelled else safe_NS @ values_PX[arms[1]]
+        unsafe_NX /= totals[0][:, None]
+        safe_NX /= totals[1][:, None]
         unsafe_NX -= safe_NX
         yield columns, unsafe_NX
 

@@ -71,6 +71,10 @@ class Evidence:
         """risk_diff, by its definition: tokens pooled (micro)."""
         return risk_diff(self.counts, self.unsafe_P, "micro")
 
+    def risk_diffs_under(self, labels_NP: np.ndarray) -> np.ndarray:
+        """`risk_diff_LE` under other labels of the same prompts, bool [N, P]: float64 [N, L, E]."""
+        return all_risk_diffs(labels_NP, ~labels_NP, self.counts, "micro")
+
     @cached_property
     def variance_LE(self) -> np.ndarray:
         """Sampling variance of `risk_diff_LE`."""

@@ -6,7 +6,7 @@ ones, his method 10); McNemar, Psychometrika 12 (1947) 153, in its exact form.
 
 from __future__ import annotations
 
-from math import comb, sqrt
+from math import sqrt
 from statistics import NormalDist
 
 LEVEL = 0.95
@@ -51,5 +51,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     Under it each such pair is one or the other with probability 1/2. 1 where no pair differs.
     """
     number, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(comb(number, k) for k in range(fewer + 1))
+    tail = ways = 1  # whole numbers: number over k, from the one before
+    for k in range(fewer):
+        ways = ways * (number - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**number)

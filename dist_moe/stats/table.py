@@ -53,19 +53,8 @@ def risk_table(
     Raises:
         UserError: an arm of a batch has no counted token, so that its rates do not exist.
     """
-    num_layers, num_experts = counts.counts_PLE.shape[1:]
-    assert unsafe_P.dtype == np.bool_
-    assert unsafe_P.shape == batch_of_P.shape == counts.tokens_P.shape
     assert len(batch_names) == num_batches
-    assert ((batch_of_P >= 0) & (batch_of_P < num_batches)).all()
-    arm_P = unsafe_P.astype(np.intp)
-    counts_ABLE = np.zeros((2, num_batches, num_layers, num_experts), np.int64)
-    # A loop of adds is exact, needs no sorted copy of the largest array, and takes microseconds a prompt.
-    for prompt, (arm, batch) in enumerate(zip(arm_P, batch_of_P, strict=True)):
-        counts_ABLE[arm, batch] += counts.counts_PLE[prompt]
-    tokens_AB = np.zeros((2, num_batches), np.int64)
-    np.add.at(tokens_AB, (arm_P, batch_of_P), counts.tokens_P)
-
+    counts_ABLE, tokens_AB = arm_counts(counts, unsafe_P, batch_of_P, num_batches)
     empty = np.argwhere(tokens_AB.T == 0)
     if len(empty):
         batch, arm = empty[0]
@@ -77,6 +66,25 @@ def risk_table(
     return RiskTable(rates_ABLE[0], rates_ABLE[1])
 
 
+def arm_counts(
+    counts: RoutingCounts, unsafe_P: np.ndarray, batch_of_P: np.ndarray, num_batches: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over the prompts of each arm (safe, unsafe) of each batch: of counts, int64 [2, B, L, E], and of tokens,
+    int64 [2, B]."""
+    num_layers, num_experts = counts.counts_PLE.shape[1:]
+    assert unsafe_P.dtype == np.bool_
+    assert unsafe_P.shape == batch_of_P.shape == counts.tokens_P.shape
+    assert ((batch_of_P >= 0) & (batch_of_P < num_batches)).all()
+    arm_P = unsafe_P.astype(np.intp)
+    counts_ABLE = np.zeros((2, num_batches, num_layers, num_experts), np.int64)
+    # A loop of adds is exact, needs no sorted copy of the largest array, and takes microseconds a prompt.
+    for prompt, (arm, batch) in enumerate(zip(arm_P, batch_of_P, strict=True)):
+        counts_ABLE[arm, batch] += counts.counts_PLE[prompt]
+    tokens_AB = np.zeros((2, num_batches), np.int64)
+    np.add.at(tokens_AB, (arm_P, batch_of_P), counts.tokens_P)
+    return counts_ABLE, tokens_AB
+
+
 def pooled_risk(counts: RoutingCounts, unsafe_P: np.ndarray) -> RiskTable:
     """Rates of all prompts pooled, with the same weight for each counted token: one row.
 
@@ -86,6 +94,35 @@ def pooled_risk(counts: RoutingCounts, unsafe_P: np.ndarray) -> RiskTable:
     return risk_table(counts, unsafe_P, np.zeros(counts.num_prompts, np.intp), 1, ("all prompts",))
 
 
-def mean_of_batches(table: RiskTable) -> RiskTable:
-    """Mean of the batches' rates, with the same weight for each batch: one row."""
-    return RiskTable(table.a_safe_n_BLE.mean(axis=0, keepdims=True), table.a_unsafe_n_BLE.mean(axis=0, keepdims=True))
+class RateSums:
+    """Sums over batches, from which the rates of all prompts pooled and the mean of the batches' rates follow."""
+
+    def __init__(self, num_layers: int, num_experts: int, experts_per_token: int) -> None:
+        self._experts_per_token, self._num_batches = experts_per_token, 0
+        self._counts_ALE = np.zeros((2, num_layers, num_experts), np.int64)
+        self._tokens_A = np.zeros(2, np.int64)
+        self._rates_ALE = np.zeros((2, num_layers, num_experts))
+        self.empty: int | None = None
+        """The first batch with an arm without a counted token: the mean does not exist."""
+
+    def add(self, counts_ABLE: np.ndarray, tokens_AB: np.ndarray) -> None:
+        """Add the next batches, from their `arm_counts`."""
+        if self.empty is None and not tokens_AB.all():
+            self.empty = self._num_batches + int(np.argmin(tokens_AB.all(axis=0)))
+        rates_ABLE = counts_ABLE / np.maximum(tokens_AB, 1)[:, :, None, None]
+        for batch in range(tokens_AB.shape[1]):  # one by one, so that the sum does not depend on what is added together
+            self._rates_ALE += rates_ABLE[:, batch]
+        self._counts_ALE += counts_ABLE.sum(axis=1)
+        self._tokens_A += tokens_AB.sum(axis=1)
+        self._num_batches += tokens_AB.shape[1]
+
+    def pooled(self) -> RiskTable:
+        """`pooled_risk` of all prompts."""
+        arms = RoutingCounts(self._counts_ALE, self._tokens_A, self._experts_per_token)
+        return pooled_risk(arms, np.array([False, True]))
+
+    def mean(self) -> RiskTable:
+        """Mean of the batches' rates, with the same weight for each batch: one row."""
+        assert self.empty is None
+        safe_LE, unsafe_LE = self._rates_ALE / self._num_batches
+        return RiskTable(safe_LE[None], unsafe_LE[None])

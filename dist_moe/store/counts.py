@@ -1,6 +1,6 @@
 """Reads a counts store: the measurements of each prompt, and the rates computed from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.data.index import BatchIndex
-from dist_moe.stats.counts import RoutingCounts, concatenate
+from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.frames import risk_frame
-from dist_moe.stats.table import RiskTable, mean_of_batches, pooled_risk, risk_table
+from dist_moe.stats.table import RateSums, RiskTable, arm_counts, risk_table
 from dist_moe.store.facts import warnings
 from dist_moe.store.files import damaged
 from dist_moe.store.layout import COUNTS, Kind, prompt_array
@@ -21,7 +21,7 @@ from dist_moe.store.source import Source
 from dist_moe.store.store import Store
 from dist_moe.store.values import wrong_measurement
 
-PROMPTS_AT_ONCE = 1024
+BATCHES_AT_ONCE = 64
 
 
 class Counts(Store):
@@ -141,20 +141,40 @@ class Counts(Store):
         """All batches, in blocks that read each file once."""
         return [range(*slab) for slab in self._shapes.array(prompt_array("counts")).slabs(0, len(self.batch_ids))]
 
+    def risks(self, batches: range) -> Iterator[tuple[range, RiskTable]]:
+        """`risk` of consecutive batches, some at a time and in their order."""
+        return ((block, self.risk(block)) for block in self._blocks(batches))
+
     @cached_property
     def aggregated(self) -> pd.DataFrame:
         """All experts with their rates over all prompts pooled, largest risk_diff first; columns as in `risk_frame`."""
-        parts = []
-        for start in range(0, self.index.num_prompts, PROMPTS_AT_ONCE):
-            counts = self.of_prompts(slice(start, start + PROMPTS_AT_ONCE))
-            unsafe = self.index.unsafe_P[start : start + PROMPTS_AT_ONCE]
-            parts += [counts.pooled(~unsafe), counts.pooled(unsafe)]
-        return _single_row_frame(pooled_risk(concatenate(parts), np.arange(len(parts)) % 2 == 1))
+        return _single_row_frame(self._sums.pooled())
 
     @cached_property
     def mean_of_batches(self) -> pd.DataFrame:
-        """Like `aggregated`, but the mean of the batches' rates, with the same weight for each batch."""
-        return _single_row_frame(mean_of_batches(self.risk(range(len(self.batch_ids)))))
+        """Like `aggregated`, but the mean of the batches' rates, with the same weight for each batch.
+
+        Raises:
+            UserError: as `risk`.
+        """
+        if (empty := self._sums.empty) is not None:
+            self.risk(range(empty, empty + 1))
+        return _single_row_frame(self._sums.mean())
+
+    @cached_property
+    def _sums(self) -> RateSums:
+        sums = RateSums(*self.shape_BLE[1:], self.experts_per_token)
+        for batches in self._blocks(range(len(self.batch_ids))):
+            here = self.index.of(batches)
+            counts = self.of_batches(batches, tables=False)
+            sums.add(*arm_counts(counts, here.unsafe_P, here.batch_of_P, len(here)))
+        return sums
+
+    def _blocks(self, batches: range) -> Iterator[range]:
+        """Consecutive batches in blocks that need little memory, each of one file."""
+        for start, stop in self._shapes.array(prompt_array("counts")).slabs(batches.start, batches.stop):
+            for first in range(start, stop, BATCHES_AT_ONCE):
+                yield range(first, min(first + BATCHES_AT_ONCE, stop))
 
     def _computed(self, rows: Callable[[range], np.ndarray]) -> Rows:
         return ComputedRows(self.shape_BLE, rows, self._shapes.array(prompt_array("counts")))

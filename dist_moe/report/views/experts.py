@@ -43,12 +43,11 @@ def expert(store: MaskStore, layer: int, expert: int) -> View:
             f"no expert {expert_name(layer, expert)} in {store.path}: expected a layer from 0 to {num_layers - 1} and "
             f"an expert from 0 to {num_experts - 1}"
         )
-    history = expert_history(
-        store.masks[:, layer, expert],
-        store.counts.a_safe_n[:, layer, expert],
-        store.counts.a_unsafe_n[:, layer, expert],
-        store.categories,
-    )
+    selected_B, rates_2B = store.masks[:, layer, expert], np.empty((2, len(store.masks)))
+    for batches, table in store.counts.risks(range(len(selected_B))):
+        for rates_B, rates_BLE in zip(rates_2B, (table.a_safe_n_BLE, table.a_unsafe_n_BLE), strict=True):
+            rates_B[batches.start : batches.stop] = rates_BLE[:, layer, expert]
+    history = expert_history(selected_B, *rates_2B, store.categories)
     facts = {
         "expert": expert_name(layer, expert),
         "module": store.layer_names[layer],
@@ -72,12 +71,17 @@ def category(store: MaskStore, name: str) -> View:
     chosen = by_category["category"] == name
     others = by_category[~chosen].groupby(["layer", "expert"])["category"].agg(", ".join).rename("also_in")
     table = by_category[chosen].drop(columns="category").join(others, on=["layer", "expert"])
-    batches = [info for info in store.batches if info.category == name]
-    risk_diff_LE = np.mean([store.counts.risk_diff[info.index] for info in batches], axis=0)
+    batches = [index for index, of_batch in enumerate(store.categories) if of_batch == name]
+    risk_diff_LE = np.zeros(store.masks.shape[1:])
+    for block, rates in store.counts.risks(range(batches[0], batches[-1] + 1)):
+        for diff_LE, batch in zip(rates.risk_diff_BLE, block, strict=True):
+            if store.categories[batch] == name:
+                risk_diff_LE += diff_LE
+    risk_diff_LE /= len(batches)
     table.insert(5, "mean_risk_diff", risk_diff_LE[table["layer"], table["expert"]])
     facts = {
         "category": name,
-        "batches": [info.index for info in batches],
+        "batches": batches,
         "experts": len(table),
         "experts_in_every_batch": int((table["num_batches"] == len(batches)).sum()),
     }

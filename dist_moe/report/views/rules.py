@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from dist_moe.errors import UserError
-from dist_moe.report.views.compare import BATCH_COLUMNS, difference
+from dist_moe.report.views.compare import differences
 from dist_moe.report.views.view import View
 from dist_moe.rules import Rule
 from dist_moe.selection.choose import TABLES, mask_plan, masks_by, population_of, settings_of, sums_of
@@ -54,17 +54,15 @@ def _against(store: MaskStore, rule: Rule, facts: dict[str, Any], *, prefix: str
     counts, settings = store.counts, settings_of(store)
     mask_plan(counts, rule, settings)  # for its errors
     population = population_of(sums_of(counts, batches, rule, prefix=prefix) for batches in counts.steps())
-    lines, tables = [], []
+    batches, experts = [], []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         risk_diff_BLE = counts.risk_diff[start:stop]
         others = masks_by(counts, rule, settings, range(start, stop), population, prefix=prefix).masks_BLE
-        for index, (mask_LE, other_LE) in enumerate(zip(store.masks[start:stop], others, strict=True), start):
-            line, table = difference(store, index, mask_LE, other_LE)
-            table["risk_diff"] = risk_diff_BLE[index - start][table["layer"], table["expert"]]
-            lines.append(line)
-            tables.append(table)
-    by_batch = pd.DataFrame(lines, columns=BATCH_COLUMNS)
-    by_expert = pd.concat(tables, ignore_index=True)
+        of_batches, of_experts = differences(store, range(start, stop), store.masks[start:stop], others)
+        where = of_experts["batch"] - start, of_experts["layer"], of_experts["expert"]
+        batches.append(of_batches)
+        experts.append(of_experts.assign(risk_diff=risk_diff_BLE[where]))
+    by_batch, by_expert = (pd.concat(tables, ignore_index=True) for tables in (batches, experts))
     facts |= {
         "batches_with_other_masks": int((by_batch["jaccard"] < 1).sum()),
         "experts_that_differ": len(by_expert),

@@ -1,13 +1,17 @@
 """Help has every setting that a command reads, and is quick: it loads nothing large."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from dist_moe.cli.main import command_tree, main
+from dist_moe.cli.settings import FILE, as_stored, shown_settings
 from dist_moe.config.describe import described
 
+LIGHT = {"torch", "transformers", "zarr", "deepspeed", "numpy", "pandas", "scipy", "pydantic", "ruamel"}
+"""What takes more time to import than a command may take to show its help."""
 READ = {
     "count": ("model", "data", "batches", "analysis"),
     "analyze": ("model", "data", "batches", "analysis"),
@@ -49,6 +53,21 @@ def test_a_setting_has_its_kind_its_help_and_its_default(capsys):
     )
 
 
+def test_help_shows_the_settings_as_they_are_defined():
+    """settings.json is read where nothing of the definitions has been imported, as in the processes below."""
+    assert json.loads(FILE.read_bytes()) == json.loads(json.dumps(as_stored()))
+
+
+def test_a_module_that_the_file_does_not_know_is_asked(monkeypatch, tmp_path):
+    stale = json.loads(FILE.read_bytes())
+    stale["settings"] = stale["settings"][:1]
+    monkeypatch.setattr("dist_moe.cli.settings.REGISTRIES", ())
+    monkeypatch.setattr("dist_moe.cli.settings.FILE", tmp_path / "settings.json")
+    for modules, number in (([], 1), (["rules.other"], len(described()))):
+        (tmp_path / "settings.json").write_text(json.dumps(stale | {"modules": modules}))
+        assert len(shown_settings()) == number
+
+
 def test_other_commands_show_no_settings(capsys):
     assert "--train.lr" not in shown(capsys, "export")
 
@@ -56,9 +75,10 @@ def test_other_commands_show_no_settings(capsys):
 @pytest.mark.parametrize(
     ("words", "heavy"),
     [
-        ("--help", {"torch", "transformers", "zarr", "deepspeed", "numpy", "pandas", "pydantic"}),
-        ("train --help", {"torch", "transformers", "deepspeed"}),
-        ("--print-completion bash", {"torch", "transformers", "deepspeed"}),
+        ("--help", LIGHT),
+        *((f"{command} --help", LIGHT) for command in [*READ, "evaluate", "compare", "inspect", "verify"]),
+        ("--print-completion bash", LIGHT),
+        ("train --config nowhere.yaml", LIGHT),
         ("config init", {"torch", "transformers", "deepspeed"}),
     ],
 )

@@ -153,13 +153,15 @@ def test_partners_come_first_among_clusters_too() -> None:
         assert len({name[1:4] for name in names}) == 4
 
 
-@pytest.mark.parametrize("kind", ["pairs", "one pair", "clusters", "one cluster"])
+@pytest.mark.parametrize("kind", ["pairs", "one pair", "large pairs", "clusters", "one cluster"])
 def test_dealing_clusters_and_pairs_takes_time_in_proportion(kind) -> None:
-    """Four times the rows take about four times as long; it was sixteen times with pairs."""
+    """Four times the rows take about four times as long; it was sixteen times with pairs, and forty with large ones."""
 
     def seconds(number: int) -> float:
         texts = {"clusters": lambda i: f"q{i // 8}", "one cluster": lambda i: "q"}.get(kind)
-        pairs = {"pairs": str, "one pair": lambda i: "p"}.get(kind, lambda i: None)
+        pairs = {"pairs": str, "one pair": lambda i: "p", "large pairs": lambda i: f"p{i % 50}"}.get(
+            kind, lambda i: None
+        )
         prompts = [
             row(f"{arm}{i:06}", arm == "u", text=texts and arm + texts(i), pair=pairs(i))
             for arm in "su"

@@ -3,7 +3,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.stats.counts import RoutingCounts
-from dist_moe.stats.table import RiskTable, mean_of_batches, pooled_risk, risk_table
+from dist_moe.stats.table import RateSums, RiskTable, arm_counts, pooled_risk, risk_table
 
 
 def random_counts(rng, num_prompts, num_layers=3, num_experts=5, k=2):
@@ -70,9 +70,32 @@ def test_pooled_weighs_tokens_and_mean_weighs_batches():
     # Expert 0: safe never; unsafe 1 of 1 token in batch 0, 0 of 9 in batch 1.
     counts = RoutingCounts(np.array([[[0, 1]], [[1, 0]], [[0, 9]], [[0, 9]]]), np.array([1, 1, 9, 9]), 1)
     unsafe_P = np.array([False, True, False, True])
-    table = risk_table(counts, unsafe_P, np.array([0, 0, 1, 1]), 2, ("a", "b"))
-    assert pooled_risk(counts, unsafe_P).risk_diff_BLE.tolist() == [[[0.1, pytest.approx(-0.1)]]]
-    assert mean_of_batches(table).risk_diff_BLE.tolist() == [[[0.5, -0.5]]]
+    sums = RateSums(1, 2, 1)
+    sums.add(*arm_counts(counts, unsafe_P, np.array([0, 0, 1, 1]), 2))
+    assert sums.pooled().risk_diff_BLE.tolist() == [[[0.1, pytest.approx(-0.1)]]]
+    assert sums.mean().risk_diff_BLE.tolist() == [[[0.5, -0.5]]]
+
+
+def test_sums_over_batches_have_the_bits_of_all_at_once():
+    rng = np.random.default_rng(3)
+    counts = random_counts(rng, 90)
+    unsafe_P, batch_of_P = np.arange(90) % 2 == 0, np.arange(90) // 6
+    table = risk_table(counts, unsafe_P, batch_of_P, 15, ("x",) * 15)
+    sums = RateSums(3, 5, 2)
+    for first, last in ((0, 4), (4, 5), (5, 15)):
+        rows = slice(6 * first, 6 * last)
+        sums.add(*arm_counts(counts.of(rows), unsafe_P[rows], batch_of_P[rows] - first, last - first))
+    pooled, mean = pooled_risk(counts, unsafe_P), sums.mean()
+    assert sums.pooled().risk_diff_BLE.tobytes() == pooled.risk_diff_BLE.tobytes()
+    for found, rates_BLE in ((mean.a_safe_n_BLE, table.a_safe_n_BLE), (mean.a_unsafe_n_BLE, table.a_unsafe_n_BLE)):
+        assert found.tobytes() == rates_BLE.mean(axis=0).tobytes()
+
+
+def test_the_first_batch_without_a_counted_token_is_known():
+    sums = RateSums(1, 2, 1)
+    for tokens_AB in ([[3], [3]], [[2, 2], [2, 0]], [[0], [1]]):
+        sums.add(np.zeros((2, len(tokens_AB[0]), 1, 2), np.int64), np.array(tokens_AB))
+    assert sums.empty == 2
 
 
 @pytest.mark.parametrize(("unsafe_tokens", "arm"), [(0, "unsafe"), (3, "safe")])

@@ -12,6 +12,7 @@ from tools.make_docs import (
     FAMILIES,
     PAGE,
     PYTHON,
+    SETTINGS,
     dead_links,
     markdown_files,
     read_sections,
@@ -88,13 +89,13 @@ def test_hidden_directories_and_runs_are_not_searched(tmp_path: Path) -> None:
 
 
 def test_stale_page_is_found_until_it_is_rewritten(tmp_path: Path) -> None:
-    for name, text in ((SCHEMA_PATH, SCHEMA), (PAGE, "# Configuration\n"), (PYTHON, "# Python\n")):
+    for name, text in ((SCHEMA_PATH, SCHEMA), (PAGE, "# Configuration\n"), (PYTHON, "# Python\n"), (SETTINGS, "{}")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "docs/formats.md").touch()
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples/tiny_model.ipynb").touch()
-    stale = [f"{page} is not what the code says: run `make docs`" for page in (PAGE, PYTHON)]
+    stale = [f"{page} is not what the code says: run `make docs`" for page in (PAGE, PYTHON, SETTINGS)]
     assert update(tmp_path, check=True) == stale
     assert update(tmp_path, check=False) == []
     assert update(tmp_path, check=True) == []
