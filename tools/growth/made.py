@@ -123,22 +123,11 @@ def evaluated(num_batches: int) -> list[EvaluatedRow]:
     found = []
     for place, (batch, unsafe) in enumerate(zip(index.batch_of_P.tolist(), index.unsafe_P.tolist(), strict=True)):
         before, after = generator.random(2) < ((0.2, 0.8) if unsafe else (0.1, 0.15))
-        found.append(
-            EvaluatedRow(
-                id=f"{place:08}",
-                file="rows.jsonl",
-                place="1",
-                label="unsafe" if unsafe else "safe",
-                category=index.categories[batch],
-                prompt=f"{place:016x}",
-                pair_id=None,
-                kind="trained",
-                batch=batch,
-                like=None,
-                num_loss_tokens=10,
-                kl_sum=None if unsafe else 0.1,
-                before=outcome(bool(before)),
-                after=outcome(bool(after)),
-            )  # fmt: skip
-        )
+        row = EvaluatedRow(
+            id=f"{place:08}", file="rows.jsonl", place="1", label="unsafe" if unsafe else "safe",
+            category=index.categories[batch], prompt=f"{place:016x}", pair_id=None, kind="trained", batch=batch,
+            like=None, num_loss_tokens=10, kl_sum=None if unsafe else 0.1, before=outcome(bool(before)),
+            after=outcome(bool(after)),
+        )  # fmt: skip
+        found.append(row)
     return found
