@@ -5,6 +5,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.report import views
+from dist_moe.report.views import compare
 from dist_moe.rules import RULES
 from dist_moe.selection.choose import population_of, selected, sums_of
 from dist_moe.stats.masks import ExpertMasks
@@ -280,6 +281,50 @@ def test_diff_says_in_what_measurements_of_provenance_alike_differ(store, tmp_pa
         [2, BATCH_IDS[2], "tokens", 1, 4],
     ]
     assert set(found["what"][found["largest_difference"].isna()]) == {"prefill_tokens", "extra"}
+
+
+def test_diff_of_many_batches_in_another_order_is_that_of_each(tmp_path, monkeypatch):
+    """Batches are compared some at a time, also where the other store has them in other places."""
+    monkeypatch.setattr(compare, "BATCHES_AT_ONCE", 5)
+    contents, number = tiled_contents(24), 72
+    order = np.concatenate([np.arange(50, number), np.arange(50)])[:-3]  # 64 batches share a file
+    index, counts = contents.plan.index, contents.counts
+    prompts = np.concatenate([np.arange(2 * batch, 2 * batch + 2) for batch in order])
+    masks_BLE = contents.results.masks.masks_BLE[order]
+    masks_BLE[::7, 0, 0] ^= True
+    counts_PLE = counts.counts_PLE[prompts]
+    counts_PLE[::10, 1, :2] += counts_PLE[::10, 1, 1:2] * [1, -1]
+    other = contents.changed(
+        counts=dataclasses.replace(counts.of(prompts), counts_PLE=counts_PLE),
+        masks=ExpertMasks(masks_BLE),
+        ids=tuple(index.ids[batch] for batch in order),
+        categories=tuple(index.categories[batch] for batch in order),
+        starts_B1=np.arange(len(order) + 1) * 2,
+        prompt_ids=tuple(index.prompt_ids[row] for row in prompts),
+        unsafe_P=index.unsafe_P[prompts],
+    )
+    (tmp_path / "other").mkdir()
+    one = MaskStore.open(write_contents(tmp_path / "masks.zarr", contents))
+    two = MaskStore.open(write_contents(tmp_path / "other" / "masks.zarr", other))
+    by_batch, by_expert, measured, *_ = views.diff(one, two).tables.values()
+    expected, experts, apart = [], [], []
+    for batch in range(number):
+        (there,) = np.flatnonzero(order == batch) if batch in order else (None,)
+        if there is None:
+            continue
+        a, b = one.masks[batch], two.masks[int(there)]
+        either = int((a | b).sum())
+        same = [int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum()), (a & b).sum() / either if either else 1.0]
+        expected.append([batch, index.ids[batch], index.categories[batch], *same])
+        experts += [[batch, layer, expert] for layer, expert in np.argwhere(a != b).tolist()]
+        far = np.abs(counts_PLE[2 * there : 2 * there + 2] - counts.counts_PLE[2 * batch : 2 * batch + 2]).max((1, 2))
+        if far.any():
+            apart.append([batch, index.ids[batch], "counts", int((far > 0).sum()), far.max()])
+    assert by_batch.to_numpy().tolist() == expected
+    assert rows(by_expert, "batch", "layer", "expert") == experts
+    assert measured.to_numpy().tolist() == apart
+    assert len(experts) > 9
+    assert len(apart) > 9
 
 
 def test_diff_of_rules(store):

@@ -1,7 +1,7 @@
 """Shares: the textbook's numbers, and what enumeration says."""
 
 from itertools import product
-from math import factorial
+from math import comb, factorial
 
 import numpy as np
 import pytest
@@ -43,6 +43,17 @@ def test_mcnemar_is_the_share_of_all_outcomes_that_are_as_unlikely(first, second
 def test_mcnemar_of_many_pairs():
     assert mcnemar(0, 2000) == 2.0**-1999 if 2.0**-1999 else mcnemar(0, 2000) < 1e-300
     assert mcnemar(480, 520) == pytest.approx(0.217, abs=2e-3)  # a normal distribution with correction says 0.2174
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 3), (0, 9), (40, 61), (700, 800)])
+def test_mcnemar_has_the_bits_of_its_definition(first, second):
+    number = first + second
+    tail = sum(comb(number, k) for k in range(min(first, second) + 1))
+    assert mcnemar(first, second) == min(1.0, 2 * tail / 2**number)
+
+
+def test_mcnemar_of_the_pairs_of_ten_thousand_batches():
+    assert 0 < mcnemar(19_800, 20_200) < 0.05  # took minutes when each number of ways was counted from the start
 
 
 def test_a_paired_difference_turned_around_is_its_negative():

@@ -77,3 +77,24 @@ def test_masks_that_are_alike_grow_no_further():
     growth = union_growth(np.tile(MASKS_BLE[:1], (2000, 1, 1)))
     assert growth.mean_B.tolist() == [2] * 2000
     assert growth.deviation_B.tolist() == [0] * 2000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shuffles_are_those_of_the_categories_themselves(seed):
+    """Against means over all pairs that are masked anew for each shuffle, on the same draws."""
+    generator = np.random.default_rng(seed)
+    masks_BLE = generator.random((17, 2, 9)) < 0.4
+    categories = generator.choice(["a", "b", "c"], 17)
+    one, other = np.triu_indices(17, k=1)
+    jaccard_Q = specificity.jaccard_matrix(masks_BLE)[one, other]
+
+    def difference(names):
+        same_Q = names[one] == names[other]
+        return jaccard_Q[same_Q].mean() - jaccard_Q[~same_Q].mean()
+
+    draws = np.random.default_rng([seed, 1])
+    reached = sum(difference(draws.permutation(categories)) >= difference(categories) - 1e-12 for _ in range(200))
+    found = category_specificity(masks_BLE, list(categories), 200, np.random.default_rng([seed, 1]))
+    assert found.p == (1 + reached) / 201
+    assert found.p > 0.02
+    assert found.within - found.between == difference(categories)

@@ -173,9 +173,9 @@ def test_batch_table(store):
 
 
 # With 1 prompt at a time, slabs of the pooled sum have an empty arm.
-@pytest.mark.parametrize("prompts_at_once", [1, 4, 1024])
-def test_aggregated_is_pooled_over_all_prompts(store, monkeypatch, prompts_at_once):
-    monkeypatch.setattr(counts_module, "PROMPTS_AT_ONCE", prompts_at_once)
+@pytest.mark.parametrize("batches_at_once", [1, 2, 64])
+def test_aggregated_is_pooled_over_all_prompts(store, monkeypatch, batches_at_once):
+    monkeypatch.setattr(counts_module, "BATCHES_AT_ONCE", batches_at_once)
     table = store.counts.aggregated
     assert table["Layer_Expert"].tolist() == [
         *("L00_E02", "L01_E03", "L00_E03", "L01_E01", "L01_E02", "L00_E00", "L00_E01", "L01_E00")
