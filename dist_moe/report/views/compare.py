@@ -105,7 +105,8 @@ def shared_batches(one: MaskStore, other: MaskStore) -> Iterator[tuple[range, ra
         in_file = not any(place in cut for place, cut in zip(pair, ends, strict=True))
         if follows and in_file and number - first < BATCHES_AT_ONCE:
             continue
-        yield tuple(range(start, start + number - first) for start in pairs[first])
+        here, there = (range(start, start + number - first) for start in pairs[first])
+        yield here, there
         first = number
 
 

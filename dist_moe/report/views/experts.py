@@ -47,7 +47,7 @@ def expert(store: MaskStore, layer: int, expert: int) -> View:
     for batches, table in store.counts.risks(range(len(selected_B))):
         for rates_B, rates_BLE in zip(rates_2B, (table.a_safe_n_BLE, table.a_unsafe_n_BLE), strict=True):
             rates_B[batches.start : batches.stop] = rates_BLE[:, layer, expert]
-    history = expert_history(selected_B, *rates_2B, store.categories)
+    history = expert_history(selected_B, rates_2B[0], rates_2B[1], store.categories)
     facts = {
         "expert": expert_name(layer, expert),
         "module": store.layer_names[layer],
