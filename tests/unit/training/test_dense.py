@@ -8,12 +8,14 @@ from dist_moe.conformance.sizes import FAMILY_CONFIGS, build
 from dist_moe.data.tokens import collate
 from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import adopt
+from dist_moe.moe.layout import hub_layout
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
 from dist_moe.training.rounds import Trained
 from dist_moe.training.step import MaskedStep
+from tests.checkpoint import save_checkpoint
 from tests.ranks.test_training import batch_rows
 from tests.tiers import by_family
 from tests.tiny import random_masks, tiny_model
@@ -128,6 +130,17 @@ def test_the_audit_sees_what_a_round_must_not_change(fault, trained, says, monke
     monkeypatch.setattr(step.engine, "step", lambda last: (engine_step(last=last), fault(step)))
     with torch.no_grad(), pytest.raises(AssertionError, match=says), torch.enable_grad():
         step.audited("0", MASK, [BATCH], 1.0, trained)
+
+
+def test_a_routers_bias_is_trained_with_its_weight_and_a_correction_bias_is_not(tmp_path):
+    for family, parts in (("gpt_oss", ("router.weight", "router.bias")), ("deepseek_v3", ("gate.weight",))):
+        model = adopt(tiny_model(family), CPU)
+        first = model.shape.layer_names[0].split(".")[2]
+        assert model.router_names[: len(parts)] == tuple(f"model.layers.{first}.mlp.{part}" for part in parts)
+        assert len(model.router_names) == model.shape.num_layers * len(parts)
+        layout = hub_layout(save_checkpoint(tmp_path / family, family))
+        assert layout.dense(routers_only=True) == layout.router_weights == {*model.router_names}
+        assert all(layout.dense_shapes[name] == list(model.module.get_parameter(name).shape) for name in layout.routers)
 
 
 @pytest.mark.parametrize("family", by_family(sorted(set(FAMILY_CONFIGS) - {"deepseek_v4"})))
