@@ -35,7 +35,7 @@ from tests.wiring import (
     risk_diff,
 )
 
-LIMIT_S = 400
+LIMIT_S = 500
 SEED, EVERY, LIMIT, THRESHOLD, TOP_K = 5, 3, 3.67, 0.02, 7
 STATISTICS = {"permutations": 20, "resamples": 10, "null_draws": 5}
 TRAIN = {

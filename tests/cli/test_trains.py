@@ -66,7 +66,7 @@ def test_other_rounds_do_not_resume_it(trained, tmp_path, capsys):
 def test_the_export_has_the_trained_routers_and_nothing_else_has_changed(trained, turns, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("export", turns, "--out", out) == 0
-    assert "3 trained routers" in capsys.readouterr().out
+    assert "3 trained router tensors" in capsys.readouterr().out
     base, plain = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (trained.model, out))
     routers = load_file(turns / "experts/dense.safetensors")
     assert sorted(routers) == [f"model.layers.{layer}.mlp.gate.weight" for layer in range(3)]
