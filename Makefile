@@ -40,8 +40,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/dist-moe demo $(ARGS)
 
-# Tests share the cores as processes, so each computes with one thread: two would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+# Tests share the cores as processes, so each computes with one thread: two would wait for each other. The tests of a file
+# share what they have trained, so they run in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 test: setup
 	$(PYTEST) -m 'not long' $(ARGS)

@@ -10,6 +10,8 @@ import pytest
 from tools.soak.__main__ import SINGLE_THREADED
 from tools.soak.compare import differing_bits
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(800)]  # quick: unit/training/test_saving, bad_inputs/test_outputs
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 20
 
@@ -82,7 +84,6 @@ def assert_one_message(log, *parts):
     assert "Traceback" not in log, log
 
 
-@pytest.mark.timeout(800)
 @pytest.mark.parametrize("name", CASES)
 def test_one_message_and_the_same_bits_when_it_is_mended(starts, name):
     out, statuses = starts

@@ -63,6 +63,7 @@ def test_counts_of_two_ranks_are_those_of_one(trained, two_ranks):
         assert values[:].tobytes() == two.statistics[name][:].tobytes(), name
 
 
+@pytest.mark.long
 def test_a_comparison_on_two_ranks_is_that_of_one(trained, tmp_path):
     """But for rounding."""
     held_out = write_jsonl(tmp_path / "held-out.jsonl", HELD_OUT)
@@ -82,6 +83,7 @@ def test_a_comparison_on_two_ranks_is_that_of_one(trained, tmp_path):
     assert one["levels"]["router_only,lr=1e-2"] != one["levels"]["base"]
 
 
+@pytest.mark.long
 def test_evaluation_on_two_ranks_is_that_of_one(trained, tmp_path):
     """But for rounding, as the launcher's ranks have fewer threads each."""
     run_dir = shutil.copytree(trained.run_dir, tmp_path / "run")
@@ -154,6 +156,7 @@ def test_fsdp_without_a_launcher_is_one_line(trained, tmp_path, capsys):
     assert "engine is 'fsdp', which a launcher must start: `torchrun" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_job_that_was_stopped_on_two_ranks_goes_on_in_one_process(trained, tmp_path, capsys):
     arguments = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks]
     (tmp_path / "STOP").touch()
@@ -198,14 +201,9 @@ def program(engine: str) -> list[object]:
     return [Path(sys.executable).with_name(name), count, "2", "--master_port", port, "launch/train.py"]
 
 
+@pytest.mark.long  # that ranks end without their launcher is in tests/unit/training/test_stop.py too
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("engine", "victim"),
-    [  # that ranks end without their launcher is in tests/unit/training/test_stop.py too
-        pytest.param("fsdp", "launcher", marks=pytest.mark.long),
-        ("deepspeed", "rank"),
-    ],
-)
+@pytest.mark.parametrize(("engine", "victim"), [("fsdp", "launcher"), ("deepspeed", "rank")])
 def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_path, engine, victim):
     settings = ["--config", trained.config, "--train.masks", trained.masks, "--engine", engine]
     settings += ["--train.epochs", "10", "--checkpoint.every", "2", "--run-dir"]
@@ -237,6 +235,7 @@ def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_p
     assert differing_bits(tmp_path / "run", tmp_path / "undisturbed") == 0
 
 
+@pytest.mark.long
 def test_accelerate_with_fsdp_is_one_process(trained, tmp_path):
     command = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
     arguments = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks, "--engine", "fsdp"]

@@ -46,7 +46,12 @@ def without_reader(*command):
         return process.wait(timeout=200), err
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "store", "import", "inspect-model", "families", "verify", "config"])
+LONG = [
+    pytest.param(name, marks=pytest.mark.long) for name in ("checkpoint", "import", "inspect-model", "verify", "config")
+]
+
+
+@pytest.mark.parametrize("name", ["store", "families", *LONG])
 def test_a_command_that_prints_ends_without_a_word(commands, name):
     status, err = without_reader("-m", "dist_moe.cli.main", name, *commands[name])
     assert (status, err) == (141, "")
@@ -94,6 +99,7 @@ def test_a_full_standard_output(trained):
     assert done.stderr == "dist-moe: error: cannot write to standard output: No space left on device\n"
 
 
+@pytest.mark.long
 def test_nobody_reads_either_stream(trained, tmp_path):
     """Progress bars write to stderr."""
     command = [sys.executable, "-m", "dist_moe.cli.main", "evaluate", str(trained.run_dir)]
@@ -103,7 +109,9 @@ def test_nobody_reads_either_stream(trained, tmp_path):
     assert (tmp_path / "run" / "evaluation.json").is_file()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [">&-", *(pytest.param(each, marks=pytest.mark.long) for each in ("2>&-", ">&- 2>&-"))]
+)
 def test_closed_streams(trained, closed):
     line = f"{sys.executable} -m dist_moe.cli.main inspect-model {trained.model} {closed}"
     done = subprocess.run(

@@ -30,6 +30,7 @@ for engine in ("deepspeed", "fsdp"):
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_deepspeed_then_fsdp_then_one_process(trained, tmp_path, capsys):
     run_dir = tmp_path / "run"

@@ -59,6 +59,7 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_that_replaces_another_leaves_it_until_it_is_whole(killed):
     _, found = killed
@@ -70,6 +71,7 @@ def test_a_run_that_replaces_another_leaves_it_until_it_is_whole(killed):
     assert sum(marked for *_, marked, _ in kills) >= 5
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_on_a_full_disk_the_earlier_results_stay(killed):
     _, found = killed
@@ -77,6 +79,7 @@ def test_on_a_full_disk_the_earlier_results_stay(killed):
     assert [(first, same, marked) for first, same, marked, _ in limited] == [(2, True, False)] * len(limited)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_same_command_then_replaces_it_whole(killed):
     work, found = killed
@@ -143,6 +146,7 @@ def test_a_second_analysis_waits_and_is_told_that_there_are_masks(fresh):
     MaskStore.open(fresh.masks).check()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_jobs_that_share_an_analysis_at_the_same_time(fresh):
     base = [sys.executable, "-m", "dist_moe.cli.main", "analyze", "--config", str(fresh.config), "--analysis.part"]

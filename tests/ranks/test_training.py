@@ -1,13 +1,10 @@
 """N ranks on DeepSpeed equal one plain process, and not one bit moves outside a batch's mask."""
 
-import os
-import pickle  # noqa: TID251 (a file of this test's own)
 from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from torch.distributed.tensor import DTensor
 
 from dist_moe.config.objective import ObjectiveConfig
@@ -68,10 +65,12 @@ class Case:
     dpo: float = 0.0
     trains: str = "experts"
     rounds: tuple[str, ...] = ()
+    long: bool = False
+    """Whether each of its features is in another case, too, so that it is of the long tail."""
 
     def __str__(self) -> str:
         """What differs from the first case."""
-        given = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        given = ((field.name, getattr(self, field.name), field.default) for field in fields(self)[:-1])
         return " ".join(f"{name} {value}" for name, value, default in given if value != default)
 
 
@@ -83,66 +82,84 @@ CASES = [
     Case(masks="adversarial", checkpointing=True),
     Case(masks="adversarial", mode="update"),
     Case(masks="adversarial", rows=1),
-    Case(family="mixtral", placement="balanced"),
-    Case(masks="adversarial", mode="update", placement="balanced", checkpointing=True),
+    Case(family="mixtral", placement="balanced", long=True),
+    Case(masks="adversarial", mode="update", placement="balanced", checkpointing=True, long=True),
     Case(engine="fsdp"),
     Case(engine="fsdp", masks="adversarial", mode="update", micro_batch_size=2),
     Case(engine="fsdp", family="olmoe", masks="adversarial", checkpointing=True, placement="balanced"),
-    Case(engine="fsdp", family="mixtral", masks="adversarial", rows=1, mode="update"),
+    Case(engine="fsdp", family="mixtral", masks="adversarial", rows=1, mode="update", long=True),
     Case(family="olmoe", scope="unsafe", micro_batch_size=2, checkpointing=True),
-    Case(family="deepseek_v3", micro_batch_size=2, placement="balanced"),
+    Case(family="deepseek_v3", micro_batch_size=2, placement="balanced", long=True),
     Case(family="deepseek_v3", engine="fsdp", masks="adversarial", mode="update", checkpointing=True),
     Case(family="gpt_oss", engine="fsdp", micro_batch_size=2),
-    Case(family="gpt_oss", masks="adversarial", mode="update", placement="balanced"),
+    Case(family="gpt_oss", masks="adversarial", mode="update", placement="balanced", long=True),
     Case(family="gpt_oss", masks="adversarial", placement="3 + 5", micro_batch_size=2, checkpointing=True),
-    Case(family="mixtral", placement="3 + 5", mode="update", engine="fsdp"),
+    Case(family="mixtral", placement="3 + 5", mode="update", engine="fsdp", long=True),
     # ZeRO-3 over the dense weights
     Case(zero=3),
     Case(zero=3, masks="adversarial", mode="update", checkpointing=True),
-    Case(zero=3, family="olmoe", masks="adversarial", micro_batch_size=2, checkpointing=True, placement="balanced"),
-    Case(zero=3, family="gpt_oss", masks="adversarial", mode="update", rows=1),
+    Case(
+        zero=3,
+        family="olmoe",
+        masks="adversarial",
+        micro_batch_size=2,
+        checkpointing=True,
+        placement="balanced",
+        long=True,
+    ),
+    Case(zero=3, family="gpt_oss", masks="adversarial", mode="update", rows=1, long=True),
     Case(zero=3, family="deepseek_v3", micro_batch_size=2),
     Case(zero=3, family="gpt_oss", fill="natural", scope="unsafe", micro_batch_size=2, checkpointing=True),
     # each token's own choice
     Case(fill="natural", scope="unsafe", placement="balanced"),
-    Case(fill="natural", family="deepseek_v3", masks="adversarial", micro_batch_size=2, checkpointing=True),
+    Case(fill="natural", family="deepseek_v3", masks="adversarial", micro_batch_size=2, checkpointing=True, long=True),
     Case(fill="natural", family="olmoe", masks="adversarial", kl=20.0, scope="unsafe", ep_size=2),
-    Case(fill="natural", family="gpt_oss", engine="fsdp", masks="adversarial"),
+    Case(fill="natural", family="gpt_oss", engine="fsdp", masks="adversarial", long=True),
     # several replicas of the experts
     Case(ep_size=1),
-    Case(ep_size=1, engine="fsdp", family="olmoe", masks="adversarial", mode="update", micro_batch_size=2),
+    Case(ep_size=1, engine="fsdp", family="olmoe", masks="adversarial", mode="update", micro_batch_size=2, long=True),
     Case(ep_size=2, masks="adversarial", placement="balanced"),
     Case(ep_size=2, masks="adversarial", mode="update", rows=1, checkpointing=True),
-    Case(ep_size=2, family="olmoe", mode="update", placement="balanced", micro_batch_size=1),
+    Case(ep_size=2, family="olmoe", mode="update", placement="balanced", micro_batch_size=1, long=True),
     Case(ep_size=2, family="mixtral", engine="fsdp", masks="adversarial", placement="balanced", checkpointing=True),
-    Case(ep_size=2, family="deepseek_v3", engine="fsdp", placement="balanced", micro_batch_size=1),
-    Case(ep_size=2, family="gpt_oss", placement="3 + 5", mode="update", micro_batch_size=1),
-    Case(ep_size=1, family="mixtral", masks="adversarial", mode="update"),
+    Case(ep_size=2, family="deepseek_v3", engine="fsdp", placement="balanced", micro_batch_size=1, long=True),
+    Case(ep_size=2, family="gpt_oss", placement="3 + 5", mode="update", micro_batch_size=1, long=True),
+    Case(ep_size=1, family="mixtral", masks="adversarial", mode="update", long=True),
     # bfloat16 weights, float32 gradients and state
     Case(dtype=torch.bfloat16, engine="fsdp", ep_size=1, mode="update", micro_batch_size=2),
-    Case(dtype=torch.bfloat16, ep_size=2, family="gpt_oss", mode="update", placement="balanced"),
+    Case(dtype=torch.bfloat16, ep_size=2, family="gpt_oss", mode="update", placement="balanced", long=True),
     Case(ep_size=2, family="mixtral", zero=3, masks="adversarial", mode="update", checkpointing=True),
     # a divergence from the base model beside the cross-entropy
     Case(kl=20.0, mode="update", micro_batch_size=2, checkpointing=True),
-    Case(kl=0.5, masks="adversarial", placement="balanced", micro_batch_size=1),
+    Case(kl=0.5, masks="adversarial", placement="balanced", micro_batch_size=1, long=True),
     Case(kl=0.5, masks="adversarial", rows=1, kl_rows="unsafe"),  # no row of the kind
     Case(kl=0.5, engine="fsdp", family="olmoe", scope="unsafe", kl_rows="all", checkpointing=True),
-    Case(kl=20.0, cross_entropy=0.0, engine="fsdp", masks="adversarial", kl_rows="all", micro_batch_size=2),
+    Case(kl=20.0, cross_entropy=0.0, engine="fsdp", masks="adversarial", kl_rows="all", micro_batch_size=2, long=True),
     Case(kl=0.5, zero=3, family="deepseek_v3", kl_rows="unsafe", masks="adversarial", micro_batch_size=2),
-    Case(kl=20.0, ep_size=2, family="mixtral", mode="update", micro_batch_size=1, placement="balanced"),
+    Case(kl=20.0, ep_size=2, family="mixtral", mode="update", micro_batch_size=1, placement="balanced", long=True),
     # terms on router logits, alone and beside others
     Case(drift=20.0, consistency=20.0, micro_batch_size=2, checkpointing=True),
-    Case(drift=20.0, consistency=20.0, cross_entropy=0.0, engine="fsdp", masks="adversarial", micro_batch_size=1),
+    Case(
+        drift=20.0,
+        consistency=20.0,
+        cross_entropy=0.0,
+        engine="fsdp",
+        masks="adversarial",
+        micro_batch_size=1,
+        long=True,
+    ),
     Case(consistency=20.0, masks="adversarial", rows=1, drift=5.0, drift_rows="unsafe"),  # no row of the kind
     Case(
         drift=5.0, consistency=20.0, cross_entropy=0.0, zero=3, family="deepseek_v3", mode="update", micro_batch_size=2
     ),
     Case(consistency=20.0, drift=5.0, drift_rows="unsafe", kl=1.0, engine="fsdp", family="olmoe", scope="unsafe"),
-    Case(consistency=20.0, ep_size=2, family="gpt_oss", mode="update", micro_batch_size=1, checkpointing=True),
+    Case(
+        consistency=20.0, ep_size=2, family="gpt_oss", mode="update", micro_batch_size=1, checkpointing=True, long=True
+    ),
     # pairs of answers; a row in three has none
     Case(dpo=5.0, cross_entropy=0.0, micro_batch_size=2, checkpointing=True),
     Case(dpo=5.0, kl=1.0, kl_rows="safe", drift=5.0, consistency=5.0, engine="fsdp", scope="unsafe", family="olmoe"),
-    Case(dpo=5.0, masks="adversarial", placement="balanced", rows=1, zero=3, mode="update"),
+    Case(dpo=5.0, masks="adversarial", placement="balanced", rows=1, zero=3, mode="update", long=True),
     # a weight of its own for each label
     Case(cross_entropy=0.0, refusals=2.0, answers=0.5, kl=3.0, micro_batch_size=2),
     # routers, beside the experts or alone, in turns, and all dense weights
@@ -361,38 +378,36 @@ def ranks_of(case: Case) -> tuple[int, ...]:
 
 
 RUNS = [(num_ranks, number) for number, case in enumerate(CASES) for num_ranks in ranks_of(case)]
-each_run = pytest.mark.parametrize(("num_ranks", "number"), RUNS, ids=[f"{n} ranks {CASES[i]}" for n, i in RUNS])
+
+
+def of_runs(chosen, named=False):
+    """Parametrizes a test by runs, of which some are of the long tail."""
+    params = [
+        pytest.param(n, i, id=f"{n} ranks {CASES[i]}" if named else None, marks=[pytest.mark.long] * CASES[i].long)
+        for n, i in chosen
+    ]
+    return pytest.mark.parametrize(("num_ranks", "number"), params)
+
+
+each_run = of_runs(RUNS, named=True)
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each rank answered in a run; runs of one engine and number of ranks share their processes.
-
-    Whichever of pytest's own processes needs them first runs them and leaves the answers in a file for the others.
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+def ranks():
+    """What each rank answered in a run; runs of one engine and number of ranks share their processes."""
     known = {}
 
     def answers(num_ranks, number):
         if (num_ranks, number) not in known:
-            engine = CASES[number].engine
-            together = [i for n, i in RUNS if n == num_ranks and CASES[i].engine == engine]
-            file = shared / f"ranks-{engine}-{num_ranks}.pickle"
-            with FileLock(f"{file}.lock"):
-                if not file.exists():
-                    file.write_bytes(pickle.dumps(run_together(num_ranks, [CASES[i] for i in together])))
-            found = pickle.loads(file.read_bytes())  # noqa: S301
+            kind = (CASES[number].engine, CASES[number].long)
+            together = [i for n, i in RUNS if n == num_ranks and (CASES[i].engine, CASES[i].long) == kind]
+            cases = [CASES[i] for i in together]
+            found = [train_cases(CPU, cases)] if num_ranks == 1 else run_ranks(num_ranks, train_cases, cases)
             for i, *case in zip(together, *found, strict=True):
                 known[num_ranks, i] = case
         return known[num_ranks, number]
 
     return answers
-
-
-def run_together(num_ranks: int, cases: list[Case]) -> list[list[dict]]:
-    """By rank, and there by case, what `train_case` returns."""
-    return [train_cases(CPU, cases)] if num_ranks == 1 else run_ranks(num_ranks, train_cases, cases)
 
 
 def reference_of(case: Case) -> Reference:
@@ -465,13 +480,13 @@ def test_optimizer_state_is_on_the_one_rank_that_holds_the_expert(ranks):
     assert all(expert < E // 2 for _, expert in owned[0])
 
 
-@pytest.mark.parametrize(("num_ranks", "number"), [run for run in RUNS if CASES[run[1]].ep_size is not None])
+@of_runs([run for run in RUNS if CASES[run[1]].ep_size is not None])
 def test_of_all_replicas_one_rank_owns_an_experts_state(ranks, num_ranks, number):
     owned = [tuple(key) for answer in ranks(num_ranks, number) for key in answer["state_owner"]]
     assert sorted(owned) == [tuple(pair) for pair in torch.nonzero(masks_of(CASES[number]).any(0)).tolist()]
 
 
-@pytest.mark.parametrize(("num_ranks", "number"), [run for run in RUNS if run[0] > 1])
+@of_runs([run for run in RUNS if run[0] > 1])
 def test_an_optimizer_step_takes_the_same_collectives_whatever_the_mask(ranks, num_ranks, number):
     """One, two more among replicas of experts, and one more if the step trains routers."""
     case = CASES[number]
@@ -492,10 +507,7 @@ def test_state_is_12_bytes_a_parameter_of_the_experts_that_a_rank_owns(ranks, nu
     assert CASES[number].placement != "balanced" or max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize(
-    ("num_ranks", "number"),
-    [(n, i) for n, i in RUNS if n > 1 and (CASES[i].engine == "fsdp" or CASES[i].zero == 3)],
-)
+@of_runs([(n, i) for n, i in RUNS if n > 1 and (CASES[i].engine == "fsdp" or CASES[i].zero == 3)])
 def test_each_rank_keeps_its_share_of_the_dense_weights(ranks, num_ranks, number):
     """But of routers that are trained: each rank has them whole, apart from the module."""
     case = CASES[number]
