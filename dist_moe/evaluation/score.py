@@ -70,7 +70,7 @@ class RowScore:
     """Of each subject but the first, by name: KL(it || first), added up over the tokens of a safe row's response, in
     nats."""
     replies: dict[str, Reply]
-    """By the subject's name."""
+    """By the subject's name; of those that are asked."""
 
 
 def opening(row: Encoded, ends: Collection[int]) -> Encoded:
@@ -91,6 +91,7 @@ def score_rows(
     eos_ids: Sequence[int],
     comm: Comm,
     progress: Callable[[int], object],
+    known: Collection[str] = (),
 ) -> list[RowScore]:
     """Score R rows in their order, the same on every rank; all ranks of `comm` call it with the same rows.
 
@@ -104,10 +105,13 @@ def score_rows(
         eos_ids: tokens that end an answer.
         comm: all ranks.
         progress: is told the rows done each time.
+        known: subjects whose replies are known: they are not asked, and only their distributions are computed, which
+            divergences are of.
     """
     greedy = Sampling(max_new_tokens=max_new_tokens, temperature=0, seed=0, eos_ids=tuple(eos_ids))
     num_openings = len(rows[0].openings)
     models, others = [subject.model for subject in subjects.values()], list(subjects)[1:]
+    asked = [name for name in subjects if name not in known]
     of_each: dict[str, Kind] = {
         "loss": (torch.float64, ()),
         "opening": (torch.float64, (num_openings,)),
@@ -115,11 +119,11 @@ def score_rows(
     }
     found = map_rows(
         rows,
-        lambda some: _pass(subjects, some, num_openings, greedy, pad_id),
+        lambda some: _pass(subjects, asked, some, num_openings, greedy, pad_id),
         comm,
         results={
             "tokens": (torch.int64, ()),
-            **{f"{what} {name}": kind for name in subjects for what, kind in of_each.items()},
+            **{f"{what} {name}": kind for name in asked for what, kind in of_each.items()},
             **{f"kl {name}": (torch.float64, ()) for name in others},
         },
         length=lambda row: row.longest(max_new_tokens),
@@ -138,7 +142,7 @@ def score_rows(
                     opening_log_p=tuple(lists[f"opening {name}"][i]),
                     ids=tuple(token for token in lists[f"ids {name}"][i] if token != NO_TOKEN),
                 )
-                for name in subjects
+                for name in asked
             },
         )
         for i in range(len(rows))
@@ -147,7 +151,12 @@ def score_rows(
 
 @torch.no_grad()
 def _pass(
-    subjects: Mapping[str, Subject], rows: Sequence[Scorable], num_openings: int, greedy: Sampling, pad_id: int
+    subjects: Mapping[str, Subject],
+    asked: Collection[str],
+    rows: Sequence[Scorable],
+    num_openings: int,
+    greedy: Sampling,
+    pad_id: int,
 ) -> dict[str, torch.Tensor]:
     """What `score_rows` wants to know of the rows of one forward pass."""
     own = [each.row for each in rows]
@@ -155,17 +164,17 @@ def _pass(
     first_mV: torch.Tensor | None = None
     for name, subject in subjects.items():
         with subject.in_force():
-            sums, tokens, safe_mV = _log_p(subject, own, pad_id)
-            of_openings = [
-                _log_p(subject, [each.openings[t] for each in rows], pad_id)[:2] for t in range(num_openings)
-            ]
-            means = [total / number.clamp(min=1) for total, number in of_openings]
-            found |= {
-                "tokens": tokens,
-                f"loss {name}": -sums,
-                f"opening {name}": torch.stack(means, 1) if means else sums.new_zeros(len(sums), 0),
-                f"ids {name}": _answers(subject.model, own, greedy, pad_id),
-            }
+            sums, found["tokens"], safe_mV = _log_p(subject, own, pad_id)
+            if name in asked:
+                of_openings = [
+                    _log_p(subject, [each.openings[t] for each in rows], pad_id)[:2] for t in range(num_openings)
+                ]
+                means = [total / number.clamp(min=1) for total, number in of_openings]
+                found |= {
+                    f"loss {name}": -sums,
+                    f"opening {name}": torch.stack(means, 1) if means else sums.new_zeros(len(sums), 0),
+                    f"ids {name}": _answers(subject.model, own, greedy, pad_id),
+                }
         if first_mV is None:
             first_mV = safe_mV
         else:

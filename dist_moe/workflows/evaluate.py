@@ -27,6 +27,7 @@ from dist_moe.report.evaluation import evaluation_lines
 from dist_moe.report.model import forward_passes
 from dist_moe.weights.identity import shared_model_hash
 from dist_moe.workflows.answers import require_finite, scorable
+from dist_moe.workflows.base_answers import KeptBase, base_asked
 from dist_moe.workflows.conclude import conclude, find_places, outcomes_of
 from dist_moe.workflows.evaluated import Evaluated, is_run, read_evaluated, require_place
 from dist_moe.workflows.evaluation_request import EvaluationRequest
@@ -86,18 +87,20 @@ def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], request: Evaluation
     mesh = Mesh.of(comm, config.evaluation.ep_size, "evaluation.ep_size")
     models = dict.fromkeys(path for path in (config.model.path, evaluated.before) if path is not None)
     hashes = {path: shared_model_hash(path, comm, rehash=config.rehash) for path in models}
+    kept = KeptBase.read(request.base_answers, base_asked(evaluated, rows, asked, judges, hashes), len(asked), comm)
     with together(comm):
         evaluated.require_model(hashes[config.model.path])
         model, subjects = evaluated.load(mesh)
     for line in forward_passes(model):
         log.info(line)
-    scores = _score(evaluated, rows, asked, subjects, comm)
+    scores = _score(evaluated, rows, asked, subjects, comm, known=("before",) if kept.is_known else ())
     with together(comm):
         require_finite(rows.prompts.prompts, scores)
 
     def judge() -> None:
         assert placed is not None
-        found = conclude(evaluated, rows, placed, outcomes_of(rows, texts, scores, judges), scores, judges, hashes)
+        outcomes = kept.completed(outcomes_of(rows, texts, scores, judges))
+        found = conclude(evaluated, rows, placed, outcomes, scores, judges, hashes)
         if request.tasks is not None:  # what has been found is on disk by now, should the harness fail
             found = [_with_capabilities(found, evaluated, request.tasks, chat=bool(rows.tokenizer.chat_template))]
         for line in _lines(evaluated, found, request.max_over_refusal):
@@ -115,7 +118,12 @@ def _with_capabilities(found: Sequence[Evaluation], evaluated: Evaluated, tasks:
 
 
 def _score(
-    evaluated: Evaluated, rows: TokenRows, asked: Sequence[Scorable], subjects: Mapping[str, Subject], comm: Comm
+    evaluated: Evaluated,
+    rows: TokenRows,
+    asked: Sequence[Scorable],
+    subjects: Mapping[str, Subject],
+    comm: Comm,
+    known: Sequence[str],
 ) -> list[RowScore]:
     settings = evaluated.config.evaluation
     quiet = comm.rank != 0 or not log.isEnabledFor(logging.INFO)
@@ -129,6 +137,7 @@ def _score(
             eos_ids=rows.end_ids,
             comm=comm,
             progress=bar.update,
+            known=known,
         )
 
 

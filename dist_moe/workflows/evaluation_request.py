@@ -38,6 +38,9 @@ class EvaluationRequest:
     """What lm-evaluation-harness measures beside, with the model that it loads itself."""
     settings: Sequence[str] = ()
     """Words of a command line, such as `--evaluation.max_new_tokens 64`."""
+    base_answers: Path | None = None
+    """File that keeps what the model before says to these rows: it is asked only if the file is not there, or is of
+    something else."""
     section: EvaluationConfig | None = None
     """All settings of `evaluation`, instead of those that a run was trained with."""
 

@@ -14,6 +14,7 @@ from dist_moe.config.load import changed, settings_of
 from dist_moe.config.schema import Config
 from dist_moe.engines.build import engine_name
 from dist_moe.errors import UserError, shown
+from dist_moe.evaluation.base_answers import BASE_ANSWERS
 from dist_moe.evaluation.record import INDEX, Evaluation, read_evaluation
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
@@ -144,7 +145,8 @@ def run_variant(
         _require_settings(run.path, trained.facts.settings, result_settings(own))
         found = read_evaluation(run.path) if (run.path / INDEX).exists() else None
     if found is None or not _is_of(found, own, data_hash, trained.experts.digest):
-        evaluate(EvaluationRequest(path=run.path, data=data, section=own.evaluation), comm)
+        kept = config.run_dir / BASE_ANSWERS
+        evaluate(EvaluationRequest(path=run.path, data=data, section=own.evaluation, base_answers=kept), comm)
         with together(comm):
             found = read_evaluation(run.path)
     num_parameters = trained.facts.num_union_parameters + trained.facts.num_dense_parameters

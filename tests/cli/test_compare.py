@@ -2,16 +2,19 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
 import dist_moe
+from dist_moe.artefacts import checked
 from dist_moe.cli.main import main
+from dist_moe.evaluation.base_answers import BaseAnswers
 from dist_moe.store import MaskStore
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
+from tests.pages import Page
 
 VARIANTS = ("threshold_top_k,train.mode=update", "union,train.mode=update,train.lr=1e-2")
 NAMES = ("threshold_top_k,mode=update", "union,mode=update,lr=1e-2")
@@ -93,6 +96,64 @@ def test_a_second_time_it_trains_nothing_and_says_the_same(compared, given, capf
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert read(compared / "comparison.json") == before
     assert capfd.readouterr().out.count("Evaluation: ") == 1
+
+
+def test_each_run_is_evaluated_as_by_itself(compared, given, tmp_path):
+    """Its before is the base model's answers, which the comparison has asked for once."""
+    for name in NAMES:
+        run = compared / "seed-1" / name
+        words = ["evaluate", run, "--data", given / "held-out.jsonl", "--out", tmp_path / name]
+        assert main([str(word) for word in words]) == 0
+        for file in ("answers.jsonl", "evaluation.json"):
+            assert (run / file).read_bytes() == (tmp_path / name / file).read_bytes()
+
+
+def changed_base(place, **changes):
+    """What is kept of the base model, with other answers and sealed anew."""
+    kept = checked(BaseAnswers, {key: read(place)[key] for key in ("asked", "outcomes")}, "", "")
+    outcomes = [replace(each, answer=f"kept {number}") for number, each in enumerate(kept.outcomes)]
+    BaseAnswers(asked=replace(kept.asked, **changes), outcomes=outcomes).write(place)
+
+
+def test_the_base_model_is_asked_once_for_all_runs(compared, given, tmp_path):
+    shutil.copytree(compared, tmp_path / "runs")
+    changed_base(tmp_path / "runs" / "base.json")
+    shutil.copy(tmp_path / "runs" / "base.json", tmp_path / "changed.json")
+    (tmp_path / "runs" / "seed-1" / NAMES[1] / "evaluation.json").unlink()
+    assert compare(given, "--run-dir", tmp_path / "runs") == 0
+    rows = rows_of(tmp_path / "runs" / "seed-1" / NAMES[1])
+    assert [row["before"]["answer"] for row in rows] == [f"kept {number}" for number in range(len(rows))]
+    assert [row["after"] for row in rows] == [row["after"] for row in rows_of(compared / "seed-1" / NAMES[1])]
+    assert (tmp_path / "runs" / "base.json").read_bytes() == (tmp_path / "changed.json").read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"model_hash": "0" * 64}, {"tokens_hash": "0" * 64}, {"max_new_tokens": 5}])
+def test_answers_of_another_base_or_to_something_else_are_made_anew(compared, given, tmp_path, changes):
+    shutil.copytree(compared, tmp_path / "runs")
+    changed_base(tmp_path / "runs" / "base.json", **changes)
+    (tmp_path / "runs" / "seed-1" / NAMES[1] / "evaluation.json").unlink()
+    assert compare(given, "--run-dir", tmp_path / "runs") == 0
+    for file in ("base.json", f"seed-1/{NAMES[1]}/answers.jsonl"):
+        assert (tmp_path / "runs" / file).read_bytes() == (compared / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-40], lambda text: text.replace('"ended": false', '"ended": true')]
+)
+def test_damaged_answers_of_the_base_are_refused(compared, given, tmp_path, capfd, damage):
+    shutil.copytree(compared, tmp_path / "runs")
+    place, run = tmp_path / "runs" / "base.json", tmp_path / "runs" / "seed-1" / NAMES[1]
+    assert damage(place.read_text()) != place.read_text()
+    place.write_text(damage(place.read_text()))
+    (run / "evaluation.json").unlink()
+    assert compare(given, "--run-dir", tmp_path / "runs") == 2
+    said = capfd.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert f"{place}" in said[0]
+    assert said[0].endswith("remove it, and give the same command again: the base model is then asked anew")
+    place.unlink()
+    assert compare(given, "--run-dir", tmp_path / "runs") == 0
+    assert place.read_bytes() == (compared / "base.json").read_bytes()
 
 
 def test_other_settings_of_evaluation_train_nothing_and_evaluate_all_runs_anew(compared, given, tmp_path, capfd):
@@ -204,6 +265,29 @@ def test_learning_rates_are_chosen_once(given, chosen, capfd):
         "Learning rates by the lowest mean of refusal loss (unsafe) and answer loss (safe), on 8 training rows" in said
     )
     assert "is at the end of the rates tried" in said
+
+
+def test_the_page_shows_how_learning_rates_were_chosen(given, chosen, compared):
+    found = read(chosen / "learning-rates.json")
+    assert main(["report", str(chosen)]) == 0
+    shown = Page((chosen / "report.html").read_text(encoding="utf-8"))
+    lines = shown.table("Learning rates that were tried").lines[1:]
+    expected = [
+        [name, f"{tried['lr']:g}", "chosen" if tried["lr"] == choice["lr"] else "", f"{tried['loss']:.4f}"]
+        for name, choice in found["choices"].items()
+        for tried in choice["tried"]
+    ]
+    assert [line[:4] for line in lines] == expected
+    assert len(expected) == 4
+    assert f"on {found['num_validation']} training rows that these runs were not trained on" in shown.text
+    assert shown.text.count("is at the end of the rates tried") == 2
+    shutil.copy(chosen / "learning-rates.json", compared / "learning-rates.json")  # of variants that are not here
+    try:
+        assert main(["report", str(compared)]) == 0
+    finally:
+        (compared / "learning-rates.json").unlink()
+    assert "How learning rates were chosen" not in (compared / "report.html").read_text(encoding="utf-8")
+    (compared / "report.html").unlink()
 
 
 @pytest.mark.parametrize(

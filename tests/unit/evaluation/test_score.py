@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dist_moe.data.batches import token_budget
 from dist_moe.data.tokens import Encoded
 from dist_moe.evaluation.score import Scorable, Subject, opening, score_rows
 from dist_moe.model.model import adopt
@@ -41,14 +42,18 @@ def greedy(model, row):
     return tuple(written)
 
 
+def models():
+    return {"before": adopt(tiny_model("mixtral"), CPU), "after": adopt(tiny_model("mixtral", seed=1), CPU)}
+
+
 @pytest.fixture(scope="module")
 def scores():
-    subjects = {
-        "before": Subject(adopt(tiny_model("mixtral"), CPU)),
-        "after": Subject(adopt(tiny_model("mixtral", seed=1), CPU)),
-    }
+    return scored(models())
+
+
+def scored(models, **more):
     return score_rows(
-        subjects,
+        {name: Subject(model) for name, model in models.items()},
         [Scorable(row, openings) for row, openings in zip(ROWS, OPENINGS, strict=True)],
         max_new_tokens=NEW,
         micro_batch_tokens=60,
@@ -56,7 +61,20 @@ def scores():
         eos_ids=(EOS,),
         comm=CPU,
         progress=lambda _: None,
+        **more,
     )
+
+
+def test_what_is_known_is_not_asked_again_and_all_else_has_the_same_bits(scores):
+    both, passes = models(), []
+    both["before"].module.register_forward_hook(lambda *_: passes.append(1))
+    again = scored(both, known=("before",))
+    assert [set(score.replies) for score in again] == [{"after"}] * len(ROWS)
+    assert [(score.replies["after"], score.kl_sums, score.num_loss_tokens) for score in again] == [
+        (score.replies["after"], score.kl_sums, score.num_loss_tokens) for score in scores
+    ]
+    lengths = [Scorable(row, openings).longest(NEW) for row, openings in zip(ROWS, OPENINGS, strict=True)]
+    assert len(passes) == len(token_budget(lengths, 60))  # one each: no opening, and no token of an answer
 
 
 def test_each_row_alone_has_these_numbers(scores):
