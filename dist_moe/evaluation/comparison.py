@@ -65,7 +65,7 @@ MEASURES = {
     REFUSAL_LOSS: Measure("unsafe", _loss, False),
     ANSWER_LOSS: Measure("safe", _loss, False),
 }
-"""Of each, the mean over prompts; rows of one prompt are one value, their mean."""
+"""Of each, the mean over prompts; rows of one prompt are one value, their mean. None can be below 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,7 @@ def levels_and_differences(
             for variant, of_seeds in tables.items()
         }
         for variant, values_SP in values.items():
-            levels[variant][name] = crossed_mean(values_SP, are_rates=measure.is_rate)
+            levels[variant][name] = crossed_mean(values_SP, are_rates=measure.is_rate, least=0.0)
             if variant != reference:
                 difference = crossed_difference(values_SP, values[reference], are_rates=measure.is_rate)
                 differences[variant][name] = difference

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from dist_moe.artefacts import EXACT, write_sealed
+from dist_moe.artefacts import EXACT, read_sealed, write_sealed
 from dist_moe.evaluation.measures import ANSWER_LOSS, DIVERGENCE, REFUSAL_LOSS, REFUSED_SAFE, REFUSED_UNSAFE
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.evaluation.rows import Kind
 
 FORMAT, VERSION = "dist_moe learning rates", 1
+LEARNING_RATES = "learning-rates.json"
+"""Its file, in the directory of all runs of a comparison."""
 RULE = f"lowest mean of {REFUSAL_LOSS} and {ANSWER_LOSS}"
 NUMBERS = (REFUSAL_LOSS, ANSWER_LOSS, DIVERGENCE, REFUSED_UNSAFE, REFUSED_SAFE)
 
@@ -84,3 +86,18 @@ class LearningRates:
 
     def write(self, path: Path) -> None:
         write_sealed(path, FORMAT, VERSION, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> LearningRates:
+        """What `write` wrote.
+
+        Raises:
+            UserError: it cannot be read, is of another version, or not as it was written.
+        """
+        return read_sealed(path, FORMAT, VERSION, cls, "remove it, and run `dist-moe compare --lrs` again")[0]
+
+    def of(self, lrs: Mapping[str, float]) -> LearningRates:
+        """Only the choices of variants that were trained with them; `lrs` are those of a comparison, whose variants
+        have got their rate's name."""
+        kept = {name: each for name, each in self.choices.items() if f"{name},lr={each.lr!r}" in lrs}
+        return replace(self, choices=kept)

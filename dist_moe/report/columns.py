@@ -1,4 +1,4 @@
-"""Tables of text for the console."""
+"""What tables have in their cells, and tables of text for the console."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def columns(head: Sequence[str], lines: Sequence[Sequence[str]], indent: str = "
         indent + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in (head, *lines)
     )
+
+
+def spread(numbers: Sequence[int]) -> str:
+    """Numbers of several seeds: `1,024 to 2,048`, or one if all are the same."""
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import pandas as pd
 
 from dist_moe.evaluation.comparison import MEASURES, Comparison
-from dist_moe.evaluation.learning_rates import NUMBERS, LearningRates
+from dist_moe.evaluation.learning_rates import NUMBERS, LearningRates, Tried
+from dist_moe.report.columns import spread
 from dist_moe.stats.crossed import Mean
 
 
@@ -34,8 +35,8 @@ def _table(cells: Mapping[str, Mapping[str, Mean]], found: Comparison, shown: Ca
     lines = {}
     for variant, by_measure in cells.items():
         line = {
-            "experts": _range(found.num_experts.get(variant, [0])),
-            "trainable parameters": _range(found.num_parameters.get(variant, [0])),
+            "experts": spread(found.num_experts.get(variant, [0])),
+            "trainable parameters": spread(found.num_parameters.get(variant, [0])),
             "lr": f"{found.lrs[variant]:g}" if variant in found.lrs else "-",
         }
         line |= {name: shown(by_measure[name]) if name in by_measure else "-" for name in MEASURES}
@@ -43,26 +44,37 @@ def _table(cells: Mapping[str, Mapping[str, Mean]], found: Comparison, shown: Ca
     yield from pd.DataFrame.from_dict(lines, orient="index").to_string().splitlines()
 
 
-def _range(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
-
-
 def learning_rate_lines(found: LearningRates) -> Iterator[str]:
     """The rule, and a line for each rate of each variant; the chosen one has a mark."""
-    yield (
-        f"Learning rates by the {found.rule}, on {found.num_validation} training rows that these runs were not trained "
-        f"on (of {found.num_fitted + found.num_validation}, divided by prompt, seed {found.seed}); no held-out row was "
-        "looked at. * chosen"
-    )
+    yield f"{chosen_by(found)}. * chosen"
     lines = []
     for variant, choice in found.choices.items():
         for tried in choice.tried:
             mark = " *" if tried.lr == choice.lr else "  "
-            numbers = {name: f"{tried.measures[name]:.3f}" if name in tried.measures else "-" for name in NUMBERS}
-            lines.append({"variant": variant, "lr": f"{tried.lr:g}{mark}", "loss": f"{tried.loss:.4f}", **numbers})
+            lines.append(
+                {"variant": variant, "lr": f"{tried.lr:g}{mark}", "loss": f"{tried.loss:.4f}", **tried_numbers(tried)}
+            )
     if lines:
         yield from pd.DataFrame(lines).to_string(index=False).splitlines()
+    yield from worth_a_look(found)
+
+
+def chosen_by(found: LearningRates) -> str:
+    """The rule, and the rows that it looked at."""
+    return (
+        f"Learning rates by the {found.rule}, on {found.num_validation} training rows that these runs were not trained "
+        f"on (of {found.num_fitted + found.num_validation}, divided by prompt, seed {found.seed}); no held-out row was "
+        "looked at"
+    )
+
+
+def tried_numbers(tried: Tried) -> dict[str, str]:
+    """What else was measured with a rate, by name."""
+    return {name: f"{tried.measures[name]:.3f}" if name in tried.measures else "-" for name in NUMBERS}
+
+
+def worth_a_look(found: LearningRates) -> Iterator[str]:
+    """Choices at the end of what was tried."""
     for variant, choice in found.choices.items():
         if choice.is_at_end:
             yield f"{variant}: {choice.lr:g} is at the end of the rates tried: a better one may lie beyond it"

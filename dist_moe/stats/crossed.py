@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 from scipy.special import stdtrit
@@ -25,7 +26,7 @@ class Mean:
         return self.low > 0 or self.high < 0
 
 
-def crossed_mean(values_SP: np.ndarray, *, are_rates: bool = False) -> Mean:
+def crossed_mean(values_SP: np.ndarray, *, are_rates: bool = False, least: float = -inf) -> Mean:
     """Mean of float [S, P]: S runs, each on the same P prompts, both drawn from many.
 
     The two-way random effects model (Searle, Casella, McCulloch 1992, chapter 4): y_sp = m + a_s + b_p + e_sp, so that
@@ -33,6 +34,9 @@ def crossed_mean(values_SP: np.ndarray, *, are_rates: bool = False) -> Mean:
     bring the estimate below what seeds or prompts alone say; then that is taken instead. One run says nothing of other
     seeds: the interval is then of prompts alone. Where all values are the same there is no variance to go by; for
     `are_rates`, values in [0, 1], the interval is never narrower than Wilson's on P prompts.
+
+    Student's interval is symmetric, so it may reach below `least`, which no value can be below. It is then cut there:
+    no mean that can be is lost, so it covers the true one exactly as often.
 
     Raises:
         ValueError: there are fewer than two prompts.
@@ -54,7 +58,7 @@ def crossed_mean(values_SP: np.ndarray, *, are_rates: bool = False) -> Mean:
             sources.append((both, both**2 / squares))
     square, df = max(sources)
     half = float(stdtrit(df, 0.5 + LEVEL / 2) * np.sqrt(square / values_SP.size)) if square > 0 else 0.0
-    low, high = mean - half, mean + half
+    low, high = max(min(least, mean), mean - half), mean + half
     if not are_rates:
         return Mean(mean, low, high, num_prompts)
     return _at_least(Mean(mean, low, high, num_prompts), wilson(mean * num_prompts, num_prompts), 0.0)

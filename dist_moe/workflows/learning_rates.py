@@ -19,7 +19,7 @@ from dist_moe.config.schema import Config
 from dist_moe.data.rows import Prompt, read_prompts, row_of
 from dist_moe.data.validation import divide
 from dist_moe.errors import UserError
-from dist_moe.evaluation.learning_rates import RULE, Choice, LearningRates, Tried
+from dist_moe.evaluation.learning_rates import LEARNING_RATES, RULE, Choice, LearningRates, Tried
 from dist_moe.evaluation.rows import Kind
 from dist_moe.files import write_text_atomic, writing
 from dist_moe.parallel.comm import Comm
@@ -29,7 +29,7 @@ from dist_moe.workflows.variants import Variant, run_variant, variant_config
 
 log = logging.getLogger(__name__)
 
-PLACE, RATES = "learning-rates", "learning-rates.json"
+PLACE = "learning-rates"
 KIND: Kind = "held out"
 """Of the validation rows, for the runs that are trained on the others."""
 
@@ -75,7 +75,7 @@ def choose_rates(
     )
     with together(comm), writing(config.run_dir):
         if comm.rank == 0:
-            found.write(config.run_dir / RATES)
+            found.write(config.run_dir / LEARNING_RATES)
     for line in learning_rate_lines(found):
         log.info(line)
     return [each if each.has_lr else each.at(choices[each.name].lr) for each in variants]

@@ -14,6 +14,7 @@ from dist_moe.data.rows import read_prompts
 from dist_moe.errors import UserError
 from dist_moe.evaluation.comparison import COMPARISON, Comparison
 from dist_moe.evaluation.curve import ALPHAS, Curve, read_curve
+from dist_moe.evaluation.learning_rates import LEARNING_RATES, LearningRates
 from dist_moe.evaluation.record import INDEX, Evaluation, read_evaluation
 from dist_moe.files import require_writable, write_text_atomic
 from dist_moe.report.page.contents import ComparisonContents, PageContents, RunContents, Training
@@ -61,10 +62,15 @@ def _contents(paths: Sequence[Path], export: Path | None) -> PageContents:
         raise UserError(f"--export is of a run, but {paths[0]} is a comparison: give the run that was exported")
     return PageContents(
         runs=tuple(read_run(path, None if number else export) for number, path in enumerate(runs)),
-        comparisons=tuple(
-            ComparisonContents(path=path, comparison=Comparison.read(path / COMPARISON)) for path in compared
-        ),
+        comparisons=tuple(_comparison(path) for path in compared),
     )
+
+
+def _comparison(path: Path) -> ComparisonContents:
+    """A comparison, and how its learning rates were chosen, if they were."""
+    found, file = Comparison.read(path / COMPARISON), path / LEARNING_RATES
+    rates = LearningRates.read(file).of(found.lrs) if file.is_file() else None
+    return ComparisonContents(path=path, comparison=found, rates=rates)
 
 
 def _require_something(path: Path) -> None:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from dist_moe.evaluation.comparison import BASE, MEASURES
 from dist_moe.evaluation.measures import REFUSED_SAFE, REFUSED_UNSAFE
 from dist_moe.evaluation.record import EvaluationFacts
+from dist_moe.report.columns import spread
 from dist_moe.report.page.blocks import Cell, Section, joined, note, paragraph, table
 from dist_moe.report.page.charts import Ends, plane_chart
 from dist_moe.report.page.contents import ComparisonContents, RunContents
@@ -49,16 +50,11 @@ def _levels(found: ComparisonContents) -> Markup:
     names = [name for name in MEASURES if any(name in levels for levels in values.levels.values())]
     lines: list[list[Cell]] = []
     for number, (variant, levels) in enumerate(values.levels.items(), 1):
-        trained = [_range(each.get(variant, [0])) for each in (values.num_experts, values.num_parameters)]
+        trained = [spread(each.get(variant, [0])) for each in (values.num_experts, values.num_parameters)]
         lr = f"{values.lrs[variant]:g}" if variant in values.lrs else "–"
         lines.append([f"{number} {variant}", *trained, lr, *(shown(name, levels.get(name)) for name in names)])
     head = ["variant", "experts trained", "trainable parameters", "learning rate", *names]
     return table("Mean over seeds and prompts", head, lines)
-
-
-def _range(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _differences(found: ComparisonContents) -> Markup:

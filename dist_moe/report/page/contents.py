@@ -9,6 +9,7 @@ from pathlib import Path
 from dist_moe.config.schema import Config
 from dist_moe.evaluation.comparison import Comparison
 from dist_moe.evaluation.curve import Curve
+from dist_moe.evaluation.learning_rates import LearningRates
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.store.counts import Counts
 from dist_moe.store.read import MaskStore
@@ -70,6 +71,8 @@ class ComparisonContents:
 
     path: Path
     comparison: Comparison
+    rates: LearningRates | None
+    """How its learning rates were chosen. None: they were given."""
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ from dist_moe.report.page.experts import experts
 from dist_moe.report.page.limits import limits
 from dist_moe.report.page.missing import missing
 from dist_moe.report.page.overlap import overlap
+from dist_moe.report.page.rates import learning_rates
 from dist_moe.report.page.results import results
 from dist_moe.report.page.shares import shares
 from dist_moe.report.page.what import what
@@ -37,7 +38,8 @@ def page(contents: PageContents) -> str:
     """The page as HTML; the same contents give the same page."""
     parts: list[tuple[str, str, Sequence[Section]]] = []
     for number, found in enumerate(contents.comparisons, 1):
-        parts.append((f"comparison-{number}", f"Comparison {found.name}", [comparison(found, f"comparison-{number}")]))
+        sections = [comparison(found, f"comparison-{number}"), learning_rates(found)]
+        parts.append((f"comparison-{number}", f"Comparison {found.name}", [each for each in sections if each]))
     side_by_side = runs_compared(contents.runs, "runs")
     if side_by_side is not None:
         parts.append(("runs", "All runs", [side_by_side]))

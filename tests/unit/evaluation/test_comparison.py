@@ -69,6 +69,7 @@ def test_levels_are_means_over_seeds_and_prompts_and_differences_are_paired():
     assert set(differences) == {"other", BASE}
     divergence = "KL to the base (safe)"
     assert levels["ours"][divergence].value == pytest.approx(0.15)  # two tokens a row
+    assert (levels["ours"][divergence].low, differences["other"][divergence].low < -0.15) == (0.0, True)
     assert levels[BASE][divergence].value == 0.0
     assert not differences["other"][divergence].is_clear  # two prompts say little
 
@@ -120,7 +121,8 @@ def test_the_table_marks_only_what_is_beyond_chance():
     assert f"-1.000 [{low:+.3f}, {high:+.3f}] *" in below["worse"]
     assert high > -0.95  # thirty prompts say no more
     assert "*" not in below["like"]
-    assert "3-5" in below["like"]
+    assert "3 to 5" in below["like"]
+    assert "30 to 50" in below["like"]
     assert "2 variant(s)" not in text
     assert "3 variant(s), seed(s) 0, 1; 30 held out prompts" in text
     assert "One seed" not in text

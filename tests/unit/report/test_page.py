@@ -197,7 +197,7 @@ def test_a_comparison_names_only_what_is_clear(tmp_path):
     )  # fmt: skip
     values.write(tmp_path / "comparison.json")
     assert Comparison.read(tmp_path / "comparison.json") == values
-    contents = ComparisonContents(path=tmp_path, comparison=values)
+    contents = ComparisonContents(path=tmp_path, comparison=values, rates=None)
     text = page(PageContents(runs=(), comparisons=(contents,)))
     found = Page(text)
     levels = found.table("Mean over seeds and prompts")

@@ -63,6 +63,20 @@ def test_it_covers_the_truth_of_other_seeds_and_prompts(num_runs, at_least):
     assert at_least <= covered / 600 <= 0.985
 
 
+def test_where_no_value_is_below_0_the_interval_is_cut_there_and_covers_as_often():
+    generator, cut = np.random.default_rng(5), 0
+    for _ in range(200):
+        values_P = generator.lognormal(-0.5, 1, 4)  # their mean is 1
+        found, student = crossed_mean(values_P[None], least=0.0), stats.ttest_1samp(values_P, 0).confidence_interval()
+        expected = [values_P.mean(), max(0.0, student.low), student.high]
+        np.testing.assert_allclose([found.value, found.low, found.high], expected, rtol=1e-12, atol=0)
+        assert (found.low <= 1 <= found.high) == (student.low <= 1 <= student.high)
+        cut += student.low < 0
+    assert 50 < cut < 200
+    assert crossed_mean(np.array([[0.0, 0.0, 0.0]]), least=0.0).low == 0.0
+    assert crossed_mean(np.array([[-1e-17, -1e-17]]), least=0.0).low == -1e-17  # a divergence of 0, rounded
+
+
 def test_a_difference_is_clear_if_its_interval_is_on_one_side():
     clear = crossed_mean(np.array([[0.9, 1.0, 1.1, 1.0]] * 2) + np.array([[0.0], [0.02]]))
     assert clear.is_clear
