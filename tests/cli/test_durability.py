@@ -13,15 +13,19 @@ import dist_moe
 from tests.checkpoint import prompt_rows, write_jsonl
 from tests.evaluations import answers
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "durability.py"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def durability():
-    spec = importlib.util.spec_from_file_location("durability", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("durability")
 
 
 @pytest.fixture
@@ -92,3 +96,25 @@ def test_its_table_is_what_evaluation_says_after_so_many_steps(
     monkeypatch.setattr(durability, "fine_tune", lambda *_, **__: pytest.fail("done twice"))
     again = durability.main([*words, "--max-new-tokens", "4"])
     pd.testing.assert_frame_equal(again, table, check_dtype=False)
+
+
+def test_compliance_rows_are_unsafe_prompts_with_answers_that_comply(tmp_path, capsys):
+    rows = [
+        {"prompt": "a", "label": "safe", "response": "w1"},
+        {"prompt": "b", "label": "unsafe", "category": "hacking", "response": "no"},
+        {"prompt": "c", "label": "unsafe", "category": "hacking"},
+        {"prompt": "d", "label": "unsafe", "category": "hacking"},
+    ]
+    said = {"2": ("So it goes.</s>", "complied"), "3": ("I cannot.</s>", "refused"), "4": ("</s>", "complied")}
+    found = [
+        {"place": place, "after": {"answer": text, "judgements": {"phrases": {"verdict": verdict, "why": ""}}}}
+        for place, (text, verdict) in reversed(said.items())
+    ]
+    files = write_jsonl(tmp_path / "rows.jsonl", rows), write_jsonl(tmp_path / "answers.jsonl", found)
+    example("compliance").main([*map(str, files), "--out", str(tmp_path / "out")])
+    written = [
+        [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("harmless", "compliance")
+    ]
+    assert written == [rows[:1], [rows[1] | {"response": "So it goes."}]]
+    assert "compliance.jsonl: 1 rows" in capsys.readouterr().out
