@@ -408,7 +408,13 @@ def compare(
 
 
 def export(
-    run: str | Path, out: str | Path, *, link: bool = False, delta: bool = False, alpha: float = 1.0
+    run: str | Path,
+    out: str | Path,
+    *,
+    link: bool = False,
+    delta: bool = False,
+    alpha: float = 1.0,
+    base_routers: bool = False,
 ) -> Exported:
     """Write a run's trained model to the new directory `out`, or with `delta` only its experts to the new file `out`.
 
@@ -419,6 +425,7 @@ def export(
         delta: write only the trained experts, as one safetensors file, for `apply`.
         alpha: from 0 (the base) to 1 (the trained experts): what is exported is base + alpha * (trained - base),
             rounded once to the checkpoint's data type.
+        base_routers: leave routers that were trained as they are in the base.
 
     Returns:
         The path, and facts about the run.
@@ -436,8 +443,10 @@ def export(
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha: expected a number from 0 to 1, got {alpha}")
     if delta:
-        return Exported(Path(out), workflow.export_delta(Path(run), Path(out), alpha=alpha))
-    return Exported(Path(out), workflow.export(Path(run), Path(out), link=link, alpha=alpha))
+        facts = workflow.export_delta(Path(run), Path(out), alpha=alpha, base_routers=base_routers)
+    else:
+        facts = workflow.export(Path(run), Path(out), link=link, alpha=alpha, base_routers=base_routers)
+    return Exported(Path(out), facts)
 
 
 def apply(base: str | Path, delta: str | Path, out: str | Path) -> Exported:

@@ -35,6 +35,11 @@ def add_model_commands(commands: Any) -> None:
         help="export base + A * (trained - base) of each trained expert, with A from 0 (the base) to 1 (default: "
         "%(default)s); `dist-moe evaluate --alphas` shows what an A does",
     )
+    command.add_argument(
+        "--base-routers",
+        action="store_true",
+        help="leave routers that were trained as they are in the base: what the trained experts do without them",
+    )
     command.set_defaults(run_command=_export)
     command = commands.add_parser(
         "apply", help="apply a delta to its base model: writes the checkpoint that export would write"
@@ -57,10 +62,11 @@ def _export(call: Call) -> int:
     call.output.outlive_reader()
     from dist_moe.workflows.export import export, export_delta
 
-    if call.args.delta:
-        export_delta(call.args.run, call.args.out, alpha=call.args.alpha)
+    args = call.args
+    if args.delta:
+        export_delta(args.run, args.out, alpha=args.alpha, base_routers=args.base_routers)
     else:
-        export(call.args.run, call.args.out, link=call.args.link, alpha=call.args.alpha)
+        export(args.run, args.out, link=args.link, alpha=args.alpha, base_routers=args.base_routers)
     return 0
 
 

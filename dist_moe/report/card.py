@@ -37,6 +37,7 @@ TRAINED = {
     "experts_and_dense": "in each batch of them the experts that a rule selects, and all weights that are no expert's, "
     "were trained. The configuration and the tokenizer are the base's, bit for bit.",
 }
+BASE_ROUTERS = "Its routers were put back: they are the base's, bit for bit. "
 BASELINES = {
     "routers": "**This is a baseline.** Only its routers were trained, and no expert: it is there to be compared with "
     "a model whose experts were.",
@@ -63,6 +64,7 @@ def model_card(facts: Facts, base: Path) -> str:
         f"{100 * number / facts.num_parameters:.2f} % of all parameters"
         for number in (facts.num_union_parameters, facts.num_dense_parameters)
     )
+    has = "experts" if facts.base_routers and facts.trains == "experts_and_routers" else facts.trains
     standing = BASELINES.get(facts.trains, CONTROL if is_control else "")
     has_card = (base / CARD).is_file()
     origin = (
@@ -86,10 +88,10 @@ def model_card(facts: Facts, base: Path) -> str:
         ("Made with", f"dist_moe {facts.dist_moe_version}"),
     ]
     lines = [
-        f"# {name} with {'experts trained as a control' if standing == CONTROL else WHAT[facts.trains]}",
+        f"# {name} with {'experts trained as a control' if standing == CONTROL else WHAT[has]}",
         "",
         f"This model is derived from {name}. Routing was measured on safe and unsafe prompts, and "
-        f"{TRAINED[facts.trains]} {origin}",
+        f"{TRAINED[facts.trains]} {BASE_ROUTERS if facts.base_routers else ''}{origin}",
         "",
         *((standing, "") if standing else ()),
         *_table(("", ""), table),

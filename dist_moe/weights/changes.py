@@ -36,23 +36,27 @@ def trained_places(layout: HubLayout, experts: Iterable[Expert]) -> list[tuple[P
     return sorted(places, key=lambda found: str(found[0]))
 
 
-def dense_places(layout: HubLayout, trained: TrainedExperts) -> list[Place]:
-    """The places of a run's trained dense weights, sorted by name."""
-    return [Place(name) for name in _dense(layout, trained)]
+def dense_places(layout: HubLayout, trained: TrainedExperts, *, base_routers: bool = False) -> list[Place]:
+    """The places of a run's trained dense weights, sorted by name; with `base_routers` not those of routers."""
+    return [Place(name) for name in _dense(layout, trained, base_routers=base_routers)]
 
 
-def _dense(layout: HubLayout, trained: TrainedExperts) -> dict[str, torch.Tensor]:
+def _dense(layout: HubLayout, trained: TrainedExperts, *, base_routers: bool) -> dict[str, torch.Tensor]:
     """A run's trained dense weights by the tensors that they become, sorted by name."""
     if trained.dense is None:
         return {}
     trained.require_dense_fits(layout.dense_shapes, layout.router_weights)
-    return dict(sorted(layout.dense_to_hub(trained.dense_weights()).items()))
+    found = sorted(layout.dense_to_hub(trained.dense_weights()).items())
+    return {name: values for name, values in found if not (base_routers and name in layout.routers)}
 
 
-def trained_changes(layout: HubLayout, trained: TrainedExperts, alpha: float = 1.0) -> Iterator[Change]:
+def trained_changes(
+    layout: HubLayout, trained: TrainedExperts, alpha: float = 1.0, *, base_routers: bool = False
+) -> Iterator[Change]:
     """What a run has trained, under the tensor names and in the data types of the base that `layout` describes.
 
-    With another `alpha` than 1, only this share of their change: see `scaled`.
+    With another `alpha` than 1, only this share of their change: see `scaled`. With `base_routers`, routers stay as
+    they are in the base.
 
     Raises:
         UserError: they are of a model with other layers, experts or shapes, or are not what the run trains.
@@ -61,7 +65,7 @@ def trained_changes(layout: HubLayout, trained: TrainedExperts, alpha: float = 1
     for (layer, expert), weights in trained.weights():
         for place, values in layout.to_hub(layer, expert, weights):
             yield _change(layout, place, values, alpha)
-    for name, values in _dense(layout, trained).items():
+    for name, values in _dense(layout, trained, base_routers=base_routers).items():
         yield _change(layout, Place(name), values, alpha)
 
 

@@ -95,6 +95,7 @@ def delta_places(path: Path, facts: Facts, layout: HubLayout) -> list[Place]:
     may_move = frozenset[str]()
     if facts.trains != "experts":
         may_move = layout.dense(routers_only=facts.trains != "experts_and_dense")
+        may_move -= layout.routers if facts.base_routers else frozenset()
     dense = sorted(read_header(path).keys() & may_move)
     found = read_header(path).keys() - may_move
     of_union = trained_places(layout, facts.union)

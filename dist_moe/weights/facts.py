@@ -136,6 +136,8 @@ class Facts(TrainingFacts):
     evaluation: Quoted | None
     alpha: Annotated[float, Interval(ge=0, le=1)] = 1.0
     """Share of the trained experts' change that is in the weights: base + alpha * (trained - base)."""
+    base_routers: bool = False
+    """Whether routers that were trained are as in the base again."""
 
     @classmethod
     def of(
@@ -146,6 +148,7 @@ class Facts(TrainingFacts):
         num_dense_tensors: int,
         evaluation: Quoted | None,
         alpha: float,
+        base_routers: bool,
     ) -> Facts:
         told = {field.name: getattr(run, field.name) for field in fields(TrainingFacts)}
         return cls(
@@ -155,6 +158,7 @@ class Facts(TrainingFacts):
             num_dense_tensors=num_dense_tensors,
             evaluation=evaluation,
             alpha=alpha,
+            base_routers=base_routers,
         )
 
     @classmethod

@@ -37,29 +37,31 @@ from dist_moe.workflows.trained_run import TrainedRun
 log = logging.getLogger(__name__)
 
 
-def export(run_dir: Path, out: Path, *, link: bool = False, alpha: float = 1.0) -> Facts:
+def export(run_dir: Path, out: Path, *, link: bool = False, alpha: float = 1.0, base_routers: bool = False) -> Facts:
     """Write a run's trained model to the new directory `out`; with `link`, unchanged shards are hard links.
 
-    `alpha` is the share of the trained experts' change that is exported: see `dist_moe.weights.scale`.
+    `alpha` is the share of the trained experts' change that is exported: see `dist_moe.weights.scale`. With
+    `base_routers`, routers that were trained are left as in the base.
     """
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
     layout = _layout(run)
-    base, facts = layout.path, _facts(run, layout, alpha)
-    changes = trained_changes(layout, run.experts, alpha)
+    base, facts = layout.path, _facts(run, layout, alpha, base_routers=base_routers)
+    changes = trained_changes(layout, run.experts, alpha, base_routers=base_routers)
     export_checkpoint(base, changes, out, model_card(facts, base), link=link)
     log.info(f"Exported {out}: {_in_words(facts)}, everything else as in {base}")
     return facts
 
 
-def export_delta(run_dir: Path, out: Path, *, alpha: float = 1.0) -> Facts:
-    """Write a run's trained experts, and the facts about their training, to the new file `out`; `alpha` as above."""
+def export_delta(run_dir: Path, out: Path, *, alpha: float = 1.0, base_routers: bool = False) -> Facts:
+    """Write a run's trained experts, and the facts about their training, to the new file `out`; the rest as above."""
     require_absent(out, "choose another --out or remove it")
     run = TrainedRun.open(run_dir)
     layout = _layout(run)
-    base, facts = layout.path, _facts(run, layout, alpha)
-    changes = trained_changes(layout, run.experts, alpha)
-    places = [place for place, _ in trained_places(layout, run.experts.experts)] + dense_places(layout, run.experts)
+    base, facts = layout.path, _facts(run, layout, alpha, base_routers=base_routers)
+    changes = trained_changes(layout, run.experts, alpha, base_routers=base_routers)
+    places = [place for place, _ in trained_places(layout, run.experts.experts)]
+    places += dense_places(layout, run.experts, base_routers=base_routers)
     write_delta(out, layout, places, changes, facts)
     log.info(f"Exported {out}: {_in_words(facts)}, {out.stat().st_size / 1e6:,.1f} MB")
     log.info(f"  dist-moe apply {base} {out} --out NEW_DIRECTORY")
@@ -84,6 +86,8 @@ def _in_words(facts: Facts) -> str:
     if facts.trains != "experts":
         kind = "dense tensors" if facts.trains == "experts_and_dense" else "router tensors"
         what = f"{what} and {facts.num_dense_tensors} trained {kind}"
+    if facts.base_routers:
+        what = f"{what}, the routers as in the base,"
     return what if facts.alpha == 1 else f"{what} with {alpha_name(facts.alpha)} of their change"
 
 
@@ -94,15 +98,21 @@ def _layout(run: TrainedRun) -> HubLayout:
     return hub_layout(base)
 
 
-def _facts(run: TrainedRun, layout: HubLayout, alpha: float) -> Facts:
+def _facts(run: TrainedRun, layout: HubLayout, alpha: float, *, base_routers: bool) -> Facts:
     """The facts about a run that may be published: names and hashes, no paths of this machine."""
+    if base_routers and run.facts.trains in ("experts", "routers"):
+        left = "it has trained no router" if run.facts.trains == "experts" else "it has trained nothing else"
+        raise UserError(f"--base-routers: {run.dir.path} was trained with train.trains {run.facts.trains}: {left}; "
+                        "leave it out")  # fmt: skip
     facts, experts = run.facts, run.experts.experts
     outside = sorted({*experts} - {*facts.union})
     if outside:
         raise UserError(f"{run.dir.experts}: {expert_name(*outside[0])} is not in the run's union of experts: {ADVICE}")
     facts.require_rules(str(run.dir.experts))
-    name, num_dense = layout.path.resolve().name, len(dense_places(layout, run.experts))
-    return Facts.of(facts, name, len(experts), num_dense, _evaluation(run, alpha), alpha)
+    name = layout.path.resolve().name
+    num_dense = len(dense_places(layout, run.experts, base_routers=base_routers))
+    evaluation = None if base_routers else _evaluation(run, alpha)  # which is with the trained routers
+    return Facts.of(facts, name, len(experts), num_dense, evaluation, alpha, base_routers)
 
 
 def _evaluation(run: TrainedRun, alpha: float) -> Quoted | None:

@@ -98,6 +98,39 @@ def test_a_delta_with_routers_gives_the_export(trained, turns, tmp_path, capsys)
         assert (tmp_path / "applied" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+def test_the_bases_routers_are_put_back(trained, turns, tmp_path, capsys):
+    assert run("export", turns, "--out", tmp_path / "whole") == 0
+    assert run("export", turns, "--out", tmp_path / "out", "--base-routers") == 0
+    assert "0 trained routers, the routers as in the base," in capsys.readouterr().out
+    base, whole, out = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict()
+        for path in (trained.model, tmp_path / "whole", tmp_path / "out")
+    )
+    for name, weight in out.items():
+        assert torch.equal(weight, (whole if ".experts." in name else base)[name]), name
+    assert any(not torch.equal(out[name], base[name]) for name in out)
+    assert run("verify", trained.model, tmp_path / "out", "--masks", trained.masks) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "with repaired experts\n" in card
+    assert "Its routers were put back: they are the base's, bit for bit." in card
+    assert "| Dense tensors changed | 0 |" in card
+    assert run("export", turns, "--delta", "--out", tmp_path / "delta", "--base-routers") == 0
+    assert not any("gate.weight" in name for name in load_file(tmp_path / "delta"))
+    assert run("apply", trained.model, tmp_path / "delta", "--out", tmp_path / "applied") == 0
+    for file in sorted((tmp_path / "out").iterdir()):
+        assert (tmp_path / "applied" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_where_no_router_can_be_put_back_it_is_refused(trained, tmp_path, capsys):
+    words = ("--out", tmp_path / "out", "--base-routers")
+    assert run("export", trained.run_dir, *words) == 2
+    assert "was trained with train.trains experts: it has trained no router; leave it out" in capsys.readouterr().err
+    assert train(trained, tmp_path / "run", "--train.trains", "routers", "--train.epochs", "1") == 0
+    assert run("export", tmp_path / "run", *words) == 2
+    assert "was trained with train.trains routers: it has trained nothing else" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def full(trained, tmp_path_factory):
     """Full fine-tuning: masks of all experts, and all dense weights."""
@@ -121,6 +154,10 @@ def test_full_fine_tuning_is_exported_and_its_card_says_that_it_is_a_baseline(tr
     assert run("verify", trained.model, out, *masks, "--trains", "experts_and_dense") == 0
     assert run("verify", trained.model, out, *masks, "--trains", "experts_and_routers") == 1
     assert "embed_tokens.weight row" in capsys.readouterr().out
+    assert run("export", full / "full", "--out", tmp_path / "restored", "--base-routers") == 0
+    restored = AutoModelForCausalLM.from_pretrained(tmp_path / "restored").state_dict()
+    for name, weight in restored.items():
+        assert torch.equal(weight, (base if "mlp.gate." in name else plain)[name]), name
 
 
 @pytest.mark.parametrize(("which", "alpha"), [("turns", 1), ("turns", 0.5), ("full", 1)])
