@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pandas as pd
 
 from dist_moe.evaluation.comparison import MEASURES, Comparison
-from dist_moe.evaluation.learning_rates import NUMBERS, LearningRates, Tried
+from dist_moe.evaluation.learning_rates import NUMBERS, LearningRates
 from dist_moe.report.columns import spread
 from dist_moe.stats.crossed import Mean
 
@@ -51,9 +51,8 @@ def learning_rate_lines(found: LearningRates) -> Iterator[str]:
     for variant, choice in found.choices.items():
         for tried in choice.tried:
             mark = " *" if tried.lr == choice.lr else "  "
-            lines.append(
-                {"variant": variant, "lr": f"{tried.lr:g}{mark}", "loss": f"{tried.loss:.4f}", **tried_numbers(tried)}
-            )
+            numbers = {name: f"{tried.measures[name]:.3f}" if name in tried.measures else "-" for name in NUMBERS}
+            lines.append({"variant": variant, "lr": f"{tried.lr:g}{mark}", "loss": f"{tried.loss:.4f}", **numbers})
     if lines:
         yield from pd.DataFrame(lines).to_string(index=False).splitlines()
     yield from worth_a_look(found)
@@ -66,11 +65,6 @@ def chosen_by(found: LearningRates) -> str:
         f"on (of {found.num_fitted + found.num_validation}, divided by prompt, seed {found.seed}); no held-out row was "
         "looked at"
     )
-
-
-def tried_numbers(tried: Tried) -> dict[str, str]:
-    """What else was measured with a rate, by name."""
-    return {name: f"{tried.measures[name]:.3f}" if name in tried.measures else "-" for name in NUMBERS}
 
 
 def worth_a_look(found: LearningRates) -> Iterator[str]:

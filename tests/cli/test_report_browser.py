@@ -72,6 +72,19 @@ def test_it_fits_is_legible_and_keeps_to_itself(browser, place):
     assert grounds == {"rgb(255, 255, 255)", "rgb(20, 23, 26)"}
 
 
+def test_on_a_phone_a_long_name_leaves_room_for_the_numbers(browser, run, tmp_path):
+    file = tmp_path / "long.html"
+    category = "some-suite/" + "discrimination_" * 8
+    file.write_text(text_of(dataclasses.replace(run, evaluation=made_evaluation(category))), encoding="utf-8")
+    browser.open(file, 360)
+    widths = browser.of(
+        "[...document.querySelectorAll('tbody th')].filter((each) => each.textContent.includes('discrimination_'))"
+        ".map((each) => each.getBoundingClientRect().width)"
+    )
+    assert widths
+    assert max(widths) <= 9 * 16 + 1
+
+
 def test_the_pointer_shows_the_value_under_it(browser, place):
     browser.open(place, 1280)
     browser.of("document.querySelector('.heat svg').scrollIntoView()")

@@ -26,10 +26,10 @@ PLANE = "Refusals of unsafe prompts against refusals of safe ones"
 def comparison(found: ComparisonContents, key: str) -> Section:
     """The plane, levels, and differences to the reference, of which none is named that chance explains."""
     values = found.comparison
-    seeds = ", ".join(map(str, values.seeds))
+    seeds = ("seed " if len(values.seeds) == 1 else "seeds ") + ", ".join(map(str, values.seeds))
     parts = [
         paragraph(
-            f"Each variant was trained from seed(s) {seeds} and scored on the same {values.kind} prompts, without a "
+            f"Each variant was trained from {seeds} and scored on the same {values.kind} prompts, without a "
             f"mask; judge: {values.judge}. In parentheses 95 % intervals, for other seeds and other prompts."
         )
     ]
@@ -68,7 +68,7 @@ def _differences(found: ComparisonContents) -> Markup:
 
 
 def _difference(name: str, found: Mean | None) -> str:
-    return shown_change(name, found) + (" *" if found is not None and found.is_clear else "")
+    return shown_change(name, found) + ("\u00a0*" if found is not None and found.is_clear else "")
 
 
 def _of_mean(found: Mean | None) -> Ends | None:

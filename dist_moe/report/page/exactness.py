@@ -52,6 +52,8 @@ def _checks(run: RunContents) -> Iterator[Cell]:
         yield (
             f"{audited} of {len(run.steps)} steps were audited: every weight and optimizer value outside what the "
             "step trains had the same checksum before and after. A step that changes one ends the run"
+            if audited
+            else "No step was audited (train.audit): what it leaves alone was not compared with what was there before"
         )
     if run.training is not None:
         union, experts = {*map(tuple, run.training.facts.union)}, {*map(tuple, run.training.experts)}

@@ -8,7 +8,7 @@ from dist_moe.report.evaluation import shown_p
 from dist_moe.stats.crossed import Mean
 from dist_moe.stats.measured import Estimate
 
-__all__ = ["is_share", "shown", "shown_change", "shown_hash", "shown_p"]
+__all__ = ["is_share", "shown", "shown_change", "shown_hash", "shown_p", "shown_value"]
 
 
 TO = "\u00a0to\u00a0"
@@ -25,6 +25,14 @@ def shown(measure: str, found: Estimate | Mean | None) -> str:
     if found is None:
         return "–"
     return _with_interval(found, *_unit(measure, " %"), _rounded)
+
+
+def shown_value(measure: str, value: float | None) -> str:
+    """`58 %`, `0.412`."""
+    if value is None:
+        return "–"
+    scale, digits, unit = _unit(measure, " %")
+    return f"{_rounded(scale * value, digits)}{unit}"
 
 
 def shown_change(measure: str, found: Estimate | Mean | None) -> str:

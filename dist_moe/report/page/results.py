@@ -86,7 +86,7 @@ def _table(groups: Sequence[Group], by: By, *, has_before: bool) -> Markup:
         cells: list[Cell] = [_name(group, by), str(group.num_unsafe), str(group.num_safe)]
         for name in names:
             measure = group.measures.get(name)
-            before = f"{shown(name, measure.before).split(' (')[0]} → " if measure and measure.before else ""
+            before = f"{shown(name, measure.before).split(' (')[0]}\u00a0→\u00a0" if measure and measure.before else ""
             cells.append(before + shown(name, measure.after if measure else None))
         lines.append(cells)
     what = "before → after (interval of after)" if has_before else "value (interval)"

@@ -99,19 +99,14 @@ class Scale:
         return [place * step for place in range(first, last + 1)]
 
 
-def tick_label(value: float, step: float) -> str:
-    """A value with the digits that its scale needs."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3 or abs(value) >= 1e6:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
-
-
 def tick_labels(ticks: list[float]) -> list[str]:
-    """Of a scale's ticks."""
+    """Of a scale's ticks: with the digits that the scale needs, all written in one way."""
     step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) if ticks and ticks[0] else 1.0
-    return [tick_label(tick, step) for tick in ticks]
+    largest = max(map(abs, ticks), default=0.0)
+    if 0 < largest < 1e-3 or largest >= 1e6:
+        return [f"{tick:.1e}".replace("e-0", "e-").replace("e+0", "e") if tick else "0" for tick in ticks]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{tick:,.{digits}f}" if tick else "0" for tick in ticks]
 
 
 def cells(levels_YX: np.ndarray, prefix: str, *, inset: float = 0.0) -> list[Markup]:

@@ -18,6 +18,7 @@ from dist_moe.evaluation.record import Silenced
 from dist_moe.report.page.charts import thinned
 from dist_moe.report.page.contents import ComparisonContents, PageContents
 from dist_moe.report.page.page import page
+from dist_moe.report.page.svg import tick_labels
 from dist_moe.stats.crossed import Mean
 from dist_moe.stats.masks import mask_hash
 from dist_moe.stats.measured import Estimate
@@ -141,6 +142,13 @@ def test_curves_are_those_of_the_steps(run):
     assert "objective from 4 to 0.6667; cross_entropy from 3 to 0.5; kl_to_base from 0.5 to 0.08333" in text
 
 
+def test_an_axis_writes_all_its_numbers_in_one_way():
+    assert tick_labels([0.0, 2e-4, 4e-4, 1e-3]) == ["0", "0.0002", "0.0004", "0.0010"]
+    assert tick_labels([0.0, 1e-5, 3e-5]) == ["0", "1.0e-5", "3.0e-5"]
+    assert tick_labels([0.0, 5e5, 1e6]) == ["0", "5.0e5", "1.0e6"]
+    assert tick_labels([-0.5, 0.0, 1000.0]) == ["-0.5", "0", "1,000.0"]
+
+
 def test_long_trainings_are_thinned_by_means():
     x, y = thinned([*range(1000)], [float(i % 7) for i in range(1000)], 300)
     assert len(x) == len(y) == 300
@@ -151,6 +159,8 @@ def test_long_trainings_are_thinned_by_means():
 def test_checks_are_made_and_may_fail(run, tmp_path):
     assert "Holds: 6 of 6 steps updated their batch's mask" in read(run).text
     assert "2 of 6 steps were audited" in read(run).text
+    unaudited = tuple(dataclasses.replace(step, audited=False) for step in run.steps)
+    assert "No step was audited (train.audit)" in read(dataclasses.replace(run, steps=unaudited)).text
     assert "Holds: 1 of 1 trained experts are in the union" in read(run).text
     steps_file(tmp_path / "wrong.jsonl", run.masks, right=False)
     wrong = dataclasses.replace(run, steps=read_steps(tmp_path / "wrong.jsonl"))
