@@ -83,12 +83,12 @@ def apply(base: Path, delta: Path, out: Path) -> Facts:
 def _in_words(facts: Facts) -> str:
     """What was trained and has changed."""
     what = f"{facts.num_trained_experts} trained experts"
-    if facts.trains != "experts":
+    if facts.num_dense_tensors or (facts.trains != "experts" and not facts.base_routers):
         kind = "dense tensors" if facts.trains == "experts_and_dense" else "router tensors"
         what = f"{what} and {facts.num_dense_tensors} trained {kind}"
-    if facts.base_routers:
-        what = f"{what}, the routers as in the base,"
-    return what if facts.alpha == 1 else f"{what} with {alpha_name(facts.alpha)} of their change"
+    if facts.alpha != 1:
+        what = f"{what} with {alpha_name(facts.alpha)} of their change"
+    return f"{what}, the routers as in the base" if facts.base_routers else what
 
 
 def _layout(run: TrainedRun) -> HubLayout:

@@ -101,7 +101,7 @@ def test_a_delta_with_routers_gives_the_export(trained, turns, tmp_path, capsys)
 def test_the_bases_routers_are_put_back(trained, turns, tmp_path, capsys):
     assert run("export", turns, "--out", tmp_path / "whole") == 0
     assert run("export", turns, "--out", tmp_path / "out", "--base-routers") == 0
-    assert "0 trained routers, the routers as in the base," in capsys.readouterr().out
+    assert "/out: 10 trained experts, the routers as in the base, everything else" in capsys.readouterr().out
     base, whole, out = (
         AutoModelForCausalLM.from_pretrained(path).state_dict()
         for path in (trained.model, tmp_path / "whole", tmp_path / "out")
