@@ -128,20 +128,20 @@ def union(given: Given) -> Work:
 
 def view(name: str, *words: object) -> Callable[[Given], Work]:
     def case(given: Given) -> Work:
-        masks = given.masks
-        return lambda: getattr(views, name)(masks, *words)
+        given.masks  # noqa: B018 (made now)
+        return lambda: getattr(views, name)(given.masks, *words)
 
     return case
 
 
 def diff(given: Given) -> Work:
-    one, other = given.masks, MaskStore.open_whole(given.others_path)
-    return lambda: views.diff(one, other)
+    other = given.others_path
+    return lambda: views.diff(given.masks, MaskStore.open_whole(other))
 
 
 def plots(given: Given) -> Work:
-    masks = given.masks
-    return lambda: write_plots(masks, given.folder / "plots")
+    given.masks  # noqa: B018 (made now)
+    return lambda: write_plots(given.masks, given.folder / "plots")
 
 
 def ledger(given: Given) -> Work:
@@ -170,13 +170,17 @@ def evaluation(given: Given) -> Work:
 
 
 def report(given: Given) -> Work:
-    masks = given.masks
-    run = RunContents(
-        path=given.folder, config=None, masks=masks, later_masks=(), counts=masks.counts, training=None,
-        steps=read_steps(given.metrics), adjustments=(), evaluation=None, curve=None, prompts={}, verification=None,
-        notes=(),
-    )  # fmt: skip
-    return lambda: page(PageContents(runs=(run,), comparisons=()))
+    steps = read_steps(given.metrics)
+
+    def work() -> None:
+        masks = given.masks
+        run = RunContents(
+            path=given.folder, config=None, masks=masks, later_masks=(), counts=masks.counts, training=None,
+            steps=steps, adjustments=(), evaluation=None, curve=None, prompts={}, verification=None, notes=(),
+        )  # fmt: skip
+        page(PageContents(runs=(run,), comparisons=()))
+
+    return work
 
 
 CASES: dict[str, Callable[[Given], Work]] = {

@@ -33,7 +33,7 @@ def prompts(num_batches: int, rows_per_pair: int = 1) -> list[Prompt]:
     """As many safe and unsafe rows as the batches take; each pair id is on so many rows of both labels."""
     found = []
     for i in range(num_batches * BATCH_SIZE // 2):
-        category = f"category {i % NUM_CATEGORIES}"
+        category = f"category {i // (BATCH_SIZE // 2) % NUM_CATEGORIES}"
         for unsafe in (False, True):
             name = f"{'u' if unsafe else 's'}{i:08}"
             messages = (Message("user", f"prompt {name}"),)
