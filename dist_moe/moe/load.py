@@ -30,8 +30,9 @@ from dist_moe.moe.discover import MoELayer
 from dist_moe.moe.internals import WeightConversion, warn_if_untested
 from dist_moe.moe.misfits import refuse_misfits, refuse_not_finite, where
 from dist_moe.weights.configuration import ADVICE, read_config, read_generation_config, refused_by_transformers
-from dist_moe.weights.directory import CONFIG, DTYPES, Row, StoredTensor, read_tensors
+from dist_moe.weights.directory import CONFIG, Row, StoredTensor, read_tensors
 from dist_moe.weights.layout import HubTensor
+from dist_moe.weights.values import DTYPES
 
 
 def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -20,18 +20,9 @@ from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.discover import MoELayer
 from dist_moe.moe.internals import WeightConversion
 from dist_moe.weights.configuration import ADVICE
-from dist_moe.weights.directory import (
-    CONFIG,
-    DTYPES,
-    EXPERT_NUMBER,
-    StoredTensor,
-    as_tensor,
-    expert_number,
-    finite,
-    read_json,
-    weight_files,
-)
+from dist_moe.weights.directory import CONFIG, EXPERT_NUMBER, StoredTensor, expert_number, read_json, weight_files
 from dist_moe.weights.layout import HubTensor
+from dist_moe.weights.values import DTYPES, as_tensor, finite
 
 NEXT_TOKENS = re.compile(r"(^|[._])mtp([._]|$)")
 """Part of the names of multi-token-prediction tensors, for which no model class has a place."""

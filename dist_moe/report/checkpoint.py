@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dist_moe.stats.names import expert_name
-from dist_moe.training.checkpoint import Checkpoint
+from dist_moe.training.checkpoint_index import Checkpoint
 from dist_moe.weights.parts import Expert
 
 SHOWN_EXPERTS = 12

@@ -10,9 +10,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from dist_moe.errors import UserError, shown
 from dist_moe.stats.names import expert_name
 from dist_moe.training.adam import AdamState
-from dist_moe.training.checkpoint import Checkpoint
+from dist_moe.training.checkpoint_index import Checkpoint
 from dist_moe.training.optimizer import SelectiveAdamW
-from dist_moe.weights.parts import INDEX, DensePart, TensorFacts, read_dense, read_part
+from dist_moe.weights.parts import INDEX, DensePart, TensorFacts
+from dist_moe.weights.parts_io import read_dense, read_part
 
 RESTORE = "restore it, or set overwrite to start again"
 

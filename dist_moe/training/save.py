@@ -14,7 +14,8 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.optimizer import SelectiveAdamW
-from dist_moe.weights.parts import TensorFacts, write_dense
+from dist_moe.weights.parts import TensorFacts
+from dist_moe.weights.parts_io import write_dense
 from dist_moe.weights.trained import TrainedExperts, save_index, save_part
 
 

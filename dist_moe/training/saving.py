@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dist_moe.files import hash_first_lines
 from dist_moe.parallel.comm import Comm
-from dist_moe.training.checkpoint import Layout, Parts, UnfinishedCheckpoint
+from dist_moe.training.checkpoint import Parts, UnfinishedCheckpoint
+from dist_moe.training.checkpoint_index import Layout
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.state import TrainState
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from dist_moe.weights.directory import DTYPES, read_tensor
 from dist_moe.weights.layout import HubLayout, Place
 from dist_moe.weights.parts import Expert
 from dist_moe.weights.scale import scaled
 from dist_moe.weights.trained import TrainedExperts
+from dist_moe.weights.values import DTYPES, read_tensor
 
 Change = tuple[Place, np.ndarray]
 """A place in a checkpoint and its new bytes, uint8."""

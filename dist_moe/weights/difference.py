@@ -16,11 +16,12 @@ from dist_moe.errors import UserError
 from dist_moe.files import hash_file
 from dist_moe.weights.changes import trained_places
 from dist_moe.weights.configuration import GENERATION
-from dist_moe.weights.directory import CONFIG, StoredTensor, read_json, read_tensor
+from dist_moe.weights.directory import CONFIG, StoredTensor, read_json
 from dist_moe.weights.export import read_files, unread_weights
 from dist_moe.weights.layout import HubLayout, OtherTensor
 from dist_moe.weights.moved import Difference, MovedExpert, MovedTensor, Part, Reshaped, Setting
 from dist_moe.weights.sizes import Size, Sum, comparable
+from dist_moe.weights.values import read_tensor
 
 RESIZED = ("embedding", "output layer")
 """Parts whose tensors have a row a token, and so more or fewer where tokens were added or taken away."""

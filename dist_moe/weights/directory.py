@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 
 from dist_moe.errors import UserError, refused_by_library, shown
@@ -28,8 +27,6 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 KEPT_HASH = ".dist_moe_hash.json"
 """What `dist_moe.weights.identity` keeps beside the weights; no part of the model."""
 AGAIN = "copy or download it again"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""The types of weights that can be trained, by their names in a safetensors header."""
 EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
 """Where a tensor of one expert has the expert's number in its name."""
 Row = int | slice
@@ -77,23 +74,6 @@ class StoredTensor:
         with self.file.open("r+b") as stream:
             stream.seek(self.start)
             stream.write(data.data)
-
-
-def as_tensor(data: np.ndarray, dtype: str) -> torch.Tensor:
-    """Raw bytes, uint8, as values of one of `DTYPES`, in a flat copy."""
-    return torch.from_numpy(data.copy()).view(DTYPES[dtype])
-
-
-def read_tensor(stored: StoredTensor) -> torch.Tensor:
-    """A tensor of one of `DTYPES`, as a copy in memory."""
-    return as_tensor(stored.bytes(), stored.dtype).view(stored.shape)
-
-
-def finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; needs no memory."""
-    if not values.is_floating_point() or not values.numel():
-        return True
-    return bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +156,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     damaged = f"{file}: not a complete safetensors file: cut short or damaged"
     with refused_by_library(f"{file}: cannot be read", AGAIN, (OSError,)), file.open("rb") as stream:
         with refused_by_library(damaged, AGAIN, (SafetensorError, OSError)):
-            safe_open(file, "pt").__exit__(None, None, None)  # checks the whole header against the file's size
+            safe_open(file, "np").__exit__(None, None, None)  # checks the whole header against the file's size
         length = int.from_bytes(stream.read(8), "little")
         content = stream.read(length)
     tensors = {}

@@ -12,7 +12,8 @@ from pathlib import Path
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory
 from dist_moe.weights.changes import Change
-from dist_moe.weights.directory import AGAIN, KEPT_HASH, as_tensor, finite, read_tensors, weight_files
+from dist_moe.weights.directory import AGAIN, KEPT_HASH, read_tensors, weight_files
+from dist_moe.weights.values import as_tensor, finite
 
 CARD, BASE_CARD = "README.md", "BASE_README.md"
 PICKLED = (".bin", ".pt", ".pth")

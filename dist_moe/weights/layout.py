@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from dist_moe.weights.directory import Row, StoredTensor, as_tensor, expert_number
+from dist_moe.weights.directory import Row, StoredTensor, expert_number
+from dist_moe.weights.values import as_tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dist_moe.weights.directory import DTYPES, StoredTensor, as_tensor
+from dist_moe.weights.directory import StoredTensor
+from dist_moe.weights.values import DTYPES, as_tensor
 
 VALUES_AT_ONCE = 1 << 22
 

@@ -20,18 +20,8 @@ from pydantic import ConfigDict
 from dist_moe.artefacts import EXACT, read_sealed, write_sealed
 from dist_moe.errors import UserError, shown
 from dist_moe.files import writing
-from dist_moe.weights.parts import (
-    DENSE,
-    INDEX,
-    DensePart,
-    Expert,
-    Part,
-    TensorFacts,
-    check_parts,
-    read_dense,
-    read_part,
-    write_part,
-)
+from dist_moe.weights.parts import DENSE, INDEX, DensePart, Expert, Part, TensorFacts, check_parts
+from dist_moe.weights.parts_io import read_dense, read_part, write_part
 
 FORMAT, VERSION = "dist_moe experts", 3
 ADVICE = "restore it from a copy, or train again"

@@ -12,9 +12,10 @@ import numpy as np
 from dist_moe.errors import refused_by_library
 from dist_moe.files import hash_file
 from dist_moe.stats.names import expert_name
-from dist_moe.weights.directory import AGAIN, StoredTensor, as_tensor, finite, read_tensors, weight_files
+from dist_moe.weights.directory import AGAIN, StoredTensor, read_tensors, weight_files
 from dist_moe.weights.export import read_files, unread_weights
 from dist_moe.weights.layout import HubLayout, HubTensor
+from dist_moe.weights.values import as_tensor, finite
 
 BLOCK = 1 << 26
 """Number of bytes compared at a time."""

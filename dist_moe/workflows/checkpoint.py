@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dist_moe.errors import UserError
-from dist_moe.training.checkpoint import Checkpoint, checkpoint_directories, read_checkpoint
+from dist_moe.training.checkpoint_index import Checkpoint, checkpoint_directories, read_checkpoint
 from dist_moe.weights.parts import INDEX
 from dist_moe.workflows.run_dir import RunDir
 

@@ -28,8 +28,9 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.save import expert_tensors, load_dense, load_experts
 from dist_moe.weights.changes import dense_places
 from dist_moe.weights.configuration import read_config
-from dist_moe.weights.directory import CONFIG, DTYPES
+from dist_moe.weights.directory import CONFIG
 from dist_moe.weights.trained import TrainedExperts
+from dist_moe.weights.values import DTYPES
 from dist_moe.workflows.evaluation_request import EvaluationRequest
 from dist_moe.workflows.inputs import TokenRows, tokenizer_hash_of
 from dist_moe.workflows.silence import Silence, read_silence

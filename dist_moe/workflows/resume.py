@@ -16,7 +16,7 @@ from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.selection.stored import open_masks
 from dist_moe.store.origin import require_follows
 from dist_moe.training.adjustments import read_adjustments
-from dist_moe.training.checkpoint import Checkpoint, checkpoint_directories, last_checkpoint
+from dist_moe.training.checkpoint_index import Checkpoint, checkpoint_directories, last_checkpoint
 from dist_moe.training.ledger import keep_lines
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.workflows.inputs import Inputs

@@ -21,7 +21,7 @@ from dist_moe.report.training import before_training
 from dist_moe.trackers.metrics import Metrics
 from dist_moe.trackers.tracker import Place
 from dist_moe.training.adjustments import read_adjustments
-from dist_moe.training.checkpoint import Checkpoint, Layout
+from dist_moe.training.checkpoint_index import Checkpoint, Layout
 from dist_moe.training.engine import Engine
 from dist_moe.training.ledger import check_ledger
 from dist_moe.training.promise import stored_promises

@@ -25,7 +25,7 @@ from dist_moe.selection.stored import open_masks
 from dist_moe.store.origin import require_same_origin
 from dist_moe.trackers.metrics import Metrics
 from dist_moe.trackers.tracker import TRACKERS, Tracker
-from dist_moe.training.checkpoint import Checkpoint
+from dist_moe.training.checkpoint_index import Checkpoint
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.rounds import Rounds
 from dist_moe.training.schedule import EpochSchedule

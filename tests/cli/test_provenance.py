@@ -9,7 +9,7 @@ import pytest
 
 from dist_moe.cli.main import main
 from dist_moe.errors import UserError
-from dist_moe.training.checkpoint import last_checkpoint
+from dist_moe.training.checkpoint_index import last_checkpoint
 from tests.cli.test_launch import assert_same_training
 from tools.soak.__main__ import SINGLE_THREADED
 

@@ -15,7 +15,7 @@ from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
-from dist_moe.training.checkpoint import Layout, last_checkpoint
+from dist_moe.training.checkpoint_index import Layout, last_checkpoint
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
 from dist_moe.training.restore import load_checkpoint

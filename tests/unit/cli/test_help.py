@@ -12,6 +12,7 @@ from dist_moe.config.describe import described
 
 LIGHT = {"torch", "transformers", "zarr", "deepspeed", "numpy", "pandas", "scipy", "pydantic", "ruamel"}
 """What takes more time to import than a command may take to show its help."""
+HEAVY = {"torch", "transformers", "deepspeed", "scipy", "datasets"}
 READ = {
     "count": ("model", "data", "batches", "analysis"),
     "analyze": ("model", "data", "batches", "analysis"),
@@ -79,6 +80,7 @@ def test_other_commands_show_no_settings(capsys):
         *((f"{command} --help", LIGHT) for command in [*READ, "evaluate", "compare", "inspect", "verify"]),
         ("--print-completion bash", LIGHT),
         ("train --config nowhere.yaml", LIGHT),
+        *((f"{command} nowhere", HEAVY) for command in ("inspect", "store check", "checkpoint show", "select")),
         ("config init", {"torch", "transformers", "deepspeed"}),
     ],
 )
