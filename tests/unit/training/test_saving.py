@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import SoloComm
-from dist_moe.training import checkpoint
 from dist_moe.training.adam import AdamState
+from dist_moe.training.checkpoint_index import Layout
 from dist_moe.training.dense import DenseWeights
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.state import Position, RevisionInForce, TrainState
-from dist_moe.weights import parts
+from dist_moe.weights import parts_io
 
 FILE = "experts-00000.safetensors"
 
@@ -36,7 +36,7 @@ def saver(root, *, asynchronous):
         schedule=SimpleNamespace(state_dict=lambda: {"last_epoch": 1, "_last_lr": [0.5]}),
         comm=SoloComm(torch.device("cpu")),
         facts={"seed": 0},
-        layout=checkpoint.Layout("local", 1, 1, "p"),
+        layout=Layout("local", 1, 1, "p"),
         keep=2,
         asynchronous=asynchronous,
     )
@@ -50,13 +50,13 @@ def after(step):
 @pytest.fixture
 def gate(monkeypatch):
     """Holds back every write until it is set."""
-    opened, write = threading.Event(), parts.write_tensors
+    opened, write = threading.Event(), parts_io.write_tensors
 
     def held_back(path, tensors):
         assert opened.wait(20)
         write(path, tensors)
 
-    monkeypatch.setattr(parts, "write_tensors", held_back)
+    monkeypatch.setattr(parts_io, "write_tensors", held_back)
     return opened
 
 
@@ -93,7 +93,7 @@ def test_a_write_that_fails_is_the_runs_error(tmp_path, monkeypatch):
     def full(path, tensors):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(parts, "write_tensors", full)
+    monkeypatch.setattr(parts_io, "write_tensors", full)
     failing = saver(tmp_path, asynchronous=True)
     failing.save(after(2))
     with pytest.raises(UserError, match=rf"cannot write .*{FILE}: No space left on device"):
