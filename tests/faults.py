@@ -98,9 +98,11 @@ def masked(change: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Any:
 
     def put(trial: Trial, patch: pytest.MonkeyPatch) -> None:
         original = MoEModel.next_pass
-        patch.setattr(
-            MoEModel, "next_pass", lambda model, live_RS, masked_RS=None: original(model, live_RS, change(masked_RS))
-        )
+
+        def changed(model: MoEModel, live_RS: Any, masked_RS: torch.Tensor | None = None, **known: int) -> None:
+            original(model, live_RS, change(masked_RS), **known)
+
+        patch.setattr(MoEModel, "next_pass", changed)
 
     return put
 
@@ -280,7 +282,7 @@ def stock_adamw(trial: Trial) -> None:
         master.grad = torch.zeros_like(master)
     torch.optim.AdamW(masters, lr=1e-2, weight_decay=0.1).step()
     for key, master in zip(optimizer.expert_state, masters, strict=True):
-        optimizer._write(key, master.detach())
+        optimizer._write({key: master.detach()})
 
 
 def nudge(what: Callable[[Trial], torch.Tensor], rank: int) -> Callable[[Trial], object]:

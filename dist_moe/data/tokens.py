@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Literal
 
@@ -53,8 +53,8 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Right-padded rows; every tensor is [R, S]. A rank without rows has one dummy token, which is attended but not
-    live."""
+    """Right-padded rows; every tensor but `predicting` is [R, S]. A rank without rows has one dummy token, which is
+    attended but not live."""
 
     input_ids: Tensor
     """int64"""
@@ -80,6 +80,10 @@ class TokenBatch:
     """int64: as `labels`, of rejected answers, which have no `labels`."""
     pair: Tensor
     """int64: at all positions of a row and of its rejected answer, the index of the row; -1 if it has none."""
+    predicting: Tensor
+    """int64 [n]: the positions, of R * S, from which a token with one of `all_labels` is predicted, in order."""
+    num_live: int
+    """How many tokens are live. Both are made here, as a GPU would have to be waited for."""
 
     @property
     def own(self) -> Tensor:
@@ -103,7 +107,9 @@ class TokenBatch:
         return of[which]
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__slots__))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return TokenBatch(**values | {name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False) -> TokenBatch:
@@ -138,6 +144,8 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False) -> Tok
     is_rejected[num_own:] = True
     for number, i in enumerate(paired):
         pair[i] = pair[num_own + number] = i
+    is_next = (labels != IGNORED).roll(-1, 1)
+    is_next[:, -1] = False
     return TokenBatch(
         input_ids,
         attended.to(torch.int64),
@@ -151,6 +159,8 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False) -> Tok
         is_rejected=is_rejected,
         rejected_labels=labels.masked_fill(~is_rejected, IGNORED),
         pair=pair,
+        predicting=torch.nonzero(is_next.flatten()).flatten(),
+        num_live=int(live.sum()),
     )
 
 

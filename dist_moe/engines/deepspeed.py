@@ -8,6 +8,8 @@ expert weights. If the user asks for stage 3, `zero.py` shards the dense weights
   norms.
   Our optimizer clips by the global norm of all ranks.
 - `backward(scale_wrt_gas=False)`: our loss is already a share of the global mean.
+- DeepSpeed's throughput timer would wait for the device twice in each micro-step, so it is off unless the user asks for
+  it.
 - On CPU, DeepSpeed would compile a shared-memory helper at start. That takes about a minute and a compiler, and a
   killed
   build leaves a lock file behind. gloo works without it, so the helper is reported as not available.
@@ -57,6 +59,7 @@ class DeepSpeedEngine:
         self.partitioned = PartitionedDense(module, zero, micro_batch_size) if zero.get("stage") == 3 else None
         config = {
             "steps_per_print": None,
+            "timers": {"throughput": {"enabled": False}},
             **user_config,
             "zero_optimization": {"stage": 0},
             "train_micro_batch_size_per_gpu": micro_batch_size,

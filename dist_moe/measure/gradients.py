@@ -74,6 +74,8 @@ class _AbsoluteMeans:
         hooks = [layer.module.register_forward_hook(self._hook(layer)) for layer in layers]
         try:
             with self.model.batch(first_layer=0):
+                for layer in layers:  # which experts have gradients must be known before the forward pass
+                    layer.grads = {slot: {} for slot in range(len(layer.local))}
                 yield self.means_LE
                 self._leave()
         finally:

@@ -90,6 +90,7 @@ class MoEModel:
             for layer in self.layers:
                 stack.enter_context(layer.restored())
                 layer.grads = {}
+                layer.most_active = None if route is None else route.most_active(layer.index)
             train_from(self.layers, len(self.layers) if first_layer is None else first_layer)
             if dense:
                 stack.enter_context(requiring_gradients(self.dense))
@@ -97,16 +98,19 @@ class MoEModel:
             self.next_pass(live_RS)
             yield
 
-    def next_pass(self, live_RS: torch.Tensor | None, masked_RS: torch.Tensor | None = None) -> None:
+    def next_pass(
+        self, live_RS: torch.Tensor | None, masked_RS: torch.Tensor | None = None, *, num_live: int | None = None
+    ) -> None:
         """Inside `batch`: announce the tokens of the next forward pass, and of its recomputation in the backward pass.
 
         Args:
             live_RS: bool [R, S], the real tokens; others are not sent to experts. None: all are real.
             masked_RS: bool [R, S], the tokens that are routed under the mask. None: all.
+            num_live: how many are real, if it is known; else a GPU computes on padding too, and drops it.
         """
         live_T = None if live_RS is None else live_RS.reshape(-1)
         for layer in self.layers:
-            layer.live_T = live_T
+            layer.live_T, layer.num_live = live_T, num_live
         self.route_mask.masked_T = None if masked_RS is None else masked_RS.reshape(-1)
 
     def keep_originals(self, chosen_LE: torch.Tensor) -> None:

@@ -64,10 +64,15 @@ class ExpertLayer:
     """int64: how many rows each slot's expert has received, from all ranks, since this was last zeroed."""
     live_T: torch.Tensor | None = None
     """bool [T]: the real tokens; others (padding) are not sent to any expert. None: all are real."""
+    num_live: int | None = None
+    """How many these are, if the host knows it without asking the device."""
+    most_active: int | None = None
+    """Under the batch's mask no token has more experts than this; None: than the family's k."""
     anchor: torch.Tensor | None = None
     """A scalar that requires gradients in every layer from the batch's first trained one on, on all ranks alike."""
     grads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
-    """Slot -> weight name -> fp32 view in which the gradient is summed. Contains only the batch's trained experts."""
+    """Slot -> weight name -> fp32 view in which the gradient is summed. Contains only the batch's trained experts.
+    Which these are must be known before the forward pass."""
 
     @property
     def up_name(self) -> str:
@@ -78,6 +83,15 @@ class ExpertLayer:
         """What the family computes between the two linear maps, row by row."""
         return apply_gate(self.module, pre)
 
+    def most_tokens(self, num_tokens: int) -> int:
+        """Of so many tokens no more are real, as far as the host knows."""
+        return num_tokens if self.num_live is None else self.num_live
+
+    def most_pairs(self, index_Tk: torch.Tensor) -> int:
+        """Of these (token, expert) pairs no more are kept, as far as the host knows."""
+        num_tokens, k = index_Tk.shape
+        return self.most_tokens(num_tokens) * min(k, self.most_active or k)
+
     def row(self, expert: int) -> dict[str, torch.Tensor]:
         """Views of one local expert's weights in the bank."""
         slot = self.local.index(expert)
@@ -87,11 +101,11 @@ class ExpertLayer:
     def restored(self) -> Iterator[None]:
         """Context manager: on leaving, what was set for a batch before entering is set again, also after an
         exception."""
-        before = self.live_T, self.anchor, self.grads
+        before = self.live_T, self.num_live, self.most_active, self.anchor, self.grads
         try:
             yield
         finally:
-            self.live_T, self.anchor, self.grads = before
+            self.live_T, self.num_live, self.most_active, self.anchor, self.grads = before
 
 
 def expert_weights(experts: nn.Module) -> list[str]:

@@ -18,7 +18,7 @@ nothing else to choose), and costs nothing. With an all-true mask the result is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -53,6 +53,18 @@ class RoutePlan:
     fill: Fill = "shrink"
     bias: float = 0.0
     scope: Scope = "all"
+    num_allowed_L: Sequence[int] = ()
+    """How many experts are allowed in each layer, for a plan in force: the host must not ask the device for it."""
+
+    def most_active(self, layer: int) -> int | None:
+        """The most experts that a token can have in a layer, of k or more; None: k."""
+        is_fewer = self.fill == "shrink" and self.scope == "all"
+        return int(self.allowed_LE[layer].sum()) if is_fewer else None
+
+    def on(self, device: torch.device) -> RoutePlan:
+        """The plan as it is put in force."""
+        allowed_LE = self.allowed_LE.to(device, non_blocking=True)
+        return replace(self, allowed_LE=allowed_LE, num_allowed_L=self.allowed_LE.sum(1).tolist())
 
 
 def routable(mask_LE: torch.Tensor) -> torch.Tensor:
@@ -86,7 +98,7 @@ class RouteMask:
 
     def set(self, plan: RoutePlan | None) -> None:
         """Put a plan in force, for all tokens; None: no mask."""
-        self.plan = None if plan is None else replace(plan, allowed_LE=plan.allowed_LE.to(self._device))
+        self.plan = None if plan is None else plan.on(self._device)
         self.masked_T = None
         self.applied = [None] * len(self.applied)
 
@@ -110,7 +122,7 @@ class RouteMask:
         """
         assert self._silence is None
         assert not silent_LE.all(1).any(), "a layer has no expert left"
-        self._silence = RoutePlan(~silent_LE.to(self._device), "shrink")
+        self._silence = RoutePlan(~silent_LE, "shrink").on(self._device)
         try:
             yield
         finally:
@@ -195,7 +207,7 @@ class Masked(Routing):
         super().__init__(layer)
         self.plan = plan
         self.allowed_E = plan.allowed_LE[layer.index]
-        self.num_missing = top_k - int(self.allowed_E.sum()) if plan.fill == "best" else 0
+        self.num_missing = top_k - plan.num_allowed_L[layer.index] if plan.fill == "best" else 0
         num_others = self.router_shape[0] - self.num_experts
         self.allowed = F.pad(self.allowed_E, (0, num_others), value=True)[None]
         """bool [1, W], or [T, W] where tokens differ: `scope: unsafe`, and `best`, which adds others for each token."""

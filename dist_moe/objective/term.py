@@ -70,7 +70,10 @@ class TokenTerm(Term):
     without such tokens contributes 0."""
 
     def losses(self, inputs: Inputs) -> Tensor:
-        """[m], float32: the loss of each token, with a graph where the inputs have one; over pairs [num_pairs]."""
+        """[m], float32: the loss of each token, with a graph where the inputs have one; over pairs [num_pairs].
+
+        Over `answers`, a token's loss depends on no other token: it may be asked for some of them at a time.
+        """
         raise NotImplementedError
 
 

@@ -75,22 +75,27 @@ class SoloComm:
 
 
 class GroupComm:
-    """A torch.distributed process group (gloo on CPU, nccl on GPUs)."""
+    """A torch.distributed process group (gloo on CPU, nccl on GPUs). One of a single process exchanges nothing."""
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self.group, self.device = group, device
         self.rank, self.size = group.rank(), group.size()
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(tensor, group=self.group)
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def swap_counts(self, counts: torch.Tensor) -> torch.Tensor:
+        if self.size == 1:
+            return counts
         received = torch.empty_like(counts)
         dist.all_to_all_single(received, counts.contiguous(), group=self.group)
         return received
 
     def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
+        if self.size == 1:
+            return rows
         received = rows.new_empty((sum(recv), *rows.shape[1:]))
         dist.all_to_all_single(received, rows.contiguous(), recv, send, group=self.group)
         return received
@@ -101,6 +106,8 @@ class GroupComm:
         return parts.view(self.size, counts[self.rank], *rows.shape[1:]).sum(0)
 
     def gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        if self.size == 1:
+            return rows
         return self.swap_rows(rows.repeat(self.size, 1), [len(rows)] * self.size, counts)
 
     def gather(self, value: T) -> list[T]:

@@ -29,30 +29,46 @@ class LabelledLogits:
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
-        self._labelled: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._at_n: torch.Tensor | None = None
         module.get_output_embeddings().register_forward_pre_hook(self._cut)
 
     @contextmanager
     def at(self, labels: torch.Tensor) -> Iterator[None]:
         """Context manager: inside, the model's logits are [1, n, V], for the n positions whose next token has a
         label."""
-        self._labelled = _labelled(labels)[0]
+        with self.at_positions(positions(labels)):
+            yield
+
+    @contextmanager
+    def at_positions(self, at_n: torch.Tensor) -> Iterator[None]:
+        """The same, for positions that are known: int64 [n], of the R * S."""
+        self._at_n = at_n
         try:
             yield
         finally:
-            self._labelled = None
+            self._at_n = None
 
     def of(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [1, n, V] from inside `at(labels)` -> [n, V], and the tokens [n] that they predict."""
         targets = _labelled(labels)[1]
-        assert logits.shape[:2] == (1, len(targets)), "the output layer was not reached through its module"
-        return logits[0], targets
+        return self.rows(logits, len(targets)), targets
+
+    def rows(self, logits: torch.Tensor, num: int) -> torch.Tensor:
+        """Logits [1, n, V] from inside `at`, for n = `num` positions -> [n, V]."""
+        assert logits.shape[:2] == (1, num), "the output layer was not reached through its module"
+        return logits[0]
 
     def _cut(self, output_layer: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         """hidden [R, S, H] -> [1, n, H]."""
-        if self._labelled is None:
+        if self._at_n is None:
             return None
-        return (args[0][self._labelled][None], *args[1:])
+        return (args[0].flatten(0, 1)[self._at_n][None], *args[1:])
+
+
+def positions(labels: torch.Tensor) -> torch.Tensor:
+    """int64 [n]: from which of the R * S positions of [R, S] a labelled token is predicted."""
+    rows, columns = _labelled(labels)[0]
+    return rows * labels.shape[1] + columns
 
 
 def at_labels(values_RS: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

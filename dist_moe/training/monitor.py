@@ -56,6 +56,9 @@ class MaskMonitor:
         self._misrouted_L = torch.zeros_like(self._sent_LE[:, 0])
         self._rows_2 = torch.zeros_like(self._sent_LE[0, :2])
         self._live_T: torch.Tensor | None = None
+        slot_LE = torch.stack([layer.key_E - layer.comm.rank * layer.num_slots for layer in model.layers])
+        num_slots = model.layers[0].num_slots
+        self._is_local_LE, self._slot_LE = (slot_LE >= 0) & (slot_LE < num_slots), slot_LE.clamp(0, num_slots - 1)
         for index, layer in enumerate(model.layers):
             assert layer.index == index
             layer.module.register_forward_pre_hook(self._at_experts(index), with_kwargs=True)
@@ -69,8 +72,7 @@ class MaskMonitor:
         self._rule = _rule(mask_LE, self.model.shape.top_k, self.settings).to(self.comm.device)
         for counted in (self._sent_LE, self._outside_LE, self._misrouted_L, self._rows_2):
             counted.zero_()
-        for layer in self.model.layers:
-            layer.received_S.zero_()
+        torch._foreach_zero_([layer.received_S for layer in self.model.layers])
         try:
             yield
         finally:
@@ -98,16 +100,17 @@ class MaskMonitor:
     def check(self) -> str:
         """Assert that the step is as the store says for the batch; returns the hash of the experts that were seen."""
         promise = self._promise
-        movable_LE = torch.zeros_like(self._sent_LE)
-        for key in self.optimizer.owned_active:
-            movable_LE[key] += 1
         mine = [*self._wrong_buffers(), *self._wrong_dense()]
-        tables = (movable_LE, self._sent_LE, self._received_LE(), self._outside_LE)
-        flags = torch.tensor([len(mine)], device=self.comm.device)
-        parts = [*(table.flatten() for table in tables), self._misrouted_L, self._rows_2, flags]
+        told = torch.zeros(self._sent_LE.numel() + 1, dtype=torch.int64)  # what the host knows: movable, number wrong
+        for layer, expert in self.optimizer.owned_active:
+            told[layer * self._sent_LE.shape[1] + expert] += 1
+        told[-1] = len(mine)
+        tables = (self._sent_LE, self._received_LE(), self._outside_LE)
+        parts = [*(table.flatten() for table in tables), self._misrouted_L, self._rows_2]
+        parts.append(told.to(self.comm.device, non_blocking=True))
         seen = self.comm.sum_(torch.cat(parts)).cpu().split([part.numel() for part in parts])
-        movable, sent, received, outside = (part.view(self._sent_LE.shape) for part in seen[:4])
-        misrouted, (num_rows, num_unsafe), num_wrong = seen[4], seen[5].tolist(), int(seen[6])
+        sent, received, outside, movable = (part.view(self._sent_LE.shape) for part in (*seen[:3], seen[5][:-1]))
+        misrouted, (num_rows, num_unsafe), num_wrong = seen[3], seen[4].tolist(), int(seen[5][-1])
         if num_wrong:
             raise AssertionError(next(lines[0] for lines in self.comm.gather(mine) if lines))
         assert (num_rows, num_unsafe) == (promise.num_rows, promise.num_unsafe), (
@@ -171,10 +174,8 @@ class MaskMonitor:
 
     def _received_LE(self) -> torch.Tensor:
         """Number of rows that each of this rank's experts received."""
-        received_LE = torch.zeros_like(self._sent_LE)
-        for layer in self.model.layers:
-            received_LE[layer.index, layer.local] = layer.received_S[: len(layer.local)]
-        return received_LE
+        received_LS = torch.stack([layer.received_S for layer in self.model.layers])
+        return received_LS.gather(1, self._slot_LE) * self._is_local_LE
 
     def _wrong_buffers(self) -> Iterator[str]:
         """Gradient buffers that do not belong to their expert. Row i of the optimizer is that of its i-th active
@@ -223,7 +224,7 @@ class _Rule:
     """Where a token is sent to one of these, it is sent to no other."""
 
     def to(self, device: torch.device) -> _Rule:
-        return _Rule(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return _Rule(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def _rule(mask_LE: torch.Tensor, top_k: int, settings: TrainConfig) -> _Rule:

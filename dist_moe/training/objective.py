@@ -9,7 +9,7 @@ import torch
 
 from dist_moe.data.tokens import TokenBatch
 from dist_moe.objective import ContrastTerm, Inputs, Over, Rows, Term, TokenTerm
-from dist_moe.training.loss import at_labels
+from dist_moe.training.parts import in_parts
 
 Numbers = Mapping[tuple[Over, Rows], int]
 """Of a whole batch, over all ranks: loss tokens (answers), all of the rows' own tokens, or rows with a rejected answer
@@ -61,11 +61,10 @@ class Tokens:
     @classmethod
     def of(cls, batch: TokenBatch, model: Read, base: Read | None) -> Tokens:
         """Those of a micro-batch, and what passes over it have left."""
-        positions_RS = torch.arange(batch.live.numel(), device=batch.live.device).view_as(batch.live)
-        labels = batch.all_labels
-        target_n, unsafe_n, at_n, pair_n, rejected_n = (
-            at_labels(values_RS, labels)
-            for values_RS in (labels.roll(-1, 1), batch.is_unsafe, positions_RS, batch.pair, batch.is_rejected)
+        at_n = batch.predicting
+        target_n, unsafe_n, pair_n, rejected_n = (
+            values_RS.flatten()[at_n]
+            for values_RS in (batch.all_labels.roll(-1, 1), batch.is_unsafe, batch.pair, batch.is_rejected)
         )
         own_T, unsafe_T = batch.own.reshape(-1), batch.is_unsafe.reshape(-1)
         return cls(target_n, unsafe_n, at_n, own_T, unsafe_T, pair_n, rejected_n, model, base)
@@ -129,10 +128,15 @@ class Objective:
             else:
                 assert isinstance(term, TokenTerm)
                 empty = numbers[term.over, term.rows] == 0  # nothing to ask the term, whose inputs may lack the base's
-                losses = _nothing(tokens) if empty else term.losses(self._inputs(term, tokens, term.rows))
+                losses = _nothing(tokens) if empty else self._of_tokens(term, tokens)
             # through the output layer, so that backward visits all layers, and in the same order, on every rank
             found[term.name] = losses if term.over != "tokens" else torch.cat([losses, _nothing(tokens)])
         return found
+
+    def _of_tokens(self, term: TokenTerm, tokens: Tokens) -> torch.Tensor:
+        inputs = self._inputs(term, tokens, term.rows)
+        reads_logits_only = term.over == "answers" and term.needs <= {"logits", "base_logits"}
+        return in_parts(term.losses, inputs) if reads_logits_only else term.losses(inputs)
 
     def total(self, losses: Mapping[str, torch.Tensor], numbers: Numbers) -> torch.Tensor:
         """A micro-batch's share of what is minimized: shares of all micro-batches on all ranks add up to it.

@@ -93,11 +93,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         update all of these, and write the new weights to the banks and the model."""
         world, owned = self.mesh.world, self.owned_active
         grads = self.mesh.replicas.reduce_rows(self.grad_AN, self.num_active_R)
-        norms_LE = torch.zeros(len(self.layers), len(self.layers[0].key_E), dtype=torch.float64, device=world.device)
-        for key, grad in zip(owned, grads, strict=True):
-            norms_LE[key] = torch.linalg.vector_norm(grad, dtype=torch.float64)
         # a table, not a scalar: every entry has one owner, so the sum has the same bits for any number of ranks
-        norms_LE = world.sum_(norms_LE).cpu()
+        norms_LE = world.sum_(self._norms(owned, grads)).cpu()
         norms, dense_grads, norms_of_dense = norms_LE, self.dense.summed(world), {}
         if dense_grads:
             norms_of_dense = dict(zip(dense_grads, self.dense.norms().cpu(), strict=True))
@@ -112,13 +109,13 @@ class SelectiveAdamW(torch.optim.Optimizer):
             for grad in dense_grads.values():
                 grad *= self.max_norm / (self.last_norm + 1e-6)
         self.num_stepped = int((norms_LE > 0).sum())
+        grads = grads.to(self.state_device)  # all at once, where state is kept apart
         stepping = {key: grad for key, grad in zip(owned, grads, strict=True) if norms_LE[key] > 0}
         of_dense = {name: dense_grads[name] for name, norm in norms_of_dense.items() if norm > 0}
         states = [self.expert_state[key] for key in stepping] + [self.dense.state[name] for name in of_dense]
         if states:
             update(states, [*stepping.values(), *of_dense.values()], self.param_groups[0])
-        for key in stepping:
-            self._write(key, self.expert_state[key].master)
+        self._write({key: self.expert_state[key].master for key in stepping})
         for name in of_dense:
             self.dense.write(name)
         self._share_weights()
@@ -198,7 +195,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if key in self.expert_state:
             for name, tensor in tensors.items():
                 getattr(self.expert_state[key], name).copy_(tensor)
-        self._write(key, tensors["master"])
+        self._write({key: tensors["master"]})
 
     def _dealt(self, union_LE: torch.Tensor) -> dict[tuple[int, int], int]:
         """Which replica owns the state of each expert that this rank holds, in (layer, expert) order."""
@@ -219,19 +216,32 @@ class SelectiveAdamW(torch.optim.Optimizer):
         rows = [self._flat_weights(key) for key in self.owned_active]
         bank = next(iter(self.layers[0].bank.values()))
         mine = torch.stack(rows) if rows else bank.new_empty(0, self.layers[0].layout.size)
-        for key, flat in zip(self.active, self.mesh.replicas.gather_rows(mine, self.num_active_R), strict=True):
-            if key not in self.expert_state:
-                self._write(key, flat)
+        every = zip(self.active, self.mesh.replicas.gather_rows(mine, self.num_active_R), strict=True)
+        self._write({key: flat for key, flat in every if key not in self.expert_state})
 
     def _flat_weights(self, key: tuple[int, int]) -> torch.Tensor:
         return torch.cat([row.reshape(-1) for row in self.layers[key[0]].row(key[1]).values()])
 
-    def _write(self, key: tuple[int, int], flat: torch.Tensor) -> None:
-        """Write a flat vector to the expert's weights in the bank, rounded to the bank's data type."""
-        layer, expert = self.layers[key[0]], key[1]
-        new = layer.layout.views(flat)
-        for name, row in layer.row(expert).items():
-            row.copy_(new[name])
+    def _norms(self, keys: list[tuple[int, int]], grads: torch.Tensor) -> torch.Tensor:
+        """The norm of each of these experts' gradients [A, N] in its place of a table, float64 [L, E], else 0."""
+        norms_LE = torch.zeros(len(self.layers), len(self.layers[0].key_E), dtype=torch.float64, device=grads.device)
+        if keys:
+            at_A = torch.tensor([layer * norms_LE.shape[1] + expert for layer, expert in keys])
+            norms_A = torch.stack(torch._foreach_norm([*grads.unbind()], dtype=torch.float64))
+            norms_LE.view(-1)[at_A.to(grads.device, non_blocking=True)] = norms_A
+        return norms_LE
+
+    def _write(self, new: Mapping[tuple[int, int], torch.Tensor]) -> None:
+        """Write flat vectors to the experts' weights in the bank, rounded to the bank's data type."""
+        rows, values = [], []
+        for (index, expert), flat in new.items():
+            layer = self.layers[index]
+            views = layer.layout.views(flat)
+            for name, row in layer.row(expert).items():
+                rows.append(row)
+                values.append(views[name])
+        if rows:
+            torch._foreach_copy_(rows, values, non_blocking=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Does nothing: `begin` makes the gradient buffer of a batch."""

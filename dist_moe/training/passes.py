@@ -11,7 +11,7 @@ from dist_moe.data.tokens import IGNORED, TokenBatch
 from dist_moe.model.model import MoEModel
 from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.training.engine import Engine
-from dist_moe.training.loss import LabelledLogits
+from dist_moe.training.loss import LabelledLogits, positions
 from dist_moe.training.monitor import MaskMonitor
 from dist_moe.training.objective import Numbers, Objective, Read, Tokens, in_rows
 
@@ -29,14 +29,14 @@ class Passes:
         base = self._base(batch, numbers)
         next_pass(self.model, batch, plan)
         self.monitor.watch(batch)
-        read = self._read(self.engine.forward, batch, batch.all_labels, self.objective.reads_routers)
+        read = self._read(self.engine.forward, batch, batch.predicting, self.objective.reads_routers)
         return Tokens.of(batch, read, base)
 
     def ahead(self, batch: TokenBatch, plan: RoutePlan | None) -> Tokens:
         """What contrasts ask for, without a graph and unseen by the monitor: the model is as in `trained`."""
         next_pass(self.model, batch, plan)
         with torch.no_grad(), self.monitor.aside():
-            read = self._read(self._logits, batch, batch.all_labels, self.objective.reads_routers)
+            read = self._read(self._logits, batch, batch.predicting, self.objective.reads_routers)
         self.engine.release()
         return Tokens.of(batch, read, None)
 
@@ -47,29 +47,27 @@ class Passes:
             return None
         assert self.model.originals is not None
         chosen_RS = in_rows(batch.is_unsafe, rows)
-        labels = batch.all_labels.masked_fill(~chosen_RS, IGNORED)
+        at_n = positions(batch.all_labels.masked_fill(~chosen_RS, IGNORED))
         with (
             torch.no_grad(),
             self.monitor.aside(),
             self.model.batch(batch.live & chosen_RS),
             self.model.originals.in_force(),
         ):
-            read = self._read(self._logits, batch, labels, self.objective.reads_base_routers)
+            read = self._read(self._logits, batch, at_n, self.objective.reads_base_routers)
         self.engine.release()
         return read
 
-    def _read(
-        self, forward: Callable[..., torch.Tensor], batch: TokenBatch, labels: torch.Tensor, routers: bool
-    ) -> Read:
+    def _read(self, forward: Callable[..., torch.Tensor], batch: TokenBatch, at_n: torch.Tensor, routers: bool) -> Read:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
         router_logits: Sequence[torch.Tensor] = ()
-        with self._labelled.at(labels):
+        with self._labelled.at_positions(at_n):
             if routers:
                 with self.model.route_mask.reading() as router_logits:
                     logits = forward(**inputs)
             else:
                 logits = forward(**inputs)
-        return Read(self._labelled.of(logits, labels)[0], router_logits)
+        return Read(self._labelled.rows(logits, len(at_n)), router_logits)
 
     def _logits(self, **inputs: Any) -> torch.Tensor:
         logits: torch.Tensor = self.model.module(**inputs).logits
@@ -78,4 +76,5 @@ class Passes:
 
 def next_pass(model: MoEModel, batch: TokenBatch, plan: RoutePlan | None) -> None:
     """Before a micro-batch's forward pass; stays until its backward pass, which may recompute the forward, is done."""
-    model.next_pass(batch.live, batch.is_unsafe if plan is not None and plan.scope == "unsafe" else None)
+    masked_RS = batch.is_unsafe if plan is not None and plan.scope == "unsafe" else None
+    model.next_pass(batch.live, masked_RS, num_live=batch.num_live)

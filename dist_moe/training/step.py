@@ -174,6 +174,8 @@ def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> Numbers:
             unsafe_RS = batch.is_unsafe[:, : counted_RS.shape[1]]
             counts[row] += torch.stack([counted_RS.sum(), (counted_RS & unsafe_RS).sum()])
     numbers: dict[tuple[Over, Rows], int] = {}
-    for over, (num_all, num_unsafe) in zip(overs, comm.sum_(counts.to(comm.device)).tolist(), strict=True):
+    for over, (num_all, num_unsafe) in zip(
+        overs, comm.sum_(counts.to(comm.device, non_blocking=True)).tolist(), strict=True
+    ):
         numbers |= {(over, "all"): num_all, (over, "safe"): num_all - num_unsafe, (over, "unsafe"): num_unsafe}
     return numbers

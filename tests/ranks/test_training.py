@@ -318,6 +318,7 @@ def train_case(comm, case):
             micro_batch_size=split.micro_batch_size,
             num_micro_batches=split.num_micro_batches,
         )
+        assert not engine.engine.tput_timer.config.enabled  # it would wait for the device, twice a micro-step
 
     def promise(batch_id):
         rows = batch_rows(int(batch_id), case.rows)

@@ -18,6 +18,7 @@ from dist_moe.moe.bank import train_from
 from dist_moe.moe.route_mask import routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
+from dist_moe.training.loss import positions
 from dist_moe.training.optimizer import SelectiveAdamW
 from tools.bench.timing import Comparison, Contender, measure
 
@@ -167,6 +168,8 @@ def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
         is_rejected=~everywhere,
         rejected_labels=torch.full_like(labels, IGNORED),
         pair=torch.full_like(labels, -1),
+        predicting=positions(labels),
+        num_live=ids_RS.numel(),
     )
 
 

@@ -103,7 +103,7 @@ def start(engine: str, num_ranks: int, arguments: list[str], log: Path) -> Start
     num_threads = len(os.listdir("/proc/self/task"))
     assert num_threads == 1, f"{num_threads} threads: a fork may hang"
     sys.stdout.flush()
-    port = _free_port()
+    port = free_port()
     pids, tell_pids = os.pipe()
     report, tell = os.pipe()
     launcher = os.fork()
@@ -150,7 +150,8 @@ def _ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

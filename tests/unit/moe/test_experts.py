@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe.bank import train_from
@@ -96,6 +97,23 @@ def test_activation_checkpointing_gives_the_same_gradients_once():
     for key, weights in found[0].items():
         for name in WEIGHTS:
             assert torch.equal(weights[name], found[1][key][name])
+
+
+def test_only_the_trained_experts_inputs_are_kept():
+    model, ids = adopted("qwen3_moe"), token_ids(1)
+    kept = {}
+    for name, trained in (("one", [0]), ("all", list(range(E)))):
+        sizes = []
+        train_from(model.layers, 0)
+        collect_gradients(model, dict.fromkeys(range(L), trained))
+        module = model.layers[1].module
+        hidden = torch.randn(ids.numel(), 32, requires_grad=True)
+        index = torch.arange(ids.numel())[:, None].expand(-1, 2) % E
+        with saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.untyped_storage().nbytes()) or x, lambda x: x):
+            module(hidden, index, torch.ones(index.shape))
+        kept[name] = sum(sizes)
+    rows = 2 * ids.numel() * 32 * 4
+    assert kept["all"] - kept["one"] >= rows * (1 - 1 / E)
 
 
 def test_bfloat16_gradients_are_summed_in_float32():

@@ -1,0 +1,150 @@
+"""Training steps on the fake GPU: what they compute, and what a GPU would have felt. For a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dist_moe.config.schema import TrainConfig
+from dist_moe.conformance.sizes import build
+from dist_moe.data.tokens import Encoded, TokenBatch, collate
+from dist_moe.engines.local import LocalEngine
+from dist_moe.model.model import adopt
+from dist_moe.parallel.comm import Comm, SoloComm
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promise
+from dist_moe.training.step import MaskedStep
+from tests.fake_gpu import DEVICE, Counts, FakeGpu
+
+CPU = torch.device("cpu")
+Result = dict[str, Any]
+
+
+class Twin(SoloComm):
+    """One of two ranks that do the same, without the other: what it sends to itself, the other sends it too.
+
+    What comes back from the other is made up, so only shapes, places and counts are right. `exchanges` counts.
+    """
+
+    size = 2
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.exchanges = 0
+
+    def swap_counts(self, counts: torch.Tensor) -> torch.Tensor:
+        self.exchanges += 1
+        return counts[:1].expand_as(counts).contiguous()
+
+    def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
+        self.exchanges += 1
+        return torch.cat([rows.split(send)[0], rows.new_zeros(recv[1], *rows.shape[1:])])
+
+
+def batch(rows: int, seed: int) -> TokenBatch:
+    """Rows of different lengths, every other one unsafe."""
+    ids = torch.randint(3, 120, (rows, 14), generator=torch.Generator().manual_seed(seed)).tolist()
+    return collate([Encoded(tuple(r[:5]), tuple(r[5 : 14 - i % 3]), unsafe=i % 2 == 1) for i, r in enumerate(ids)], 0)
+
+
+class Stepped:
+    """A tiny model of a family and its step on a device."""
+
+    def __init__(
+        self, family: str, comm: Comm, settings: TrainConfig, mask_LE: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        self.model = adopt(build(family).to(dtype), comm)
+        self.mask_LE = mask_LE[: self.model.shape.num_layers, : self.model.shape.num_experts].clone()
+        optimizer = SelectiveAdamW(self.model.layers, self.mask_LE, Mesh.one_replica(comm), lr=1e-3, max_norm=1.0)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        engine = LocalEngine(self.model.module, optimizer, schedule)
+        self.step = MaskedStep(self.model, optimizer, engine, comm, settings, lambda _: self.promise)
+
+    def banks(self) -> list[torch.Tensor]:
+        """All experts' weights."""
+        return [bank for layer in self.model.layers for bank in layer.bank.values()]
+
+    def run(self, batches: list[TokenBatch]) -> float:
+        unsafe = [bool(x) for b in batches for x in b.is_unsafe[:, 0]]
+        self.promise = Promise.of(self.mask_LE.numpy(), unsafe)
+        return self.step("the batch", self.mask_LE, batches).loss
+
+
+def random_mask(share: float, seed: int = 3) -> torch.Tensor:
+    """bool [8, 64], to be cut to a model's shape."""
+    return torch.rand(8, 64, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def step(
+    family: str,
+    settings: dict[str, Any],
+    *,
+    dtype: str = "bfloat16",
+    num_micro: int = 1,
+    share: float = 0.35,
+    compare: bool = False,
+) -> Result:
+    """What a step costs on the fake GPU. To compare: its loss there and on the CPU, how far the weights have moved, and
+    how far apart they are afterwards."""
+    config, kind = TrainConfig(**settings), getattr(torch, dtype)
+    batches = [batch(4, seed) for seed in range(num_micro)]
+    mask_LE = random_mask(share)
+    with FakeGpu() as counts:
+        found = Stepped(family, SoloComm(DEVICE), config, mask_LE, kind)
+        counts.reset()
+        loss = found.run(batches)
+        result = _result(counts) | {"active": int(found.mask_LE.sum())}
+    if compare:
+        right = Stepped(family, SoloComm(CPU), config, mask_LE, kind)
+        before, on_cpu = [bank.clone() for bank in right.banks()], right.run(batches)
+        mine = [bank.inner for bank in found.banks()]  # type: ignore[attr-defined]
+        result |= {"loss": loss, "on_cpu": on_cpu, "moved": _apart(right.banks(), before)}
+        result["apart"] = _apart(right.banks(), mine)
+    return result
+
+
+def _apart(ones: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(ones, others, strict=True))
+
+
+def pass_without_tokens(family: str) -> Result:
+    """Forward and backward of rows that are all padding, which the host does not know."""
+    with FakeGpu():
+        model = adopt(build(family).to(torch.bfloat16), SoloComm(DEVICE))
+        tokens = batch(4, 0).to(DEVICE)
+        with model.batch(torch.zeros_like(tokens.live), first_layer=0):
+            layer = model.layers[-1]
+            flat = torch.zeros(len(layer.local), layer.layout.size, device=DEVICE)
+            layer.grads = {slot: layer.layout.views(flat[slot]) for slot in range(len(layer.local))}
+            logits = model.module(input_ids=tokens.input_ids, use_cache=False).logits
+            logits.float().square().mean().backward()
+        return {"finite": bool(logits.isfinite().all()), "gradients": int(flat.count_nonzero())}
+
+
+def passes_of_twins(family: str) -> Result:
+    """Forward and backward of a rank that shares experts with another, every expert trained."""
+    with FakeGpu() as counts:
+        comm = Twin(DEVICE)
+        model = adopt(build(family).to(torch.bfloat16), comm)
+        rows = batch(4, 0)
+        tokens = rows.to(DEVICE)
+        with model.batch(first_layer=0):
+            model.next_pass(tokens.live, num_live=rows.num_live)
+            for layer in model.layers:
+                flat = torch.zeros(len(layer.local), layer.layout.size, device=DEVICE)
+                layer.grads = {slot: layer.layout.views(flat[slot]) for slot in range(len(layer.local))}
+            counts.reset()
+            inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "use_cache": False}
+            model.module(**inputs).logits.float().square().mean().backward()
+    return _result(counts) | {"layers": len(model.layers), "exchanges": comm.exchanges}
+
+
+def _result(counts: Counts) -> Result:
+    return {
+        "waits": dict(counts.waits),
+        "uploads": dict(counts.uploads),
+        "launches": dict(counts.launches),
+        "peak_bytes": counts.peak_bytes - counts.base_bytes,
+    }

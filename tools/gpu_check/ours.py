@@ -1,0 +1,161 @@
+"""Our training step on a large model: time, memory, waits and kernels."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.profiler import ProfilerActivity, profile
+
+from dist_moe.config.schema import TrainConfig
+from dist_moe.engines.local import LocalEngine
+from dist_moe.model.model import adopt
+from dist_moe.parallel.comm import SoloComm
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promise
+from dist_moe.training.step import MaskedStep, StepResult
+from tools.gpu_check import large
+from tools.gpu_check.here import Here, guarded, report
+
+
+def run_largest(here: Here, name: str, sizes: list[tuple[int | None, int]]) -> None:
+    """The first of these sizes (layers, rows at once) that fits into memory."""
+    for layers, rows in sizes:
+        with guarded(name, f"{layers or 'all'} layers, {rows} rows at once") as attempt:
+            ours = Ours(here, name, layers, rows)
+            for mode in ("update", "route"):
+                ours.run(mode)
+        if not attempt.failed:
+            return
+        ours = None
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class Ours:
+    """A model with its optimizer, batches and masks."""
+
+    def __init__(self, here: Here, name: str, layers: int | None, rows: int) -> None:
+        self.here, self.section, self.config = here, name, large.config_of(name, here, layers)
+        self.rate, self.comm = here.matmul_rate(), SoloComm(here.device)
+        self.model = adopt(large.build(self.config, here), self.comm)
+        self.masks_BLE = large.masks(self.config)
+        mesh = Mesh.one_replica(self.comm)
+        self.optimizer = SelectiveAdamW(self.model.layers, self.masks_BLE.any(0), mesh, lr=1e-6, max_norm=1.0)
+        self.engine = LocalEngine(self.model.module, self.optimizer, LambdaLR(self.optimizer, lambda _: 1.0))
+        self.batches = large.batches(self.config, here, rows)
+        self.unsafe = [bool(row) for batch in self.batches for row in batch.is_unsafe[:, 0]]
+        experts = sum(bank.nbytes for layer in self.model.layers for bank in layer.bank.values())
+        dense = sum(p.nbytes for p in self.model.module.parameters())
+        report(
+            name,
+            "model",
+            layers=self.config.num_hidden_layers,
+            rows_at_once=rows,
+            experts_gib=experts / 2**30,
+            dense_gib=dense / 2**30,
+            state_gib=self.optimizer.state_bytes / 2**30,
+        )
+
+    def run(self, mode: Any) -> None:
+        """One mode."""
+        if self.here.left < 12 and not self.here.dry:
+            report(self.section, f"step {mode}", skipped="no time left")
+            return
+        step = MaskedStep(self.model, self.optimizer, self.engine, self.comm, TrainConfig(mode=mode), self._promise)
+
+        def one(i: int) -> StepResult:
+            return step(str(i), self._mask(i), self.batches)
+
+        one(0)
+        self.here.sync()
+        if self.here.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        times: list[float] = []
+        stop = time.monotonic() + (0 if self.here.dry else min(8, self.here.left / 5))
+        while len(times) < 3 or (time.monotonic() < stop and len(times) < 15):
+            started = time.perf_counter()
+            result = one(len(times))
+            self.here.sync()
+            times.append(time.perf_counter() - started)
+        self._report(mode, times, result, len(times) - 1)
+        waits(self.here, self.section, mode, lambda: one(0), self.config.num_hidden_layers * len(self.batches))
+        kernels(self.here, self.section, mode, lambda: one(1))
+
+    def _mask(self, i: int) -> torch.Tensor:
+        mask_LE: torch.Tensor = self.masks_BLE[i % len(self.masks_BLE)]
+        return mask_LE
+
+    def _promise(self, batch_id: str) -> Promise:
+        return Promise.of(self._mask(int(batch_id)).numpy(), self.unsafe)
+
+    def _report(self, mode: str, times: list[float], result: StepResult, last: int) -> None:
+        seconds, mask_LE = sorted(times)[len(times) // 2], self._mask(last)
+        received = torch.stack([layer.received_S for layer in self.model.layers]).cpu()
+        first = int(torch.nonzero(mask_LE.any(1))[0])
+        positions = sum(batch.input_ids.numel() for batch in self.batches)
+        needed = large.flops(
+            self.config, positions, result.num_loss_tokens, float(received.sum()), float(received[mask_LE].sum()), first
+        )
+        report(
+            self.section,
+            "step",
+            mode=mode,
+            seconds=seconds,
+            fastest=min(times),
+            slowest=max(times),
+            tokens_per_s=result.num_tokens / seconds,
+            teraflop=needed / 1e12,
+            of_matmul_rate=needed / seconds / self.rate,
+            loss=result.loss,
+            stepped=result.num_stepped,
+            peak_gib=torch.cuda.max_memory_allocated() / 2**30 if self.here.cuda else None,
+        )
+
+
+def waits(here: Here, section: str, mode: str, call: Callable[[], object], num_layers: int) -> None:
+    """Where the host waits for the device in a step, as torch says it."""
+    if not here.cuda:
+        call()
+        report(section, "waits", mode=mode, skipped="no GPU")
+        return
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found = [warning for warning in seen if "synchronizing" in str(warning.message)]
+    places = Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found)
+    in_layers = sum(number for place, number in places.items() if place.startswith(("experts.py", "grouped.py")))
+    number = sum(places.values())
+    report(section, "waits", in_layers == 0, mode=mode, number=number, a_layer=number / num_layers, places=dict(places))
+
+
+def kernels(here: Here, section: str, mode: str, call: Callable[[], object]) -> None:
+    """What a step's time goes to on the device."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if here.cuda else [])]
+    with profile(activities=activities, acc_events=True) as profiler:
+        call()
+        here.sync()
+    events = profiler.key_averages()
+    found = [event for event in events if str(event.device_type).endswith("CUDA" if here.cuda else "CPU")]
+    cost = "self_device_time_total" if here.cuda else "self_cpu_time_total"
+    found.sort(key=lambda event: -getattr(event, cost))
+    report(
+        section,
+        "kernels",
+        mode=mode,
+        busy_s=sum(getattr(event, cost) for event in found) / 1e6,
+        launches=sum(event.count for event in found),
+        top=[{"name": e.key[:80], "ms": getattr(e, cost) / 1e3, "n": e.count} for e in found[:12]],
+    )

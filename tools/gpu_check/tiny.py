@@ -1,0 +1,46 @@
+"""A tiny model of a family, and its training step on an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from dist_moe.config.schema import TrainConfig
+from dist_moe.conformance.sizes import VOCAB, build
+from dist_moe.engines.build import EngineName, build_engine
+from dist_moe.model.model import adopt
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.mesh import Mesh
+from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.promise import Promise
+from dist_moe.training.split import Split
+from dist_moe.training.step import MaskedStep
+from tools.gpu_check.here import token_batch
+
+ROWS = 4
+
+
+class Tiny:
+    """Each step has a mask and rows of its own; the second mask leaves the first layer without an expert."""
+
+    def __init__(self, family: str, mode: Any, dtype: torch.dtype, comm: Comm, engine: EngineName) -> None:
+        self.model = adopt(build(family).to(comm.device, dtype), comm)
+        shape = (4, self.model.shape.num_layers, self.model.shape.num_experts)
+        self.masks_BLE = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.35
+        self.masks_BLE[1, 0] = False
+        self.optimizer = SelectiveAdamW(
+            self.model.layers, self.masks_BLE.any(0), Mesh.one_replica(comm), lr=1e-3, eps=1e-6, max_norm=1.0
+        )
+        schedule = LambdaLR(self.optimizer, lambda _: 1.0)
+        host = build_engine(engine, self.model, self.optimizer, schedule, comm, {}, Split.of(ROWS, 1, None))
+        settings = TrainConfig(mode=mode)
+        self._step = MaskedStep(self.model, self.optimizer, host, comm, settings, self._promise)
+
+    def _promise(self, batch_id: str) -> Promise:
+        return Promise.of(self.masks_BLE[int(batch_id)].numpy(), [i % 2 == 1 for i in range(ROWS)])
+
+    def step(self, i: int) -> float:
+        """The loss."""
+        return self._step(str(i), self.masks_BLE[i], [token_batch(VOCAB, rows=ROWS, seed=i)]).loss
