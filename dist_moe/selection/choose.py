@@ -127,11 +127,14 @@ def masks_by(
     rule: Rule,
     settings: StatisticsConfig,
     batches: range,
-    population: Population,
+    population: Population | None,
     *,
     prefix: str = "",
 ) -> ExpertMasks:
-    """The masks without statistics. With `prefix` "prefill_", from that table instead of the counts."""
+    """The masks without statistics. With `prefix` "prefill_", from that table instead of the counts.
+
+    `population` may be None if the rule does not need one.
+    """
     found = counts.of_batches(batches, tables=not prefix, prefix=prefix)
     each = evidence_of_each(counts.index.of(batches), found, settings, seed_of(counts), population)
     return ExpertMasks(np.array([rule.select(batch) for batch in each]))

@@ -129,8 +129,9 @@ class Design:
     def units(self, unsafe_P: np.ndarray) -> tuple[Units, Units, Units]:
         """Units that are only in the unsafe arm, only in the safe arm, and in both."""
         kinds: tuple[list[list[int]], list[list[int]], list[list[int]]] = ([], [], [])
+        labels = unsafe_P.tolist()
         for rows in _members(self.unit_P).values():
-            unsafe = int(unsafe_P[rows].sum())
+            unsafe = sum(labels[row] for row in rows)
             kinds[0 if unsafe == len(rows) else 2 if unsafe else 1].append(rows)
         unsafe_only, safe_only, both = map(Units.of_rows, kinds)
         return unsafe_only, safe_only, both

@@ -53,7 +53,9 @@ def _against(store: MaskStore, rule: Rule, facts: dict[str, Any], *, prefix: str
     """Compare the stored masks with others of the same batches."""
     counts, settings = store.counts, settings_of(store)
     mask_plan(counts, rule, settings)  # for its errors
-    population = population_of(sums_of(counts, batches, rule, prefix=prefix) for batches in counts.steps())
+    population = None
+    if rule.needs & {"population", "union"}:
+        population = population_of(sums_of(counts, batches, rule, prefix=prefix) for batches in counts.steps())
     batches, experts = [], []
     for start, stop in store.masks.slabs(0, len(store.masks)):
         risk_diff_BLE = counts.risk_diff[start:stop]

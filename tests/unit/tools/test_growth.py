@@ -1,0 +1,30 @@
+"""Exponents are those of the times, and the tool runs."""
+
+import pytest
+
+from tools.growth.__main__ import over_batches, over_experts
+from tools.growth.table import draw, exponent, in_words, table
+
+
+@pytest.mark.parametrize(("power", "words"), [(0, "hardly"), (0.5, "less than in proportion"), (1, "in proportion"),
+                                              (1.5, "more than in proportion"), (2, "with the square"),
+                                              (3, "with the cube")])  # fmt: skip
+def test_an_exponent_is_that_of_the_largest_sizes(power, words):
+    times = {10: 0.5} | {size: 1e-3 * size**power * 100 for size in (100, 1000, 4000)}
+    assert exponent(times) == pytest.approx(power)
+    assert in_words(exponent(times)) == f"{words} ({power:.1f})"
+
+
+def test_times_that_every_call_costs_are_in_no_exponent():
+    assert exponent({10: 0.004, 100: 0.005, 1000: 0.2}) is None
+    assert in_words(None) == "hardly"
+
+
+def test_cases_are_measured_and_drawn(tmp_path):
+    times = over_batches(["batches of rows in pairs", "inspect summary", "category specificity"], [28, 56], 30.0)
+    assert all(found.keys() == {28, 56} for found in times.values())
+    lines = table(times, [28, 56], "CPU seconds, batches").splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in times]
+    draw(times, "batches", tmp_path / "growth.svg")
+    assert "inspect summary" in (tmp_path / "growth.svg").read_text()
+    assert list(over_experts([8])["experts' weights, MB"]) == [8]
