@@ -3,14 +3,19 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from dist_moe.cli.main import command_tree, main
 from dist_moe.cli.settings import FILE, as_stored, shown_settings
+from dist_moe.cli.verify import TRAINS
 from dist_moe.config.describe import described
+from dist_moe.ranges import Trains
 
-LIGHT = {"torch", "transformers", "zarr", "deepspeed", "numpy", "pandas", "scipy", "pydantic", "ruamel"}
+LIGHT = {"torch", "transformers", "zarr", "deepspeed", "numpy", "pandas", "scipy", "pydantic", "ruamel"} | {
+    "annotated_types"
+}
 """What takes more time to import than a command may take to show its help."""
 HEAVY = {"torch", "transformers", "deepspeed", "scipy", "datasets"}
 READ = {
@@ -67,6 +72,10 @@ def test_a_module_that_the_file_does_not_know_is_asked(monkeypatch, tmp_path):
     for modules, number in (([], 1), (["rules.other"], len(described()))):
         (tmp_path / "settings.json").write_text(json.dumps(stale | {"modules": modules}))
         assert len(shown_settings()) == number
+
+
+def test_what_verify_takes_is_what_a_run_can_train():
+    assert get_args(Trains) == TRAINS
 
 
 def test_other_commands_show_no_settings(capsys):
