@@ -184,8 +184,20 @@ def test_no_rows_give_one_dummy_token_that_is_never_counted() -> None:
 
 def test_moving_a_batch_moves_all_of_it() -> None:
     moved = collate([Encoded((1,), (2,))], pad_id=0).to("meta")
-    assert {getattr(moved, name).device.type for name in moved.__slots__} == {"meta"}
+    assert {getattr(moved, name).device.type for name in moved.__slots__ if name != "num_live"} == {"meta"}
+    assert moved.num_live == 2  # known without asking the device
     assert moved.labels.shape == (1, 2)
+
+
+def test_positions_that_predict_a_trained_token() -> None:
+    better, worse = Encoded((1, 2), (3, 4)), Encoded((5, 6), (7,))
+    rows = [replace(better, rejected=worse), Encoded((8,), (9,))]
+    batch = collate(rows, pad_id=0, pairs=True)
+    targets = batch.all_labels.roll(-1, 1).flatten()[batch.predicting]
+    assert targets.tolist() == [3, 4, 9, 7]
+    assert batch.input_ids.flatten()[batch.predicting].tolist() == [2, 3, 8, 6]
+    assert batch.num_live == batch.live.sum() == 9
+    assert collate([], pad_id=0).predicting.tolist() == []
 
 
 def test_pad_id_falls_back_to_eos_then_0(tokenizer: PreTrainedTokenizerFast) -> None:
