@@ -37,9 +37,9 @@ def exponent(times: Mapping[int, float]) -> float | None:
 
 
 def in_words(slope: float | None) -> str:
-    """What an exponent means."""
+    """What an exponent means; None: nobody knows."""
     if slope is None:
-        return "hardly"
+        return ""
     named = (
         (0.3, "hardly"),
         (0.8, "less than in proportion"),
