@@ -4,7 +4,8 @@ transformers' dense modules (attention, norms, embedding, output) in a plain loo
 written out. No hooks, no checks, no monitor, one process, one family. It does all that the step needs, as cheaply as is
 known here:
 
-- logits at label positions only; autograd from the first experts on; in mode route top-k over the allowed experts only;
+- logits at label positions only; no padding in the experts, and none masked in attention, as it is on the right;
+- autograd from the first experts on; in mode route top-k over the allowed experts only;
 - one sort a layer, grouped GEMMs over all experts' rows, weight gradients of the active experts with rows only, written
   (not added) into one flat buffer that is never zero-filled;
 - a routing weight's gradient from the inner size I, not H: dout . (W h) = (W^T dout) . h;
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim.adamw import adamw
 
+from dist_moe.moe.route_mask import routable
 from tools.bench.setup import BETAS, EPS, LR, MAX_NORM, Mode, Setup
 
 
@@ -124,11 +126,13 @@ class FloorStep:
         hidden = model.embed_tokens(batch.input_ids)
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
         position = model.rotary_emb(hidden, position_ids)
-        for block, layer, mask_E in zip(model.layers, self.layers, self.setup.mask(i), strict=True):
+        live = torch.nonzero(batch.live.flatten()).squeeze(1)
+        for block, layer, mask_E in zip(model.layers, self.layers, routable(self.setup.mask(i)), strict=True):
             hidden = hidden + block.self_attn(block.input_layernorm(hidden), position, None)[0]
-            x_TH = block.post_attention_layernorm(hidden).flatten(0, 1)
+            x_TH = block.post_attention_layernorm(hidden.flatten(0, 1)[live])
             weights_Tk, index_Tk = self._route(F.linear(x_TH, block.mlp.gate.weight), mask_E)
-            hidden = hidden + Experts.apply(x_TH, weights_Tk, self.anchor, index_Tk, layer).view_as(hidden)
+            out = Experts.apply(x_TH, weights_Tk, self.anchor, index_Tk, layer)
+            hidden = hidden.flatten(0, 1).index_add(0, live, out).view_as(hidden)
         at = torch.nonzero(batch.labels[:, 1:] != -100, as_tuple=True)
         logits = self.module.lm_head(model.norm(hidden[at]))
         return F.cross_entropy(logits.float(), batch.labels[:, 1:][at])

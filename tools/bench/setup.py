@@ -42,9 +42,11 @@ class Options:
     experts: int = 64
     top_k: int = 8
     tokens: int = 1024
-    """Tokens a batch, in 16 rows."""
+    """Positions a batch, in 16 rows."""
+    padding: float = 0.4
+    """Share of these positions that is padding: rows have different lengths."""
     share: float = 0.1
-    """Share of each layer's experts that a batch trains."""
+    """Share of all experts that a batch trains, more of them in some layers than in others."""
     batches: int = 4
     """Different batches, each with its own random mask; optimizer state exists for the union."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -58,6 +60,11 @@ class Options:
     """Batches, layers and experts of the mask store; the default needs 3.2 GiB of memory."""
     masks_shape: tuple[int, int, int] = (100_000, 48, 128)
     """Likewise of a store in which only the masks count."""
+
+    @property
+    def num_trained(self) -> int:
+        """Experts that a batch trains, of all layers together."""
+        return max(1, round(self.share * self.layers * self.experts))
 
 
 SMALL = Options(
@@ -84,12 +91,20 @@ class Setup:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.comm = SoloComm(self.device)
         generator = torch.Generator().manual_seed(0)
-        num_trained = max(1, round(options.share * options.experts))
-        scores_BLE = torch.rand(options.batches, options.layers, options.experts, generator=generator)
-        self.masks_BLE = scores_BLE >= scores_BLE.topk(num_trained).values[..., -1:]
+        scores_BX = torch.rand(options.batches, options.layers * options.experts, generator=generator)
+        masks_BX = scores_BX >= scores_BX.topk(options.num_trained).values[:, -1:]
+        self.masks_BLE = masks_BX.unflatten(1, (options.layers, options.experts))
         length = options.tokens // BATCH_ROWS
         ids_BRS = torch.randint(self.config.vocab_size, (options.batches, BATCH_ROWS, length), generator=generator)
-        self.batches = [_token_batch(ids_RS.to(self.device)) for ids_RS in ids_BRS]
+        lengths_R = torch.linspace(1 - 2 * options.padding, 1, BATCH_ROWS).mul(length).round().clamp(min=2)
+        live_BRS = torch.stack(
+            [
+                torch.arange(length) < lengths_R[torch.randperm(BATCH_ROWS, generator=generator), None]
+                for _ in range(options.batches)
+            ]
+        )
+        pairs = zip(ids_BRS.to(self.device), live_BRS.to(self.device), strict=True)
+        self.batches = [_token_batch(ids_RS, live_RS) for ids_RS, live_RS in pairs]
 
     @property
     def config(self) -> Qwen3MoeConfig:
@@ -149,27 +164,27 @@ class Setup:
         assert error <= limit, f"contenders differ by {error:.1e}"
 
 
-def _token_batch(ids_RS: torch.Tensor) -> TokenBatch:
-    """No padding; loss on each row's second half."""
-    is_completion = torch.zeros_like(ids_RS, dtype=torch.bool)
-    is_completion[:, ids_RS.shape[1] // 2 :] = True
+def _token_batch(ids_RS: torch.Tensor, live_RS: torch.Tensor) -> TokenBatch:
+    """Padded on the right; loss on the second half of each row's tokens."""
+    half_R1 = live_RS.sum(1, keepdim=True) // 2
+    is_completion = live_RS & (torch.arange(ids_RS.shape[1], device=ids_RS.device) >= half_R1)
     labels = ids_RS.masked_fill(~is_completion, IGNORED)
-    everywhere = torch.ones_like(is_completion)
+    everywhere = torch.ones_like(live_RS)
     return TokenBatch(
-        ids_RS,
-        torch.ones_like(ids_RS),
+        ids_RS * live_RS,
+        live_RS.to(ids_RS.dtype),
         labels,
         is_completion,
-        ~is_completion,
-        everywhere,
+        live_RS & ~is_completion,
+        live_RS,
         is_unsafe=everywhere,
-        in_content=everywhere,
-        in_span=everywhere,
+        in_content=live_RS,
+        in_span=live_RS,
         is_rejected=~everywhere,
         rejected_labels=torch.full_like(labels, IGNORED),
         pair=torch.full_like(labels, -1),
         predicting=positions(labels),
-        num_live=ids_RS.numel(),
+        num_live=int(live_RS.sum()),
     )
 
 
