@@ -33,10 +33,7 @@ def changed(command):
     sys.argv = [sys.argv[0], *sys.argv[3:], *here.get("arguments", [])]  # without --engine
     os.environ.update(here.get("environment", {}))
     os.chdir(here.get("directory", root))
-    if "version" in here:
-        dist_moe.cli.ranks.version = lambda name: here["version"] if name == "transformers" else "1"
-    else:
-        dist_moe.cli.ranks.version = lambda name: "1"
+    dist_moe.cli.ranks.versions = lambda: {"transformers": here.get("version", "1")}
     return launched_main(here.get("command", command))
 
 root, port, starts = json.loads(sys.argv[1])
