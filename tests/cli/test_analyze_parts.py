@@ -193,6 +193,7 @@ def run_killed(run, *seed):
     return [tuple(map(int, line.split()[1:])) for line in done.stdout.splitlines() if line.startswith("run ")]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(250)
 def test_an_analysis_that_is_killed_until_it_ends_well_gives_the_same_store(fresh):
     assert run_killed(fresh) == [(2, 2, 0)]

@@ -36,7 +36,7 @@ def interrupted(number, *command):
         return process.wait(timeout=100), err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_export(trained, tmp_path, number):
     status, err = interrupted(number, "-c", EXPORT, "export", trained.run_dir, "--out", tmp_path / "new" / "out")
     assert (status, err) == (130, "dist-moe: interrupted\n")

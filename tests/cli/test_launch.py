@@ -180,6 +180,7 @@ def test_export_of_two_ranks_is_verified(trained, two_ranks, tmp_path):
     assert read_tensors(tmp_path / "out").keys() == read_tensors(trained.model).keys()
 
 
+@pytest.mark.long
 def test_bad_input_is_one_line_on_two_ranks(trained, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(trained.run_dir, run_dir)

@@ -41,7 +41,7 @@ processes.launched_main, processes.LIMIT_S = changed, float(sys.argv[2])
 os.chdir(root)
 processes.prepare(Path("run.yaml"), {"fsdp"})
 if port:
-    processes._free_port = lambda: port
+    processes.free_port = lambda: port
 for here_too, other, arguments, log in starts:
     began = time.monotonic()
     statuses = processes.start("fsdp", other.get("processes", 2), arguments, Path(log)).statuses()

@@ -53,7 +53,7 @@ def counts_of(masks):
     }
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_counts_are_those_of_the_marked_tokens(fresh, num_ranks):
     rows, tokens = marked_rows()
     write_jsonl(fresh.data, rows)

@@ -46,7 +46,7 @@ def config(tmp_path_factory):
     [
         ["--analysis.rule", "esft_gate", "--analysis.micro_batch_tokens", "60"],
         ["--analysis.tokens", "generated", "--analysis.max_new_tokens", "5", "--analysis.temperature", "1.0"],
-        ["--analysis.rule", "shrunk", "--analysis.threshold", "0.01"],
+        pytest.param(["--analysis.rule", "shrunk", "--analysis.threshold", "0.01"], marks=pytest.mark.long),
         ["--analysis.no-gates", "--analysis.ep_size", "all"],
     ],
 )

@@ -381,10 +381,15 @@ def ranks_of(case: Case) -> tuple[int, ...]:
 RUNS = [(num_ranks, number) for number, case in enumerate(CASES) for num_ranks in ranks_of(case)]
 
 
+def is_long(num_ranks, number):
+    """Four ranks do something else than two only where they are replicas."""
+    return CASES[number].long or (num_ranks == 4 and CASES[number].ep_size is None)
+
+
 def of_runs(chosen, named=False):
     """Parametrizes a test by runs, of which some are of the long tail."""
     params = [
-        pytest.param(n, i, id=f"{n} ranks {CASES[i]}" if named else None, marks=[pytest.mark.long] * CASES[i].long)
+        pytest.param(n, i, id=f"{n} ranks {CASES[i]}" if named else None, marks=[pytest.mark.long] * is_long(n, i))
         for n, i in chosen
     ]
     return pytest.mark.parametrize(("num_ranks", "number"), params)
@@ -400,8 +405,8 @@ def ranks():
 
     def answers(num_ranks, number):
         if (num_ranks, number) not in known:
-            kind = (CASES[number].engine, CASES[number].long)
-            together = [i for n, i in RUNS if n == num_ranks and (CASES[i].engine, CASES[i].long) == kind]
+            kind = CASES[number].engine, is_long(num_ranks, number)
+            together = [i for n, i in RUNS if n == num_ranks and (CASES[i].engine, is_long(n, i)) == kind]
             cases = [CASES[i] for i in together]
             found = [train_cases(CPU, cases)] if num_ranks == 1 else run_ranks(num_ranks, train_cases, cases)
             for i, *case in zip(together, *found, strict=True):

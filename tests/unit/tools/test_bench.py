@@ -117,6 +117,7 @@ def _unmasked(self: floor.FloorStep, logits_TE: torch.Tensor, mask_E: torch.Tens
     return weights_Tk / weights_Tk.sum(-1, keepdim=True), index_Tk
 
 
+@pytest.mark.long
 def test_peak_memory_is_that_of_the_contender_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole-tensor state of a wide model weighs 100 MiB and more; this process's own memory weighs nothing."""
     wide = replace(SMALL, hidden=512, intermediate=256, tokens=32, threads=1)
