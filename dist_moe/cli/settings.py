@@ -8,39 +8,24 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from dist_moe.described import Described
 
 FILE = Path(__file__).with_name("settings.json")
 REGISTRIES = ("judges", "objective", "rules")
 """Packages whose modules add settings."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShownSetting:
-    """The fields of `dist_moe.config.describe.Described`."""
-
-    key: str
-    kind: str
-    choices: list[str]
-    required: bool
-    default: Any
-    help: str
-
-    @property
-    def section(self) -> str:
-        """First part of the key; "" for top-level settings."""
-        return self.key.partition(".")[0] if "." in self.key else ""
-
-
-def shown_settings() -> list[ShownSetting]:
+def shown_settings() -> list[Described]:
     """Every setting; from the definitions themselves where somebody has added a module, or may have registered a
     class in this process."""
     found = json.loads(FILE.read_bytes())
     if found["modules"] != _modules() or any(f"dist_moe.{package}" in sys.modules for package in REGISTRIES):
         found = as_stored()
-    return [ShownSetting(**each) for each in found["settings"]]
+    return [Described(**each | {"choices": tuple(each["choices"])}) for each in found["settings"]]
 
 
 def as_stored() -> dict[str, Any]:

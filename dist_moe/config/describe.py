@@ -10,30 +10,10 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dist_moe.config.schema import Config
+from dist_moe.described import Described
 from dist_moe.registry import field_docs
 
 WORDS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "true|false", NoneType: "None"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Described:
-    """Description of one setting."""
-
-    key: str
-    """Dotted name, such as `train.lr`."""
-    kind: str
-    """Type as shown to users: `FLOAT`, `route|update`, `PATH ...`."""
-    choices: tuple[str, ...]
-    """All possible values, if there are few; else empty."""
-    required: bool
-    default: Any
-    """The default as a plain YAML value; None if the setting is required."""
-    help: str
-
-    @property
-    def section(self) -> str:
-        """First part of the key; "" for top-level settings."""
-        return self.key.partition(".")[0] if "." in self.key else ""
 
 
 @cache

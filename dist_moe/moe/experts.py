@@ -61,9 +61,8 @@ class _Dispatch:
             self.by_rank = torch.empty_like(self.by_slot)
             self.by_rank[self.by_slot] = torch.arange(len(self.by_slot), device=device)
         self.ends = received_S.cumsum(0)[: len(layer.local)].to(torch.int32)
-        self.ends[-1:].clamp_(
-            min=min(1, len(self.slot_m))
-        )  # the first row is computed, also where it is a dropped pair's
+        # the first row is computed, also where it is a dropped pair's
+        self.ends[-1:].clamp_(min=min(1, len(self.slot_m)))
         self.pair_n = order[:num_sent]
         self.token_n = self.pair_n // index_Tk.shape[1]
         self.position_Tk = torch.zeros_like(index_Tk)

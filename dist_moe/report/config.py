@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from dist_moe.config.describe import Described, described
+from dist_moe.config.describe import described
 from dist_moe.config.load import Resolved, settings_of
 from dist_moe.config.schema import Config
+from dist_moe.described import Described
 
 EXAMPLES = {"run_dir": "runs/my-run", "model.path": "models/my-model", "data.paths": ["data/prompts.jsonl"]}
 """Example values for the required settings."""

@@ -107,8 +107,7 @@ def last_checkpoint(root: Path, facts: dict[str, Any]) -> Checkpoint | None:
 
     Raises:
         UserError: the checkpoint is of a run with other facts (names the first that differs, and both values); or of
-            another
-            format version.
+            another format version.
     """
     for path in reversed(checkpoint_directories(root)):
         try:

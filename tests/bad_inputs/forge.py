@@ -15,6 +15,20 @@ from dist_moe.store.layout import root_digest, sums_text
 from dist_moe.store.zarr_arrays import METADATA, array_metadata, encode_file, plain
 
 
+def first(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A change of a tensor's first value."""
+
+    def apply(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.view(-1)[0] = value
+        return tensor
+
+    return apply
+
+
+def drop_one(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[max(tensors)]
+
+
 def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a JSON file, but not the digest in it."""
     document = json.loads(Path(path).read_text())

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from dist_moe.cli.main import main
-from tests.bad_inputs.forge import cut, directory, flip, redense, redigest_dense, reseal, retensor, write
+from tests.bad_inputs.forge import (
+    cut,
+    directory,
+    drop_one,
+    first,
+    flip,
+    redense,
+    redigest_dense,
+    reseal,
+    retensor,
+    write,
+)
 from tests.bad_inputs.harness import Case, check, ids
 
 STEP, RUN = "turned/checkpoints/step-00000001", "routers/experts"
@@ -52,18 +63,6 @@ def change(value, name=ROUTER):
     return apply
 
 
-def first(value):
-    def apply(tensor):
-        tensor.view(-1)[0] = value
-        return tensor
-
-    return apply
-
-
-def less(tensors):
-    del tensors[max(tensors)]
-
-
 def more(name, size):
     return lambda tensors: tensors.update({name: torch.zeros(size)})
 
@@ -83,7 +82,7 @@ def harms(folder, router):
         "one bit": (lambda: flip(file), ("dense.safetensors has changed since it was written",)),
         "a directory": (lambda: directory(file), ("dense.safetensors is missing",)),
         "forged: no tensors": (lambda: no_tensors(folder), ("dense.safetensors is not a safetensors file",)),
-        "forged: a tensor less": (lambda: redense(folder, less), ("is missing", "tensor")),
+        "forged: a tensor less": (lambda: redense(folder, drop_one), ("is missing", "tensor")),
         "forged: a tensor more": (lambda: redense(folder, more("x", 2)), ("tensor x is not one that its index names",)),
         "forged: another dtype": (
             lambda: redense(folder, change(lambda t: t.half(), router)),

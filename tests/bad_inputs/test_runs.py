@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_moe.cli.main import main
-from tests.bad_inputs.forge import cut, directory, edit, flip, reseal, retensor, write
+from tests.bad_inputs.forge import cut, directory, drop_one, edit, first, flip, reseal, retensor, write
 from tests.bad_inputs.harness import Case, check, ids, nothing
 
 EXPORT, EVALUATE, DELTA = "export run --out out", "evaluate run", "export run --delta --out out.delta"
@@ -21,10 +21,6 @@ def second_expert_of(tensors):
     return sorted({key.rsplit(".", 1)[0] for key in tensors})[1]
 
 
-def drop_one(tensors):
-    del tensors[max(tensors)]
-
-
 def add_one(tensors):
     tensors["0.7.other"] = torch.zeros(2)
 
@@ -33,14 +29,6 @@ def change(value, key="down_proj"):
     def apply(tensors):
         name = next(name for name in sorted(tensors) if name.endswith(key))
         tensors[name] = value(tensors[name])
-
-    return apply
-
-
-def first(value):
-    def apply(tensor):
-        tensor.view(-1)[0] = value
-        return tensor
 
     return apply
 
