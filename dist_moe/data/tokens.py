@@ -46,6 +46,11 @@ class Encoded:
         return self.prompt_ids if self.alone_ids is None else self.alone_ids
 
     @property
+    def num_tokens(self) -> int:
+        """Of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
     def num_content(self) -> int:
         """Number of prompt tokens that are content; the others belong to the template."""
         return sum(stop - start for start, stop in self.content)
@@ -118,12 +123,12 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False) -> Tok
     paired = [i for i, row in enumerate(rows) if pairs and row.rejected is not None]
     num_own = max(len(rows), 1)
     rows = [*rows, *(worse for i in paired if (worse := rows[i].rejected) is not None)]
-    width = max((len(row.prompt_ids) + len(row.response_ids) for row in rows), default=1)
+    width = max((row.num_tokens for row in rows), default=1)
     shape = (max(len(rows), 1), width)
     input_ids = torch.full(shape, pad_id)
     is_prompt, is_completion, in_content, in_span, is_unsafe = torch.zeros(5, *shape, dtype=torch.bool)
     for i, row in enumerate(rows):
-        start, end = len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)
+        start, end = len(row.prompt_ids), row.num_tokens
         input_ids[i, :end] = torch.tensor(row.prompt_ids + row.response_ids)
         is_prompt[i, :start] = True
         is_completion[i, start:end] = True

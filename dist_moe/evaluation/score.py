@@ -46,7 +46,7 @@ class Scorable:
 
     def longest(self, max_new_tokens: int) -> int:
         """Tokens of the longest forward pass that it needs."""
-        given = (len(each.prompt_ids) + len(each.response_ids) for each in (self.row, *self.openings))
+        given = (each.num_tokens for each in (self.row, *self.openings))
         return max(*given, len(self.row.inference_ids) + max_new_tokens)
 
 

@@ -67,7 +67,7 @@ def count_rows(
     def length(row: Encoded) -> int:
         if isinstance(tokens, Sampling):
             return len(row.inference_ids) + tokens.max_new_tokens
-        return len(row.prompt_ids) + len(row.response_ids)
+        return row.num_tokens
 
     sums = map_rows(
         rows,

@@ -48,7 +48,7 @@ def gradient_table(model: MoEModel, rows: Sequence[Encoded], comm: Comm) -> np.n
         lambda some: {"gradients": torch.stack([expert_gradients(model, row) for row in some])},
         comm,
         results={"gradients": (torch.float32, shape_LE)},
-        length=lambda row: len(row.prompt_ids) + len(row.response_ids),
+        length=lambda row: row.num_tokens,
         budget=1,
     )
     table_RLE = np.zeros((len(rows), *shape_LE), np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 from dist_moe.config.objective import pair_terms, router_terms
 from dist_moe.config.schema import Config, TrainConfig
 from dist_moe.data.named import by_batch
-from dist_moe.data.tokens import Encoded
 from dist_moe.engines.build import EngineName, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.errors import UserError, shown
@@ -180,15 +178,12 @@ def _schedule(config: Config, inputs: Inputs) -> tuple[EpochSchedule, tuple[floa
     if not any(weights):
         raise UserError("train.weights: every batch has weight 0, so nothing would be trained: set one above 0")
     repeats = by_batch(train.repeats, "train.repeats", index, Count, 1)
-    tokens = () if train.max_tokens is None else tuple(_num_tokens(inputs.rows(batch)) for batch in range(len(index)))
+    tokens: tuple[int, ...] = ()
+    if train.max_tokens is not None:
+        tokens = tuple(sum(row.num_tokens for row in inputs.rows(batch)) for batch in range(len(index)))
     schedule = EpochSchedule(len(index), train.epochs, config.seed, repeats, train.max_tokens, tokens)
     schedule.require_enough()
     return schedule, weights
-
-
-def _num_tokens(rows: Sequence[Encoded]) -> int:
-    """Of prompts and responses."""
-    return sum(len(row.prompt_ids) + len(row.response_ids) for row in rows)
 
 
 def _require_masks_fit(masks: MaskRevisions, config: Config, inputs: Inputs, num_steps: int) -> None:
