@@ -41,8 +41,11 @@ demo: setup
 	$(BIN)/dist-moe demo $(ARGS)
 
 # Tests share the cores as processes, so each computes with one thread: two would wait for each other. The tests of a file
-# share what they have trained, so they run in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+# share what they have trained, so they run in one process. What is written is synced to disk, hundreds of times in one
+# analysis: so tests write to memory where there is room.
+MEMORY := $(shell test "$$(df --output=avail --block-size=1G /dev/shm 2>/dev/null | tail -n 1)" -ge 8 2>/dev/null && \
+	echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
+PYTEST := $(MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 test: setup
 	$(PYTEST) -m 'not long' $(ARGS)

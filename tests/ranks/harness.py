@@ -17,20 +17,12 @@ import torch.distributed as dist
 from dist_moe.parallel.comm import GroupComm
 
 LIMIT_SECONDS = 400
-LIBRARIES = (
-    "datasets",
-    "deepspeed",
-    "torch.distributed.fsdp",
-    "transformers.models.qwen3_moe.modeling_qwen3_moe",
-    "zarr",
-)
-"""Libraries that take seconds to import: a server imports them once a session, and ranks are its forks."""
 
 
 def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Call `function(comm, *args)` on every rank; returns the results (anything that can be pickled) in rank order."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(LIBRARIES))
+    context.set_forkserver_preload(["tests.ranks.preloaded"])
     queue = context.Queue()
     with tempfile.TemporaryDirectory() as directory:
         processes = [

@@ -1,0 +1,16 @@
+"""What ranks import, once for all of them: the server of `harness` imports this, and ranks are its forks."""
+
+# ruff: noqa: F401
+import gc
+
+import datasets
+import transformers.models.qwen3_moe.modeling_qwen3_moe
+
+import dist_moe.engines.deepspeed
+import dist_moe.engines.fsdp
+import dist_moe.workflows.analyze
+import dist_moe.workflows.evaluate
+import dist_moe.workflows.train
+import tests.ranks.test_training
+
+gc.freeze()  # a collection in a fork would write to every page, and so copy it
