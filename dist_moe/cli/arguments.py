@@ -173,6 +173,11 @@ def fraction(word: str) -> float:
     return _number(float, word, lambda number: 0 < number < 1, "a number between 0 and 1")
 
 
+def seconds(word: str) -> float:
+    """A time above 0, at most a day."""
+    return _number(float, word, lambda number: 0 < number <= 86400, "a number of seconds above 0, at most 86400")
+
+
 def rates(word: str) -> tuple[float, ...]:
     """Different numbers above 0, separated by commas."""
     expected = "learning rates separated by commas, such as 1e-5,3e-5,1e-4"

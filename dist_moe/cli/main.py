@@ -20,6 +20,7 @@ from dist_moe.cli.config import add_config_commands
 from dist_moe.cli.evaluate import add_evaluate_command
 from dist_moe.cli.inspect import add_inspect_command
 from dist_moe.cli.models import add_model_commands
+from dist_moe.cli.operate import add_operate_commands
 from dist_moe.cli.process import is_first, run_process
 from dist_moe.cli.report import add_report_command
 from dist_moe.cli.runs import add_checkpoint_command, add_demo_command, add_run_commands
@@ -75,6 +76,7 @@ def command_tree() -> Parser:
     add_model_commands(commands)
     add_verify_command(commands)
     add_checkpoint_command(commands)
+    add_operate_commands(commands)
     add_store_commands(commands)
     add_config_commands(commands)
     add_demo_command(commands)

@@ -17,6 +17,8 @@ class Place:
     """Directory in which the run works until it has finished; trackers may write files there."""
     rank: int
     num_steps: int
+    num_own_tokens: int = 0
+    """Tokens of this rank's rows in the step; the record has those of all ranks."""
 
 
 class Tracker(Protocol):

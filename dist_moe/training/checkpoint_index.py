@@ -27,6 +27,7 @@ OTHER_VERSION = (
     "another version of dist_moe wrote it: finish the run with that one, choose another run_dir, or set overwrite to "
     "start anew"
 )
+ADVICE = "the checkpoint is damaged"
 STATE = ("master", "exp_avg", "exp_avg_sq", "step")
 """Tensors of one expert, and of one dense weight: the fields of `dist_moe.training.adam.AdamState`."""
 
@@ -137,19 +138,27 @@ def checkpoint_directories(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"))
 
 
+def read_index(path: Path) -> Index:
+    """What a checkpoint says of itself.
+
+    Raises:
+        UserError: its index is damaged, or there is none.
+    """
+    return read_sealed(path / INDEX, FORMAT, VERSION, Index, ADVICE, OTHER_VERSION)[0]
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and verify every byte.
 
     Raises:
         UserError: it is damaged, or not a checkpoint.
     """
-    advice = "the checkpoint is damaged"
-    index, _ = read_sealed(path / INDEX, FORMAT, VERSION, Index, advice, OTHER_VERSION)
-    check_parts(path, index.files, index.tensors, advice, index.dense)
+    index = read_index(path)
+    check_parts(path, index.files, index.tensors, ADVICE, index.dense)
     names = {*STATE}
     if index.tensors and index.tensors.keys() != names:
-        raise UserError(f"{path / INDEX}: tensors {sorted(index.tensors)}, expected {sorted(names)}: {advice}")
+        raise UserError(f"{path / INDEX}: tensors {sorted(index.tensors)}, expected {sorted(names)}: {ADVICE}")
     for tensor in index.dense.tensors if index.dense else ():
         if tensor.rpartition(".")[2] not in names:
-            raise UserError(f"{path / INDEX}: {shown(tensor)} is no optimizer state: {advice}")
+            raise UserError(f"{path / INDEX}: {shown(tensor)} is no optimizer state: {ADVICE}")
     return Checkpoint(path, index)

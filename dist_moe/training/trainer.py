@@ -119,7 +119,8 @@ class Trainer:
         take = self.step.audited if is_audited else self.step
         mask_LE, rows = torch.from_numpy(store.masks[scheduled.batch]), self.rows.of(scheduled.batch)
         weight = self.state.batch_weights[scheduled.batch]
-        result = take(batch.id, mask_LE, self.rows.local(rows), weight, self.rounds.at(scheduled.step))
+        local = self.rows.local(rows)
+        result = take(batch.id, mask_LE, local, weight, self.rounds.at(scheduled.step))
         seconds = time.perf_counter() - started
         done = Done(result.num_tokens, result.num_loss_tokens, len(rows))
         self.state = self.state.after(scheduled.step, scheduled.position, in_force, done)
@@ -141,7 +142,8 @@ class Trainer:
                 "audited": is_audited,
                 "seconds": round(seconds, 4),
                 "tokens_per_second": round(result.num_tokens / seconds, 1),
-            }
+            },
+            num_own_tokens=sum(int(micro_batch.own.sum()) for micro_batch in local),
         )
 
     def _revised(self, step: int) -> RevisionInForce:
@@ -160,10 +162,11 @@ class Trainer:
         audit = self.step.settings.audit
         return audit > 0 and (step % audit == 0 or step in (1, self.schedule.total(self.state)))
 
-    def _record(self, line: dict[str, Any]) -> None:
+    def _record(self, line: dict[str, Any], num_own_tokens: int) -> None:
+        place = replace(self.place, num_steps=self.schedule.total(self.state), num_own_tokens=num_own_tokens)
         for tracker in self.trackers:
             with self.stop.failing_together():
-                tracker.record(line, replace(self.place, num_steps=self.schedule.total(self.state)))
+                tracker.record(line, place)
 
     def _save_or_stop(self) -> bool:
         """After a step: save if it is time. Returns whether the run was asked to stop before its last step, and is

@@ -16,6 +16,7 @@ from dist_moe.errors import UserError
 from dist_moe.files import writing
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
+from dist_moe.workflows.run_holder import LOCK
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def run_lock(directory: Path, comm: Comm, *, shared: bool = False) -> Iterator[R
         if comm.rank == 0:
             absent = not directory.exists()
             directory.mkdir(parents=True, exist_ok=True)
-            lock = RunLock(directory / ".lock", shared=shared)
+            lock = RunLock(directory / LOCK, shared=shared)
     try:
         yield lock
     finally:

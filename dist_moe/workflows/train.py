@@ -34,6 +34,7 @@ from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
 from dist_moe.training.trainer import Trainer
 from dist_moe.workflows.adjust import RunAdjuster
+from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import EVALUATION, is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way
 from dist_moe.workflows.route_cost import tell_route_cost
@@ -53,15 +54,15 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
     """
     run = RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher)
-    with run_lock(run.path, comm) as lock:
+    with run_lock(run.path, comm) as lock, RankLog(run.path, comm, "train", "steps") as told:
         stop.begin()
         if is_finished("train", config, lock, comm, (run.checkpoints, run.training)):
             log.info(f"Trained experts: in {run.experts} (they were complete; only the move to this place was left)")
         else:
-            _train(config, comm, stop)
+            _train(config, comm, stop, told)
 
 
-def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
+def _train(config: Config, comm: Comm, stop: StopRequest, told: RankLog) -> None:
     work = RunDir(RunDir(config.run_dir).training if config.overwrite else config.run_dir)
     mesh = Mesh.of(comm, config.parallel.ep_size)
     given = read_given(config, work, mesh)
@@ -80,6 +81,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         tell_route_cost(config.train, given, parts.rows, comm)
         engine.release()
     _prepare(config, work, found, comm)
+    told.begin(state.step, schedule.total(state))
     saver = _saver(config, work, parts, given.facts, Layout.of(engine.name, mesh, model.placement))
     _begin(config, found, state, schedule, saver)
     if adjuster is not None:
@@ -91,7 +93,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest) -> None:
         masks=masks,
         rounds=given.rounds,
         rows=parts.rows,
-        trackers=[Metrics(), *given.trackers],
+        trackers=[Metrics(), told, *given.trackers],
         place=Place(work.path, comm.rank, schedule.num_steps),
         saver=saver,
         checkpoint_every=config.checkpoint.every,

@@ -56,6 +56,13 @@ COMMANDS = [
     wrong("report run --out run.yaml/page.html", "cannot write run.yaml"),
     wrong("report run --exprt x", "unrecognized arguments: --exprt; did you mean --export?"),
     wrong("report run --export nowhere", "nowhere"),
+    wrong("status", "required: run; see dist-moe status --help"),
+    wrong(
+        "status nowhere", "no run directory nowhere: expected one that a command of dist-moe has written, its run_dir"
+    ),
+    wrong("status run.yaml", "no run directory run.yaml"),
+    wrong("watch nowhere", "no run directory nowhere"),
+    wrong("watch run --interval 0", "--interval: expected a number of seconds above 0, at most 86400, got '0'"),
     wrong("checkpoint list run", "'list' is none of show"),
     wrong("checkpoint show", "required: path"),
     wrong("store", "required: ACTION; see dist-moe store --help"),

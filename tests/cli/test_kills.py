@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from dist_moe.workflows.status import status
 from tools.soak.compare import differing_bits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -61,7 +62,8 @@ def judge(out, name, num_kills, num_steps):
     assert metrics == expected_metrics
     assert [line["step"] for line in metrics] == list(range(1, num_steps + 1))
     names = sorted(path.name for path in (out / name).iterdir())
-    assert names == ["checkpoints", "experts", "metrics.jsonl", "train.yaml"]
+    assert names == ["checkpoints", "experts", "logs", "metrics.jsonl", "train.yaml"]
+    assert status(out / name).state == "finished"
     assert len(list((out / name / "checkpoints").iterdir())) == 2
     logs = [(out / f"{name}-{i:03}.log").read_text() for i in range(num_kills)]
     assert sum(bool(re.search("Resuming after step [1-9]", log)) for log in logs) >= num_kills // 2, logs

@@ -18,6 +18,7 @@ from dist_moe.cli.main import main
 from dist_moe.store.read import MaskStore
 from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.trained import TrainedExperts
+from dist_moe.workflows.status import status
 from tests.checkpoint import prompt_rows, write_jsonl
 from tools.soak.compare import differing_bits
 
@@ -121,6 +122,24 @@ def assert_same_training(run_dir, other_dir):
 
 def test_training_on_two_ranks_is_that_of_one(trained, two_ranks):
     assert_same_training(trained.run_dir, two_ranks)
+
+
+def test_each_of_two_ranks_has_a_log_and_says_what_it_does(two_ranks):
+    found = status(two_ranks)
+    assert (found.state, found.command, found.done, found.total) == ("finished", "train", 4, 4)
+    assert [(rank.rank, rank.num_ranks, rank.has_ended, rank.error) for rank in found.ranks] == [
+        (0, 2, True, None),
+        (1, 2, True, None),
+    ]
+    assert len({rank.process for rank in found.ranks}) == 2
+    lines = [json.loads(line) for line in (two_ranks / "metrics.jsonl").read_text().splitlines()]
+    assert sum(rank.num_tokens for rank in found.ranks) == sum(line["num_tokens"] for line in lines)
+    assert 1 <= found.token_balance < 1.5
+    logs = [(two_ranks / "logs" / f"rank-{rank}.log").read_text() for rank in (0, 1)]
+    for rank, text in enumerate(logs):
+        assert f"train: rank {rank} of 2, process {found.ranks[rank].process} on " in text
+    assert "step 4/4  batch" in logs[0]
+    assert "step" not in logs[1]  # what is the same on all ranks is told by the first
 
 
 FSDP = ("torchrun", "--nproc_per_node", "--engine", "fsdp")

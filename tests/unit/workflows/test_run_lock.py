@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import torch
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.workflows import run_lock as module
+from dist_moe.workflows.run_holder import Holder
 from dist_moe.workflows.run_lock import run_lock
 
 COMM = SoloComm(torch.device("cpu"))
@@ -21,6 +23,7 @@ import sys, time
 from pathlib import Path
 import torch
 from dist_moe.parallel.comm import SoloComm
+from dist_moe.workflows.run_holder import Holder
 from dist_moe.workflows.run_lock import run_lock
 with run_lock(Path(sys.argv[1]), SoloComm(torch.device("cpu"))):
     print("held", flush=True)
@@ -61,8 +64,10 @@ def test_a_killed_job_leaves_no_lock(tmp_path, caplog):
     caplog.set_level("INFO", "dist_moe")
     killed = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert killed.stdout.readline() == "held\n"
+    assert Holder.of(tmp_path) == Holder(True, f"process {killed.pid} on {socket.gethostname()}")
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
+    assert Holder.of(tmp_path).is_held is False
     assert (tmp_path / ".lock").exists()
     with run_lock(tmp_path, COMM):
         assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
@@ -106,5 +111,5 @@ def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(module.fcntl, "flock", unsupported)
     with run_lock(tmp_path, COMM):
-        pass
+        assert Holder.of(tmp_path).is_held is None
     assert "has no locks (Operation not supported)" in caplog.messages[0]

@@ -1,0 +1,174 @@
+"""One log file for each rank in the run directory: logs/rank-N.log, and beside it what the rank does now.
+
+A job that is refused leaves the run directory as it was. So lines are kept in memory until the job `begin`s to write
+its results. Logs are for people: where they cannot be written, the job goes on without them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import time
+import traceback
+from dataclasses import replace
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import torch
+
+from dist_moe.errors import UserError
+from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.launch import LOST_CONNECTION
+from dist_moe.trackers.rank_state import LOGS, RankState
+from dist_moe.trackers.tracker import Place
+
+EVERY_S = 1.0
+"""Least time between two states of a rank on disk."""
+
+log = logging.getLogger(__name__)
+
+
+class RankLog:
+    """Context manager around a job's work on one rank; also the tracker that reports its steps."""
+
+    name: ClassVar[str] = "ranks"
+
+    def __init__(self, run_dir: Path, comm: Comm, command: str, unit: str) -> None:
+        self._directory, self._device = run_dir / LOGS, comm.device
+        self._file = _File(self._directory / f"rank-{comm.rank}.log")
+        now = time.time()
+        self._state = RankState(
+            command=command,
+            rank=comm.rank,
+            num_ranks=comm.size,
+            process=os.getpid(),
+            host=socket.gethostname(),
+            begun=now,
+            told=now,
+            unit=unit,
+            device=str(comm.device),
+        )
+
+    def __enter__(self) -> Self:
+        logging.getLogger("dist_moe").addHandler(self._file)
+        state = self._state
+        where = f"process {state.process} on {state.host}, {state.device}"
+        self._file.line(f"{state.command}: rank {state.rank} of {state.num_ranks}, {where}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        logging.getLogger("dist_moe").removeHandler(self._file)
+        if self._file.is_open:
+            said = None if error is None else _in_a_line(error)
+            if error is not None and not isinstance(error, UserError | KeyboardInterrupt):
+                self._file.line("".join(traceback.format_exception(error)).rstrip())
+            self._file.line("ended" if said is None else f"ended: {said}")
+            self._tell(has_ended=True, error=said)
+        self._file.close()
+
+    def begin(self, done: int, total: int) -> None:
+        """The job begins to write its results; the run directory exists. `done` of `total` were done by earlier
+        jobs."""
+        self._file.open()
+        self._tell(begun=time.time(), done=done, total=total)
+
+    def advance(self, done: int) -> None:
+        """So many more are done by all ranks together."""
+        self._state = replace(self._state, done=self._state.done + done)
+        if time.time() - self._state.told >= EVERY_S:
+            self._tell()
+
+    def record(self, line: dict[str, Any], place: Place) -> None:
+        """After each step of training, as trackers do."""
+        tokens = self._state.num_tokens + place.num_own_tokens
+        self._state = replace(self._state, done=line["step"], total=place.num_steps, num_tokens=tokens)
+        if time.time() - self._state.told >= EVERY_S or line["step"] == place.num_steps:
+            self._tell()
+
+    def _tell(self, **changes: Any) -> None:
+        self._state = replace(self._state, told=time.time(), peak_bytes=_peak_bytes(self._device), **changes)
+        if self._file.is_open:
+            try:
+                self._state.write(self._directory)
+            except OSError as error:
+                self._file.lose(error)
+
+
+def _in_a_line(error: BaseException) -> str:
+    """As the command itself ends."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if LOST_CONNECTION.search(str(error)):
+        return "another rank has ended before its work was done"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class _File(logging.Handler):
+    """Keeps lines until it is opened, then appends them to its file, each with its time."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._kept: list[str] = []
+        self._stream: FileIO | None = None
+        self._is_lost = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._stream is not None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.line(record.getMessage() if record.levelno < logging.WARNING else f"warning: {record.getMessage()}")
+
+    def line(self, text: str) -> None:
+        """Write a line now, or when the file is opened."""
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        if self._stream is not None:
+            self._write(line)
+        elif not self._is_lost:
+            self._kept.append(line)
+
+    def open(self) -> None:
+        """Open the file, and write what was kept."""
+        kept, self._kept = self._kept, []
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            self._stream = FileIO(self._path, "a")  # without a buffer, which a full disk would keep from closing
+        except OSError as error:
+            self.lose(error)
+            return
+        for line in kept:
+            self._write(line)
+
+    def lose(self, error: OSError) -> None:
+        """Go on without the file."""
+        self.close()
+        if not self._is_lost:
+            self._is_lost = True
+            log.warning(f"{self._path}: cannot be written ({error.strerror}); going on without this rank's log")
+
+    def close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+        super().close()
+
+    def _write(self, line: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(line.encode(errors="backslashreplace"))
+        except OSError as error:
+            self.lose(error)
