@@ -147,11 +147,12 @@ class Exported:
     """Facts about the run that may be published; no paths of this machine."""
 
 
-def count(config: Config | str | Path) -> Counts:
+def count(config: Config | str | Path, *, routes: Sequence[str | Path] = ()) -> Counts:
     """Run the model on all prompts and count which experts their tokens are routed to. Selects no experts.
 
     Args:
         config: a configuration, or the path of its YAML file.
+        routes: files of routes that a server has recorded; these are counted, and no model is run.
 
     Returns:
         The run's counts store: `prompt_counts` int [P, L, E] and `risk_diff` float [B, L, E], for P prompts in B
@@ -169,7 +170,12 @@ def count(config: Config | str | Path) -> Counts:
 
     config = _config(config)
     with process_group() as comm:
-        workflow.count(config, comm)
+        if routes:
+            from dist_moe.workflows.count_routes import count_routes
+
+            count_routes(config, comm, [Path(file) for file in routes])
+        else:
+            workflow.count(config, comm)
     run = RunDir(config.run_dir)
     if not run.counts.exists():
         raise UserError(f"{run.path}: a part of the counting is left to other jobs: call it again when they are done")

@@ -16,12 +16,23 @@ if TYPE_CHECKING:
 
 def add_run_commands(commands: Any) -> None:
     """Add them to the subparsers of `dist-moe`."""
-    add_configured(
+    command = add_configured(
         commands,
         "count",
         "run the model on all prompts and count which experts their tokens are routed to",
         _count,
         ("model", "data", "batches", "analysis"),
+    )
+    source = command.add_mutually_exclusive_group()
+    source.add_argument(
+        "--routes",
+        nargs="+",
+        type=path,
+        metavar="FILE",
+        help="count the routes that a server has recorded, .jsonl or .npz, without the model's weights",
+    )
+    source.add_argument(
+        "--requests", type=path, metavar="FILE", help="only write what to ask a server for: a line of JSON a prompt"
     )
     add_configured(
         commands,
@@ -58,9 +69,17 @@ def add_demo_command(commands: Any) -> None:
 
 
 def _count(config: Config, comm: Comm, call: Call) -> None:
-    from dist_moe.workflows.count import count
+    if call.args.routes is None and call.args.requests is None:
+        from dist_moe.workflows.count import count
 
-    count(config, comm)
+        count(config, comm)
+        return
+    from dist_moe.workflows.count_routes import count_routes, write_requests
+
+    if call.args.requests is not None:
+        write_requests(config, comm, call.args.requests)
+    else:
+        count_routes(config, comm, call.args.routes)
 
 
 def _analyze(config: Config, comm: Comm, call: Call) -> None:

@@ -133,9 +133,9 @@ class MoEModel:
         checkpoint_activations(self.module)
 
 
-def check_model_dir(path: Path) -> None:
+def check_model_dir(path: Path, *, weights: bool = True) -> None:
     """Raise a one-line `UserError` unless the path is a model directory with complete safetensors weights; reads
-    headers only."""
+    headers only. Without `weights`, whether there are any does not matter."""
     if not os.path.isdir(path):  # unlike Path.is_dir, false for a name that no file can have
         raise UserError(f"model.path: no directory {shown(str(path), 200)}: expected a model in Hugging Face format")
     with refused_by_library(f"model.path: {path} cannot be read", "get permission to read it", (OSError,)):
@@ -147,7 +147,8 @@ def check_model_dir(path: Path) -> None:
             f"{path / ADAPTER}: with peft installed, transformers loads this adapter with the model: merge it into the "
             "weights (peft's merge_and_unload, then save_pretrained), or remove the file"
         )
-    read_tensors(path)
+    if weights:
+        read_tensors(path)
 
 
 def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = None) -> MoEModel:

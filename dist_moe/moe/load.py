@@ -35,14 +35,16 @@ from dist_moe.weights.layout import HubTensor
 from dist_moe.weights.values import DTYPES
 
 
-def empty_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def empty_model(path: Path, dtype: torch.dtype | None = None, *, weights: bool = True) -> PreTrainedModel:
     """The whole model of a checkpoint on the meta device: shapes without values, in the checkpoint's data type.
+
+    Without `weights`, nobody will read them, so they need not be there; `dtype` must be given.
 
     Raises:
         UserError: config.json or generation_config.json cannot be read by transformers, or the model is not supported.
     """
     warn_if_untested()
-    config = read_config(path)
+    config = read_config(path, weights=weights)
     if dtype is None:
         own = config.dtype or next((DTYPES[t.dtype] for t in read_tensors(path).values() if t.dtype in DTYPES), None)
         if not isinstance(own, torch.dtype) or own not in DTYPES.values():

@@ -7,6 +7,9 @@ from dist_moe.errors import UserError
 from dist_moe.store.read import MaskStore
 from dist_moe.store.store import Store
 
+NO_WEIGHTS = "unknown: counted from routes, without the model's weights"
+"""In the place of a model's hash."""
+
 
 def require_same_origin(
     store: Store,
@@ -40,6 +43,11 @@ def require_same_origin(
         if here is None:
             continue
         stored = store.provenance[f"{what}_hash"]
+        if stored == NO_WEIGHTS:
+            raise UserError(
+                f"{store.path} does not say of which model's weights it is: it was counted from routes, and there were "
+                f"no weights in {key}; run `dist-moe count --routes` again where they are"
+            )
         if here != stored:
             raise UserError(
                 f"{store.path} was made from other {what}: hash {stored[:12]} there, {here[:12]} in this run; "

@@ -24,8 +24,8 @@ def refused_by_transformers(file: Path) -> AbstractContextManager[None]:
     return refused_by_library(f"{file}: not what transformers {transformers.__version__} reads", ADVICE)
 
 
-def read_config(path: Path) -> PreTrainedConfig:
-    """The configuration of a model directory.
+def read_config(path: Path, *, weights: bool = True) -> PreTrainedConfig:
+    """The configuration of a model directory; without `weights`, of one whose weights nobody will read.
 
     Raises:
         UserError: transformers cannot read it, it is not of a causal language model, or the model cannot be trained.
@@ -41,7 +41,7 @@ def read_config(path: Path) -> PreTrainedConfig:
         number = getattr(text, name, None)
         if type(number) is not int or number < 1:
             raise UserError(f"{file}: {name} is {shown(number)}, expected a positive whole number: {ADVICE}")
-    for part in (config, text):
+    for part in (config, text) if weights else ():
         _refuse_packed(file, getattr(part, "quantization_config", None))
     return config
 

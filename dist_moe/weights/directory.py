@@ -92,6 +92,11 @@ class WeightFiles:
         return self.shards if self.index is None else (self.index, *self.shards)
 
 
+def has_weights(path: Path) -> bool:
+    """Whether a model directory has any file of weights, complete or not."""
+    return any(path.glob("*.safetensors"))
+
+
 def weight_files(path: Path) -> WeightFiles:
     """The weights of a model directory as `from_pretrained` finds them, without a variant.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -37,6 +38,7 @@ from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.report.model import forward_passes
 from dist_moe.rules import RULES
 from dist_moe.selection.statistics import require_all_experts
+from dist_moe.stats.counts import RoutingCounts
 from dist_moe.store import Counts, CountsPlan, StoreWriter
 from dist_moe.store.plan import StorePlan
 from dist_moe.workflows.inputs import Inputs, read_inputs
@@ -49,6 +51,14 @@ log = logging.getLogger(__name__)
 
 def count(config: Config, comm: Comm) -> None:
     """Count the routing of every prompt, and write the counts store. Every rank counts a part of the rows."""
+    count_by(config, comm, lambda: counted(config, begin(config, comm), comm))
+
+
+def count_by(config: Config, comm: Comm, work: Callable[[], Path | None]) -> None:
+    """Publish the counts store that `work` makes on all ranks together, in the run directory.
+
+    `work` gives its place in `analysis/`, or None if other jobs have to finish it.
+    """
     run = RunDir(config.run_dir)
     with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
         if is_finished("count", config, lock, comm, (run.analysis,)):
@@ -56,8 +66,7 @@ def count(config: Config, comm: Comm) -> None:
             return
         with together(comm):
             require_absent(run.counts, config.overwrite)
-        counting = begin(config, comm)
-        unfinished = counted(config, counting, comm)
+        unfinished = work()
         if unfinished is None:
             return
         with together(comm), writing(run.path):
@@ -91,7 +100,7 @@ def begin(config: Config, comm: Comm) -> Counting:
         passes = _passes(config, outline, tokens)
         directory = RunDir(config.run_dir).analysis
         parts = CountedParts(directory, _count_facts(config, inputs, passes), inputs.batches, inputs.rows)
-        plan = _plan(config, inputs, passes, outline)
+        plan = counts_plan(config, inputs, passes, outline)
     return Counting(inputs, tokens, plan, parts)
 
 
@@ -114,12 +123,22 @@ def counted(config: Config, counting: Counting, comm: Comm) -> Path | None:
             raise UserError(
                 f"{run.analysis} does not hold what other ranks have counted: run_dir must be where all nodes see it"
             )
-        writer = StoreWriter(place, counting.plan)
+    return stored(run, counting.plan, parts.counts, comm)
+
+
+def stored(run: RunDir, plan: CountsPlan, counts_of: Callable[[range], RoutingCounts], comm: Comm) -> Path:
+    """Write the counts of all batches, or of those that a killed job has left, and return the place of the store.
+
+    Ranks take blocks of batches in turn, of which `counts_of` gives the counts.
+    """
+    place = unfinished_store(run, plan)
+    with together(comm), writing(run.analysis):
+        writer = StoreWriter(place, plan)
     steps = comm.gather([step for step in range(writer.num_steps) if writer.is_missing(step)])[0]
     with together(comm), writing(run.analysis):
         for step in steps[comm.rank :: comm.size]:
             batches = writer.batches(step)
-            writer.write(batches, parts.counts(batches))
+            writer.write(batches, counts_of(batches))
     with together(comm), writing(run.analysis):
         if comm.rank == 0:
             writer.seal()
@@ -185,7 +204,7 @@ def _publish(config: Config, unfinished: Path, lock: RunLock) -> None:
     log.info(f"Counts: {run.counts}")
 
 
-def _plan(config: Config, inputs: Inputs, passes: dict[str, Any], outline: PreTrainedModel) -> CountsPlan:
+def counts_plan(config: Config, inputs: Inputs, passes: dict[str, Any], outline: PreTrainedModel) -> CountsPlan:
     """What the store will contain, known before counting."""
     shape = moe_shape(outline, find_moe_layers(outline))
     tables: dict[str, tuple[str, int]] = {"gates": ("float32", 3)} if config.analysis.gates else {}

@@ -25,7 +25,9 @@ from dist_moe.model.model import check_model_dir
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.report.data import batch_lines, data_lines
+from dist_moe.store.origin import NO_WEIGHTS
 from dist_moe.weights.configuration import read_config, read_generation_config
+from dist_moe.weights.directory import has_weights
 from dist_moe.weights.identity import shared_model_hash
 
 log = logging.getLogger(__name__)
@@ -77,35 +79,45 @@ class Inputs(TokenRows):
         return [self.encoded.rows[i] for i in self.plan.taken_P[self.batches.rows(batches)]]
 
 
-def read_inputs(config: Config, comm: Comm) -> Inputs:
+def read_inputs(config: Config, comm: Comm, *, weights: bool = True) -> Inputs:
     """Read and check everything but the weights, and log what the user should know of the data. Called by all ranks.
+
+    Without `weights`, the model directory needs none, and `model_hash` is `NO_WEIGHTS` if it has none.
 
     Raises:
         UserError: on all ranks: something is wrong on one of them, or differs between two.
     """
     with together(comm) as same:
-        rows = read_token_rows(config)
+        rows = read_token_rows(config, weights=weights)
         batches = config.batches
         plan = plan_batches(rows.prompts.prompts, batches.batch_size, batches.safe_ratio, config.seed)
         for line in batch_lines(plan):
             log.info(line)
         same |= {**rows.facts, "the batches' hash": sha256(" ".join(plan.index.ids).encode()).hexdigest()}
-    model_hash = shared_model_hash(config.model.path, comm, rehash=config.rehash)
+    path = config.model.path
+    if weights or all(comm.gather(has_weights(path))):
+        model_hash = shared_model_hash(path, comm, rehash=config.rehash)
+    else:
+        model_hash = NO_WEIGHTS
     known = {field.name: getattr(rows, field.name) for field in fields(TokenRows)}
     return Inputs(**known, plan=plan, model_hash=model_hash)
 
 
-def read_token_rows(config: Config) -> TokenRows:
+def read_token_rows(config: Config, *, weights: bool = True) -> TokenRows:
     """Read the rows of `data.paths` and turn them into tokens, on one rank; log what the user should know of them.
+
+    Without `weights`, the model directory needs none.
 
     Raises:
         UserError: something of the data, the tokenizer or the model's configuration cannot be used.
     """
     path, data = config.model.path, config.data
-    check_model_dir(path)
+    check_model_dir(path, weights=weights)
     today, template, variables = _template_date(data), _chat_template(data), _template_variables(data)
     prompts = read_prompts(data.paths, data.refusal)
-    model = read_config(path)  # before the tokenizer, which reads config.json too and would be blamed for it
+    model = read_config(
+        path, weights=weights
+    )  # before the tokenizer, which reads config.json too and would be blamed for it
     tokenizer = read_tokenizer(path)
     end_ids = _end_ids(path, model, tokenizer)
 

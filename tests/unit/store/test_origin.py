@@ -2,6 +2,7 @@ import pytest
 
 from dist_moe.errors import UserError
 from dist_moe.store import MaskStore, require_same_origin
+from dist_moe.store.origin import NO_WEIGHTS
 from tests.unit.store.example import BATCH_IDS, PROVENANCE, write_example
 
 HASHES = {name: PROVENANCE[name] for name in ("model_hash", "tokenizer_hash", "data_hash", "tokens_hash")}
@@ -38,6 +39,13 @@ def test_what_differs_in_provenance_is_named(store, what, stored, todo):
         f"{store.path} was made from other {what}: hash {stored} there, 0123456789ab in this run; {todo} what the "
         "masks were made from, or run the analysis again"
     )
+
+
+def test_masks_of_routes_without_weights_are_refused(store):
+    store.provenance = PROVENANCE | {"model_hash": NO_WEIGHTS}
+    require_same_origin(store, tokens_hash=PROVENANCE["tokens_hash"])
+    with pytest.raises(UserError, match="does not say of which model's weights it is: it was counted from routes"):
+        require_same_origin(store, **HASHES, batch_ids=BATCH_IDS)
 
 
 @pytest.mark.parametrize(
