@@ -189,8 +189,9 @@ class TrainConfig:
     """Where to report each step, in addition to metrics.jsonl, which is always written. console: one line a step.
     csv: the table steps.csv in the run directory."""
     micro_batch_size: Count | None = None
-    """Rows that a rank passes through the model at once; gradients of a batch are accumulated over such passes. None:
-    all the batch's rows on this rank. Lower it when memory runs out."""
+    """Maximum number of rows that a rank passes through the model at once; gradients of a batch are accumulated over
+    such passes. None: all the batch's rows on this rank, which are more where they are shorter. Rows of similar length
+    share a pass. Lower it when memory runs out."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     deepspeed_config: Path | None = None

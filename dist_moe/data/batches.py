@@ -1,4 +1,4 @@
-"""Puts prompts into batches of safe and unsafe rows, orders batches in an epoch, and splits a batch over ranks.
+"""Puts prompts into batches of safe and unsafe rows, orders batches in an epoch, and groups rows of like length.
 
 Everything follows from the seed and the ids of the rows; the order of rows in files does not matter. Each random draw
 has a generator of its own, so that adding a category does not change the shuffles of the others.
@@ -7,6 +7,7 @@ has a generator of its own, so that adding a category does not change the shuffl
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,29 +116,39 @@ def epoch_order(num_batches: int, seed: int, epoch: int) -> np.ndarray:
     return _generator(seed, "epoch", epoch).permutation(num_batches)
 
 
-def shard_rows(num_rows: int, rank: int, world_size: int) -> range:
-    """The rows of a batch that belong to this rank: contiguous, with sizes that differ by at most one; may be empty."""
-    return range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
-
-
 def micro_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """Split items into consecutive parts of `size`; the last one may be smaller. No items: no parts."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group rows into forward passes, longest first, each with a padded size (rows times longest) of at most `budget`.
+def token_budget(lengths: Sequence[int], budget: int, most_rows: int | None = None) -> list[list[int]]:
+    """Group rows into forward passes, longest first, each with a padded size (rows times longest) of at most `budget`,
+    and of at most `most_rows` rows.
 
     A row that is longer than the budget has a pass to itself. The result depends on the lengths alone, so it is the
     same for any number of ranks. Returns indices into `lengths`.
     """
+    most_rows = len(lengths) if most_rows is None else most_rows
     parts: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= budget:
+        if parts and len(parts[-1]) < most_rows and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= budget:
             parts[-1].append(row)
         else:
             parts.append([row])
     return parts
+
+
+def even_parts(lengths: Sequence[int], num_parts: int, most_rows: int) -> list[list[int]]:
+    """Group rows of like length, longest first, into at most `num_parts` forward passes of at most `most_rows` rows,
+    such that the largest padded size is as small as possible. Returns indices into `lengths`."""
+    assert len(lengths) <= num_parts * most_rows, "more rows than fit"
+
+    def is_enough(budget: int) -> bool:
+        return len(token_budget(lengths, budget, most_rows)) <= num_parts
+
+    largest = len(lengths) * max(lengths, default=0)
+    budget = bisect_left(range(largest), True, key=is_enough)  # more parts never need a larger budget
+    return token_budget(lengths, budget, most_rows)
 
 
 def _batch_id(prompts: Sequence[Prompt]) -> str:

@@ -5,35 +5,48 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dist_moe.data.batches import micro_batches, shard_rows
+from dist_moe.data.batches import even_parts
 from dist_moe.data.tokens import Encoded, TokenBatch, collate
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How a batch's rows are split into micro-batches on `num_ranks` ranks; their number is the same on each rank."""
+    """How a batch's rows are split into micro-batches on `num_ranks` ranks; their number is the same on each rank.
 
-    batch_size: int
+    Rows of like length are padded together: of all ways to cut the rows, sorted by length, into so many parts, the one
+    with the smallest largest part. The longest rows come first, and what ranks do at the same time is of like length.
+    """
+
     num_ranks: int
     micro_batch_size: int
+    """Rows in a micro-batch, if all have equally many."""
     num_micro_batches: int
+    most_rows: int
+    """No micro-batch has more rows."""
 
     @classmethod
     def of(cls, batch_size: int, num_ranks: int, micro_batch_size: int | None) -> Split:
-        """At most `micro_batch_size` rows in a micro-batch; None: all of a rank's rows."""
+        """At most `micro_batch_size` rows in a micro-batch; None: one micro-batch, and a rank with shorter rows may
+        get more of them."""
         rows_per_rank = -(-batch_size // num_ranks)
         size = min(micro_batch_size or rows_per_rank, rows_per_rank)
-        return cls(batch_size, num_ranks, size, -(-rows_per_rank // size))
+        return cls(num_ranks, size, -(-rows_per_rank // size), micro_batch_size or batch_size)
 
     def local(self, rows: list[Encoded], rank: int, pad_id: int, *, pairs: bool = False) -> list[TokenBatch]:
-        """One rank's micro-batches of a batch. A rank with fewer rows gets micro-batches without real tokens.
+        """One rank's micro-batches of a batch. A rank with fewer parts gets micro-batches without real tokens.
 
         With `pairs`, a row's rejected answer is in its micro-batch.
         """
-        mine = [rows[i] for i in shard_rows(len(rows), rank, self.num_ranks)]
-        parts = [list(part) for part in micro_batches(mine, self.micro_batch_size)]
-        parts += [[]] * (self.num_micro_batches - len(parts))
-        return [collate(part, pad_id, pairs=pairs) for part in parts]
+        lengths = [_length(row, pairs=pairs) for row in rows]
+        parts = even_parts(lengths, self.num_ranks * self.num_micro_batches, self.most_rows)
+        mine = parts[rank :: self.num_ranks]
+        mine += [[]] * (self.num_micro_batches - len(mine))
+        return [collate([rows[i] for i in part], pad_id, pairs=pairs) for part in mine]
+
+
+def _length(row: Encoded, *, pairs: bool) -> int:
+    worse = row.rejected if pairs else None
+    return row.num_tokens if worse is None else max(row.num_tokens, worse.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from hashlib import sha256
+from itertools import combinations_with_replacement, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_moe.data.batches import epoch_order, micro_batches, plan_batches, shard_rows, token_budget
+from dist_moe.data.batches import epoch_order, even_parts, micro_batches, plan_batches, token_budget
 from dist_moe.data.rows import Message, Prompt
 from dist_moe.errors import UserError
 from tests.batches import batches_of
@@ -165,14 +166,6 @@ def test_too_few_rows(prompts: list[Prompt], message: str) -> None:
     assert message in str(caught.value)
 
 
-@given(st.integers(0, 50), st.integers(1, 20))
-def test_shards_cover_the_rows_in_order(num_rows: int, world_size: int) -> None:
-    shards = [shard_rows(num_rows, rank, world_size) for rank in range(world_size)]
-    assert [row for shard in shards for row in shard] == list(range(num_rows))
-    sizes = [len(shard) for shard in shards]
-    assert max(sizes) - min(sizes) <= 1
-
-
 @pytest.mark.parametrize(
     ("num_rows", "size", "parts"),
     [(5, 2, [[0, 1], [2, 3], [4]]), (4, 2, [[0, 1], [2, 3]]), (2, 8, [[0, 1]]), (0, 2, [])],
@@ -197,6 +190,28 @@ def test_epoch_order_is_a_permutation_of_seed_and_epoch() -> None:
 def test_token_budget_by_hand():
     assert token_budget([5, 20, 5, 7, 1], 15) == [[1], [3, 0], [2, 4]]
     assert token_budget([], 15) == []
+    assert token_budget([5, 20, 5, 7, 1], 15, most_rows=1) == [[1], [3], [0], [2], [4]]
+
+
+def padded_size(lengths: list[int]) -> int:
+    return len(lengths) * max(lengths, default=0)
+
+
+@given(st.lists(st.integers(1, 30), max_size=8), st.integers(1, 4), st.integers(0, 3))
+def test_even_parts_are_the_best_of_all_cuts(lengths: list[int], num_parts: int, spare: int) -> None:
+    most_rows = max(-(-len(lengths) // num_parts) + spare, 1)
+    parts = even_parts(lengths, num_parts, most_rows)
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    assert len(parts) <= num_parts
+    assert all(len(part) <= most_rows for part in parts)
+    ordered = sorted(lengths, reverse=True)
+    cuts = [
+        [ordered[start:stop] for start, stop in pairwise([0, *places, len(ordered)])]
+        for places in combinations_with_replacement(range(len(ordered) + 1), num_parts - 1)
+    ]
+    allowed = [cut for cut in cuts if all(len(part) <= most_rows for part in cut)]
+    best = min(max(map(padded_size, cut)) for cut in allowed)
+    assert max((padded_size([lengths[row] for row in part]) for part in parts), default=0) == best
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100, 10_000])
