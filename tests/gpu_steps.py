@@ -40,7 +40,8 @@ class Twin(SoloComm):
 
     def swap_rows(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
         self.exchanges += 1
-        return torch.cat([rows.split(send)[0], rows.new_zeros(recv[1], *rows.shape[1:])])
+        mine = rows.split(send)[0]
+        return torch.cat([mine, mine if len(mine) == recv[1] else rows.new_zeros(recv[1], *rows.shape[1:])])
 
 
 def batch(rows: int, seed: int) -> TokenBatch:

@@ -87,9 +87,8 @@ class ExpertLayer:
         """Of so many tokens no more are real, as far as the host knows."""
         return num_tokens if self.num_live is None else self.num_live
 
-    def most_pairs(self, index_Tk: torch.Tensor) -> int:
-        """Of these (token, expert) pairs no more are kept, as far as the host knows."""
-        num_tokens, k = index_Tk.shape
+    def most_pairs(self, num_tokens: int, k: int) -> int:
+        """So many tokens with k experts each are no more (token, expert) pairs than this, as far as the host knows."""
         return self.most_tokens(num_tokens) * min(k, self.most_active or k)
 
     def row(self, expert: int) -> dict[str, torch.Tensor]:
