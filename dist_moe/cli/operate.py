@@ -1,18 +1,20 @@
-"""`dist-moe status` and `dist-moe watch`: what a run is doing."""
+"""`dist-moe status|watch|doctor`: what a run is doing, and whether a machine is fit for one."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_moe.cli.arguments import path, seconds
+from dist_moe.cli.arguments import count, path, seconds
 from dist_moe.cli.call import Call
 
 if TYPE_CHECKING:
+    from dist_moe.doctor.check import Finding
     from dist_moe.training.run_status import RunStatus
 
 
@@ -28,6 +30,14 @@ def add_operate_commands(commands: Any) -> None:
         "--interval", metavar="S", type=seconds, default=2.0, help="seconds between two looks (default: %(default)s)"
     )
     command.set_defaults(run_command=_watch)
+    command = commands.add_parser("doctor", help="check whether this machine is fit for a run, with remedies")
+    command.add_argument(
+        "--run-dir", type=path, default=Path(), help="where a run would write (default: the current directory)"
+    )
+    command.add_argument(
+        "--ranks", metavar="N", type=count, default=2, help="processes that exchange something (default: %(default)s)"
+    )
+    command.set_defaults(run_command=_doctor)
 
 
 def _status(call: Call) -> int:
@@ -84,3 +94,22 @@ def _in_log(run: Path, interval: float) -> None:
         found = status(run)
     for line in status_lines(found):
         print(line)
+
+
+def _doctor(call: Call) -> int:
+    """The status is 1 if a check has failed."""
+    from dist_moe.doctor.check import Asked
+    from dist_moe.doctor.examine import examine
+    from dist_moe.report.doctor import doctor_lines
+
+    failed = list[str]()
+
+    def found() -> Iterator[tuple[str, Finding]]:
+        for name, finding in examine(Asked(run_dir=call.args.run_dir, ranks=call.args.ranks)):
+            if not finding.ok:
+                failed.append(name)
+            yield name, finding
+
+    for line in doctor_lines(found()):
+        print(line, flush=True)
+    return 1 if failed else 0

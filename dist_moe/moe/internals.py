@@ -1,7 +1,7 @@
 """Everything that this package uses of transformers beyond its public API.
 
-Names here may change with any release. Versions outside `TESTED` give one warning; `dist-moe families` tests what
-works.
+Names here may change with any release. Versions outside the tested ones give one warning; `dist-moe families` tests
+what works.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dist_moe.errors import UntestedVersionWarning, UserError
+from dist_moe.tested import TESTED, is_tested
 
-TESTED = ("5.17", "5.23")
-"""First and last tested minor version of transformers. All tests run with the last."""
 INTERFACE = ("is_transposed", "is_concatenated", "has_gate", "has_bias", "_apply_gate")
 """Attributes that transformers' experts interface (`use_experts_implementation`) sets on a module."""
 CHOOSES_TOKENS = re.compile(r"\w+(Indexer|Compressor)")
@@ -60,11 +59,11 @@ Conversion = WeightRenaming | WeightConverter
 
 @cache
 def warn_if_untested() -> None:
-    """Warn once per process if the version of transformers is outside `TESTED`."""
-    first, last, found = (tuple(map(int, v.split(".")[:2])) for v in (*TESTED, transformers.__version__))
-    if not first <= found <= last:
+    """Warn once per process if the version of transformers is outside the tested ones."""
+    tested = TESTED["transformers"]
+    if not is_tested(transformers.__version__, tested):
         warnings.warn(
-            f"transformers {transformers.__version__}: tested with {TESTED[0]} to {TESTED[1]}; "
+            f"transformers {transformers.__version__}: tested with {tested[0]} to {tested[1]}; "
             "`dist-moe families` tells what works with this one",
             UntestedVersionWarning,
             stacklevel=2,

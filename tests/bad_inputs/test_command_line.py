@@ -63,6 +63,8 @@ COMMANDS = [
     wrong("status run.yaml", "no run directory run.yaml"),
     wrong("watch nowhere", "no run directory nowhere"),
     wrong("watch run --interval 0", "--interval: expected a number of seconds above 0, at most 86400, got '0'"),
+    wrong("doctor --ranks 0", "argument --ranks: expected a whole number from 1, got '0'"),
+    wrong("doctor run", "unrecognized arguments: run; see dist-moe doctor --help"),
     wrong("checkpoint list run", "'list' is none of show"),
     wrong("checkpoint show", "required: path"),
     wrong("store", "required: ACTION; see dist-moe store --help"),
