@@ -3,9 +3,9 @@
 docs/configuration.md is read from the source text of dist_moe/config/schema.py (its dataclasses, and the docstring
 under each field), stats/settings.py and config/adjust.py, and from the selection rules and the terms of the objective,
 whose parameters are settings; docs/python.md from the docstrings of the functions that dist_moe offers;
-dist_moe/cli/settings.json, which the help of commands reads, from the settings' descriptions. The table in
-docs/families.md is what `dist-moe families` finds with the installed transformers, in some minutes; the tests say when
-it is stale.
+dist_moe/cli/settings.json, which the help of commands reads, from the settings' descriptions. The plans in
+docs/planning.md are what the commands above them print. The table in docs/families.md is what `dist-moe families` finds
+with the installed transformers, in some minutes; the tests say when it is stale.
 
     python tools/make_docs.py               rewrite these pages and this file, check the links
     python tools/make_docs.py --families    rewrite the table in docs/families.md too
@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import inspect
+import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import dist_moe
+from dist_moe.cli.main import main as main_of_commands
 from dist_moe.cli.settings import as_stored
 from dist_moe.config import schema
 from dist_moe.judges import JUDGES
@@ -43,6 +47,8 @@ PAGE = Path("docs/configuration.md")
 SETTINGS = Path("dist_moe/cli/settings.json")
 PYTHON = Path("docs/python.md")
 FAMILIES = Path("docs/families.md")
+PLANNING = Path("docs/planning.md")
+PLANNED = re.compile(r"^    (dist-moe plan .*)\n\n```text\n(?:.*\n)*?```\n", re.MULTILINE)
 FAMILIES_TABLE = re.compile(r"^\| model type \|.*\n(?:\|.*\n)*", re.MULTILINE)
 
 HEADER = f"""# Configuration
@@ -185,6 +191,18 @@ def _function(function: Callable[..., object]) -> str:
     return f"## {node.name}\n\n```python\n{signature}\n```\n\n```text\n{text}\n```\n"
 
 
+def render_plans(page: str) -> str:
+    """The page of planning, with what each of its commands prints."""
+    return PLANNED.sub(lambda found: f"    {found.group(1)}\n\n```text\n{_plan(found.group(1))}\n```\n", page)
+
+
+def _plan(command: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main_of_commands(shlex.split(command)[1:])
+    return printed.getvalue().strip()
+
+
 def markdown_files(root: Path) -> list[Path]:
     """The project's Markdown files, without those of hidden directories and of runs."""
     folders = [folder for folder in root.iterdir() if folder.is_dir() and not re.match(r"\.|runs$", folder.name)]
@@ -236,8 +254,10 @@ def update(root: Path, *, check: bool) -> list[str]:
     sections |= objects_sections("JudgeConfig", JUDGES)
     for path in sources:
         sections |= read_sections((root / path).read_text(encoding="utf-8"))
+    planning = (root / PLANNING).read_text(encoding="utf-8") if (root / PLANNING).exists() else ""
     settings = json.dumps(as_stored(), indent=1, ensure_ascii=False) + "\n"
-    for page, text in ((PAGE, render(sections)), (PYTHON, render_python()), (SETTINGS, settings)):
+    pages = [(PAGE, render(sections)), (PYTHON, render_python()), (SETTINGS, settings)]
+    for page, text in [*pages, *([(PLANNING, render_plans(planning))] if planning else [])]:
         if not check:
             (root / page).write_text(text, encoding="utf-8")
         elif not (root / page).exists() or (root / page).read_text(encoding="utf-8") != text:

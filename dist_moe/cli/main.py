@@ -21,6 +21,7 @@ from dist_moe.cli.evaluate import add_evaluate_command
 from dist_moe.cli.inspect import add_inspect_command
 from dist_moe.cli.models import add_model_commands
 from dist_moe.cli.operate import add_operate_commands
+from dist_moe.cli.plan import add_plan_command
 from dist_moe.cli.process import is_first, run_process
 from dist_moe.cli.report import add_report_command
 from dist_moe.cli.runs import add_checkpoint_command, add_demo_command, add_run_commands
@@ -68,6 +69,7 @@ def command_tree() -> Parser:
     )
     commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run_commands(commands)
+    add_plan_command(commands)
     add_select_command(commands)
     add_inspect_command(commands)
     add_evaluate_command(commands)

@@ -40,6 +40,8 @@ class Step:
     audited: bool
     trains: str = "experts"
     """What the step trained."""
+    tokens_per_second: float = 0.0
+    """Of all ranks together; 0: not said."""
 
 
 def read_steps(metrics: Path) -> tuple[Step, ...]:

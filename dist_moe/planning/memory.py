@@ -1,0 +1,193 @@
+"""Memory that one rank needs to train: of what is there from the first step to the last, and of the passes of a step.
+
+Sizes of weights, gradients and optimizer state follow from shapes. What passes keep comes from the `Outline`, which has
+traced them on one rank; here is added what depends on masks and ranks (dist_moe/moe/experts.py, training/optimizer.py).
+Where a size depends on the routing, it is the largest that there can be on one rank, and `IMBALANCE` on several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+from dist_moe.planning.outline import Layers, Outline
+from dist_moe.planning.share import Share
+
+LIMIT = 1 << 25
+"""Logits in a part (training/parts.py), which a test compares."""
+STATE_BYTES = 12
+"""Of master weight and two moments, for each parameter (training/adam.py)."""
+GRADIENT_BYTES = 4
+IMBALANCE = 1.25
+"""The rank with most rows gets so many times the mean, where ranks share experts."""
+INDEX_BYTES = 24
+"""Of a row that came from another rank: where it is, and goes back to."""
+AUDIT_BYTES = 8 << 20
+"""Of its factors and products (training/audit.py), before and after a step."""
+MARGIN = 1.05
+"""For what is not accounted for, such as masks of attention and positions of rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How a run is spread over ranks, and what passes through the model at once."""
+
+    num_ranks: int
+    ep_size: int
+    shards_dense: bool = False
+    """Whether each rank keeps only its part of the dense weights."""
+    offloads: bool = False
+    """Whether the optimizer state is in the host's memory."""
+    checkpointing: bool = False
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    """Rows that a rank passes at once; None: all it has of a batch."""
+    row_tokens: int
+    """Of the longest row."""
+    answer_tokens: int
+    """Those of them that are trained."""
+    audits: bool = True
+    needs_base: bool = False
+    """Whether a term of the objective compares with the base model."""
+    dense_parameters: int = 0
+    """Dense weights that are trained too."""
+
+    @property
+    def num_replicas(self) -> int:
+        return self.num_ranks // self.ep_size
+
+    @property
+    def rows(self) -> int:
+        """Of a batch, on a rank."""
+        return ceil(self.batch_size / self.num_ranks)
+
+    @property
+    def at_once(self) -> int:
+        """Rows in one pass."""
+        return min(self.micro_batch_size or self.rows, self.rows)
+
+    @property
+    def num_passes(self) -> int:
+        """Of a step."""
+        return ceil(self.rows / self.at_once)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on one rank's device, but for `host`."""
+
+    weights: int
+    gradients: int
+    state: int
+    originals: int
+    """Copies of the base model's experts, for terms that compare with it."""
+    gathered: int
+    """Sharded weights while they are used."""
+    activations: int
+    """What passes keep and compute with, the losses', and what an update exchanges."""
+    host: int
+    """In the host's memory: optimizer state that is kept there, and experts while they are loaded."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.state + self.originals + self.gathered + self.activations
+
+
+def training_memory(outline: Outline, setup: Setup, share: Share) -> Memory:
+    """What a rank with this share needs."""
+    experts = share.held * outline.expert_bytes
+    dense = ceil(outline.dense_bytes / setup.num_ranks) if setup.shards_dense else outline.dense_bytes
+    state = STATE_BYTES * (share.owned * outline.expert_parameters + setup.dense_parameters)
+    gradients = GRADIENT_BYTES * (share.num_active * outline.expert_parameters + setup.dense_parameters)
+    copies = share.trained * outline.expert_bytes + setup.dense_parameters * outline.item_bytes
+    return Memory(
+        weights=dense + experts,
+        gradients=gradients,
+        state=0 if setup.offloads else state,
+        originals=copies if setup.needs_base else 0,
+        gathered=outline.outside_bytes + 2 * outline.largest_layer_bytes if setup.shards_dense else 0,
+        activations=ceil(MARGIN * max(_of_passes(outline, setup, share), _of_update(outline, setup, share))),
+        host=experts + (state if setup.offloads else 0),
+    )
+
+
+def counting_memory(outline: Outline, ep_size: int, tokens: int) -> int:
+    """Bytes that a rank needs to count routing, with so many tokens in a pass."""
+    share = ceil(outline.num_layers * outline.num_experts / ep_size) * outline.expert_bytes
+    spread = 1.0 if ep_size == 1 else IMBALANCE
+    rows = 2 * tokens * outline.top_k * outline.hidden_size * outline.item_bytes if ep_size > 1 else 0
+    return outline.dense_bytes + share + ceil(spread * (outline.spare_forward * tokens + rows))
+
+
+def _of_passes(outline: Outline, setup: Setup, share: Share) -> float:
+    rows, length = setup.at_once, setup.row_tokens
+    if outline.rows_alone:
+        rows = 1
+    tokens = rows * length
+    kept = [_kept(outline, setup, tokens, rows, active) for active in share.active]
+    first = _decoder_layer(outline.layers, share.first_layer)
+    costs = _by_layer(outline.layers)
+    of_moe = iter(kept)
+    all_kept = [cost.kept(rows, length) + (next(of_moe) if cost.is_moe else 0) for cost in costs][first:]
+    if setup.checkpointing:
+        hidden = tokens * outline.hidden_size * outline.item_bytes
+        total = hidden * (len(all_kept) + 1) + max(all_kept)
+    else:
+        total = sum(all_kept)
+    spare = max(_losses(outline, setup, rows), _spare(outline, setup, share, rows))
+    return outline.before(rows, length) + total + spare
+
+
+def _kept(outline: Outline, setup: Setup, tokens: int, rows: int, active: int) -> float:
+    """What a MoE layer keeps on top of what the outline has."""
+    pairs, item = tokens * outline.top_k, outline.item_bytes
+    received, alone = pairs * _spread(setup), setup.ep_size == 1
+    before = outline.expert_shapes.get("gate_up_proj") or outline.expert_shapes["up_proj"]
+    more = (received - pairs) * prod(before) / outline.hidden_size * item + (0 if alone else received * INDEX_BYTES)
+    of_trained = min(received, tokens * active) if alone else received * (active > 0)
+    return more + of_trained * (outline.hidden_size * item + 8)
+
+
+def _spare(outline: Outline, setup: Setup, share: Share, rows: int) -> float:
+    """What the backward pass of a MoE layer holds for a while: at its end, or where gradients of weights are made."""
+    tokens, row = rows * setup.row_tokens, outline.hidden_size * outline.item_bytes
+    pairs, active = tokens * outline.top_k, max(share.active)
+    received = pairs * _spread(setup)
+    base = max(cost(rows, setup.row_tokens) for cost in outline.spare) * _spread(setup)
+    base += 0 if setup.ep_size == 1 else 2 * received * row
+    trained = min(received, tokens * active) if setup.ep_size == 1 else received * (active > 0)
+    largest = max(map(prod, outline.expert_shapes.values()))
+    products = active * largest * (outline.item_bytes + GRADIENT_BYTES)
+    between = trained * (row + 2 * outline.width * outline.item_bytes) + products
+    return max(base + trained * row, base - received * row + between)
+
+
+def _losses(outline: Outline, setup: Setup, rows: int) -> float:
+    """Logits at the loss tokens, and what the losses make of them (training/parts.py)."""
+    values, item = rows * setup.answer_tokens * outline.vocab_size, outline.item_bytes
+    in_float = 12 if not setup.needs_base else 24
+    copies = item if item < 4 else 0
+    logits = item * (2 if setup.needs_base else 1)
+    if values <= LIMIT:
+        return values * (logits + in_float + copies)
+    return values * (logits + 2 * item) + LIMIT * (in_float + copies)
+
+
+def _of_update(outline: Outline, setup: Setup, share: Share) -> float:
+    """What the optimizer holds for a while, after the passes."""
+    numbers = share.num_active * outline.expert_parameters
+    exchanged = 0 if setup.num_replicas == 1 else numbers * (2 * GRADIENT_BYTES + 2 * outline.item_bytes)
+    return max(exchanged + 8 * outline.expert_parameters, AUDIT_BYTES if setup.audits else 0)
+
+
+def _spread(setup: Setup) -> float:
+    return 1.0 if setup.ep_size == 1 else IMBALANCE
+
+
+def _by_layer(layers: list[Layers]) -> list[Layers]:
+    return [each for each in layers for _ in range(each.number)]
+
+
+def _decoder_layer(layers: list[Layers], moe_layer: int) -> int:
+    """The number of a MoE layer among all decoder layers."""
+    return [i for i, each in enumerate(_by_layer(layers)) if each.is_moe][moe_layer]

@@ -1,0 +1,95 @@
+"""`dist-moe plan` as a person types it: without torch, from a configuration, a model's shapes and masks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_moe.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "deepspeed")
+
+
+def printed(capsys, *words):
+    assert main(["plan", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def as_json(capsys, *words):
+    return json.loads(printed(capsys, *words, "--json"))
+
+
+def test_known_models_are_planned_without_torch():
+    code = (
+        "import sys; from dist_moe.cli.main import main; "
+        "main(['plan', '--model', 'deepseek-v3', '--nodes', '2', '--gpus-per-node', '8', '--gpu', '141GB']); "
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Plan: train DeepSeek-V3 on 2 nodes of 8 GPUs"
+    assert lines[-1] == "[]"
+
+
+def test_a_plan_ends_with_lines_for_slurm_that_have_the_changes(capsys):
+    config = ROOT / "examples/qwen3-30b-a3b.yaml"
+    lines = printed(
+        capsys, "--config", config, "--model", "qwen3-30b-a3b", "--gpus-per-node", 8, "--gpu", "40", "--union", "10%"
+    ).splitlines()
+    analyze, train = lines[-2:]
+    assert analyze.startswith("  job=$(sbatch --parsable --nodes=1 --gpus-per-node=8 --mem=")
+    assert f"slurm/analyze.sbatch --config {config}" in analyze
+    assert train.startswith("  sbatch --dependency=afterok:$job --nodes=1 --gpus-per-node=8 --mem=")
+    (row,) = (line for line in lines if line.startswith("  40 GB"))
+    for word in train.partition(".yaml")[2].split():
+        assert word in row
+
+
+def test_settings_on_the_command_line_count(capsys):
+    def activations(*words):
+        return as_json(capsys, "--model", "olmoe-1b-7b", *words)["memory"]["activations"]
+
+    assert activations("--train.micro_batch_size", "1") < activations()
+    assert activations("--train.activation_checkpointing") < activations()
+    assert activations("--row-tokens", "128") < activations()
+    assert activations("--answer-tokens", "16") < activations()
+
+
+def test_masks_of_the_run_say_how_many_experts_are_trained(trained, capsys):
+    from dist_moe.store import MaskStore
+
+    masks = MaskStore.open(trained.masks)
+    found = as_json(capsys, "--config", trained.config, "--train.masks", trained.masks, "--tokens-per-second", "1000")
+    assert found["trained"] == {
+        "in_all": int(masks.union().sum()),
+        "in_batch": max(batch.num_unsafe_experts for batch in masks.batches),
+    }
+    assert found["job"]["num_batches"] == len(masks.batches)
+    assert found["seconds"] > 0
+    assert found["outline"]["num_experts"] == masks.masks.shape[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--model", "deepseek-v4000"), "'deepseek-v4000' is no model: expected a directory with config.json"),
+        ((), "neither --config nor --model is given"),
+        (("--model", "kimi-k2", "--gpu", "big"), "expected a number of GB, such as 80GB, got 'big'"),
+        (("--model", "kimi-k2", "--union", "0"), "expected a share above 0 and up to 100%"),
+        (("--model", "kimi-k2", "--tokens-per-second", "fast"), "expected a number above 0"),
+        (("--model", "kimi-k2", "--answer-tokens", "9000"), "--answer-tokens is 9000, but a row has 1024 tokens"),
+        (("--model", "kimi-k2", "--gpus-per-node", "8", "--parallel.ep_size", "3"), "choose one of 1, 2, 4, 8"),
+        (("--model", "kimi-k2", "--config", "nowhere.yaml"), "nowhere.yaml"),
+    ],
+)
+def test_bad_input_is_one_line(words, says, capsys):
+    assert main(["plan", *words]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert shown.err.count("\n") == 1
+    assert not shown.out
