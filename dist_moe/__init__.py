@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dist_moe.api import (
+        RoutingCallback,
         analyze,
         apply,
         compare,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         evaluate,
         evaluate_alphas,
         export,
+        older_structure,
         select,
         train,
         verify,
@@ -31,6 +33,7 @@ __all__ = [
     "Config",
     "Counts",
     "MaskStore",
+    "RoutingCallback",
     "UserError",
     "analyze",
     "apply",
@@ -41,6 +44,7 @@ __all__ = [
     "evaluate_alphas",
     "export",
     "load_config",
+    "older_structure",
     "select",
     "train",
     "verify",

@@ -34,12 +34,16 @@ from dist_moe.evaluation.rows import Kind
 from dist_moe.ranges import Trains
 from dist_moe.report.curve import curve_frame
 from dist_moe.report.evaluation import estimates_frame, rows_frame, table_frame
+from dist_moe.selection.stored import open_masks
 from dist_moe.store import Counts, MaskStore
 from dist_moe.workflows.run_dir import RunDir
 from dist_moe.workflows.select import select as select_masks
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from dist_moe.evaluation.comparison import Comparison
+    from dist_moe.selection.structure import OlderStructure
     from dist_moe.weights.facts import Facts, RunFacts
     from dist_moe.weights.moved import Difference
     from dist_moe.weights.verify import Verification
@@ -554,6 +558,59 @@ def write_report(*runs: str | Path, out: str | Path | None = None, export: str |
         raise UserError("no run to report: give the directory of one at least")
     places = [Path(run) for run in runs]
     return report(places, None if out is None else Path(out), None if export is None else Path(export))
+
+
+def RoutingCallback(
+    config: Config | str | Path, out: str | Path, *, steps: Sequence[int] = (), at_evaluation: bool = False
+) -> TrainerCallback:
+    """A callback for transformers' Trainer: it counts the routing of prompts in the middle of anybody's training.
+
+    It writes `out`/step-000100/counts.zarr, from which `select` selects masks. The training is not changed, and on
+    several ranks the counts are those of one.
+
+    Args:
+        config: a configuration, or the path of its YAML file: `data`, `batches` and `analysis` say what is counted. Of
+            `model.path`, only config.json and the tokenizer are read.
+        out: directory for the results.
+        steps: count after these steps of the optimizer.
+        at_evaluation: count at each evaluation, too.
+
+    Returns:
+        The callback, for `callbacks` of a Trainer.
+
+    Raises:
+        UserError: the configuration asks for generated answers or for gradients. In the training, on all ranks: the
+            data is wrong, `out` has counts of the step, or the model has no experts that transformers' interface
+            covers.
+
+    Example:
+        >>> counting = dist_moe.RoutingCallback("run.yaml", "routing", steps=[100])
+        >>> Trainer(model, arguments, train_dataset=rows, callbacks=[counting]).train()
+    """
+    from dist_moe.workflows import routing_callback
+
+    return routing_callback.RoutingCallback(config, out, steps=steps, at_evaluation=at_evaluation)
+
+
+def older_structure(masks: MaskStore | str | Path) -> OlderStructure:
+    """A mask store in the words of older scripts: `batch_unsafe_experts`, `batch_expert_masks`, `aggregated_risk_diff`
+    and `global_unsafe_experts`. `dist-moe store export` writes the same as files.
+
+    Args:
+        masks: a mask store, or its path; the counts that it was selected from are beside it.
+
+    Returns:
+        An object with these four as attributes.
+
+    Raises:
+        UserError: there is no such store, or no counts.
+
+    Example:
+        >>> dist_moe.older_structure("runs/my-run/masks.zarr").batch_unsafe_experts[0]
+    """
+    from dist_moe.selection.structure import OlderStructure
+
+    return OlderStructure.of(masks if isinstance(masks, MaskStore) else open_masks(masks))
 
 
 def _config(config: Config | str | Path) -> Config:

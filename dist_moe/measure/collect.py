@@ -16,6 +16,7 @@ from dist_moe.measure.gradients import gradient_table
 from dist_moe.measure.passes import count_generated, count_given
 from dist_moe.model.generate import Sampling
 from dist_moe.model.model import MoEModel
+from dist_moe.model.tapped import Tapped
 from dist_moe.moe.tap import GATE_UNIT
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.rows import map_rows
@@ -23,7 +24,7 @@ from dist_moe.stats.counts import RoutingCounts
 
 
 def count_rows(
-    model: MoEModel,
+    model: MoEModel | Tapped,
     rows: Sequence[Encoded],
     *,
     tokens: CountedTokens | Sampling,
@@ -38,7 +39,7 @@ def count_rows(
     If ranks of `comm` share the experts of `model`, they run their passes together.
 
     Args:
-        model: the model.
+        model: the model. One that is only tapped counts given tokens, without gradients.
         rows: R encoded rows.
         tokens: which tokens of the rows are counted, or how to generate the answers that are counted; then there are
             tables `prefill_counts` and `prefill_tokens`, for the prompts as the model reads them.
@@ -61,6 +62,7 @@ def count_rows(
 
     def measure(chosen: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         if isinstance(tokens, Sampling):
+            assert isinstance(model, MoEModel)
             return count_generated(model, chosen, tokens, pad_id, gates=gates)
         return count_given(model, chosen, tokens, pad_id, gates=gates)
 
@@ -84,11 +86,12 @@ def count_rows(
     if gates:
         tables["gates"] = (arrays["gates"] * GATE_UNIT).astype(np.float32)
     if gradients:
+        assert isinstance(model, MoEModel)
         tables["gradients"] = gradient_table(model, rows, comm)
     return RoutingCounts(arrays["counts"], arrays["tokens"], model.shape.top_k, tables)
 
 
-def _require_finite(model: MoEModel, not_finite_R: np.ndarray) -> None:
+def _require_finite(model: MoEModel | Tapped, not_finite_R: np.ndarray) -> None:
     if not_finite_R.any():
         dtype = str(model.module.dtype).removeprefix("torch.")
         raise UserError(

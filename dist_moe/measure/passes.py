@@ -13,14 +13,15 @@ import torch
 from dist_moe.data.tokens import CountedTokens, Encoded, collate
 from dist_moe.model.generate import Asked, Sampling, write_answers
 from dist_moe.model.model import MoEModel
+from dist_moe.model.tapped import Tapped
 
 
 def count_given(
-    model: MoEModel, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int, *, gates: bool
+    model: MoEModel | Tapped, rows: Sequence[Encoded], tokens: CountedTokens, pad_id: int, *, gates: bool
 ) -> dict[str, torch.Tensor]:
     """Counts [R, L, E], number of counted tokens [R], number of non-finite values [R] and, if asked for, gates [R, L,
     E]."""
-    batch = collate(rows, pad_id).to(model.layers[0].comm.device)
+    batch = collate(rows, pad_id).to(model.in_step.device)
     counted_RS = batch.counted(tokens)
     with torch.no_grad(), model.batch(batch.live), model.tap.count(counted_RS, gates=gates) as tally:
         model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)

@@ -45,9 +45,15 @@ class RoutingTap:
         self.num_experts = num_experts
         self._first_key_T: torch.Tensor | None = None
         self._tally: Tally | None = None
-        for layer in layers:
-            layer.experts.register_forward_pre_hook(self._hook(layer.index), with_kwargs=True)
+        self._handles = [
+            layer.experts.register_forward_pre_hook(self._hook(layer.index), with_kwargs=True) for layer in layers
+        ]
         self.num_layers = len(layers)
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
 
     @contextmanager
     def count(

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from dist_moe.report.views.experts import overall
 from dist_moe.selection.choose import seed_of, unselected
 from dist_moe.selection.evidence import can_be_pooled, pooled_evidence
 from dist_moe.selection.statistics import add_statistics
 from dist_moe.selection.stored import stored_rule
+from dist_moe.selection.structure import overall
 from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.stats.specificity import category_specificity, union_growth
 from dist_moe.store.read import MaskStore

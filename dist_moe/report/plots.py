@@ -14,8 +14,8 @@ import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.files import replacing_files
-from dist_moe.report.views.experts import overall
 from dist_moe.report.views.overlap import MOST_BATCHES, growth
+from dist_moe.selection.structure import overall
 from dist_moe.stats.overlap import jaccard_matrix
 from dist_moe.store.read import MaskStore
 

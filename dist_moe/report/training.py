@@ -15,6 +15,9 @@ from dist_moe.report.model import forward_passes
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
 
+MOST_BATCHES = 100
+"""That are named with their masks."""
+
 
 def before_training(
     config: Config,
@@ -39,6 +42,11 @@ def before_training(
         yield f"Budget: {config.train.max_tokens:,} tokens, which {num_steps} steps train"
     numbers = np.array([batch.num_unsafe_experts for batch in masks.first.batches])
     yield f"Unsafe experts per batch: Min {numbers.min()}, Max {numbers.max()}, Mean {numbers.mean():.1f}"
+    for batch in masks.first.batches[:MOST_BATCHES]:
+        mask = f"mask {batch.mask_hash[:12]}, {batch.num_unsafe_experts} experts"
+        yield f"  Batch {batch.index} ({batch.category}): {mask}"
+    if len(numbers) > MOST_BATCHES:
+        yield f"  ... and {len(numbers) - MOST_BATCHES} batches more"
     for end, old, new in zip(masks.ends, masks.stores, masks.stores[1:], strict=False):
         before_LE, after_LE = old.union(), new.union()
         parts = (before_LE & after_LE, before_LE & ~after_LE, after_LE & ~before_LE)

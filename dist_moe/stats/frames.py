@@ -1,5 +1,7 @@
 """Risk tables as pandas tables: one line for each expert, largest risk_diff first."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -24,6 +26,20 @@ def risk_frame(a_safe_n_LE: np.ndarray, a_unsafe_n_LE: np.ndarray, risk_diff_LE:
             "risk_diff": risk_diff_LE.ravel()[order],
         }
     )
+
+
+def lists_frame(batches: Sequence[Sequence[tuple[int, int]]]) -> pd.DataFrame:
+    """Lists of (layer, expert), one line for each batch and expert.
+
+    Columns: batch, rank (place in the list), layer, expert, Layer_Expert.
+    """
+    rows = [
+        (batch, rank, layer, expert, expert_name(layer, expert))
+        for batch, pairs in enumerate(batches)
+        for rank, (layer, expert) in enumerate(pairs)
+    ]
+    columns = ["batch", "rank", "layer", "expert", "Layer_Expert"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[:4], "int64"))
 
 
 def select_head(frame: pd.DataFrame, threshold: float, top_k: int) -> pd.DataFrame:

@@ -8,7 +8,8 @@ from dist_moe.store.read import MaskStore
 from dist_moe.store.store import Store
 
 NO_WEIGHTS = "unknown: counted from routes, without the model's weights"
-"""In the place of a model's hash."""
+IN_TRAINING = "unknown: counted in the middle of a training"
+"""Both in the place of a model's hash."""
 
 
 def require_same_origin(
@@ -43,6 +44,11 @@ def require_same_origin(
         if here is None:
             continue
         stored = store.provenance[f"{what}_hash"]
+        if stored == IN_TRAINING:
+            raise UserError(
+                f"{store.path} is of a model in the middle of its training, which may be no base of this run: save "
+                "that model, and analyze it"
+            )
         if stored == NO_WEIGHTS:
             raise UserError(
                 f"{store.path} does not say of which model's weights it is: it was counted from routes, and there were "

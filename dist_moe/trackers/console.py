@@ -19,8 +19,8 @@ class Console:
     def record(self, line: dict[str, Any], place: Place) -> None:
         log.info(
             f"step {line['step']:>{len(str(place.num_steps))}}/{place.num_steps}  "
-            f"batch {line['batch']} ({line['category']})  experts {_experts(line)}  {_losses(line)}  "
-            f"norm {line['grad_norm']:.4f}  tokens/s {line['tokens_per_second']:,.0f}"
+            f"batch {line['batch']} ({line['category']})  mask {line['mask_hash'][:12]}  experts {_experts(line)}  "
+            f"{_losses(line)}  norm {line['grad_norm']:.4f}  tokens/s {line['tokens_per_second']:,.0f}"
         )
 
 

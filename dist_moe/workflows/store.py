@@ -1,13 +1,16 @@
-"""`dist-moe store check|copy|diff`: verify, copy and compare whole stores."""
+"""`dist-moe store check|copy|diff|export`: verify, copy and compare whole stores, and write them for older scripts."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from dist_moe.errors import UserError
+from dist_moe.files import atomic_directory
 from dist_moe.report import views
 from dist_moe.selection.stored import open_masks, stored_rule
+from dist_moe.selection.structure import write_structure
 from dist_moe.store import Counts, MaskStore
 from dist_moe.store.copy import copy_store
 from dist_moe.store.files import ADVICE
@@ -59,6 +62,19 @@ def copy_to(store: str, place: str) -> int:
     copy_store(_open(store), place)
     copied = _type(place).open(place)
     log.info(f"{place}: {len(copied.batch_ids)} batches of {store}, digest {copied.digest}")
+    return 0
+
+
+def export_structure(place: str, out: Path) -> int:
+    """Write a mask store's lists, masks and tables as older scripts expect them, into the new directory `out`.
+
+    Raises:
+        UserError: the store or its counts are missing, incomplete or damaged, or `out` exists.
+    """
+    store = open_masks(place)
+    with atomic_directory(out) as directory:
+        write_structure(directory, store)
+    log.info(f"{out}: lists and masks of {len(store.batch_ids)} batches, and the table of all experts")
     return 0
 
 

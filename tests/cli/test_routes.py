@@ -60,7 +60,12 @@ def require_same(found, expected):
 
 @pytest.mark.parametrize(
     ("family", "tokens"),
-    [("qwen3_moe", "all"), ("qwen3_moe", "generated"), ("deepseek_v3", "content"), ("deepseek_v3", "completion")],
+    [
+        pytest.param("qwen3_moe", "all", marks=pytest.mark.long),
+        ("qwen3_moe", "generated"),
+        ("deepseek_v3", "content"),
+        pytest.param("deepseek_v3", "completion", marks=pytest.mark.long),
+    ],
 )
 def test_routes_give_the_counts_of_our_own_passes(tmp_path, family, tokens):
     run = new_run(tmp_path, family)

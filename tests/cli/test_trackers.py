@@ -49,8 +49,11 @@ def test_each_tracker_gets_every_step(trained, tmp_path, notes, capsys):
     assert [line for line, _ in notes.seen] == lines(run_dir)
     assert {(place.run_dir, place.rank, place.num_steps) for _, place in notes.seen} == {(run_dir, 0, 4)}
     out = capsys.readouterr().out
+    before, first, after = out.partition("step 1/4")
     for line in lines(run_dir):
-        assert f"step {line['step']}/4  batch {line['batch']} ({line['category']})  experts " in out
+        batch, mask = f"({line['category']})", f"mask {line['mask_hash'][:12]}"
+        assert f"  Batch {line['batch']} {batch}: {mask}, {line['num_active']} experts\n" in before
+        assert f"step {line['step']}/4  batch {line['batch']} {batch}  {mask}  experts " in first + after
 
 
 def test_csv_is_a_table_of_the_steps(trained, tmp_path):

@@ -3,12 +3,12 @@
 import difflib
 
 import numpy as np
-import pandas as pd
 
 from dist_moe.errors import UserError
 from dist_moe.report.views.view import View, find_batch
 from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.selection.stored import stored_rule
+from dist_moe.selection.structure import overall
 from dist_moe.stats.frames import select_head
 from dist_moe.stats.names import expert_name
 from dist_moe.stats.overlap import category_experts, expert_history
@@ -86,13 +86,6 @@ def category(store: MaskStore, name: str) -> View:
         "experts_in_every_batch": int((table["num_batches"] == len(batches)).sum()),
     }
     return View(facts, {"experts": table.fillna({"also_in": ""}).reset_index(drop=True)})
-
-
-def overall(store: MaskStore) -> pd.DataFrame:
-    """The first rows of `store.counts.aggregated`: those that the store's threshold and top_k (or their defaults)
-    select."""
-    rule = stored_rule(store).like(ThresholdTopK)
-    return select_head(store.counts.aggregated, rule.threshold, rule.top_k)
 
 
 def aggregated(store: MaskStore) -> View:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dist_moe.errors import UserError, shown
-from dist_moe.stats.names import expert_name
+from dist_moe.stats.frames import lists_frame
 from dist_moe.store.pickles.decode import Decoder
 from dist_moe.store.pickles.machine import read_pickle
 
@@ -34,13 +34,8 @@ class Older:
 
     @property
     def experts(self) -> pd.DataFrame:
-        """One line for each batch and unsafe expert: batch, rank (place in the list), layer, expert, Layer_Expert."""
-        rows = [
-            (batch, rank, layer, expert, expert_name(layer, expert))
-            for batch, pairs in enumerate(self.batches)
-            for rank, (layer, expert) in enumerate(pairs)
-        ]
-        return pd.DataFrame(rows, columns=["batch", "rank", "layer", "expert", "Layer_Expert"])
+        """One line for each batch and unsafe expert, as `lists_frame`."""
+        return lists_frame(self.batches)
 
 
 def read_older(path: Path) -> Older:
@@ -58,7 +53,7 @@ def read_older(path: Path) -> Older:
         _check_table(path, value)
         return Older(path, value, (), {}, (sign_of(value), order_of(value)))
     if isinstance(value, dict) and isinstance(value.get(EXPERTS), list):
-        return _from_dict(path, value)
+        return older_of(path, value)
     if isinstance(value, dict) and isinstance(value.get("batch_data_list"), list):
         routing = f"routing of {len(value['batch_data_list'])} batches, no lists of unsafe experts"
         return Older(path, None, (), value, (routing,))
@@ -68,7 +63,12 @@ def read_older(path: Path) -> Older:
     )
 
 
-def _from_dict(path: Path, value: dict[str, Any]) -> Older:
+def older_of(path: Path, value: dict[str, Any]) -> Older:
+    """What is in a dict with `batch_unsafe_experts`.
+
+    Raises:
+        UserError: its lists or tables are of an unknown form.
+    """
     batches = tuple(_pairs(path, pairs) for pairs in value[EXPERTS])
     table = value.get("aggregated_risk_diff")
     findings = [f"{len(batches)} batches with {sum(map(len, batches))} unsafe experts in all"]

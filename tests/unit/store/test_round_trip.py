@@ -11,8 +11,8 @@ import zarr
 import dist_moe
 from dist_moe.data.index import BatchIndex
 from dist_moe.errors import UserError
-from dist_moe.report.views.experts import overall
 from dist_moe.rules.threshold_top_k import ThresholdTopK
+from dist_moe.selection.structure import overall
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.order import unsafe_experts

@@ -251,10 +251,14 @@ def test_rows_without_a_token_give_0_and_a_graph():
 )
 def test_the_console_tells_terms_apart_only_where_there_are_several(terms, says, caplog):
     line = {"step": 1, "batch": 0, "category": "c", "num_active": 3, "is_empty": False, "loss": 1.75, "grad_norm": 0.1}
-    line |= {"tokens_per_second": 3, "terms": {name: {"mean": mean, "tokens": 4} for name, mean in terms.items()}}
+    line |= {
+        "mask_hash": "0123456789abcdef" * 4,
+        "tokens_per_second": 3,
+        "terms": {name: {"mean": mean, "tokens": 4} for name, mean in terms.items()},
+    }
     with caplog.at_level("INFO"):
         Console().record(line, Place(run_dir=Path(), rank=0, num_steps=10))
-    assert f"experts 3  {says}" in caplog.text
+    assert f"batch 0 (c)  mask 0123456789ab  experts 3  {says}" in caplog.text
 
 
 def test_every_term_says_what_its_settings_are():
