@@ -74,6 +74,9 @@ def test_routes_give_the_counts_of_our_own_passes(tmp_path, family, tokens):
     files = write_files(tmp_path, answers(run, tmp_path, *settings), dense=family == "deepseek_v3")
     for weights in run.model.glob("*.safetensors*"):
         weights.unlink()
+    settings_of = json.loads((run.model / "config.json").read_text())
+    settings_of["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}  # as DeepSeek-V3 has
+    (run.model / "config.json").write_text(json.dumps(settings_of))
     found = count(run, tmp_path / "routed", "--routes", *files, *settings)
     assert expected.prompt_counts[:].any()
     require_same(found, expected)

@@ -1,5 +1,7 @@
 """The older scripts' structure: what a mask store says, as files that they can read, and back into the same store."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,14 +13,28 @@ from dist_moe.errors import UserError
 from dist_moe.selection.structure import FACTS, GLOBAL, LISTS, MASKS, TABLE, read_structure
 from dist_moe.store import MaskStore
 from tests.bad_inputs.forge import cut, reseal
-from tests.unit.store.example import COUNTS_PLE, tiled_contents, write_contents, write_example
+from tests.unit.store import example
+from tests.unit.store.example import tiled_contents, write_contents, write_example
+
+COUNTS_PLE = example.COUNTS_PLE[:, ::-1, ::-1].copy()
+"""The other way round, so that no batch's experts are in the order of layers."""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A run directory with masks and counts, and what is exported beside them."""
+    place = tmp_path_factory.mktemp("structure")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example, "COUNTS_PLE", COUNTS_PLE)
+        write_example(place / "masks.zarr")
+    assert main(["store", "export", str(place / "masks.zarr"), str(place / "older")]) == 0
+    return place
 
 
 @pytest.fixture
-def place(tmp_path):
-    write_example(tmp_path / "masks.zarr")
-    assert main(["store", "export", str(tmp_path / "masks.zarr"), str(tmp_path / "older")]) == 0
-    return tmp_path
+def place(exported, tmp_path):
+    """A copy for one test."""
+    return shutil.copytree(exported, tmp_path / "run")
 
 
 def by_hand():
@@ -46,7 +62,8 @@ def test_the_files_are_what_an_older_script_expects(place):
         assert np.array_equal(masks[batch], diff_LE > 0.05)
         assert list(zip(found["layer"], found["expert"], strict=True)) == chosen(diff_LE, diff_LE > 0.05)
         assert found["rank"].tolist() == list(range(len(found)))
-    assert len(lists) > 3
+    pairs = list(zip(lists["batch"], lists["layer"], lists["expert"], strict=True))
+    assert pairs != sorted(pairs), "the order of layers is that of risk_diff"
     table, overall = pd.read_parquet(place / "older" / TABLE), pd.read_parquet(place / "older" / GLOBAL)
     np.testing.assert_allclose(table["risk_diff"], pooled[table["layer"], table["expert"]], atol=1e-12)
     assert list(zip(table["layer"], table["expert"], strict=True)) == chosen(pooled, np.ones_like(pooled, bool))
