@@ -1,7 +1,8 @@
 """examples/: the notebook runs, the configurations load, the rows are what they are said to be."""
 
 import json
-import subprocess
+import os
+import runpy
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from dist_moe.data.rows import read_prompts
 from dist_moe.evaluation.leakage import asked_text, find_leakage
 from dist_moe.judges import Answered
 from dist_moe.judges.command import Command
+from tests.forks import start_fork
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "tiny_model.ipynb"
@@ -23,18 +25,22 @@ def code_cells():
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
+def run_in_examples(script):
+    os.chdir(EXAMPLES)
+    runpy.run_path(str(script), run_name="__main__")
+
+
 def test_the_notebook_runs(tmp_path):
     """As a script of its cells, in order, in its own directory."""
     script = tmp_path / "notebook.py"
     script.write_text("\n\n".join(code_cells()), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=EXAMPLES, capture_output=True, text=True, check=False, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "experts in the union" in done.stdout
-    assert done.stdout.splitlines()[-1] == "Qwen3MoeForCausalLM"
-    assert "privacy [(" in done.stdout
-    assert "honesty [(" in done.stdout
+    fork = start_fork(tmp_path, run_in_examples, script)
+    status, printed = fork.status(), fork.out.read_text()
+    assert status == 0, printed + fork.err.read_text()
+    assert "experts in the union" in printed
+    assert printed.splitlines()[-1] == "Qwen3MoeForCausalLM"
+    assert "privacy [(" in printed
+    assert "honesty [(" in printed
 
 
 def test_the_notebook_is_one():

@@ -9,62 +9,62 @@ from pathlib import Path
 import pytest
 
 from dist_moe.cli.main import main
+from tests.forks import REPOSITORY, Command, run_forks
 from tests.unit.store.example import tiled_contents, write_contents
 from tests.unit.store.pickles.examples import analysis, write_pickle
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PRINTING = ("checkpoint", "store", "import", "inspect-model", "families", "config", "verify")
+WORKING = ("analyze", "train")
 
 
 @pytest.fixture(scope="module")
-def commands(trained, tmp_path_factory):
-    """What each printing command is tried with."""
+def work(trained, tmp_path_factory):
+    """A directory with a stopped run, a pickle, and a new run of `WORKING`."""
     root = tmp_path_factory.mktemp("pipe")
-    run_dir = root / "run"
-    run_dir.mkdir()
-    (run_dir / "STOP").touch()
-    settings = ["--config", str(trained.config), "--train.masks", str(trained.masks), "--run-dir", str(run_dir)]
-    assert main(["train", *settings]) == 0
-    return {
-        "checkpoint": ["show", run_dir],
+    (root / "stopped").mkdir()
+    (root / "stopped" / "STOP").touch()
+    settings = ["--config", str(trained.config), "--train.masks", str(trained.masks)]
+    assert main(["train", *settings, "--run-dir", str(root / "stopped")]) == 0
+    write_pickle(root / "sft_dataset_x.pkl", analysis())
+    return root
+
+
+@pytest.fixture(scope="module")
+def ended(trained, work):
+    """How each command has ended whose stdout nobody reads, and one whose stdout is full."""
+    run = ["--config", trained.config, "--run-dir", work / "run"]
+    words = {
+        "checkpoint": ["show", work / "stopped"],
         "store": ["check", trained.masks],
-        "import": [write_pickle(root / "sft_dataset_x.pkl", analysis())],
+        "import": [work / "sft_dataset_x.pkl"],
         "inspect-model": [trained.model],
         "families": ["doge"],
         "config": ["show", "--config", trained.config],
         "verify": [trained.model, trained.model, "--masks", trained.masks],
+        "analyze": run,
+        "train": run,
     }
+    program = ("-m", "dist_moe.cli.main")
+    commands = {name: Command([*program, name, *more]) for name, more in words.items()}
+    commands["refused"] = Command([*program, "store", "check", "nowhere.zarr"])
+    commands["tool"] = Command(["tools/inspect_masks.py", trained.masks])
+    commands["full"] = Command([*program, "inspect-model", trained.model], Path("/dev/full"))
+    return run_forks(commands, work)
 
 
-def without_reader(*command):
-    """Status and stderr of a process whose stdout is a pipe that nobody reads."""
-    words = [sys.executable, *map(str, command)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = os.environ | {"DS_ACCELERATOR": "cpu"}  # DeepSpeed warns of a device that it has to find
-    with subprocess.Popen(words, **streams, cwd=REPOSITORY, env=env) as process:
-        process.stdout.close()
-        err = process.stderr.read()
-        return process.wait(timeout=200), err
+@pytest.mark.parametrize("name", PRINTING)
+def test_a_command_that_prints_ends_without_a_word(ended, name):
+    assert ended[name] == (141, "")
 
 
-LONG = [
-    pytest.param(name, marks=pytest.mark.long) for name in ("checkpoint", "import", "inspect-model", "verify", "config")
-]
-
-
-@pytest.mark.parametrize("name", ["store", "families", *LONG])
-def test_a_command_that_prints_ends_without_a_word(commands, name):
-    status, err = without_reader("-m", "dist_moe.cli.main", name, *commands[name])
-    assert (status, err) == (141, "")
-
-
-def test_a_users_error_is_still_told(commands):
-    status, err = without_reader("-m", "dist_moe.cli.main", "store", "check", "nowhere.zarr")
+def test_a_users_error_is_still_told(ended):
+    status, err = ended["refused"]
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("dist-moe: error: no mask store at nowhere.zarr")
 
 
-def test_the_inspection_tool_too(trained):
-    assert without_reader("tools/inspect_masks.py", trained.masks) == (141, "")
+def test_the_inspection_tool_too(ended):
+    assert ended["tool"] == (141, "")
 
 
 def test_head_gets_its_lines(tmp_path):
@@ -77,26 +77,21 @@ def test_head_gets_its_lines(tmp_path):
     assert (done.returncode, done.stderr, done.stdout) == (141, "", '{\n  "facts": {\n')
 
 
-def test_commands_that_do_more_than_print_go_on(trained, tmp_path):
+def test_commands_that_do_more_than_print_go_on(ended, work):
     """Only the console is lost: an analysis and a training come to the same end, whoever has stopped to read."""
     told = "dist-moe: the output is read no more (Broken pipe); going on without it"
-    run = ["--config", trained.config, "--run-dir", tmp_path / "run"]
-    for command in ("analyze", "train"):
-        status, err = without_reader("-m", "dist_moe.cli.main", command, *run)
+    for command in WORKING:
+        status, err = ended[command]
         assert status == 0
         assert "Traceback" not in err
         assert err.splitlines().count(told) == 1
     for name in ("metrics.jsonl", "experts/index.json"):
-        assert (tmp_path / "run" / name).is_file()
+        assert (work / "run" / name).is_file()
 
 
-def test_a_full_standard_output(trained):
+def test_a_full_standard_output(ended):
     """What a command prints is its product: it is an error that it cannot."""
-    command = [sys.executable, "-m", "dist_moe.cli.main", "inspect-model", str(trained.model)]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=200)
-    assert done.returncode == 2
-    assert done.stderr == "dist-moe: error: cannot write to standard output: No space left on device\n"
+    assert ended["full"] == (2, "dist-moe: error: cannot write to standard output: No space left on device\n")
 
 
 @pytest.mark.long
@@ -123,11 +118,11 @@ def test_closed_streams(trained, closed):
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
-def test_a_console_without_unicode(trained, tmp_path):
-    """A file name in Cyrillic, a row with an emoji, and a terminal that has ASCII only."""
-    data = tmp_path / "вопросы.jsonl"
-    data.write_text('{"prompt": "\U0001f600", "label": "\U0001f600"}\n', encoding="utf-8")
-    command = [sys.executable, "-m", "dist_moe.cli.main", "evaluate", str(trained.run_dir), "--data", str(data)]
+def test_a_console_without_unicode(tmp_path):
+    """A file name in Cyrillic, a setting that is an emoji, and a terminal that has ASCII only."""
+    config = tmp_path / "вопросы.yaml"
+    config.write_text('{run_dir: r, model: {path: m}, data: {paths: [d]}, seed: "\U0001f600"}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "dist_moe.cli.main", "config", "show", "--config", str(config)]
     environment = {
         **os.environ,
         "LC_ALL": "C",
@@ -137,7 +132,7 @@ def test_a_console_without_unicode(trained, tmp_path):
     }
     done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=200)
     assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if b"Scoring" not in line]
+    (line,) = done.stderr.splitlines()
     assert line.isascii()
-    assert b"`label` must be safe or unsafe" in line
+    assert b"seed" in line
     assert b"\\U0001f600" in line

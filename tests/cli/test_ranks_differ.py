@@ -21,9 +21,10 @@ SECONDS = 50
 # Real processes of a real group, as forks, so that only the work takes time. Rank 1 is another node: `directory` is
 # what is at this node's place there, `environment` what its launcher says.
 STARTS = """
-import json, os, sys, time
+import datetime, json, os, sys, time
 from pathlib import Path
 import dist_moe.cli.main, dist_moe.cli.ranks, dist_moe.workflows.analyze
+from dist_moe.parallel import rendezvous
 from tools.soak import processes
 
 launched_main = dist_moe.cli.main.launched_main
@@ -36,22 +37,23 @@ def changed(command):
     dist_moe.cli.ranks.versions = lambda: {"transformers": here.get("version", "1")}
     return launched_main(here.get("command", command))
 
-root, port, starts = json.loads(sys.argv[1])
+root, starts = json.loads(sys.argv[1])
+rendezvous.ANSWER, rendezvous.STRAY_S = datetime.timedelta(seconds=4), 4.0
 processes.launched_main, processes.LIMIT_S = changed, float(sys.argv[2])
 os.chdir(root)
 processes.prepare(Path("run.yaml"), {"fsdp"})
-if port:
-    processes.free_port = lambda: port
+free_port = processes.free_port
 for here_too, other, arguments, log in starts:
+    processes.free_port = lambda: here_too.get("port") or free_port()
     began = time.monotonic()
     statuses = processes.start("fsdp", other.get("processes", 2), arguments, Path(log)).statuses()
     print(json.dumps([statuses, time.monotonic() - began]), flush=True)
 """
 
 
-def start(root, cases, port=None):
+def start(root, cases):
     """Each case's (statuses, seconds, log)."""
-    command = [sys.executable, "-c", STARTS, json.dumps([str(root), port, cases]), str(SECONDS)]
+    command = [sys.executable, "-c", STARTS, json.dumps([str(root), cases]), str(SECONDS)]
     environment = {"PATH": "", "PYTHONPATH": str(REPOSITORY), **SINGLE_THREADED}
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=600
@@ -150,9 +152,8 @@ DIFFERENCES = {
 IN_ANALYSIS = ("row-more", "other-row", "weight", "edited-file")
 
 
-@pytest.fixture(scope="module")
-def differing(nodes, tmp_path_factory):
-    out = tmp_path_factory.mktemp("other")
+def differing(nodes, out):
+    """What is started, by the case's name."""
     plan = {}
     for name, (change, arguments, _) in DIFFERENCES.items():
         other = change(nodes, out / name)
@@ -161,7 +162,7 @@ def differing(nodes, tmp_path_factory):
             analyze = {"command": "analyze"}
             arguments = ["--config", "run.yaml", *arguments]
             plan[f"{name}, analysis"] = [analyze, other | analyze, arguments, str(out / f"{name}-analysis.log")]
-    return dict(zip(plan, start(nodes, list(plan.values())), strict=True))
+    return plan
 
 
 def assert_one_line(answer, *parts, times=1):
@@ -177,9 +178,9 @@ def assert_one_line(answer, *parts, times=1):
 
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("name", [*DIFFERENCES, *(f"{name}, analysis" for name in IN_ANALYSIS)])
-def test_ranks_that_were_given_different_things(differing, nodes, name):
+def test_ranks_that_were_given_different_things(started, nodes, name):
     part = DIFFERENCES[name.removesuffix(", analysis")][-1]
-    assert_one_line(differing[name], part, *(() if part.startswith("rank 1: ") else ("ranks differ", "on rank 1")))
+    assert_one_line(started[name], part, *(() if part.startswith("rank 1: ") else ("ranks differ", "on rank 1")))
     assert not (nodes / "run").exists()
 
 
@@ -192,34 +193,44 @@ NO_JOB = {
 """What the launcher says to the first process, to each other one (there are two with `same-rank`), the line."""
 
 
-@pytest.fixture(scope="module")
-def no_job(nodes, tmp_path_factory):
-    out = tmp_path_factory.mktemp("no-job")
+def no_job(out):
+    """What is started, by the case's name."""
     arguments = ["--config", "run.yaml", *MASKS]
-    plan = [
-        [
+    return {
+        name: [
             {"environment": first},
             {"environment": second, "processes": 3 if name == "same-rank" else 2},
             arguments,
             str(out / f"{name}.log"),
         ]
         for name, (first, second, _) in NO_JOB.items()
-    ]
-    return dict(zip(NO_JOB, start(nodes, plan), strict=True))
+    }
+
+
+@pytest.fixture(scope="module")
+def port():
+    """One at which another program listens."""
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def started(nodes, port, tmp_path_factory):
+    """All starts of this file, of one process that has imported what they need."""
+    out = tmp_path_factory.mktemp("other")
+    plan = differing(nodes, out) | no_job(out)
+    plan["port"] = [{"port": port}, {}, ["--config", "run.yaml", *MASKS], str(out / "port.log")]
+    return dict(zip(plan, start(nodes, list(plan.values())), strict=True))
 
 
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("name", NO_JOB)
-def test_ranks_differ_in_what_their_launcher_says(no_job, name):
-    assert_one_line(no_job[name], NO_JOB[name][-1], times=len(no_job[name][0]))
+def test_ranks_differ_in_what_their_launcher_says(started, name):
+    assert_one_line(started[name], NO_JOB[name][-1], times=len(started[name][0]))
 
 
 @pytest.mark.timeout(700)
-def test_a_port_that_is_in_use(nodes, tmp_path):
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        arguments = [[{}, {}, ["--config", "run.yaml", *MASKS], str(tmp_path / "log")]]
-        (answer,) = start(nodes, arguments, port)
-    assert_one_line(answer, f"MASTER_PORT {port}", times=2)
+def test_a_port_that_is_in_use(started, port):
+    assert_one_line(started["port"], f"MASTER_PORT {port}", times=2)

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
 from dist_moe.cli.main import main
 from dist_moe.store.read import MaskStore
 from dist_moe.workflows import analyze
+from tests.forks import start_fork
 from tools.soak.__main__ import SINGLE_THREADED
 from tools.soak.compare import differing_bits
 
@@ -135,12 +137,19 @@ def test_files_of_killed_attempts_are_not_published(fresh, monkeypatch):
     MaskStore.open(fresh.masks).check()
 
 
-def test_a_second_analysis_waits_and_is_told_that_there_are_masks(fresh):
-    command = [sys.executable, "-m", "dist_moe.cli.main", "analyze", "--config", str(fresh.config)]
-    jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) for _ in range(2)]
-    errors = [job.communicate(timeout=250)[1] for job in jobs]
-    assert sorted(job.returncode for job in jobs) == [0, 2], errors
-    loser = next(error for job, error in zip(jobs, errors, strict=True) if job.returncode == 2)
+def at_the_same_time(root, *commands):
+    """Status and stderr of each."""
+    places = [Path(mkdtemp(dir=root)) for _ in commands]
+    jobs = [start_fork(place, main, command) for place, command in zip(places, commands, strict=True)]
+    return [(job.status(), job.err.read_text()) for job in jobs]
+
+
+def test_a_second_analysis_waits_and_is_told_that_there_are_masks(fresh, tmp_path):
+    jobs = at_the_same_time(
+        tmp_path, ["analyze", "--config", str(fresh.config)], ["analyze", "--config", str(fresh.config)]
+    )
+    assert sorted(status for status, _ in jobs) == [0, 2], jobs
+    loser = dict(jobs)[2]
     assert f"{fresh.masks} exists" in loser
     assert "Traceback" not in loser
     MaskStore.open(fresh.masks).check()
@@ -148,14 +157,12 @@ def test_a_second_analysis_waits_and_is_told_that_there_are_masks(fresh):
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_jobs_that_share_an_analysis_at_the_same_time(fresh):
-    base = [sys.executable, "-m", "dist_moe.cli.main", "analyze", "--config", str(fresh.config), "--analysis.part"]
+def test_jobs_that_share_an_analysis_at_the_same_time(fresh, tmp_path):
+    base = ["analyze", "--config", str(fresh.config), "--analysis.part"]
     for _ in range(3):
-        words = [[*base, part] for part in ("1/2", "2/2")]
-        jobs = [subprocess.Popen(each, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) for each in words]
-        errors = [job.communicate(timeout=250)[1] for job in jobs]
-        assert all("Traceback" not in error for error in errors), errors
-        assert all(job.returncode == 0 or "exists" in error for job, error in zip(jobs, errors, strict=True)), errors
+        jobs = at_the_same_time(tmp_path, [*base, "1/2"], [*base, "2/2"])
+        assert all("Traceback" not in error for _, error in jobs), jobs
+        assert all(status == 0 or "exists" in error for status, error in jobs), jobs
         if fresh.masks.exists():
             break
     MaskStore.open(fresh.masks).check()

@@ -1,7 +1,6 @@
 """Run a function on N real gloo processes. A hang is a failure: everything is killed at a hard limit."""
 
 import contextlib
-import multiprocessing
 import os
 import tempfile
 import time
@@ -15,14 +14,14 @@ import torch
 import torch.distributed as dist
 
 from dist_moe.parallel.comm import GroupComm
+from tests.forks import server
 
 LIMIT_SECONDS = 400
 
 
 def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Call `function(comm, *args)` on every rank; returns the results (anything that can be pickled) in rank order."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.ranks.preloaded"])
+    context = server()
     queue = context.Queue()
     with tempfile.TemporaryDirectory() as directory:
         processes = [

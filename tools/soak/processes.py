@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -48,6 +49,7 @@ def prepare(config: Path, engines: set[str]) -> None:
     with torch.device("meta"):
         AutoModelForCausalLM.from_config(model)
     faulthandler.register(DUMP, all_threads=True)
+    gc.freeze()  # a collection in a fork would write to every page, and so copy it
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 

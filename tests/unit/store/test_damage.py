@@ -1,37 +1,33 @@
 """A store that is not whole, not ours or not intact does not open; a large one does not give out what is damaged."""
 
 import json
+import os
 import random
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import pytest
 import zarr
 
+from dist_moe import files
 from dist_moe.errors import UserError
-from dist_moe.store import Counts, MaskStore
-from tests.unit.store.example import write_example
+from dist_moe.store import Counts, MaskStore, StoreWriter, write_store
+from tests.forks import start_fork
+from tests.unit.store.example import example_contents, write_example
 
-# Dies at the given moment of a write, as by `kill -9`.
-KILLED_WRITER = """
-import os, signal, sys
-from pathlib import Path
-import dist_moe.files, dist_moe.store.write as write
-from tests.unit.store.example import example_contents
 
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
+def killed_writer(path, moment):
+    """Dies at the given moment of a write, as by `kill -9`."""
 
-path, moment = Path(sys.argv[1]), sys.argv[2]
-if moment == "before the rename":
-    dist_moe.files.sync = die
-else:
-    put = write.StoreWriter._put
-    write.StoreWriter._put = lambda self, key, data: die() if key.startswith(moment) else put(self, key, data)
-write.write_store(path, *example_contents()[2:])
-"""
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment == "before the rename":
+        files.sync = die
+    else:
+        put = StoreWriter._put
+        StoreWriter._put = lambda self, key, data: die() if key.startswith(moment) else put(self, key, data)
+    write_store(path, *example_contents()[2:])
 
 
 @pytest.fixture
@@ -227,12 +223,12 @@ def test_one_kind_of_store_is_not_taken_for_the_other(path):
     "moment", ["batch_ids", "batch_signs", ".writing/step", "masks", "zarr.json", "before the rename"]
 )
 def test_a_killed_write_leaves_nothing_that_opens(tmp_path, moment):
-    path = tmp_path / "masks.zarr"
-    command = [sys.executable, "-c", KILLED_WRITER, path, moment]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[3], check=False, timeout=120)
-    assert killed.returncode == -9
+    root = tmp_path / "store"
+    root.mkdir()
+    path = root / "masks.zarr"
+    assert start_fork(tmp_path, killed_writer, path, moment).status() == -signal.SIGKILL
     assert "no mask store at" in refused(path)
-    (left_over,) = tmp_path.iterdir()
+    (left_over,) = root.iterdir()
     assert left_over.name.startswith(".masks.zarr.partial-")
     if moment != "before the rename":
         assert "is incomplete" in refused(left_over)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.forks import PRELOADED
 from tools.mutations import PAGE, ROOT, Mutation, chosen, is_killed, problems, read_mutations, table
 
 PASSES = "def test_one():\n    from module import one\n    assert one() == 1\n"
@@ -11,7 +12,8 @@ MUTATION = Mutation("part", "one is two", "module.py", "return 1", "return 2", "
 
 
 @pytest.fixture
-def tree(tmp_path):
+def tree(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.mutations.LIBRARIES", [PRELOADED])  # a process has one server of forks
     (tmp_path / "module.py").write_text("def one():\n    return 1\n")
     (tmp_path / "test_module.py").write_text(PASSES)
     return tmp_path

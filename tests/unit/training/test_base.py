@@ -15,16 +15,7 @@ from dist_moe.report.model import forward_passes
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
 from dist_moe.training.step import MaskedStep
-from tests.ranks.test_training import (
-    Case,
-    batch_rows,
-    masks_of,
-    padded,
-    reference_of,
-    train_case,
-    with_pairs,
-    worse_of,
-)
+from tests.ranks.test_training import Case, expected_of, train_case
 from tests.tiny import random_masks, tiny_model, token_ids
 
 CPU = SoloComm(torch.device("cpu"))
@@ -148,17 +139,14 @@ def test_the_audit_sees_an_original_that_changes(monkeypatch):
 )
 def test_terms_beside_the_cross_entropy_equal_plain_transformers(case):
     """Several micro-batches; `tests/ranks/test_training.py` has the same on ranks."""
-    answer, reference = train_case(CPU, case), reference_of(case)
-    for i, mask in enumerate(masks_of(case)):
-        rows = batch_rows(i, case.rows)
-        worse = worse_of(with_pairs(rows, i)) if case.dpo else None
-        loss, norm = reference.step(mask, *padded(rows), worse=worse)
+    answer, expected = train_case(CPU, case), expected_of(case)
+    for i, (loss, norm, terms) in enumerate(expected.steps):
         assert answer["losses"][i] == pytest.approx(loss, abs=1e-5)
         assert answer["norms"][i] == pytest.approx(norm, abs=1e-5)
-        assert answer["terms"][i] == pytest.approx(reference.terms, abs=1e-6)
-    assert min(reference.terms.values()) > 1e-4
-    for key, expected in reference.weights().items():
-        torch.testing.assert_close(torch.from_numpy(answer["weights"][key]), expected, rtol=0, atol=1e-5)
+        assert answer["terms"][i] == pytest.approx(terms, abs=1e-6)
+    assert min(terms.values()) > 1e-4
+    for key, weight in expected.weights.items():
+        torch.testing.assert_close(torch.from_numpy(answer["weights"][key]), weight, rtol=0, atol=1e-5)
 
 
 def test_an_objective_that_needs_the_base_is_not_run_without():

@@ -4,8 +4,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,24 +13,18 @@ from transformers import AutoModelForCausalLM
 from dist_moe.errors import UserError
 from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.export import export_checkpoint
+from dist_moe.weights.layout import Place
+from tests.forks import start_fork
 from tests.unit.weights.conftest import contents, make_trained
 
-KILLED_AT_THE_SECOND_CHANGE = """
-import os, signal, sys
-from pathlib import Path
-from dist_moe.weights.layout import Place
-from dist_moe.weights.export import export_checkpoint
-from dist_moe.weights.directory import read_tensors
 
-base, out = map(Path, sys.argv[1:])
+def export_killed_at_the_second_change(base, out):
+    def changes():
+        name, tensor = min(read_tensors(base).items())
+        yield Place(name), tensor.bytes()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def changes():
-    name, tensor = min(read_tensors(base).items())
-    yield Place(name), tensor.bytes()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-export_checkpoint(base, changes(), out, "card")
-"""
+    export_checkpoint(base, changes(), out, "card")
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -124,8 +116,8 @@ def test_an_existing_directory_is_left_alone(trained, tmp_path):
 def test_a_killed_export_leaves_nothing_that_looks_finished(trained, tmp_path):
     place = tmp_path / "place"
     out = place / "out"
-    command = [sys.executable, "-c", KILLED_AT_THE_SECOND_CHANGE, str(trained.base), str(out)]
-    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    job = start_fork(tmp_path, export_killed_at_the_second_change, trained.base, out)
+    assert job.status() == -signal.SIGKILL
     (left,) = place.iterdir()
     assert left.name.startswith(".out.partial-")
     assert list(left.glob("*.safetensors"))

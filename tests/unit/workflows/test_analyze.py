@@ -80,7 +80,7 @@ def test_memory_does_not_grow_with_the_batches(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(module, name, function)
     peak_bytes(tmp_path, 1)  # what is imported and cached once
-    few, many = peak_bytes(tmp_path, 4), peak_bytes(tmp_path, 24)
+    few, many = peak_bytes(tmp_path, 4), peak_bytes(tmp_path, 14)
     counts_of_a_batch = 8 * SIZE * L * E
     assert few > counts_of_a_batch, "nothing was measured"
-    assert many - few < counts_of_a_batch
+    assert many - few < counts_of_a_batch / 2

@@ -4,9 +4,8 @@ import fcntl
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -16,19 +15,15 @@ from dist_moe.parallel.comm import SoloComm
 from dist_moe.workflows import run_lock as module
 from dist_moe.workflows.run_holder import Holder
 from dist_moe.workflows.run_lock import run_lock
+from tests.forks import start_fork
 
 COMM = SoloComm(torch.device("cpu"))
-HOLD = """
-import sys, time
-from pathlib import Path
-import torch
-from dist_moe.parallel.comm import SoloComm
-from dist_moe.workflows.run_holder import Holder
-from dist_moe.workflows.run_lock import run_lock
-with run_lock(Path(sys.argv[1]), SoloComm(torch.device("cpu"))):
-    print("held", flush=True)
-    time.sleep(100)
-"""
+
+
+def hold(run_dir):
+    with run_lock(run_dir, COMM):
+        print("held", flush=True)
+        time.sleep(100)
 
 
 def test_a_second_job_is_refused_and_told_who_is_there(tmp_path, monkeypatch, caplog):
@@ -62,15 +57,18 @@ def test_a_job_waits_for_one_that_ends_meanwhile(tmp_path):
 
 def test_a_killed_job_leaves_no_lock(tmp_path, caplog):
     caplog.set_level("INFO", "dist_moe")
-    killed = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert killed.stdout.readline() == "held\n"
-    assert Holder.of(tmp_path) == Holder(True, f"process {killed.pid} on {socket.gethostname()}")
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)
-    assert Holder.of(tmp_path).is_held is False
-    assert (tmp_path / ".lock").exists()
-    with run_lock(tmp_path, COMM):
-        assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
+    run_dir = tmp_path / "run"
+    killed = start_fork(tmp_path, hold, run_dir)
+    while not (killed.out.exists() and killed.out.read_text() == "held\n"):
+        assert killed.process.is_alive()
+        time.sleep(0.01)
+    assert Holder.of(run_dir) == Holder(True, f"process {killed.process.pid} on {socket.gethostname()}")
+    os.kill(killed.process.pid, signal.SIGKILL)
+    assert killed.status() == -signal.SIGKILL
+    assert Holder.of(run_dir).is_held is False
+    assert (run_dir / ".lock").exists()
+    with run_lock(run_dir, COMM):
+        assert f"process {os.getpid()} on " in (run_dir / ".lock").read_text()
     assert not caplog.messages
 
 

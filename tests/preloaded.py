@@ -1,4 +1,4 @@
-"""What ranks import, once for all of them: the server of `harness` imports this, and ranks are its forks."""
+"""What forks need, imported once for all of them: by the server of `forks`."""
 
 # ruff: noqa: F401
 import gc
