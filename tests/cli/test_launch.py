@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,9 @@ from dist_moe.weights.directory import read_tensors
 from dist_moe.weights.trained import TrainedExperts
 from dist_moe.workflows.status import status
 from tests.checkpoint import prompt_rows, write_jsonl
+from tests.forks import start_fork
 from tools.soak.compare import differing_bits
+from tools.soak.processes import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 280
@@ -144,25 +145,38 @@ def test_each_of_two_ranks_has_a_log_and_says_what_it_does(two_ranks):
     assert "step" not in logs[1]  # what is the same on all ranks is told by the first
 
 
-FSDP = ("torchrun", "--nproc_per_node", 2, "--engine", "fsdp")
-ZERO3 = ("deepspeed", "--num_gpus", 4, "--train.deepspeed_config", "ds_configs/stage3.json")
+def rank_of_two(rank, port, arguments):
+    """A process as a launcher starts it, without the time of its imports."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update({**address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    return main(["train", *map(str, arguments)])
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [  # tests/ranks trains with ZeRO-3 and replicas, but without a launcher
-        pytest.param(FSDP, id="torchrun fsdp"),
-        pytest.param(ZERO3, id="deepspeed ZeRO-3", marks=pytest.mark.long),
-    ],
-)
+def test_fsdp_and_replicas_are_one_process(trained, tmp_path):
+    arguments = ["--config", trained.config, "--run-dir", tmp_path / "run", "--train.masks", trained.masks]
+    arguments += ["--parallel.ep_size", 1, "--engine", "fsdp"]
+    port, places = free_port(), [tmp_path / name for name in ("first", "second")]
+    for place in places:
+        place.mkdir()
+    jobs = [start_fork(place, rank_of_two, rank, port, arguments) for rank, place in enumerate(places)]
+    assert [job.status() for job in jobs] == [0, 0], [job.err.read_text() for job in jobs]
+    assert "2 replica(s) of 1 rank(s)" in jobs[0].out.read_text()
+    assert_same_training(trained.run_dir, tmp_path / "run")
+
+
+FSDP = ("torchrun", "--nproc_per_node", "--engine", "fsdp")
+ZERO3 = ("deepspeed", "--num_gpus", "--train.deepspeed_config", "ds_configs/stage3.json")
+
+
+@pytest.mark.long  # tests/ranks trains with ZeRO-3 and replicas, and the test above with FSDP, but without a launcher
+@pytest.mark.parametrize("launcher", [FSDP, ZERO3], ids=["torchrun fsdp", "deepspeed ZeRO-3"])
 def test_sharded_dense_weights_and_replicas_are_one_process(trained, tmp_path, launcher):
-    program, number, num_ranks, *settings = launcher
-    command = [Path(sys.executable).with_name(program), number, num_ranks, "--master_port", PORT, "launch/train.py"]
+    program, number, *settings = launcher
+    command = [Path(sys.executable).with_name(program), number, 4, "--master_port", PORT, "launch/train.py"]
     inputs = ["--config", trained.config, "--run-dir", tmp_path, "--train.masks", trained.masks]
-    ep_size = num_ranks // 2
-    done = launch([*command, *inputs, "--parallel.ep_size", ep_size, *settings])
+    done = launch([*command, *inputs, "--parallel.ep_size", 2, *settings])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"2 replica(s) of {ep_size} rank(s)" in done.stdout
+    assert "2 replica(s) of 2 rank(s)" in done.stdout
     assert_same_training(trained.run_dir, tmp_path)
 
 
@@ -217,11 +231,8 @@ def test_bad_input_is_one_line_on_two_ranks(trained, tmp_path):
 
 def program(engine: str) -> list[object]:
     """A real launcher of two ranks. Each start has a port of its own, as a dead launcher's may still be taken."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
     name, count = ("torchrun", "--nproc_per_node") if engine == "fsdp" else ("deepspeed", "--num_gpus")
-    return [Path(sys.executable).with_name(name), count, "2", "--master_port", port, "launch/train.py"]
+    return [Path(sys.executable).with_name(name), count, "2", "--master_port", free_port(), "launch/train.py"]
 
 
 @pytest.mark.long  # that ranks end without their launcher is in tests/unit/training/test_stop.py too

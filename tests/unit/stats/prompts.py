@@ -16,15 +16,12 @@ from dist_moe.stats.settings import StatisticsConfig
 def random_counts(seed, num_prompts, num_layers=3, num_experts=6, k=2):
     generator = np.random.default_rng(seed)
     tokens_P = generator.integers(1, 9, num_prompts)
-    counts_PLE = np.zeros((num_prompts, num_layers, num_experts), np.int64)
-    for prompt, num_tokens in enumerate(tokens_P):
-        likes_LE = generator.dirichlet(np.full(num_experts, 0.5), num_layers)
-        for _ in range(num_tokens):
-            for layer in range(num_layers):
-                chosen = generator.choice(
-                    num_experts, k, replace=False, p=(likes_LE[layer] + 0.02) / (1 + 0.02 * num_experts)
-                )
-                counts_PLE[prompt, layer, chosen] += 1
+    likes_PLE = generator.dirichlet(np.full(num_experts, 0.5), (num_prompts, num_layers)) + 0.02
+    # the k largest of log p + Gumbel noise are k draws without replacement
+    keys_PLTE = np.log(likes_PLE)[:, :, None] + generator.gumbel(size=(num_prompts, num_layers, 8, num_experts))
+    chosen_PLTE = keys_PLTE >= np.partition(keys_PLTE, -k)[..., -k, None]
+    is_token_PT = np.arange(8) < tokens_P[:, None]
+    counts_PLE = (chosen_PLTE & is_token_PT[:, None, :, None]).sum(2)
     return RoutingCounts(counts_PLE, tokens_P, k)
 
 

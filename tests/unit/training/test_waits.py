@@ -3,13 +3,13 @@
 The fake GPU is a device of its own for torch, so it lives in a process of its own.
 """
 
-import multiprocessing
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from dist_moe.conformance.sizes import FAMILY_CONFIGS
+from tests.forks import server
 from tests.tiers import by_family
 
 NO_LOGITS = {"deepseek_v4"}
@@ -31,7 +31,7 @@ PER_STEP = 4
 
 @pytest.fixture(scope="module")
 def child():
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=server()) as pool:
         yield lambda name, *args, **kwargs: pool.submit(_call, name, args, kwargs).result(timeout=120)
 
 
