@@ -15,6 +15,9 @@ agree on what they compute. Rows:
             experts with torch's AdamW (<= 0.92 in mode update, 0.62 in mode route), and the usual way: whole expert
             tensors, gradients times the mask, torch's AdamW; with the peak memory of each, measured in a process of
             its own
+- ranks     the same step on several ranks, each a process, against copies of the floor that do not communicate (<= 1.10
+            in mode update, 1.15 in mode route), the compact union with DDP, and the expert parallelism of transformers
+            and of DeepSpeed (<= 0.68, 0.52); with collectives, bytes sent, and the memory of the rank with most
 - tap       a forward pass with counting against one without (<= 1.02)
 - permutation   the labels of a batch of 16 prompts permuted, for all experts at once, against a loop over labelings
 - store     a mask store as an analysis writes it, and one with 100,000 masks: writing, bits a mask cell (<= 1.1), files
@@ -32,6 +35,7 @@ import tyro
 
 from tools.bench.experts import bench_experts
 from tools.bench.permutation import bench_permutation
+from tools.bench.ranks import bench_ranks
 from tools.bench.setup import SMALL, Mode, Options, Setup
 from tools.bench.step import bench_step
 from tools.bench.store import bench_store
@@ -50,6 +54,10 @@ def measure_all(options: Options) -> tuple[list[Comparison], list[Fact]]:
         step_comparisons, step_facts = bench_step(setup, mode)
         comparisons += step_comparisons
         facts += step_facts
+    for mode in get_args(Mode) if "ranks" in options.rows else ():
+        rank_comparisons, rank_facts = bench_ranks(options, mode)
+        comparisons += rank_comparisons
+        facts += rank_facts
     if "tap" in options.rows:
         comparisons += bench_tap(setup)
     if "permutation" in options.rows:

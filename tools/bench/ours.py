@@ -6,19 +6,22 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from dist_moe.config.schema import TrainConfig
-from dist_moe.engines.local import LocalEngine
+from dist_moe.engines.build import EngineName, build_engine
 from dist_moe.training.promise import Promise
+from dist_moe.training.split import Split
 from dist_moe.training.step import MaskedStep
 from tools.bench.setup import BATCH_ROWS, Mode, Setup
 
 
 class OurStep:
-    """`MaskedStep` on the local engine."""
+    """`MaskedStep` on an engine."""
 
-    def __init__(self, setup: Setup, mode: Mode) -> None:
+    def __init__(self, setup: Setup, mode: Mode, engine_name: EngineName = "local") -> None:
         model = setup.our_model()
         self.setup, self.optimizer = setup, setup.optimizer(model)
-        engine = LocalEngine(model.module, self.optimizer, LambdaLR(self.optimizer, lambda _: 1.0))
+        curve = LambdaLR(self.optimizer, lambda _: 1.0)
+        split = Split.of(BATCH_ROWS, setup.comm.size, None)
+        engine = build_engine(engine_name, model, self.optimizer, curve, setup.comm, {}, split)
         self.step = MaskedStep(
             model,
             self.optimizer,

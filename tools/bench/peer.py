@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 
-from dist_moe.data.tokens import IGNORED
+from dist_moe.data.tokens import IGNORED, TokenBatch
 from tools.bench.setup import BETAS, EPS, LR, MAX_NORM, Mode, PlainRouteMask, Setup
 
 
@@ -54,30 +55,43 @@ class UnionExperts(nn.Module):
         return F.grouped_mm(self.act(gate) * up, weights[1].mT, offs=ends)
 
 
+class UnionModel(nn.Module):
+    """A model whose forward pass gives a batch's loss."""
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: TokenBatch, num_answers: int) -> torch.Tensor:
+        """The sum of losses over `num_answers`."""
+        live_T = torch.nonzero(batch.live.flatten()).squeeze(1)
+        for layer in self.module.model.layers:
+            layer.mlp.experts.live_T = live_T
+        hidden = self.module.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        at = torch.nonzero(batch.labels[:, 1:] != IGNORED, as_tuple=True)
+        logits = self.module.lm_head(hidden[at]).float()
+        return F.cross_entropy(logits, batch.labels[:, 1:][at], reduction="sum") / num_answers
+
+
 class PeerStep:
     def __init__(self, setup: Setup, mode: Mode) -> None:
         self.setup, self.mode, self.module = setup, mode, setup.plain_model()
         self.route_mask = PlainRouteMask(self.module, cut=True)
         for layer, union_E in zip(self.module.model.layers, setup.masks_BLE.any(0), strict=True):
             layer.mlp.experts = UnionExperts(layer.mlp.experts, union_E)
+        self.network: nn.Module = UnionModel(self.module)
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
 
     def __call__(self, i: int) -> tuple[float, float]:
-        """Loss and gradient norm."""
-        batch = self.setup.batch(i)
+        """This rank's share of the loss, and the gradient norm."""
         self.route_mask.allowed_LE = self.setup.allowed(self.mode, i)
         self.optimizer.zero_grad(set_to_none=True)
-        live_T = torch.nonzero(batch.live.flatten()).squeeze(1)
-        for layer in self.module.model.layers:
-            layer.mlp.experts.live_T = live_T
-        hidden = self.module.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        at = torch.nonzero(batch.labels[:, 1:] != IGNORED, as_tuple=True)
-        loss = F.cross_entropy(self.module.lm_head(hidden[at]).float(), batch.labels[:, 1:][at])
+        loss = self.network(self.setup.batch(i), self.setup.num_answers(i)) * self.setup.comm.size
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, MAX_NORM)
         self.optimizer.step()
-        return loss.item(), norm.item()
+        return loss.item() / self.setup.comm.size, norm.item()
 
     def num_bytes(self) -> tuple[int, int]:
         """Gradients and optimizer state."""

@@ -12,18 +12,19 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig
 
-from dist_moe.data.tokens import IGNORED, TokenBatch
+from dist_moe.data.tokens import Encoded, TokenBatch
 from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe.bank import train_from
 from dist_moe.moe.route_mask import routable
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
-from dist_moe.training.loss import positions
+from dist_moe.parallel.placement import Placement
 from dist_moe.training.optimizer import SelectiveAdamW
+from dist_moe.training.split import Split
 from tools.bench.timing import Comparison, Contender, measure
 
 Mode = Literal["update", "route"]
-Row = Literal["experts", "step", "tap", "permutation", "store"]
+Row = Literal["experts", "step", "ranks", "tap", "permutation", "store"]
 
 BATCH_ROWS = 16
 LR, BETAS, EPS, MAX_NORM = 1e-5, (0.9, 0.999), 1e-8, 1.0
@@ -53,7 +54,9 @@ class Options:
     repetitions: int = 11
     """Rounds of each comparison, after one to warm up."""
     threads: int | None = None
-    """CPU threads; default: torch's own choice."""
+    """CPU threads; default: torch's own choice. In the row of ranks, each rank's; default: all are shared."""
+    ranks: int = 2
+    """Ranks in the row of ranks, each a process of its own."""
     permutations: int = 10_000
     """Labelings in the permutation row."""
     store_shape: tuple[int, int, int] = (2000, 48, 128)
@@ -86,25 +89,28 @@ SMALL = Options(
 class Setup:
     """The same model twice, as ours and as transformers', with the batches and masks of all rounds."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, mesh: Mesh | None = None) -> None:
+        """With a mesh of several ranks, what this rank has of them."""
         self.options = options
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.comm = SoloComm(self.device)
+        here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.mesh = mesh or Mesh.one_replica(SoloComm(here))
+        self.comm = self.mesh.world
+        self.device = self.comm.device
         generator = torch.Generator().manual_seed(0)
         scores_BX = torch.rand(options.batches, options.layers * options.experts, generator=generator)
         masks_BX = scores_BX >= scores_BX.topk(options.num_trained).values[:, -1:]
         self.masks_BLE = masks_BX.unflatten(1, (options.layers, options.experts))
         length = options.tokens // BATCH_ROWS
         ids_BRS = torch.randint(self.config.vocab_size, (options.batches, BATCH_ROWS, length), generator=generator)
-        lengths_R = torch.linspace(1 - 2 * options.padding, 1, BATCH_ROWS).mul(length).round().clamp(min=2)
-        live_BRS = torch.stack(
-            [
-                torch.arange(length) < lengths_R[torch.randperm(BATCH_ROWS, generator=generator), None]
-                for _ in range(options.batches)
-            ]
-        )
-        pairs = zip(ids_BRS.to(self.device), live_BRS.to(self.device), strict=True)
-        self.batches = [_token_batch(ids_RS, live_RS) for ids_RS, live_RS in pairs]
+        lengths_R = torch.linspace(1 - 2 * options.padding, 1, BATCH_ROWS).mul(length).round().clamp(min=2).int()
+        split = Split.of(BATCH_ROWS, self.comm.size, None)
+        self.batches: list[TokenBatch] = []
+        self._num_answers: list[int] = []
+        for ids_RS in ids_BRS.tolist():
+            lengths = lengths_R[torch.randperm(BATCH_ROWS, generator=generator)].tolist()
+            rows = [_row(ids[:length]) for ids, length in zip(ids_RS, lengths, strict=True)]
+            self.batches += [batch.to(self.device) for batch in split.local(rows, self.comm.rank, 0)]
+            self._num_answers.append(sum(len(row.response_ids) for row in rows))
 
     @property
     def config(self) -> Qwen3MoeConfig:
@@ -130,14 +136,13 @@ class Setup:
         return model.to(self.device).eval().requires_grad_(False)
 
     def our_model(self) -> MoEModel:
-        model = adopt(self.plain_model(), self.comm)
+        placement = Placement.balanced(self.masks_BLE.numpy(), self.mesh.ep.size)
+        model = adopt(self.plain_model(), self.mesh.ep, placement)
         train_from(model.layers, 0)
         return model
 
     def optimizer(self, model: MoEModel) -> SelectiveAdamW:
-        return SelectiveAdamW(
-            model.layers, self.masks_BLE.any(0), Mesh.one_replica(self.comm), lr=LR, max_norm=MAX_NORM
-        )
+        return SelectiveAdamW(model.layers, self.masks_BLE.any(0), self.mesh, lr=LR, max_norm=MAX_NORM)
 
     def allowed(self, mode: Mode, i: int) -> torch.Tensor | None:
         return routable(self.mask(i)).to(self.device) if mode == "route" else None
@@ -147,6 +152,10 @@ class Setup:
 
     def batch(self, i: int) -> TokenBatch:
         return self.batches[i % len(self.batches)]
+
+    def num_answers(self, i: int) -> int:
+        """Tokens with a loss in a batch, on all ranks together."""
+        return self._num_answers[i % len(self._num_answers)]
 
     def compare(
         self, row: str, contenders: Mapping[str, Contender], goals: Mapping[str, float] = MappingProxyType({})
@@ -164,28 +173,10 @@ class Setup:
         assert error <= limit, f"contenders differ by {error:.1e}"
 
 
-def _token_batch(ids_RS: torch.Tensor, live_RS: torch.Tensor) -> TokenBatch:
-    """Padded on the right; loss on the second half of each row's tokens."""
-    half_R1 = live_RS.sum(1, keepdim=True) // 2
-    is_completion = live_RS & (torch.arange(ids_RS.shape[1], device=ids_RS.device) >= half_R1)
-    labels = ids_RS.masked_fill(~is_completion, IGNORED)
-    everywhere = torch.ones_like(live_RS)
-    return TokenBatch(
-        ids_RS * live_RS,
-        live_RS.to(ids_RS.dtype),
-        labels,
-        is_completion,
-        live_RS & ~is_completion,
-        live_RS,
-        is_unsafe=everywhere,
-        in_content=live_RS,
-        in_span=live_RS,
-        is_rejected=~everywhere,
-        rejected_labels=torch.full_like(labels, IGNORED),
-        pair=torch.full_like(labels, -1),
-        predicting=positions(labels),
-        num_live=int(live_RS.sum()),
-    )
+def _row(ids: list[int]) -> Encoded:
+    """Loss on the second half of its tokens."""
+    half = len(ids) // 2
+    return Encoded(tuple(ids[:half]), tuple(ids[half:]), unsafe=True)
 
 
 class PlainRouteMask:

@@ -78,7 +78,7 @@ def peak_memory(name: str, mode: Mode, options: Options) -> int:
 
 def _peak_memory(name: str, mode: Mode, options: Options) -> int:
     """On CUDA what torch had allocated; on a CPU the process's resident memory over that of the libraries alone."""
-    libraries = _status("VmRSS")
+    libraries = status("VmRSS")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     setup = Setup(options)
@@ -89,10 +89,10 @@ def _peak_memory(name: str, mode: Mode, options: Options) -> int:
         Path("/proc/self/clear_refs").write_text("5")
     for i in range(options.batches):
         step(i)
-    return torch.cuda.max_memory_allocated() if setup.device.type == "cuda" else _status("VmHWM") - libraries
+    return torch.cuda.max_memory_allocated() if setup.device.type == "cuda" else status("VmHWM") - libraries
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """Bytes, from Linux. Not getrusage: a child inherits its parent's ru_maxrss."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

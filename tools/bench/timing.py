@@ -43,14 +43,21 @@ class Fact:
     value: str
 
 
-def measure(contenders: Mapping[str, Contender], repetitions: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; the one that starts a round changes from round to round."""
+def measure(
+    contenders: Mapping[str, Contender],
+    repetitions: int,
+    device: torch.device,
+    ready: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; the one that starts a round changes from round to round. `ready` is
+    called before each."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(repetitions):
         start = i % len(names)
         for name in names[start:] + names[:start]:
             _synchronize(device)
+            ready()
             begin = time.perf_counter()
             contenders[name](i)
             _synchronize(device)
