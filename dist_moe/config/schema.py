@@ -201,10 +201,11 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
-    ep_size: Count | None = None
+    ep_size: Count | Literal["auto"] | None = None
     """Number of ranks over which one copy of the experts is split in training (expert parallelism). It must divide the
     world size. None: all ranks. Smaller values make several data-parallel replicas of the experts; an expert's
-    optimizer state is still on one rank only."""
+    optimizer state is still on one rank only. auto: the smallest for which `dist-moe plan` finds room on every rank's
+    device, so that as few tokens as possible are exchanged; the log says which, and a run that is resumed keeps it."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """Where the optimizer state is kept and updated. none: on the device of the weights. cpu: in CPU memory, which
     saves GPU memory; gradients and new weights are copied in every step."""

@@ -80,7 +80,27 @@ class Trained:
 
 def room(gpu: int) -> int:
     """Bytes of a GPU of so many GB that a plan uses."""
-    return int(gpu * GB * (1 - FREE))
+    return usable(gpu * GB)
+
+
+def usable(size: int) -> int:
+    """Of so many bytes of a device, those that a plan uses."""
+    return int(size * (1 - FREE))
+
+
+def smallest_ep_size(outline: Outline, setup: Setup, trained: Trained, size: int) -> tuple[int, dict[int, int]]:
+    """The fewest ranks that may share experts, where each has room for `size` bytes, or those that need least.
+
+    Returns:
+        `parallel.ep_size`, and for each value that was tried what the rank with most needs.
+    """
+    needs: dict[int, int] = {}
+    for ep_size in (each for each in divisors(setup.num_ranks) if each <= outline.num_experts):
+        changed = replace(setup, ep_size=ep_size)
+        needs[ep_size] = training_memory(outline, changed, trained.share(outline, changed)).total
+        if needs[ep_size] <= size:
+            return ep_size, needs
+    return min(needs, key=lambda ep_size: needs[ep_size]), needs
 
 
 def fit(outline: Outline, setup: Setup, trained: Trained, gpu: int) -> Fit:

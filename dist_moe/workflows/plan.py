@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -12,7 +12,7 @@ from dist_moe.config.objective import needs_base
 from dist_moe.config.schema import Config
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
 from dist_moe.errors import UserError, shown
-from dist_moe.planning.fit import Trained, divisors
+from dist_moe.planning.fit import GPU_SIZES, Trained, divisors, room, smallest_ep_size
 from dist_moe.planning.memory import Setup
 from dist_moe.planning.outline import Outline, known_model, known_names, recognised
 from dist_moe.planning.plan import Job, Plan, make_plan
@@ -55,6 +55,10 @@ def plan(request: Request) -> Plan:
         raise UserError(f"--answer-tokens is {answer_tokens}, but a row has {row_tokens} tokens (--row-tokens)")
     rate, rate_from = _rate(request, config)
     ep_size, sets_ep_size = _ep_size(config, outline, num_ranks)
+    setup = setup_of(config, outline, num_ranks, ep_size, row_tokens=row_tokens, answer_tokens=answer_tokens)
+    if config.parallel.ep_size == "auto":
+        chosen, _ = smallest_ep_size(outline, setup, trained, room(request.gpu or max(GPU_SIZES)))
+        setup = replace(setup, ep_size=chosen)
     job = Job(
         model=title,
         unpacked_from=packed,
@@ -71,7 +75,14 @@ def plan(request: Request) -> Plan:
         rate_from=rate_from,
         sets_ep_size=sets_ep_size,
     )
-    setup = Setup(
+    return make_plan(job, outline, setup, trained)
+
+
+def setup_of(
+    config: Config, outline: Outline, num_ranks: int, ep_size: int, *, row_tokens: int, answer_tokens: int
+) -> Setup:
+    """How a configured run is spread over ranks, with rows of at most so many tokens."""
+    return Setup(
         num_ranks=num_ranks,
         ep_size=ep_size,
         shards_dense=num_ranks > 1 and _shards_dense(config),
@@ -85,7 +96,11 @@ def plan(request: Request) -> Plan:
         needs_base=needs_base(config.train.objective),
         dense_parameters=dense_parameters(config, outline),
     )
-    return make_plan(job, outline, setup, trained)
+
+
+def outline_of_model(config: Config) -> Outline:
+    """Shapes of the configured model."""
+    return _outline(str(config.model.path), config)[2]
 
 
 def dense_parameters(config: Config, outline: Outline) -> int:
@@ -135,21 +150,26 @@ def _outline(model: str, config: Config) -> tuple[str, str | None, Outline]:
 
 def _trained(request: Request, config: Config, outline: Outline) -> tuple[Trained, int | None]:
     """How many experts are trained, and the number of batches if masks say so."""
+    has_masks = config.train.masks is not None or RunDir(config.run_dir).masks.exists()
+    if request.union is None and request.config is not None and has_masks:
+        return trained_by_masks(config, outline)
     num_experts = outline.num_layers * outline.num_experts
-    masks = config.train.masks or RunDir(config.run_dir).masks
-    if request.union is None and request.config is not None and (config.train.masks or Path(masks).exists()):
-        store = open_masks(masks)
-        masks_BLE = store.masks[:]
-        if masks_BLE.shape[1:] != (outline.num_layers, outline.num_experts):
-            raise UserError(
-                f"{masks}: masks of {masks_BLE.shape[1]} layers of {masks_BLE.shape[2]} experts, but the model has "
-                f"{outline.num_layers} of {outline.num_experts}: give its own, or --union to assume some"
-            )
-        in_batch = int(masks_BLE.sum((1, 2)).max())
-        return Trained(in_all=int(masks_BLE.any(0).sum()), in_batch=in_batch), len(masks_BLE)
     in_all = max(1, round((UNION if request.union is None else request.union) * num_experts))
     of_batch: int = request.batch_experts or config.analysis.top_k  # type: ignore[attr-defined]  # a rule's setting
     return Trained(in_all=in_all, in_batch=min(of_batch, in_all)), None
+
+
+def trained_by_masks(config: Config, outline: Outline) -> tuple[Trained, int]:
+    """How many experts a run's masks train, and the number of batches."""
+    masks = config.train.masks or RunDir(config.run_dir).masks
+    masks_BLE = open_masks(masks).masks[:]
+    if masks_BLE.shape[1:] != (outline.num_layers, outline.num_experts):
+        raise UserError(
+            f"{masks}: masks of {masks_BLE.shape[1]} layers of {masks_BLE.shape[2]} experts, but the model has "
+            f"{outline.num_layers} of {outline.num_experts}: give its own"
+        )
+    in_batch = int(masks_BLE.sum((1, 2)).max())
+    return Trained(in_all=int(masks_BLE.any(0).sum()), in_batch=in_batch), len(masks_BLE)
 
 
 def _rate(request: Request, config: Config) -> tuple[float | None, str | None]:
@@ -166,9 +186,9 @@ def _rate(request: Request, config: Config) -> tuple[float | None, str | None]:
 def _ep_size(config: Config, outline: Outline, num_ranks: int) -> tuple[int, bool]:
     """Ranks that share experts, and whether the setting has to be given for that."""
     asked = config.parallel.ep_size
-    if asked is None:
+    if asked is None or asked == "auto":
         most = max(size for size in divisors(num_ranks) if size <= outline.num_experts)
-        return most, most != num_ranks
+        return most, asked is None and most != num_ranks
     if num_ranks % asked or asked > outline.num_experts:
         sizes = [str(size) for size in divisors(num_ranks) if size <= outline.num_experts]
         raise UserError(

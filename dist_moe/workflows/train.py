@@ -34,6 +34,7 @@ from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
 from dist_moe.training.trainer import Trainer
 from dist_moe.workflows.adjust import RunAdjuster
+from dist_moe.workflows.ep_size import resolved_ep_size
 from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import EVALUATION, is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way
@@ -64,7 +65,7 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
 
 def _train(config: Config, comm: Comm, stop: StopRequest, told: RankLog) -> None:
     work = RunDir(RunDir(config.run_dir).training if config.overwrite else config.run_dir)
-    mesh = Mesh.of(comm, config.parallel.ep_size)
+    mesh = Mesh.of(comm, resolved_ep_size(config, work, comm))
     given = read_given(config, work, mesh)
     masks, model, found, schedule = given.masks, given.model, given.found, given.schedule
     plan = freeze_plan(masks, model, given.rounds)
