@@ -188,6 +188,9 @@ class TrainConfig:
     trackers: tuple[Text, ...] = ("console",)
     """Where to report each step, in addition to metrics.jsonl, which is always written. console: one line a step.
     csv: the table steps.csv in the run directory."""
+    plan: Literal["auto", "always", "never"] = "auto"
+    """Whether to compare the memory that the run takes with what `dist-moe plan` says, and write both to plan.json in
+    run_dir. auto: if the model has at least 1 GB. On a CPU the first step is measured, and takes longer for it."""
     micro_batch_size: Count | None = None
     """Maximum number of rows that a rank passes through the model at once; gradients of a batch are accumulated over
     such passes. None: all the batch's rows on this rank, which are more where they are shorter. Rows of similar length

@@ -1,7 +1,7 @@
 """Memory that one rank needs to train: of what is there from the first step to the last, and of the passes of a step.
 
 Sizes of weights, gradients and optimizer state follow from shapes. What passes keep comes from the `Outline`, which has
-traced them on one rank; here is added what depends on masks and ranks (dist_moe/moe/experts.py, training/optimizer.py).
+traced them on one rank; here is added what depends on masks and ranks (moe/exchange.py, training/optimizer.py).
 Where a size depends on the routing, it is the largest that there can be on one rank, and `IMBALANCE` on several.
 """
 
@@ -20,8 +20,8 @@ STATE_BYTES = 12
 GRADIENT_BYTES = 4
 IMBALANCE = 1.25
 """The rank with most rows gets so many times the mean, where ranks share experts."""
-INDEX_BYTES = 24
-"""Of a row that came from another rank: where it is, and goes back to."""
+INDEX_BYTES = 25
+"""Of a token and an expert that it may have here: the expert, and where its row is (moe/experts.py)."""
 AUDIT_BYTES = 8 << 20
 """Of its factors and products (training/audit.py), before and after a step."""
 MARGIN = 1.05
@@ -46,6 +46,8 @@ class Setup:
     """Of the longest row."""
     answer_tokens: int
     """Those of them that are trained."""
+    sequences: int = 1
+    """Of a row: 2 if a rejected answer is read too."""
     audits: bool = True
     needs_base: bool = False
     """Whether a term of the objective compares with the base model."""
@@ -65,6 +67,12 @@ class Setup:
     def at_once(self) -> int:
         """Rows in one pass."""
         return min(self.micro_batch_size or self.rows, self.rows)
+
+    def arriving(self, top_k: int) -> float:
+        """Tokens that arrive at a rank, for each of its own, as each goes once to every rank that has experts of it."""
+        if self.ep_size == 1:
+            return 1.0
+        return min(top_k, self.ep_size, IMBALANCE * ranks_of_token(top_k, self.ep_size))
 
     @property
     def num_passes(self) -> int:
@@ -111,6 +119,11 @@ def training_memory(outline: Outline, setup: Setup, share: Share) -> Memory:
     )
 
 
+def ranks_of_token(top_k: int, ep_size: int) -> float:
+    """On how many ranks a token's experts are in the mean, if it chooses all alike."""
+    return ep_size * (1 - (1 - 1 / ep_size) ** top_k)
+
+
 def counting_memory(outline: Outline, ep_size: int, tokens: int) -> int:
     """Bytes that a rank needs to count routing, with so many tokens in a pass."""
     share = ceil(outline.num_layers * outline.num_experts / ep_size) * outline.expert_bytes
@@ -120,15 +133,17 @@ def counting_memory(outline: Outline, ep_size: int, tokens: int) -> int:
 
 
 def _of_passes(outline: Outline, setup: Setup, share: Share) -> float:
-    rows, length = setup.at_once, setup.row_tokens
+    rows, length = setup.at_once * setup.sequences, setup.row_tokens
     if outline.rows_alone:
         rows = 1
     tokens = rows * length
-    kept = [_kept(outline, setup, tokens, rows, active) for active in share.active]
-    first = _decoder_layer(outline.layers, share.first_layer)
-    costs = _by_layer(outline.layers)
-    of_moe = iter(kept)
-    all_kept = [cost.kept(rows, length) + (next(of_moe) if cost.is_moe else 0) for cost in costs][first:]
+    by_layer = _by_layer(outline.layers)
+    of_masks = iter(_kept(outline, setup, tokens, active) for active in share.active)
+    kept = [(each.kept(rows, length), next(of_masks) if each.is_moe else 0.0) for each in by_layer]
+    first = _decoder_layer(by_layer, share.first_layer)
+    if not setup.dense_parameters:  # nothing before the experts of the first layer has a gradient
+        kept[first] = (min(kept[first][0], _kept_by_experts(outline, tokens)), kept[first][1])
+    all_kept = [sum(each) for each in kept[first:]]
     if setup.checkpointing:
         hidden = tokens * outline.hidden_size * outline.item_bytes
         total = hidden * (len(all_kept) + 1) + max(all_kept)
@@ -138,24 +153,32 @@ def _of_passes(outline: Outline, setup: Setup, share: Share) -> float:
     return outline.before(rows, length) + total + spare
 
 
-def _kept(outline: Outline, setup: Setup, tokens: int, rows: int, active: int) -> float:
+def _kept(outline: Outline, setup: Setup, tokens: int, active: int) -> float:
     """What a MoE layer keeps on top of what the outline has."""
     pairs, item = tokens * outline.top_k, outline.item_bytes
-    received, alone = pairs * _spread(setup), setup.ep_size == 1
+    received, arriving = pairs * _spread(setup), tokens * setup.arriving(outline.top_k)
     before = outline.expert_shapes.get("gate_up_proj") or outline.expert_shapes["up_proj"]
-    more = (received - pairs) * prod(before) / outline.hidden_size * item + (0 if alone else received * INDEX_BYTES)
-    of_trained = min(received, tokens * active) if alone else received * (active > 0)
-    return more + of_trained * (outline.hidden_size * item + 8)
+    rows = (received - pairs) * (prod(before) / outline.hidden_size * item + 8)
+    places = (arriving - tokens) * outline.top_k * (INDEX_BYTES + item)
+    back = 0 if setup.ep_size == 1 else 17 * tokens * min(outline.top_k, setup.ep_size)
+    return rows + places + back + min(received, arriving * active) * (outline.hidden_size * item + 8)
+
+
+def _kept_by_experts(outline: Outline, tokens: int) -> float:
+    """Of what a layer keeps in the outline, the part of its experts and of what comes after them."""
+    before = outline.expert_shapes.get("gate_up_proj") or outline.expert_shapes["up_proj"]
+    pairs, row = tokens * outline.top_k, outline.hidden_size * outline.item_bytes
+    return pairs * (prod(before) / outline.hidden_size * outline.item_bytes + 2 * INDEX_BYTES) + 2.5 * tokens * row
 
 
 def _spare(outline: Outline, setup: Setup, share: Share, rows: int) -> float:
     """What the backward pass of a MoE layer holds for a while: at its end, or where gradients of weights are made."""
     tokens, row = rows * setup.row_tokens, outline.hidden_size * outline.item_bytes
-    pairs, active = tokens * outline.top_k, max(share.active)
-    received = pairs * _spread(setup)
+    received, active = tokens * outline.top_k * _spread(setup), max(share.active)
+    arriving = tokens * setup.arriving(outline.top_k)
     base = max(cost(rows, setup.row_tokens) for cost in outline.spare) * _spread(setup)
-    base += 0 if setup.ep_size == 1 else 2 * received * row
-    trained = min(received, tokens * active) if setup.ep_size == 1 else received * (active > 0)
+    base += 0 if setup.ep_size == 1 else 2 * arriving * (row + 2 * outline.top_k * outline.item_bytes)
+    trained = min(received, arriving * active)
     largest = max(map(prod, outline.expert_shapes.values()))
     products = active * largest * (outline.item_bytes + GRADIENT_BYTES)
     between = trained * (row + 2 * outline.width * outline.item_bytes) + products
@@ -185,9 +208,10 @@ def _spread(setup: Setup) -> float:
 
 
 def _by_layer(layers: list[Layers]) -> list[Layers]:
+    """Each decoder layer."""
     return [each for each in layers for _ in range(each.number)]
 
 
-def _decoder_layer(layers: list[Layers], moe_layer: int) -> int:
+def _decoder_layer(by_layer: list[Layers], moe_layer: int) -> int:
     """The number of a MoE layer among all decoder layers."""
-    return [i for i, each in enumerate(_by_layer(layers)) if each.is_moe][moe_layer]
+    return [number for number, each in enumerate(by_layer) if each.is_moe][moe_layer]

@@ -22,6 +22,13 @@ def plan_json(plan: Plan) -> str:
     return json.dumps(asdict(plan) | {"commands": [*plan.commands()]}, indent=1)
 
 
+def compared_line(predicted: list[int], measured: list[int | None], of: str) -> str:
+    """In training: bytes of all ranks, by the plan and as measured."""
+    seen = [size for size in measured if size is not None]
+    what = f"measured in the {of}: {gigabytes(max(seen))} GB" if seen else "not measured, as the weights are sharded"
+    return f"Memory of the rank with most, by the plan: {gigabytes(max(predicted))} GB; {what} (plan.json)"
+
+
 def _what(plan: Plan) -> Iterator[str]:
     job, outline, setup = plan.job, plan.outline, plan.setup
     yield f"Plan: train {job.model} on {_some(job.num_nodes, 'node')} of {_some(job.gpus_per_node, 'GPU')}"
@@ -103,9 +110,10 @@ def _exchanges(plan: Plan) -> Iterator[str]:
     if setup.num_ranks == 1:
         return
     yield ""
+    parts = f"{gigabytes(sent.experts)} of gradients and new weights, {gigabytes(sent.dense)} of dense weights"
     yield (
-        f"A GPU sends at most {gigabytes(sent.total)} GB in a step: {gigabytes(sent.tokens)} of tokens to experts and "
-        f"back, {gigabytes(sent.experts)} of gradients and new weights, {gigabytes(sent.dense)} of dense weights"
+        f"A GPU sends about {gigabytes(sent.total)} GB in a step: {gigabytes(sent.tokens)} of tokens to experts and "
+        f"back, in {sent.exchanges:,} exchanges; {parts}"
     )
     if setup.ep_size > job.gpus_per_node:
         yield f"  parallel.ep_size is more than the {job.gpus_per_node} GPUs of a node, so tokens go between nodes"

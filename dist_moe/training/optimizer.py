@@ -180,6 +180,12 @@ class SelectiveAdamW(torch.optim.Optimizer):
         return sum(state.num_bytes for state in (*self.expert_state.values(), *self.dense.state.values()))
 
     @property
+    def gradient_bytes(self) -> int:
+        """Memory of this rank's gradients: of the most experts that a batch has trained here, and of dense weights."""
+        dense = sum(grad.nbytes for grad in self.dense.grads.values())
+        return self._grad_buffer.nbytes + dense
+
+    @property
     def owned_active(self) -> list[tuple[int, int]]:
         """The batch's experts whose state this rank owns, and which it updates."""
         return [key for key in self.active if key in self.expert_state]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +71,8 @@ class Trainer:
     """Save a checkpoint every so many steps; 0: only when the run is stopped."""
     stop: StopRequest
     adjuster: Adjuster | None = None
+    watch: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """Entered around each step."""
 
     def run(self) -> bool:
         """Do the remaining steps. Returns True at the end of the schedule, False if the run was asked to stop and is
@@ -120,7 +123,8 @@ class Trainer:
         mask_LE, rows = torch.from_numpy(store.masks[scheduled.batch]), self.rows.of(scheduled.batch)
         weight = self.state.batch_weights[scheduled.batch]
         local = self.rows.local(rows)
-        result = take(batch.id, mask_LE, local, weight, self.rounds.at(scheduled.step))
+        with self.watch:
+            result = take(batch.id, mask_LE, local, weight, self.rounds.at(scheduled.step))
         seconds = time.perf_counter() - started
         done = Done(result.num_tokens, result.num_loss_tokens, len(rows))
         self.state = self.state.after(scheduled.step, scheduled.position, in_force, done)

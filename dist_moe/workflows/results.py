@@ -32,7 +32,7 @@ RESULTS = {
     "count": ("counts.zarr", "count.yaml"),
     "analyze": ("counts.zarr", "count.yaml", "masks.zarr", "analyze.yaml"),
     "select": ("masks.zarr", "analyze.yaml"),
-    "train": ("experts", *EVALUATION, ALPHAS, "metrics.jsonl", *ADJUSTED, "checkpoints", "train.yaml"),
+    "train": ("experts", *EVALUATION, ALPHAS, "metrics.jsonl", "plan.json", *ADJUSTED, "checkpoints", "train.yaml"),
 }
 """The results of each command, and what is removed together with old ones: evaluations belong to their experts.
 

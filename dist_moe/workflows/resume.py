@@ -130,11 +130,11 @@ def clear_the_way(work: RunDir, found: Checkpoint | None, every: int | None) -> 
         # with overwrite an attempt that is given up; without it there is nothing, or it would have been refused
         for directory in (work.checkpoints, work.revisions):
             shutil.rmtree(directory, ignore_errors=True)
-        for file in (work.metrics, work.adjustments):
+        for file in (work.metrics, work.plan, work.adjustments):
             file.unlink(missing_ok=True)
     for directory in (work.checkpoints, work.revisions):
         remove_partial(directory)
-    for file in (work.metrics, work.adjustments, work.resolved("train")):
+    for file in (work.metrics, work.plan, work.adjustments, work.resolved("train")):
         remove_partial(work.path, file.name)
     if found is not None:
         keep_lines(work.metrics, found.step)

@@ -35,6 +35,11 @@ class RunDir:
         return self.path / METRICS
 
     @property
+    def plan(self) -> Path:
+        """What the plan says of the run's memory, and what was measured."""
+        return self.path / "plan.json"
+
+    @property
     def experts(self) -> Path:
         """The trained experts; exists when training has finished."""
         return self.path / "experts"

@@ -44,6 +44,7 @@ from dist_moe.workflows.run_lock import run_lock
 from dist_moe.workflows.train_facts import freeze_plan, run_facts
 from dist_moe.workflows.train_given import Given, read_given
 from dist_moe.workflows.train_parts import Parts, build_parts
+from dist_moe.workflows.train_plan import MemoryWatch
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest, told: RankLog) -> None
         engine.release()
     _prepare(config, work, found, comm)
     told.begin(state.step, schedule.total(state))
+    watch = MemoryWatch(config, work, given, parts, mesh)
     saver = _saver(config, work, parts, given.facts, Layout.of(engine.name, mesh, model.placement))
     _begin(config, found, state, schedule, saver)
     if adjuster is not None:
@@ -100,8 +102,10 @@ def _train(config: Config, comm: Comm, stop: StopRequest, told: RankLog) -> None
         checkpoint_every=config.checkpoint.every,
         stop=stop,
         adjuster=adjuster,
+        watch=watch,
     )
     if trainer.run():
+        watch.finish()
         _finish(config, work, trainer, given)
 
 

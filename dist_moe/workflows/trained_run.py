@@ -25,6 +25,7 @@ FREE = (
     "adjust",
     "trackers",
     "audit",
+    "plan",
     "micro_batch_size",
     "activation_checkpointing",
     "deepspeed_config",

@@ -1,0 +1,39 @@
+"""Training writes plan.json: what the plan says of its memory, and what was measured."""
+
+import json
+
+from dist_moe.cli.main import main
+
+EXACT = ("weights", "gradients", "state", "originals")
+
+
+def compared(run):
+    text = json.loads((run / "plan.json").read_text())
+    return text, text["ranks"]
+
+
+def test_weights_gradients_and_state_are_as_planned_and_activations_no_more(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [
+        "--train.masks",
+        str(trained.masks),
+        "--run-dir",
+        str(run),
+        "--train.epochs",
+        "1",
+        "--train.plan",
+        "always",
+    ]
+    assert main(["train", "--config", str(trained.config), *words]) == 0
+    text, ranks = compared(run)
+    assert (text["device"], text["measured"], len(ranks)) == ("cpu", "first step", 1)
+    planned, measured = ranks[0]["predicted"], ranks[0]["measured"]
+    assert {part: planned[part] for part in EXACT} == {part: measured[part] for part in EXACT}
+    assert 0 < measured["activations"] <= planned["activations"]
+    assert "Memory of the rank with most, by the plan: 0.0 GB; measured in the first step: 0.0 GB" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_small_model_is_not_measured_unless_asked(trained):
+    assert not (trained.run_dir / "plan.json").exists()

@@ -1,0 +1,44 @@
+"""The plan's memory is what a step takes on the fake GPU: within 15 % in all, and never less.
+
+Its bytes are counted there by other code than the plan's, with real values and routing. The fake GPU is a device of its
+own for torch, so it lives in a process of its own.
+"""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from dist_moe.planning.memory import LIMIT
+from dist_moe.training import parts
+from tests.planned import Case, on_fake_gpu
+
+CASES = [
+    Case("qwen3_moe"),
+    Case("qwen3_moe", checkpointing=True),
+    Case("gpt_oss", mode="route", micro_batch_size=2),
+    *(
+        pytest.param(Case(family, **more), marks=pytest.mark.long)
+        for family in ("qwen3_moe", "olmoe", "mixtral", "deepseek_v3", "gpt_oss", "glm4_moe", "granitemoe")
+        for more in ({}, {"checkpointing": True}, {"mode": "route", "micro_batch_size": 2}, {"dtype": "bfloat16"})
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def child():
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda case: pool.submit(on_fake_gpu, case).result(timeout=240)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_step_takes_what_is_planned(child, case):
+    planned, taken = child(case)
+    for part in ("weights", "gradients", "state"):
+        assert getattr(planned, part) == taken[part], part
+    assert 1.0 <= planned.total / taken["total"] <= 1.15
+    assert 1.0 <= planned.activations / taken["activations"] <= 1.25
+
+
+def test_the_limit_of_a_part_of_the_losses_is_that_of_training():
+    assert LIMIT == parts.LIMIT
