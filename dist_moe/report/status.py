@@ -9,7 +9,7 @@ from dist_moe.stats.measured import Estimate
 from dist_moe.training.run_status import RunStatus
 
 MOST_RANKS, MOST_WEAK = 16, 8
-WORK = {"train": "training", "count": "counting", "analyze": "analysis", "evaluate": "evaluation"}
+WORK = {"train": "training", "count": "counting"}
 NEXT = {
     "not started": "no command has written results here yet",
     "stopped": "as requested; the same command again resumes",
@@ -31,7 +31,7 @@ def headline(status: RunStatus) -> str:
     work = WORK.get(status.command or "", status.command)
     start = status.state if work is None else f"{work} {'is ' if status.state == 'running' else ''}{status.state}"
     if status.state == "starting":  # what it is will be known when it begins to write
-        return "a job is starting"
+        return "a job works here, and has not yet told what it does"
     place = _place(status)
     left = [] if status.seconds_left is None else [f"about {duration(status.seconds_left)} left"]
     return ": ".join([start, ", ".join([part for part in (place, *left, NEXT.get(status.state)) if part])]).rstrip(": ")

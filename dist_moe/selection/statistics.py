@@ -7,11 +7,11 @@ from dataclasses import fields
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from dist_moe.config.schema import AnalysisConfig
 from dist_moe.data.index import BatchIndex
 from dist_moe.errors import UserError
+from dist_moe.progress import progress
 from dist_moe.rules import RULES, Rule
 from dist_moe.rules.threshold_top_k import ThresholdTopK
 from dist_moe.selection.evidence import evidence_of_each
@@ -88,10 +88,12 @@ def batch_results(
     """Masks and statistics of batches, from the counts of their prompts and what is known of all batches."""
     masks, diffs, rows = [], [], []
     batches = evidence_of_each(index, counts, settings, seed, population)
-    for batch in tqdm(batches, desc="Batches", total=len(index), unit="batch", disable=not show_progress):
-        masks.append(rule.select(batch))
-        diffs.append(batch.risk_diff_LE)
-        rows.append(batch_statistics(batch, rule))
+    with progress("Batches", len(index), "batches", quiet=not show_progress) as advance:
+        for batch in batches:
+            masks.append(rule.select(batch))
+            diffs.append(batch.risk_diff_LE)
+            rows.append(batch_statistics(batch, rule))
+            advance(1)
     chosen = ExpertMasks(np.array(masks))
     return MaskResults(
         masks=chosen,

@@ -22,7 +22,7 @@ class RankState:
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     command: str
-    """train, count, analyze or evaluate."""
+    """train or count."""
     rank: NonNegativeInt
     num_ranks: NonNegativeInt
     process: NonNegativeInt
@@ -32,7 +32,7 @@ class RankState:
     told: float
     """When it wrote this."""
     unit: str
-    """What it counts: steps, parts or rows."""
+    """What it counts: steps or parts."""
     done: NonNegativeInt = 0
     """Of all ranks together."""
     total: NonNegativeInt = 0
@@ -46,13 +46,12 @@ class RankState:
     error: str | None = None
     """Why it has ended; None: its work is done, or it was asked to stop."""
 
-    def write(self, directory: Path) -> None:
+    def write(self, path: Path) -> None:
         """Replace the rank's file. It is not flushed to disk: after a power cut nobody asks what a rank was doing.
 
         Raises:
             OSError: it cannot be written.
         """
-        path = directory / f"rank-{self.rank}.json"
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(json.dumps(asdict(self)) + "\n")
         partial.replace(path)

@@ -85,7 +85,7 @@ class RunStatus:
     done: int | None = None
     total: int | None = None
     unit: str | None = None
-    """What is counted: steps, parts, batches or rows."""
+    """What is counted: steps or parts."""
     seconds_left: float | None = None
     """Of a running job, by the speed of its last steps."""
     step: LastStep | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from dist_moe.config.load import save_config
@@ -27,7 +27,7 @@ from dist_moe.files import writing
 from dist_moe.measure.collect import count_rows
 from dist_moe.measure.parts import CountedParts, share_of
 from dist_moe.model.generate import Sampling
-from dist_moe.model.model import load_model
+from dist_moe.model.model import MoEModel, load_model
 from dist_moe.moe.discover import find_moe_layers, moe_shape
 from dist_moe.moe.internals import must_be_alone
 from dist_moe.moe.load import empty_model
@@ -35,6 +35,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.shared_files import remove_partial
+from dist_moe.progress import progress
 from dist_moe.report.model import forward_passes
 from dist_moe.rules import RULES
 from dist_moe.selection.statistics import require_all_experts
@@ -42,6 +43,7 @@ from dist_moe.stats.counts import RoutingCounts
 from dist_moe.store import Counts, CountsPlan, StoreWriter
 from dist_moe.store.plan import StorePlan
 from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.run_dir import RunDir, require_absent
 from dist_moe.workflows.run_lock import RunLock, run_lock
@@ -162,24 +164,38 @@ def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
     missing = comm.gather(parts.missing(share) if comm.rank == 0 else None)[0]
     if not missing:
         return
-    with together(comm):
-        model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
-    for line in forward_passes(model):
-        log.info(line)
-    for part in tqdm(missing, desc="Routing", unit="part", disable=not log.isEnabledFor(logging.INFO)):
-        counts = count_rows(
-            model,
-            parts.rows(part),
-            tokens=counting.tokens,
-            micro_batch_tokens=config.analysis.micro_batch_tokens,
-            pad_id=counting.inputs.pad_id,
-            comm=comm,
-            gates=config.analysis.gates,
-            gradients=_needs_gradients(config),
-        )
-        with together(comm), writing(parts.directory):
-            if comm.rank == 0:
-                parts.keep(part, counts)
+    job = "" if config.analysis.part is None else f"part-{config.analysis.part.replace('/', '-of-')}-"
+    with RankLog(config.run_dir, comm, "count", "parts", job=job) as told:
+        with together(comm):
+            model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
+        for line in forward_passes(model):
+            log.info(line)
+        started = time.time()
+        with progress("Routing", len(missing), "parts") as advance:
+            for part in missing:
+                _count_part(config, counting, part, model, comm)
+                if part == missing[0]:  # what is refused before leaves nothing
+                    told.begin(0, len(missing), since=started)
+                advance(1)
+                told.advance(1)
+
+
+def _count_part(config: Config, counting: Counting, part: int, model: MoEModel, comm: Comm) -> None:
+    """Count the rows of one part on all ranks together, and keep it."""
+    parts = counting.parts
+    counts = count_rows(
+        model,
+        parts.rows(part),
+        tokens=counting.tokens,
+        micro_batch_tokens=config.analysis.micro_batch_tokens,
+        pad_id=counting.inputs.pad_id,
+        comm=comm,
+        gates=config.analysis.gates,
+        gradients=_needs_gradients(config),
+    )
+    with together(comm), writing(parts.directory):
+        if comm.rank == 0:
+            parts.keep(part, counts)
 
 
 def _publish(config: Config, unfinished: Path, lock: RunLock) -> None:

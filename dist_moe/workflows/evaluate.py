@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dist_moe.data.rows import Prompt
 from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import ALPHAS, CHOSEN_ON, Curve
@@ -22,6 +20,7 @@ from dist_moe.parallel.alone import alone
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
+from dist_moe.progress import progress
 from dist_moe.report.curve import curve_lines
 from dist_moe.report.evaluation import evaluation_lines
 from dist_moe.report.model import forward_passes
@@ -126,8 +125,7 @@ def _score(
     known: Sequence[str],
 ) -> list[RowScore]:
     settings = evaluated.config.evaluation
-    quiet = comm.rank != 0 or not log.isEnabledFor(logging.INFO)
-    with tqdm(total=len(asked), desc="Scoring", unit="row", disable=quiet) as bar:
+    with progress("Scoring", len(asked), "rows", quiet=comm.rank != 0) as advance:
         return score_rows(
             subjects,
             asked,
@@ -136,7 +134,7 @@ def _score(
             pad_id=rows.pad_id,
             eos_ids=rows.end_ids,
             comm=comm,
-            progress=bar.update,
+            progress=advance,
             known=known,
         )
 

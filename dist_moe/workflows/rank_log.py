@@ -25,6 +25,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import LOST_CONNECTION
 from dist_moe.trackers.rank_state import LOGS, RankState
 from dist_moe.trackers.tracker import Place
+from dist_moe.workflows.library_warnings import LibraryWarnings
 
 EVERY_S = 1.0
 """Least time between two states of a rank on disk."""
@@ -37,9 +38,12 @@ class RankLog:
 
     name: ClassVar[str] = "ranks"
 
-    def __init__(self, run_dir: Path, comm: Comm, command: str, unit: str) -> None:
+    def __init__(self, run_dir: Path, comm: Comm, command: str, unit: str, job: str = "") -> None:
+        """`job` is the beginning of its files' names, where several jobs share a run directory."""
         self._directory, self._device = run_dir / LOGS, comm.device
-        self._file = _File(self._directory / f"rank-{comm.rank}.log")
+        self._file = _File(self._directory / f"{job}rank-{comm.rank}.log")
+        self._path = self._directory / f"{job}rank-{comm.rank}.json"
+        self._warned = LibraryWarnings(lambda text: self._file.line(f"warning: {text}"), is_first=comm.rank == 0)
         now = time.time()
         self._state = RankState(
             command=command,
@@ -58,10 +62,12 @@ class RankLog:
         state = self._state
         where = f"process {state.process} on {state.host}, {state.device}"
         self._file.line(f"{state.command}: rank {state.rank} of {state.num_ranks}, {where}")
+        self._warned.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         logging.getLogger("dist_moe").removeHandler(self._file)
+        self._warned.__exit__()
         if self._file.is_open:
             said = None if error is None else _in_a_line(error)
             if error is not None and not isinstance(error, UserError | KeyboardInterrupt):
@@ -70,11 +76,11 @@ class RankLog:
             self._tell(has_ended=True, error=said)
         self._file.close()
 
-    def begin(self, done: int, total: int) -> None:
-        """The job begins to write its results; the run directory exists. `done` of `total` were done by earlier
-        jobs."""
+    def begin(self, done: int, total: int, since: float | None = None) -> None:
+        """The job begins to write its results; the run directory exists. `done` of `total` were done by earlier jobs.
+        `since`: when the first of the rest was begun; None: now."""
         self._file.open()
-        self._tell(begun=time.time(), done=done, total=total)
+        self._tell(begun=time.time() if since is None else since, done=done, total=total)
 
     def advance(self, done: int) -> None:
         """So many more are done by all ranks together."""
@@ -93,7 +99,7 @@ class RankLog:
         self._state = replace(self._state, told=time.time(), peak_bytes=_peak_bytes(self._device), **changes)
         if self._file.is_open:
             try:
-                self._state.write(self._directory)
+                self._state.write(self._path)
             except OSError as error:
                 self._file.lose(error)
 

@@ -54,7 +54,9 @@ def killed(trained, old, tmp_path_factory):
 
 
 def contents(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    """All but the logs, to which each job adds."""
+    files = {str(p.relative_to(directory)): p for p in directory.rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith("logs/")}
 
 
 def names(directory):

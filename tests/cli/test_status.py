@@ -10,6 +10,7 @@ import pytest
 
 from dist_moe.cli.main import main
 from dist_moe.errors import UserError
+from dist_moe.measure.parts import CountedParts
 from dist_moe.trackers.tracker import TRACKERS
 from dist_moe.workflows import rank_log
 from dist_moe.workflows.status import status
@@ -117,6 +118,22 @@ def test_a_run_that_replaces_another_is_the_one_that_is_shown(trained, tmp_path,
     assert [seen.step.step for seen in look.seen] == [1, 2, 3, 4]
     assert all("experts" in seen.results for seen in look.seen)
     assert status(run_dir).state == "finished"
+
+
+def test_counting_has_a_log_and_a_state_too(trained, fresh, monkeypatch):
+    """It is counted in parts of a batch."""
+    log = (trained.run_dir / "logs" / "rank-0.log").read_text()
+    assert re.findall(r"^\S+ \S+ (\w+): rank 0 of 1, process \d+ on ", log, re.MULTILINE) == ["count", "train"]
+    seen, kept = [], CountedParts.keep
+    monkeypatch.setattr(rank_log, "EVERY_S", 0.0)
+    monkeypatch.setattr("dist_moe.measure.parts.ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(CountedParts, "keep", lambda *given: (kept(*given), seen.append(status(fresh.run_dir))))
+    assert main(["count", "--config", str(fresh.config)]) == 0
+    assert [each.state for each in seen] == ["starting", "running"]  # what is refused before the first leaves no log
+    assert (seen[1].command, seen[1].done, seen[1].total, seen[1].unit) == ("count", 1, 2, "parts")
+    assert seen[1].seconds_left > 0
+    found = status(fresh.run_dir)
+    assert (found.state, found.done, found.results) == ("finished", 2, ["counts.zarr"])
 
 
 def test_a_log_that_cannot_be_written_costs_no_step(trained, tmp_path, look, capsys):

@@ -29,7 +29,7 @@ LINE = {
 def write(run_dir, *ranks, lines=()):
     (run_dir / "logs").mkdir(exist_ok=True)
     for rank in ranks:
-        rank.write(run_dir / "logs")
+        rank.write(run_dir / "logs" / f"rank-{rank.rank}.json")
     (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
