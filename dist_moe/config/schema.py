@@ -187,7 +187,8 @@ class TrainConfig:
     about twice as long. 0: never."""
     trackers: tuple[Text, ...] = ("console",)
     """Where to report each step, in addition to metrics.jsonl, which is always written. console: one line a step.
-    csv: the table steps.csv in the run directory."""
+    csv: the table steps.csv in the run directory. tensorboard, wandb, trackio, mlflow, aim: services, each with a
+    package of its own that has to be installed; docs/operating.md says more."""
     plan: Literal["auto", "always", "never"] = "auto"
     """Whether to compare the memory that the run takes with what `dist-moe plan` says, and write both to plan.json in
     run_dir. auto: if the model has at least 1 GB. On a CPU the first step is measured, and takes longer for it."""

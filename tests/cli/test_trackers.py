@@ -101,6 +101,7 @@ def test_a_tracker_that_fails_ends_the_run_which_goes_on_from_its_checkpoint(
 
 def test_a_tracker_that_there_is_not_is_one_line(trained, tmp_path, capsys):
     assert train(trained, tmp_path / "run", "--train.trackers", "consol") == 2
-    said = "train.trackers: no tracker 'consol': expected one of console, csv, metrics; did you mean console?"
+    names = "aim, console, csv, metrics, mlflow, tensorboard, trackio, wandb"
+    said = f"train.trackers: no tracker 'consol': expected one of {names}; did you mean console?"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
