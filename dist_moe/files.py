@@ -134,7 +134,7 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             yield partial
             sync_tree(partial)
             publish(partial, final, overwrite=overwrite)
-        except BaseException:
+        except BaseException:  # an interrupt too; nothing is swallowed
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
@@ -222,7 +222,7 @@ def _folder_of(final: Path) -> Iterator[None]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except BaseException:
+    except BaseException:  # an interrupt too; nothing is swallowed
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()

@@ -198,7 +198,7 @@ def _own_directory(out: Path) -> Iterator[None]:
         (out / MARKER).touch()
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # an interrupt too; nothing is swallowed
         if earlier.exists() or isinstance(error, KeyboardInterrupt):
             shutil.rmtree(out, ignore_errors=True)
         if earlier.exists():
