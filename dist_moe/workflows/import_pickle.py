@@ -11,7 +11,7 @@ from pyarrow.lib import ArrowException
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory, atomic_file, require_absent
 from dist_moe.rules.threshold_top_k import ThresholdTopK
-from dist_moe.selection.structure import read_structure, write_masks_of
+from dist_moe.selection.structure import FACTS, read_structure, write_masks_of
 from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.store import Counts, MaskStore, write_store
 from dist_moe.store.pickles.convert import plan_and_counts
@@ -43,7 +43,7 @@ def import_pickle(
         require_absent(out)
     if out is not None and out.suffix not in (*TABLES, ""):
         raise UserError(f"{out}: expected a name that ends in .parquet or .csv, or a new directory's, without a dot")
-    structure, facts = read_structure(path) if path.is_dir() else (None, None)
+    structure, facts = read_structure(path) if (path / FACTS).is_file() else (None, None)
     older = read_older(path) if structure is None else older_of(path, structure.as_dict)
     for finding in older.findings:
         log.info(f"{path.name}: {finding}")

@@ -129,7 +129,7 @@ def pickled(path):
 WRONG = {
     "a file less": (lambda older: (older / GLOBAL).unlink(), f"{GLOBAL} is missing"),
     "a file more": (lambda older: (older / "more").touch(), "more does not belong there"),
-    "no facts": (lambda older: (older / FACTS).unlink(), FACTS),
+    "no facts": (lambda older: (older / FACTS).unlink(), "Is a directory"),
     "a changed table": (lambda older: without_a_line(older / TABLE), f"{TABLE} has changed since it was written"),
     "a table cut short": (edit(TABLE, lambda path: cut(str(path), 100)), "a file cannot be read"),
     "a list without one": (edit(LISTS, without_a_line), f"{LISTS} and {MASKS} are not of the same experts"),
