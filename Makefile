@@ -20,7 +20,7 @@ STAMP := .venv/setup.stamp
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: setup demo test test-all lint bench mutations soak docs slurm-packages chromium
+.PHONY: setup demo test test-all lint bench mutations soak docs slurm-packages chromium triton
 
 setup: $(STAMP)
 
@@ -51,7 +51,7 @@ test: setup
 	$(PYTEST) -m 'not long' $(ARGS)
 
 # Slurm's jobs have cores of their own to claim, so its tests run one after another.
-test-all: setup slurm-packages chromium
+test-all: setup slurm-packages chromium triton
 	$(PYTEST) $(ARGS) tests/unit tests/bad_inputs tests/ranks tests/cli
 	$(BIN)/python -m pytest tests/slurm
 
@@ -74,6 +74,11 @@ soak: setup
 
 docs: setup
 	$(BIN)/python tools/make_docs.py --families
+
+# Triton's interpreter and compiler need no GPU. Not in the environment, where torch would find it.
+triton: .cache/triton/triton
+.cache/triton/triton: | $(STAMP)
+	$(BIN)/python -m pip install -qq --no-deps --target .cache/triton triton==3.6.0
 
 # tests/slurm starts a real Slurm. Without root the tests themselves say what to install.
 slurm-packages:

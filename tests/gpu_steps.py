@@ -137,7 +137,7 @@ def passes_of_twins(family: str) -> Result:
                 flat = torch.zeros(len(layer.local), layer.layout.size, device=DEVICE)
                 layer.grads = {slot: layer.layout.views(flat[slot]) for slot in range(len(layer.local))}
             counts.reset()
-            inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "use_cache": False}
+            inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.live.long(), "use_cache": False}
             model.module(**inputs).logits.float().square().mean().backward()
     return _result(counts) | {"layers": len(model.layers), "exchanges": comm.exchanges}
 

@@ -33,6 +33,9 @@ class ModelConfig:
     """Directory of the base model in Hugging Face format: safetensors files, config.json and tokenizer."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the model's weights in memory. auto: the data type of the checkpoint."""
+    kernels: Literal["torch", "liger"] = "torch"
+    """What computes norms and rotary embeddings. liger: the package liger-kernel, on a GPU, for the model types that it
+    knows: fewer passes over memory, and other rounding."""
 
 
 @dataclass(kw_only=True, slots=True)

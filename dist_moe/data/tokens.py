@@ -58,13 +58,11 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Right-padded rows; every tensor but `predicting` is [R, S]. A rank without rows has one dummy token, which is
-    attended but not live."""
+    """Right-padded rows; every tensor but `predicting` is [R, S]. A rank without rows has one dummy token, which is not
+    live."""
 
     input_ids: Tensor
     """int64"""
-    attention_mask: Tensor
-    """int64, 0 at padding"""
     labels: Tensor
     """int64: ids of the trained tokens, -100 elsewhere; not shifted, as the model shifts them."""
     is_completion: Tensor
@@ -143,7 +141,6 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False) -> Tok
     for i, row in enumerate(rows):
         if row.gap is not None:
             is_completion[i, slice(*row.gap)] = False
-    attended = live if rows else torch.ones_like(live)
     labels = input_ids.masked_fill(~is_completion, IGNORED)
     is_rejected, pair = torch.zeros_like(live), torch.full(shape, -1)
     is_rejected[num_own:] = True
@@ -153,7 +150,6 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False) -> Tok
     is_next[:, -1] = False
     return TokenBatch(
         input_ids,
-        attended.to(torch.int64),
         labels.masked_fill(is_rejected, IGNORED),
         is_completion=is_completion,
         is_prompt=is_prompt,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ from transformers.utils import is_peft_available
 from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
+from dist_moe.data.tokens import TokenBatch
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import ExpertLayer, take_experts, train_from
@@ -22,6 +23,7 @@ from dist_moe.moe.dense import requiring_gradients, take_dense
 from dist_moe.moe.discover import MoELayer, MoEShape, find_moe_layers, moe_shape
 from dist_moe.moe.experts import use_banks
 from dist_moe.moe.internals import checkpoint_activations, must_be_alone
+from dist_moe.moe.liger import use_liger
 from dist_moe.moe.load import empty_model, fill, keep_experts
 from dist_moe.moe.originals import Originals
 from dist_moe.moe.route_mask import RouteMask, RoutePlan
@@ -66,6 +68,14 @@ class MoEModel:
         """`limit` (of rows or tokens in a forward pass) if rows may share a pass, else a limit that gives every row its
         own."""
         return 1 if self.rows_alone else limit
+
+    def inputs(self, batch: TokenBatch) -> dict[str, Any]:
+        """The arguments of a forward pass of right-padded rows.
+
+        They have no attention mask: attention is causal, so that no token sees the padding on its right, and without a
+        mask torch takes its fastest way.
+        """
+        return {"input_ids": batch.input_ids, "use_cache": False}
 
     @contextmanager
     def batch(
@@ -164,6 +174,8 @@ def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = No
     placement = _place(moe_shape(module, layers), comm, placement)
     owned = [placement.local(layer.index, comm.rank) for layer in layers]
     fill(module, layers, config.path, owned)
+    if config.kernels == "liger":
+        use_liger(module, comm.device)
     return _assemble(module, layers, placement, comm, num_parameters)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dist_moe.moe.discover import EXPERT_WEIGHTS, MoELayer
-from dist_moe.moe.internals import apply_gate
+from dist_moe.moe.internals import apply_gate, is_swiglu
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
 
@@ -82,6 +82,11 @@ class ExpertLayer:
     def activation(self, pre: torch.Tensor) -> torch.Tensor:
         """What the family computes between the two linear maps, row by row."""
         return apply_gate(self.module, pre)
+
+    @property
+    def is_swiglu(self) -> bool:
+        """Whether that is silu(gate) * up, for which there are kernels."""
+        return is_swiglu(self.module)
 
     def most_tokens(self, num_tokens: int) -> int:
         """Of so many tokens no more are real, as far as the host knows."""

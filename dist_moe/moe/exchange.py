@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from dist_moe.moe import kernels
 from dist_moe.moe.bank import ExpertLayer
 
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -104,9 +105,12 @@ class Exchange:
 def combine(rows_nX: torch.Tensor, row_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
     """Weighted sums [T, X] of rows; `row_Tk` says which. Where there is none it is the first, so its weight must be
     0."""
-    # gathers and sums in one pass, without a [T, k, X] tensor: ten times faster than indexing and bmm on a CPU
     rows_nX = one_at_least(rows_nX)
-    return F.embedding_bag(row_Tk, rows_nX, mode="sum", per_sample_weights=weights_Tk.to(rows_nX.dtype))
+    weights_Tk = weights_Tk.to(rows_nX.dtype)
+    if kernels.usable(rows_nX):
+        return kernels.combine(rows_nX, row_Tk, weights_Tk)
+    # gathers and sums in one pass, without a [T, k, X] tensor: ten times faster than indexing and bmm on a CPU
+    return F.embedding_bag(row_Tk, rows_nX, mode="sum", per_sample_weights=weights_Tk)
 
 
 def one_at_least(rows: torch.Tensor) -> torch.Tensor:

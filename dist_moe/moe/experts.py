@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from dist_moe.moe import gate
 from dist_moe.moe.bank import ATTRIBUTE, ExpertLayer
 from dist_moe.moe.exchange import Exchange, Here, combine, one_at_least
 from dist_moe.moe.grouped import Rows, TrainedRows, grouped_mm, known, num_columns, trained_rows
@@ -88,13 +89,10 @@ class _Linear:
     def input_grad(self, dout: torch.Tensor) -> torch.Tensor:
         return grouped_mm(dout, self.weight_in_out.transpose(1, 2), self.rows.ends)
 
-    def dots(self, dout: torch.Tensor, din: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """dout . output of each row, [m], computed from `din`, the gradient of `rows`, so that the output need
-        not be kept."""
-        dots = torch.linalg.vecdot(din, rows)
-        if self.bias is not None:
-            dots = dots + torch.linalg.vecdot(dout, self._per_row(self.bias))
-        return dots
+    def dots(self, dout: torch.Tensor, dots_m: torch.Tensor) -> torch.Tensor:
+        """dout . output of each row, [m], from the dot of the row with its gradient, so that the output need not be
+        kept."""
+        return dots_m if self.bias is None else dots_m + torch.linalg.vecdot(dout, self._per_row(self.bias))
 
     def add_weight_grads(self, trained: TrainedRows, rows: Rows, dout: Rows) -> None:
         """Add the gradients of the trained experts, from their own rows, to their buffers."""
@@ -124,7 +122,7 @@ class _Experts(torch.autograd.Function):
         up, down = _Linear(rows, layer.up_name), _Linear(rows, "down_proj")
         inputs = hidden_UH[rows.token_m]
         pre = up(inputs)
-        y_mH = down(layer.activation(pre))
+        y_mH = down(gate.activate(layer, pre))
         if any(ctx.needs_input_grad):
             ctx.trained = rows.trained()
             kept = () if ctx.trained is None else ctx.trained.kept(inputs)
@@ -147,17 +145,13 @@ class _Experts(torch.autograd.Function):
         # a routing weight scales its row's gradient after the GEMM, where it is I wide, not H, and where the
         # unscaled gradient gives the weight's own
         din = down.input_grad(dy_mH)
-        with torch.enable_grad():
-            leaf = pre.detach().requires_grad_()
-            activated = rows.layer.activation(leaf)
-        inner = activated.detach()
+        dpre, dots_m, inner = gate.gradients(rows.layer, pre, din, weights_m1, trained)
         back: dict[int, torch.Tensor] = {}
         if ctx.needs_input_grad[1]:
-            back[1] = rows.per_token(down.dots(dy_mH, din, inner))
-        (dpre,) = torch.autograd.grad(activated, leaf, din * weights_m1)
+            back[1] = rows.per_token(down.dots(dy_mH, dots_m))
         if trained is not None:
             scaled = tuple(dy * weight for dy, weight in zip(trained.of(dy_mH), trained.of(weights_m1), strict=True))
-            down.add_weight_grads(trained, trained.of(inner), scaled)
+            down.add_weight_grads(trained, inner, scaled)
             up.add_weight_grads(trained, tuple(inputs), trained.of(dpre))
         if ctx.needs_input_grad[0]:
             back[0] = rows.combine(up.input_grad(dpre), rows.is_one_Uk)

@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -54,6 +55,7 @@ PADDING_PROOF = {"Qwen4ExpTextQSAIndexer"}
 __all__ = ["Concatenate", "Transpose", "WeightConverter", "WeightRenaming"]  # what adapters are written with
 default_apply_gate = _default_apply_gate
 """act(gate) * up: what an experts module computes between its two linear maps, unless its family overrides it."""
+SILU = type(ACT2FN["silu"])
 Conversion = WeightRenaming | WeightConverter
 
 
@@ -97,6 +99,12 @@ def apply_gate(experts: nn.Module, pre: torch.Tensor) -> torch.Tensor:
     name = "_apply_gate" if experts.has_gate else "act_fn"
     result: torch.Tensor = getattr(experts, name)(pre)
     return result
+
+
+def is_swiglu(experts: nn.Module) -> bool:
+    """Whether what `apply_gate` computes is silu(gate) * up, with gate and up side by side."""
+    method = getattr(experts._apply_gate, "__func__", None)
+    return bool(experts.has_gate) and method is _default_apply_gate and isinstance(experts.act_fn, SILU)
 
 
 def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Passes:
         return read
 
     def _read(self, forward: Callable[..., torch.Tensor], batch: TokenBatch, at_n: torch.Tensor, routers: bool) -> Read:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        inputs = self.model.inputs(batch)
         router_logits: Sequence[torch.Tensor] = ()
         with self._labelled.at_positions(at_n):
             if routers:

@@ -69,6 +69,6 @@ def _seen(
     """Each layer's choice, the loss of each token of an answer [n], and its row [n]."""
     with model.batch(route=plan), choices(model.layers) as seen:
         next_pass(model, batch, plan)
-        logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        logits = model.module(**model.inputs(batch)).logits
     loss_n, row_n = token_losses(logits, batch.labels)
     return seen, loss_n, row_n

@@ -22,7 +22,7 @@ class UsualStep:
         batch, mask_LE = self.setup.batch(i), self.setup.mask(i).to(self.setup.device)
         self.route_mask.allowed_LE = self.setup.allowed(self.mode, i)
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        logits = self.module(input_ids=batch.input_ids, use_cache=False).logits
         loss = token_losses(logits, batch.labels)[0].mean()
         loss.backward()
         for layer, weight in self.weights:

@@ -47,7 +47,7 @@ def _parity(here: Here, family: str, dtype: torch.dtype) -> None:
 
 def _loss(module: torch.nn.Module, device: torch.device) -> torch.Tensor:
     batch = token_batch(VOCAB).to(device)
-    logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    logits = module(input_ids=batch.input_ids, attention_mask=batch.live.long(), use_cache=False).logits
     return token_losses(logits, batch.labels)[0].mean()
 
 

@@ -112,13 +112,13 @@ def test_no_template_names_the_setting(tokenizer: PreTrainedTokenizerFast, own: 
 def test_collate_pads_on_the_right() -> None:
     batch = collate([Encoded((5, 6, 7), (8,)), Encoded((9,), ()), Encoded((1, 2), (3, 4))], pad_id=0)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 0, 0, 0], [1, 2, 3, 4]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]
+    assert batch.live.long().tolist() == [[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]
     assert batch.labels.tolist() == [[-100, -100, -100, 8], [-100] * 4, [-100, -100, 3, 4]]
     assert batch.is_completion.long().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 1]]
     assert batch.counted("prompt").long().tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
     assert batch.counted("completion").long().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 1]]
-    assert batch.counted("all").tolist() == batch.attention_mask.bool().tolist()
-    assert {batch.input_ids.dtype, batch.attention_mask.dtype, batch.labels.dtype} == {torch.int64}
+    assert batch.counted("all").tolist() == batch.live.tolist()
+    assert {batch.input_ids.dtype, batch.labels.dtype} == {torch.int64}
     assert {batch.is_completion.dtype, batch.live.dtype, batch.counted("prompt").dtype} == {torch.bool}
 
 
@@ -162,7 +162,7 @@ def test_a_rejected_answer_is_encoded_as_a_row_with_that_response(tokenizer: Pre
 
 def test_a_padding_id_that_is_also_a_token_hides_nothing() -> None:
     batch = collate([Encoded((2, 2), (2,)), Encoded((2,), ())], pad_id=2)
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.live.long().tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.labels.tolist() == [[-100, -100, 2], [-100, -100, -100]]
 
 
@@ -175,10 +175,10 @@ def test_rows_keep_their_label(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_no_rows_give_one_dummy_token_that_is_never_counted() -> None:
     batch = collate([], pad_id=3)
-    assert (batch.input_ids.tolist(), batch.attention_mask.tolist(), batch.labels.tolist()) == ([[3]], [[1]], [[-100]])
+    assert (batch.input_ids.tolist(), batch.live.tolist(), batch.labels.tolist()) == ([[3]], [[False]], [[-100]])
     for which in ("prompt", "completion", "all"):
         assert not batch.counted(which).any()
-    assert {batch.input_ids.dtype, batch.labels.dtype, batch.attention_mask.dtype} == {torch.int64}
+    assert {batch.input_ids.dtype, batch.labels.dtype} == {torch.int64}
     assert {batch.is_completion.dtype, batch.live.dtype} == {torch.bool}
 
 

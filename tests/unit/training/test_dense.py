@@ -148,7 +148,7 @@ def test_a_router_outside_of_its_module_computes_the_same_and_learns(family):
     expected, model = adopt(build(family), CPU), adopt(build(family), CPU)
     mask = torch.zeros(model.shape.num_layers, model.shape.num_experts, dtype=torch.bool)
     step = stepping(model, mask)
-    inputs = {"input_ids": BATCH.input_ids, "attention_mask": BATCH.attention_mask, "use_cache": False}
+    inputs = {"input_ids": BATCH.input_ids, "attention_mask": BATCH.live.long(), "use_cache": False}
     with torch.no_grad():
         assert torch.equal(model.module(**inputs).logits, expected.module(**inputs).logits)
     dense, experts = take(step, ROUTERS, mask)
