@@ -20,7 +20,8 @@ TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_experts": 8, "vocab_size
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-ROWS, LENGTH = 16, 512
+BATCH = {"olmoe": (16, 512), "qwen3": (4, 4096)}
+"""Rows of a batch, and tokens of a row."""
 
 
 def config_of(name: str, here: Here, layers: int | None = None) -> PretrainedConfig:
@@ -44,9 +45,9 @@ def build(config: PretrainedConfig, here: Here) -> PreTrainedModel:
     return module.eval().requires_grad_(False)
 
 
-def batches(config: PretrainedConfig, here: Here, rows_at_once: int) -> list[TokenBatch]:
+def batches(name: str, config: PretrainedConfig, here: Here, rows_at_once: int) -> list[TokenBatch]:
     """The micro-batches of one batch, on the host."""
-    rows, length = (4, 16) if here.dry else (ROWS, LENGTH)
+    rows, length = (4, 16) if here.dry else BATCH[name]
     size = min(rows, rows_at_once)
     return [token_batch(config.vocab_size, rows=size, length=length, seed=i) for i in range(rows // size)]
 
@@ -62,14 +63,17 @@ def masks(config: PretrainedConfig, num: int = 3, per_batch: int = 50) -> torch.
     return found.view(num, config.num_hidden_layers, config.num_experts)
 
 
-def flops(config: PretrainedConfig, tokens: int, labelled: int, pairs: float, active: float, first: int) -> float:
+def flops(
+    config: PretrainedConfig, batches: list[TokenBatch], labelled: int, pairs: float, active: float, first: int
+) -> float:
     """Products that one step needs: the forward pass, gradients of inputs from layer `first` on, and weight gradients
     of the trained experts' `active` rows. `pairs` are all (token, expert) pairs of all layers."""
+    tokens, length = sum(batch.input_ids.numel() for batch in batches), batches[0].input_ids.shape[1]
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
-    scores = 2 * tokens * LENGTH * q  # two products over half the pairs of positions
+    scores = 2 * tokens * length * q  # two products over half the pairs of positions
     attention = 2 * tokens * hidden * (2 * q + 2 * kv) + scores
     router, expert = 2 * tokens * hidden * config.num_experts, 2 * 3 * hidden * inner
     output = 2 * labelled * hidden * config.vocab_size

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from dist_moe.config.schema import TrainConfig
 from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import adopt
+from dist_moe.moe.liger import use_liger
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.optimizer import SelectiveAdamW
@@ -25,14 +26,22 @@ from dist_moe.training.step import MaskedStep, StepResult
 from tools.gpu_check import large
 from tools.gpu_check.here import Here, guarded, report
 
+MODES = ("update", "route")
+WITH_LIGER = {"qwen3"}
+"""Shapes of model types for which there is Liger Kernel."""
+
 
 def run_largest(here: Here, name: str, sizes: list[tuple[int | None, int]]) -> None:
     """The first of these sizes (layers, rows at once) that fits into memory."""
     for layers, rows in sizes:
         with guarded(name, f"{layers or 'all'} layers, {rows} rows at once") as attempt:
-            ours = Ours(here, name, layers, rows)
-            for mode in ("update", "route"):
+            ours = Ours(here, name, name, layers, rows)
+            for mode in MODES:
                 ours.run(mode)
+            if name in WITH_LIGER and here.cuda:
+                use_liger(ours.model.module, here.device)
+                for mode in MODES:
+                    ours.run(mode, "liger")
         if not attempt.failed:
             return
         ours = None
@@ -43,21 +52,22 @@ def run_largest(here: Here, name: str, sizes: list[tuple[int | None, int]]) -> N
 class Ours:
     """A model with its optimizer, batches and masks."""
 
-    def __init__(self, here: Here, name: str, layers: int | None, rows: int) -> None:
-        self.here, self.section, self.config = here, name, large.config_of(name, here, layers)
+    def __init__(self, here: Here, section: str, name: str, layers: int | None, rows: int) -> None:
+        self.here, self.section, self.config = here, section, large.config_of(name, here, layers)
         self.rate, self.comm = here.matmul_rate(), SoloComm(here.device)
         self.model = adopt(large.build(self.config, here), self.comm)
         self.masks_BLE = large.masks(self.config)
         mesh = Mesh.one_replica(self.comm)
         self.optimizer = SelectiveAdamW(self.model.layers, self.masks_BLE.any(0), mesh, lr=1e-6, max_norm=1.0)
         self.engine = LocalEngine(self.model.module, self.optimizer, LambdaLR(self.optimizer, lambda _: 1.0))
-        self.batches = large.batches(self.config, here, rows)
+        self.batches = large.batches(name, self.config, here, rows)
         self.unsafe = [bool(row) for batch in self.batches for row in batch.is_unsafe[:, 0]]
         experts = sum(bank.nbytes for layer in self.model.layers for bank in layer.bank.values())
         dense = sum(p.nbytes for p in self.model.module.parameters())
         report(
-            name,
+            section,
             "model",
+            shape=name,
             layers=self.config.num_hidden_layers,
             rows_at_once=rows,
             experts_gib=experts / 2**30,
@@ -65,8 +75,8 @@ class Ours:
             state_gib=self.optimizer.state_bytes / 2**30,
         )
 
-    def run(self, mode: Any) -> None:
-        """One mode."""
+    def run(self, mode: Any, kernels: str = "torch") -> None:
+        """One mode; `kernels` says what computes norms."""
         if self.here.left < 12 and not self.here.dry:
             report(self.section, f"step {mode}", skipped="no time left")
             return
@@ -80,15 +90,17 @@ class Ours:
         if self.here.cuda:
             torch.cuda.reset_peak_memory_stats()
         times: list[float] = []
-        stop = time.monotonic() + (0 if self.here.dry else min(8, self.here.left / 5))
-        while len(times) < 3 or (time.monotonic() < stop and len(times) < 15):
+        stop = time.monotonic() + (0 if self.here.dry else min(4, self.here.left / 6))
+        while len(times) < 3 or (time.monotonic() < stop and len(times) < 12):
             started = time.perf_counter()
             result = one(len(times))
             self.here.sync()
             times.append(time.perf_counter() - started)
-        self._report(mode, times, result, len(times) - 1)
-        waits(self.here, self.section, mode, lambda: one(0), self.config.num_hidden_layers * len(self.batches))
-        kernels(self.here, self.section, mode, lambda: one(1))
+        self._report(mode, kernels, times, result, len(times) - 1)
+        if kernels == "torch":
+            waits(self.here, self.section, mode, lambda: one(0), self.config.num_hidden_layers * len(self.batches))
+        if mode == "update":
+            launches(self.here, self.section, kernels, lambda: one(1))
 
     def _mask(self, i: int) -> torch.Tensor:
         mask_LE: torch.Tensor = self.masks_BLE[i % len(self.masks_BLE)]
@@ -97,18 +109,17 @@ class Ours:
     def _promise(self, batch_id: str) -> Promise:
         return Promise.of(self._mask(int(batch_id)).numpy(), self.unsafe)
 
-    def _report(self, mode: str, times: list[float], result: StepResult, last: int) -> None:
+    def _report(self, mode: str, kernels: str, times: list[float], result: StepResult, last: int) -> None:
         seconds, mask_LE = sorted(times)[len(times) // 2], self._mask(last)
         received = torch.stack([layer.received_S for layer in self.model.layers]).cpu()
         first = int(torch.nonzero(mask_LE.any(1))[0])
-        positions = sum(batch.input_ids.numel() for batch in self.batches)
-        needed = large.flops(
-            self.config, positions, result.num_loss_tokens, float(received.sum()), float(received[mask_LE].sum()), first
-        )
+        pairs, active = float(received.sum()), float(received[mask_LE].sum())
+        needed = large.flops(self.config, self.batches, result.num_loss_tokens, pairs, active, first)
         report(
             self.section,
             "step",
             mode=mode,
+            kernels=kernels,
             seconds=seconds,
             fastest=min(times),
             slowest=max(times),
@@ -141,7 +152,7 @@ def waits(here: Here, section: str, mode: str, call: Callable[[], object], num_l
     report(section, "waits", in_layers == 0, mode=mode, number=number, a_layer=number / num_layers, places=dict(places))
 
 
-def kernels(here: Here, section: str, mode: str, call: Callable[[], object]) -> None:
+def launches(here: Here, section: str, kernels: str, call: Callable[[], object]) -> None:
     """What a step's time goes to on the device."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if here.cuda else [])]
     with profile(activities=activities, acc_events=True) as profiler:
@@ -153,9 +164,9 @@ def kernels(here: Here, section: str, mode: str, call: Callable[[], object]) -> 
     found.sort(key=lambda event: -getattr(event, cost))
     report(
         section,
-        "kernels",
-        mode=mode,
+        "launches",
+        kernels=kernels,
         busy_s=sum(getattr(event, cost) for event in found) / 1e6,
         launches=sum(event.count for event in found),
-        top=[{"name": e.key[:80], "ms": getattr(e, cost) / 1e3, "n": e.count} for e in found[:12]],
+        top=[{"name": e.key[:110], "ms": getattr(e, cost) / 1e3, "n": e.count} for e in found[:24]],
     )
