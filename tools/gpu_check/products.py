@@ -117,4 +117,4 @@ def _gate_backward(pre: torch.Tensor, din: torch.Tensor, weights: torch.Tensor) 
     leaf = pre.detach().requires_grad_()
     activated = _gate(leaf)
     (dpre,) = torch.autograd.grad(activated, leaf, din * weights)
-    return dpre, torch.linalg.vecdot(din, activated.detach())[:, None]
+    return dpre, torch.linalg.vecdot(din, activated.detach())
