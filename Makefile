@@ -10,6 +10,7 @@
 #   make mutations [ARGS=wiring]       break the code in many places, one at a time: each time a test must go red
 #   make soak  [ARGS="--kills 100"]    training jobs killed at random moments, compared with undisturbed ones bit for bit
 #   make docs                          rewrite docs/configuration.md, and the table of model types in docs/families.md (minutes)
+#   make site                          the documentation as pages, .cache/site/index.html
 
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
@@ -20,7 +21,7 @@ STAMP := .venv/setup.stamp
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: setup demo test test-all lint bench mutations soak docs slurm-packages chromium triton
+.PHONY: setup demo test test-all lint bench mutations soak docs slurm-packages chromium triton site
 
 setup: $(STAMP)
 
@@ -51,7 +52,7 @@ test: setup
 	$(PYTEST) -m 'not long' $(ARGS)
 
 # Slurm's jobs have cores of their own to claim, so its tests run one after another.
-test-all: setup slurm-packages chromium triton
+test-all: setup slurm-packages chromium triton site
 	$(PYTEST) $(ARGS) tests/unit tests/bad_inputs tests/ranks tests/cli
 	$(BIN)/python -m pytest tests/slurm
 
@@ -74,6 +75,11 @@ soak: setup
 
 docs: setup
 	$(BIN)/python tools/make_docs.py --families
+
+# Fails where a link leads nowhere.
+site: setup
+	$(BIN)/python -m pip install -qq --constraint .venv/constraints.txt mkdocs-material==9.8.2
+	$(BIN)/mkdocs build --quiet
 
 # Triton's interpreter and compiler need no GPU. Not in the environment, where torch would find it.
 triton: .cache/triton/triton

@@ -1,0 +1,39 @@
+"""For mkdocs (mkdocs.yml): the README is the site's first page, and files outside docs/ are named, not linked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
+README = Path(__file__).parents[1] / "README.md"
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the README."""
+    files.append(File.generated(config, "index.md", content=README.read_text(encoding="utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links between the README and docs/ lead to pages; those to other files of the repository become text."""
+    return LINK.sub(lambda found: _on_site(found, from_readme=page.file.src_uri == "index.md"), markdown)
+
+
+def _on_site(found: re.Match[str], *, from_readme: bool) -> str:
+    text, target = found.groups()
+    if "://" in target or target.startswith("#"):
+        return found[0]
+    if from_readme:
+        inside = target.removeprefix("docs/")
+        return f"[{text}]({inside})" if inside != target else _named(text, target)
+    if target.startswith("../README.md"):
+        return f"[{text}](index.md{target.removeprefix('../README.md')})"
+    return _named(text, target[3:]) if target.startswith("../") else found[0]
+
+
+def _named(text: str, path: str) -> str:
+    return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"
