@@ -54,7 +54,7 @@ def _rows() -> list[Encoded]:
 def _logits(model: MoEModel, rows: Sequence[Encoded]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Logits for each row, from one pass for all: of its own tokens [S, V], and of its continuation."""
     batch = collate(rows, PAD_ID)
-    right = model.module(**model.inputs(batch)).logits
+    right = model.module(**batch.inputs).logits
     input_ids, live = collate_prompts(rows, PAD_ID)
     left = _decode(model, input_ids, live.long())
     return [(right[i, : len(row.prompt_ids)], left[i]) for i, row in enumerate(rows)]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -87,6 +87,15 @@ class TokenBatch:
     """int64 [n]: the positions, of R * S, from which a token with one of `all_labels` is predicted, in order."""
     num_live: int
     """How many tokens are live. Both are made here, as a GPU would have to be waited for."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of a model's forward pass.
+
+        There is no attention mask: attention is causal, so that no token sees the padding on its right, and without a
+        mask torch takes its fastest way.
+        """
+        return {"input_ids": self.input_ids, "use_cache": False}
 
     @property
     def own(self) -> Tensor:

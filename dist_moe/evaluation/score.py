@@ -187,7 +187,7 @@ def _log_p(subject: Subject, rows: Sequence[Encoded], pad_id: int) -> tuple[torc
     [m, V] from which the safe rows' responses are predicted."""
     batch = collate(rows, pad_id).to(subject.model.layers[0].comm.device)
     with subject.model.batch(batch.live), subject.labelled.at(batch.labels):
-        whole = subject.model.module(**subject.model.inputs(batch))
+        whole = subject.model.module(**batch.inputs)
     logits_nV, target_n = subject.labelled.of(whole.logits, batch.labels)
     row_n = at_labels(_row_numbers(batch.labels), batch.labels)
     log_p_n = -F.cross_entropy(logits_nV.float(), target_n, reduction="none")

@@ -24,7 +24,7 @@ def count_given(
     batch = collate(rows, pad_id).to(model.in_step.device)
     counted_RS = batch.counted(tokens)
     with torch.no_grad(), model.batch(batch.live), model.tap.count(counted_RS, gates=gates) as tally:
-        model.module(**model.inputs(batch))
+        model.module(**batch.inputs)
     measured = {"counts": tally.counts_RLE, "tokens": counted_RS.sum(1), "not_finite": tally.not_finite_R}
     return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -15,7 +15,6 @@ from transformers.utils import is_peft_available
 from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
-from dist_moe.data.tokens import TokenBatch
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import ExpertLayer, take_experts, train_from
@@ -68,14 +67,6 @@ class MoEModel:
         """`limit` (of rows or tokens in a forward pass) if rows may share a pass, else a limit that gives every row its
         own."""
         return 1 if self.rows_alone else limit
-
-    def inputs(self, batch: TokenBatch) -> dict[str, Any]:
-        """The arguments of a forward pass of right-padded rows.
-
-        They have no attention mask: attention is causal, so that no token sees the padding on its right, and without a
-        mask torch takes its fastest way.
-        """
-        return {"input_ids": batch.input_ids, "use_cache": False}
 
     @contextmanager
     def batch(

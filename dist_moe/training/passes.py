@@ -59,14 +59,13 @@ class Passes:
         return read
 
     def _read(self, forward: Callable[..., torch.Tensor], batch: TokenBatch, at_n: torch.Tensor, routers: bool) -> Read:
-        inputs = self.model.inputs(batch)
         router_logits: Sequence[torch.Tensor] = ()
         with self._labelled.at_positions(at_n):
             if routers:
                 with self.model.route_mask.reading() as router_logits:
-                    logits = forward(**inputs)
+                    logits = forward(**batch.inputs)
             else:
-                logits = forward(**inputs)
+                logits = forward(**batch.inputs)
         return Read(self._labelled.rows(logits, len(at_n)), router_logits)
 
     def _logits(self, **inputs: Any) -> torch.Tensor:

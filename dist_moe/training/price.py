@@ -69,6 +69,6 @@ def _seen(
     """Each layer's choice, the loss of each token of an answer [n], and its row [n]."""
     with model.batch(route=plan), choices(model.layers) as seen:
         next_pass(model, batch, plan)
-        logits = model.module(**model.inputs(batch)).logits
+        logits = model.module(**batch.inputs).logits
     loss_n, row_n = token_losses(logits, batch.labels)
     return seen, loss_n, row_n
