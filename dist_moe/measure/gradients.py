@@ -31,7 +31,7 @@ def expert_gradients(model: MoEModel, row: Encoded) -> torch.Tensor:
     device = model.layers[0].comm.device
     batch = collate([row], pad_id=0).to(device)
     with _AbsoluteMeans(model).collected() as means_LE, torch.enable_grad():
-        logits = model.module(input_ids=batch.input_ids, use_cache=False).logits
+        logits = model.module(**batch.inputs).logits
         F.cross_entropy(logits[0, :-1].float(), batch.labels[0, 1:], ignore_index=IGNORED).backward()
     return means_LE
 
