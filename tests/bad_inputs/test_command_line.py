@@ -186,7 +186,7 @@ PATHS = [
     wrong("checkpoint show nowhere", "nowhere"),
     wrong("store check nowhere", "no mask store at nowhere"),
     wrong("import nowhere.pkl", "cannot read nowhere.pkl: No such file or directory"),
-    wrong("import run", "run/facts.json: cannot read an index: No such file or directory"),
+    wrong("import run", "cannot read run: Is a directory"),
 ]
 INSPECTED = [
     # threshold=nan selects nothing and top_k=-3 all but three: neither may look like an answer
