@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from dist_moe.errors import refused_by_library
 from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.internals import is_decoder_layer
@@ -59,7 +60,18 @@ def outline_of_config(config: dict[str, Any], dtype: str = "bfloat16") -> Outlin
 
 
 def outline_of(module: PreTrainedModel) -> Outline:
-    """That of a whole model on the meta device, which is used up."""
+    """That of a whole model on the meta device, which is used up.
+
+    Raises:
+        UserError: values decide how large its tensors are, so that they must be computed.
+    """
+    family = module.config.model_type
+    what = f"model type '{family}' cannot be planned: its code needs values on the meta device"
+    with refused_by_library(what, "train some steps to see what it takes", (NotImplementedError, RuntimeError)):
+        return _outline(module)
+
+
+def _outline(module: PreTrainedModel) -> Outline:
     num_parameters = module.num_parameters()
     decoder = [part for part in module.modules() if is_decoder_layer(part)]
     model = adopt(module, SoloComm(META))

@@ -13,6 +13,7 @@ import torch
 
 from dist_moe.config.objective import needs_base, pair_terms
 from dist_moe.config.schema import Config
+from dist_moe.errors import UserError
 from dist_moe.files import write_text_atomic, writing
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
@@ -86,8 +87,8 @@ class MemoryWatch:
         comm = self._mesh.world
         with together(comm), writing(self._work.plan):
             measured = comm.gather(self._measured())
-            if comm.rank == 0:
-                predicted = _predicted(self._config, self._given, self._mesh)
+            predicted = self._predicted() if comm.rank == 0 else []
+            if predicted:
                 device = torch.cuda.get_device_name() if self._on_gpu else "cpu"
                 ranks = [
                     {
@@ -99,6 +100,14 @@ class MemoryWatch:
                 text = json.dumps({"device": device, "measured": of, "ranks": ranks}, indent=1)
                 write_text_atomic(self._work.plan, text + "\n")
                 log.info(compared_line([plan.total for plan in predicted], [seen.total for seen in measured], of))
+
+    def _predicted(self) -> list[Memory]:
+        """Nothing where the model cannot be planned, which is no reason to end its training."""
+        try:
+            return _predicted(self._config, self._given, self._mesh)
+        except UserError as error:
+            log.warning(f"No plan to compare with: {error}")
+            return []
 
     def _measured(self) -> Measured:
         model, optimizer, engine = self._given.model, self._parts.optimizer, self._parts.engine

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from dist_moe.cli.main import main
+from dist_moe.errors import UserError
+from dist_moe.workflows import train_plan
 
 EXACT = ("weights", "gradients", "state", "originals")
 
@@ -37,3 +41,17 @@ def test_weights_gradients_and_state_are_as_planned_and_activations_no_more(trai
 
 def test_a_small_model_is_not_measured_unless_asked(trained):
     assert not (trained.run_dir / "plan.json").exists()
+
+
+@pytest.mark.long
+def test_a_model_that_cannot_be_planned_is_trained(trained, tmp_path, capsys, monkeypatch):
+    def refused(*_):
+        raise UserError("model type 'x' cannot be planned")
+
+    monkeypatch.setattr(train_plan, "outline_of_path", refused)
+    run = tmp_path / "run"
+    words = ["--train.masks", trained.masks, "--run-dir", run, "--train.epochs", 1, "--train.plan", "always"]
+    assert main(["train", "--config", *map(str, [trained.config, *words])]) == 0
+    assert "No plan to compare with: model type 'x' cannot be planned" in capsys.readouterr().err
+    assert (run / "experts").is_dir()
+    assert not (run / "plan.json").exists()

@@ -6,6 +6,7 @@ from math import ceil
 
 import pytest
 
+from dist_moe.errors import UserError
 from dist_moe.planning.memory import Setup, training_memory
 from dist_moe.planning.outline import known_model, known_names, recognised
 from dist_moe.planning.share import Share, assumed
@@ -86,6 +87,13 @@ def test_a_configuration_with_the_shapes_of_a_known_model_is_that_model(tmp_path
     assert recognised(file) == known
     file.write_text(json.dumps(known.config | {"num_experts": 64}))
     assert recognised(file) is None
+
+
+def test_a_family_whose_sizes_are_values_cannot_be_planned():
+    from tests.planned import traced
+
+    with pytest.raises(UserError, match="model type 'jetmoe' cannot be planned: its code needs values"):
+        traced("jetmoe", "bfloat16")
 
 
 @pytest.mark.long
