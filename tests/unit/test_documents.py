@@ -259,3 +259,14 @@ def test_the_readmes_python_names_what_there_is() -> None:
 
 def is_package(node: ast.Attribute) -> bool:
     return isinstance(node.value, ast.Name) and node.value.id == "dist_moe"
+
+
+def test_messages_that_a_page_explains_are_those_of_the_code() -> None:
+    code = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "dist_moe").rglob("*.py"))]
+    nodes = [node for tree in code for node in ast.walk(tree)]
+    said = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\*\*`(.+?)`\*\*", page, re.MULTILINE)
+    assert len(quoted) > 5
+    for fragment in [part.strip() for message in quoted for part in message.split("...") if part.strip()]:
+        assert any(fragment in text for text in said), fragment
