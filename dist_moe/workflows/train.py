@@ -83,10 +83,10 @@ def _train(config: Config, comm: Comm, stop: StopRequest, told: RankLog) -> None
         tell_route_cost(config.train, given, parts.rows, comm)
         engine.release()
     _prepare(config, work, found, comm)
-    told.begin(state.step, schedule.total(state))
     watch = MemoryWatch(config, work, given, parts, mesh)
     saver = _saver(config, work, parts, given.facts, Layout.of(engine.name, mesh, model.placement))
     _begin(config, found, state, schedule, saver)
+    told.begin(state.step, schedule.total(state))
     if adjuster is not None:
         adjuster.tell_rule()
     trainer = Trainer(

@@ -49,4 +49,3 @@ def test_ranks_have_the_same_number_of_micro_batches(num_rows: int) -> None:
     ranks = [split.local([row(5)] * num_rows, rank, 0) for rank in (0, 1)]
     assert [len(batches) for batches in ranks] == [2, 2]
     assert sum(int(batch.own.any(1).sum()) for batches in ranks for batch in batches) == num_rows
-    assert all(torch.equal(batch.live, batch.attention_mask.bool()) for batch in ranks[0] if batch.num_live)
