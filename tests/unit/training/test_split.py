@@ -1,7 +1,6 @@
 """Rows of a batch over ranks and micro-batches."""
 
 import pytest
-import torch
 
 from dist_moe.data.tokens import Encoded, TokenBatch
 from dist_moe.training.split import Split
