@@ -79,7 +79,7 @@ docs: setup
 # Fails where a link leads nowhere.
 site: setup
 	$(BIN)/python -m pip install -qq --constraint .venv/constraints.txt mkdocs-material==9.8.2
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Triton's interpreter and compiler need no GPU. Not in the environment, where torch would find it.
 triton: .cache/triton/triton
