@@ -53,13 +53,13 @@ def killing(cls, name, when, victim, change):
     """Replace a method in this process, and so in its forks; returns a function that restores it."""
     method = getattr(cls, name)
 
-    def replaced(*arguments):
+    def replaced(*arguments, **named):
         mine = int(os.environ.get("RANK", "0")) == victim and is_reached(arguments, change)
         if mine and when == "before":
             die()
         if mine and when == "within":
             sys.addaudithook(die_at_a_rename)
-        result = method(*arguments)
+        result = method(*arguments, **named)
         if mine:
             die()
         return result

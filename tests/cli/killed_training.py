@@ -15,8 +15,10 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from dist_moe.cli.main import main
+from dist_moe.trackers.rank_state import LOGS
 from dist_moe.workflows.results import RESULTS
 from tools.soak.processes import prepare
 
@@ -28,9 +30,9 @@ LIMITS = (100, 1500, 4000, 20000)
 def train(arguments: list[str], moment: int, limit: int | None) -> None:
     seen = 0
 
-    def look(event: str, _: object) -> None:
+    def look(event: str, names: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event == "os.rename":
+        if event == "os.rename" and LOGS not in Path(os.fsdecode(names[1])).parts:  # a log is no result
             seen += 1
             if seen == moment:
                 os.kill(os.getpid(), signal.SIGKILL)

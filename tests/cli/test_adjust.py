@@ -411,4 +411,5 @@ def test_ranks_adjust_as_one_does(on_ranks, one, many):
     assert expected[2][0].keys() == found[2][0].keys()
     for key, weight in expected[2][0].items():
         difference = np.frombuffer(weight, np.float32) - np.frombuffer(found[2][0][key], np.float32)
-        assert abs(difference).max() <= 1e-5, key
+        assert abs(difference).max() <= 2e-5, key  # ranks round the sum over the experts of one
+        assert np.linalg.norm(difference) <= 1e-6 * len(difference) ** 0.5, key

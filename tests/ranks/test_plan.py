@@ -33,4 +33,5 @@ def test_each_rank_takes_what_is_planned(num_ranks, ep_size, case):
         for part in ("weights", "gradients", "state"):
             assert getattr(planned, part) == taken[part], part
         assert planned.activations >= taken["activations"]
-    assert max(ratios) <= 1.15, ratios
+    most = 1.2 if case.family == "gpt_oss" else 1.15  # as on one rank
+    assert max(ratios) <= most, ratios
