@@ -159,8 +159,7 @@ def _kept(outline: Outline, setup: Setup, tokens: int, active: int) -> float:
     """What a MoE layer keeps on top of what the outline has."""
     pairs, item = tokens * outline.top_k, outline.item_bytes
     received, arriving = pairs * _spread(setup), tokens * setup.arriving(outline.top_k)
-    before = outline.expert_shapes.get("gate_up_proj") or outline.expert_shapes["up_proj"]
-    rows = (received - pairs) * (prod(before) / outline.hidden_size * item + 8)
+    rows = (received - pairs) * (outline.up_width * item + 8)
     places = (arriving - tokens) * outline.top_k * (INDEX_BYTES + item)
     back = 0 if setup.ep_size == 1 else 17 * tokens * min(outline.top_k, setup.ep_size)
     return rows + places + back + min(received, arriving * active) * (outline.hidden_size * item + 8)
@@ -168,9 +167,8 @@ def _kept(outline: Outline, setup: Setup, tokens: int, active: int) -> float:
 
 def _kept_by_experts(outline: Outline, tokens: int) -> float:
     """Of what a layer keeps in the outline, the part of its experts and of what comes after them."""
-    before = outline.expert_shapes.get("gate_up_proj") or outline.expert_shapes["up_proj"]
     pairs, row = tokens * outline.top_k, outline.hidden_size * outline.item_bytes
-    return pairs * (prod(before) / outline.hidden_size * outline.item_bytes + 2 * INDEX_BYTES) + 2.5 * tokens * row
+    return pairs * (outline.up_width * outline.item_bytes + 2 * INDEX_BYTES) + 2.5 * tokens * row
 
 
 def _spare(outline: Outline, setup: Setup, share: Share, rows: int) -> float:

@@ -99,6 +99,12 @@ class Outline:
         return prod(down) // self.hidden_size
 
     @property
+    def up_width(self) -> int:
+        """Of what their first linear map gives: 2I with a gate, else I."""
+        up = self.expert_shapes.get("gate_up_proj") or self.expert_shapes["up_proj"]
+        return prod(up) // self.hidden_size
+
+    @property
     def total_bytes(self) -> int:
         """Of the whole model."""
         return self.dense_bytes + self.num_layers * self.num_experts * self.expert_bytes
