@@ -71,7 +71,7 @@ def write(rows: Sequence[Prompt], path: Path, *, own_refusals: bool) -> None:
             "pair_id": row.pair_id,
         }
         lines.append(json.dumps({key: value for key, value in line.items() if value is not None}, ensure_ascii=False))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def numbers_of(text: str) -> tuple[str, list[int]]:
