@@ -411,5 +411,8 @@ def test_ranks_adjust_as_one_does(on_ranks, one, many):
     assert expected[2][0].keys() == found[2][0].keys()
     for key, weight in expected[2][0].items():
         difference = np.frombuffer(weight, np.float32) - np.frombuffer(found[2][0][key], np.float32)
-        assert abs(difference).max() <= 2e-5, key  # ranks round the sum over the experts of one
-        assert np.linalg.norm(difference) <= 1e-6 * len(difference) ** 0.5, key
+        # Ranks round sums in another order. AdamW's moments then differ by at most 2e-8, but where a gradient is nearly
+        # 0 the step, their quotient, is any number: seen in 0.2 % of weights, by 1.4e-5 at most.
+        assert abs(difference).max() <= 2e-5, key
+        assert (abs(difference) > 1e-6).mean() <= 0.01, key
+        assert np.linalg.norm(difference) <= 5e-7 * len(difference) ** 0.5, key

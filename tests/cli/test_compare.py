@@ -194,6 +194,12 @@ def test_other_settings_in_the_same_directory_are_refused_by_name(compared, give
     masks = compared / "seed-0" / "threshold_top_k.zarr"
     said = capfd.readouterr().err.strip()
     assert said == f"dist-moe: error: threshold is 0.02, but {masks} was made with 0.01: choose another run_dir"
+    assert compare(given, "--data.template_date", "2020-02-02") == 2
+    said = capfd.readouterr().err.strip()
+    assert said == (
+        f"dist-moe: error: data.template_date is '2020-02-02', but {compared / 'seed-0' / NAMES[0]} was made with "
+        "'2025-01-01': choose another run_dir"
+    )
 
 
 CHOICE = ("--lrs", "1e-2,1e-3", "--validation", "0.25", "--batches.batch_size", "8")

@@ -81,3 +81,12 @@ def test_too_few_rows_are_one_line(files, tmp_path, capsys):
     assert main([*map(str, files), "--out", str(tmp_path / "out"), "--rows", "b=18:2:5"]) == 2
     assert capsys.readouterr().err == "error: category 'b' has 0 rows left for held-out.jsonl, but 5 are wanted\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_part_without_rows_is_an_empty_file(files, tmp_path):
+    assert main([*map(str, files), "--out", str(tmp_path / "out"), "--rows", "a=6:0:4", "b=8:0:5"]) == 0
+    assert {part: len((tmp_path / "out" / f"{part}.jsonl").read_bytes().splitlines()) for part in PARTS} == {
+        "train": 14,
+        "validation": 0,
+        "held-out": 9,
+    }
