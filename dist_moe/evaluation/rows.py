@@ -20,6 +20,11 @@ equal to one that was. trained: in a batch of the run. unknown: what the model w
 KINDS: tuple[Kind, ...] = ("held out", "overlapping", "trained", "unknown")
 
 
+def before_noun(kind: str) -> str:
+    """A kind as it is written before a noun: held-out rows."""
+    return kind.replace(" ", "-")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What one model says to one row."""

@@ -8,6 +8,7 @@ import pandas as pd
 
 from dist_moe.evaluation.comparison import MEASURES, Comparison
 from dist_moe.evaluation.learning_rates import NUMBERS, LearningRates
+from dist_moe.evaluation.rows import before_noun
 from dist_moe.report.columns import spread
 from dist_moe.stats.crossed import Mean
 
@@ -18,8 +19,9 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
     prompts = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
     seeds = ", ".join(map(str, found.seeds))
     yield (
-        f"{len(found.levels) - 1} variant(s), seed(s) {seeds}; {prompts} {found.kind} prompts a measure, each scored "
-        f"without a mask; judge: {found.judge}. Mean over seeds and prompts [95 % interval for other seeds and prompts]"
+        f"{len(found.levels) - 1} variant(s), seed(s) {seeds}; {prompts} {before_noun(found.kind)} prompts a measure, "
+        f"each scored without a mask; judge: {found.judge}. Mean over seeds and prompts [95 % interval for other "
+        "seeds and prompts]"
     )
     if len(found.seeds) == 1:
         yield "One seed says nothing of others: the intervals are of prompts alone"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dist_moe.evaluation.curve import CHOSEN_ON, Curve, alpha_name
 from dist_moe.evaluation.measures import REFUSED_SAFE
-from dist_moe.evaluation.rows import Kind
+from dist_moe.evaluation.rows import Kind, before_noun
 from dist_moe.report.columns import columns
 from dist_moe.report.evaluation import HEADINGS, IN_GROUPS, one_kind, shown_estimate, size_of
 from dist_moe.stats.proportions import wilson
@@ -66,7 +66,8 @@ def curve_frame(curve: Curve, kind: Kind | None) -> pd.DataFrame:
 def _choice(curve: Curve, max_over_refusal: float) -> str:
     """Which alpha keeps the bound, or why none does; and that these rows have now chosen something."""
     points, chosen = curve.points(CHOSEN_ON), curve.largest(max_over_refusal)
-    bound = f"at most {max_over_refusal:g} of the safe {CHOSEN_ON} prompts refused, by the upper end of the interval"
+    rows = f"safe {before_noun(CHOSEN_ON)} prompts"
+    bound = f"at most {max_over_refusal:g} of the {rows} refused, by the upper end of the interval"
     lowest = points[min(curve.evaluations)].get(REFUSED_SAFE)
     assert lowest is not None
     if chosen is None:

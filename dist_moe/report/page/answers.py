@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from dist_moe.evaluation.measures import refused
 from dist_moe.evaluation.record import Evaluation
-from dist_moe.evaluation.rows import EvaluatedRow, Outcome
+from dist_moe.evaluation.rows import EvaluatedRow, Outcome, before_noun
 from dist_moe.report.page.blocks import Section, answer_pair, details, joined, paragraph
 from dist_moe.report.page.charts import cut
 from dist_moe.report.page.contents import RunContents
@@ -44,8 +44,8 @@ def answers(run: RunContents, key: str) -> Section | None:
         return None
     kind = run.evaluation.kinds[0]
     intro = (
-        f"Of the {kind} rows, for each sort the first {EACH} by the rows' ids: nobody has chosen them. Answers are "
-        "quoted as the model wrote them, with special tokens; they may be wrong, offensive or harmful."
+        f"Of the {before_noun(kind)} rows, for each sort the first {EACH} by the rows' ids: nobody has chosen them. "
+        "Answers are quoted as the model wrote them, with special tokens; they may be wrong, offensive or harmful."
     )
     parts = [paragraph(intro)]
     if not run.prompts:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from dist_moe.evaluation.comparison import BASE, MEASURES
 from dist_moe.evaluation.measures import REFUSED_SAFE, REFUSED_UNSAFE
 from dist_moe.evaluation.record import EvaluationFacts
+from dist_moe.evaluation.rows import before_noun
 from dist_moe.report.columns import spread
 from dist_moe.report.page.blocks import Cell, Section, joined, note, paragraph, table
 from dist_moe.report.page.charts import Ends, plane_chart
@@ -29,8 +30,8 @@ def comparison(found: ComparisonContents, key: str) -> Section:
     seeds = ("seed " if len(values.seeds) == 1 else "seeds ") + ", ".join(map(str, values.seeds))
     parts = [
         paragraph(
-            f"Each variant was trained from {seeds} and scored on the same {values.kind} prompts, without a "
-            f"mask; judge: {values.judge}. In parentheses 95 % intervals, for other seeds and other prompts."
+            f"Each variant was trained from {seeds} and scored on the same {before_noun(values.kind)} prompts, "
+            f"without a mask; judge: {values.judge}. In parentheses 95 % intervals, for other seeds and other prompts."
         )
     ]
     if len(values.seeds) == 1:
@@ -132,7 +133,8 @@ def runs_compared(runs: Sequence[RunContents], key: str) -> Section | None:
                 together.setdefault(same, []).append(_Scored(run.name, group, facts))
     parts: list[Markup] = []
     for number, scored in enumerate(each for each in together.values() if len(each) > 1):
-        parts.append(paragraph(f"{scored[0].group.kind.capitalize()} rows: {', '.join(each.name for each in scored)}."))
+        adjective, names = before_noun(scored[0].group.kind), ", ".join(each.name for each in scored)
+        parts.append(paragraph(f"{adjective.capitalize()} rows: {names}."))
         parts += _plane([*_points(scored)], f"{key}-{number}")
     if not parts:
         return None

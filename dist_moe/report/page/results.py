@@ -10,7 +10,7 @@ from dist_moe.evaluation.groups import By
 from dist_moe.evaluation.harness import Capabilities
 from dist_moe.evaluation.measures import REFUSED_SAFE, REFUSED_UNSAFE
 from dist_moe.evaluation.record import Evaluation
-from dist_moe.evaluation.rows import Kind
+from dist_moe.evaluation.rows import Kind, before_noun
 from dist_moe.report.evaluation import HEADINGS, IN_GROUPS, shown_silenced, size_of
 from dist_moe.report.harness import shown_level
 from dist_moe.report.page.blocks import Cell, Section, details, heading, joined, note, paragraph, table
@@ -44,7 +44,7 @@ def results(run: RunContents, key: str) -> Section | None:
     if facts.alpha != 1:
         parts.append(note(f"After has the share {facts.alpha:g} of the trained experts' change."))
     for kind in evaluation.kinds:
-        parts += _kind(evaluation, kind, f"{key}-{kind.replace(' ', '-')}")
+        parts += _kind(evaluation, kind, f"{key}-{before_noun(kind)}")
     if evaluation.capabilities is not None:
         parts += [heading(4, "Capabilities"), _capabilities(evaluation.capabilities)]
     return Section("results", "Before and after", joined(parts))
@@ -62,7 +62,8 @@ def _kind(evaluation: Evaluation, kind: Kind, key: str) -> list[Markup]:
         if len(groups) > 1 or (groups and by == "batch"):
             made = _table(groups, by, has_before=has_before)
             few = len(groups) <= FEW and by == "category"
-            parts.append(made if few else details(f"{kind.capitalize()} rows by {by} ({len(groups)})", made))
+            title = f"{before_noun(kind).capitalize()} rows by {by} ({len(groups)})"
+            parts.append(made if few else details(title, made))
     return parts
 
 
@@ -76,7 +77,7 @@ def _whole(group: Group) -> Markup:
         cells = (shown(name, measure.before), shown(name, measure.after), shown_change(name, measure.change))
         lines.append([name, *cells, p_value, str(last.num_rows), str(last.num_prompts)])
     head = ["measure", "before", "after", "change", "p", "rows", "prompts"]
-    return table(f"All {group.kind} rows", head, lines)
+    return table(f"All {before_noun(group.kind)} rows", head, lines)
 
 
 def _table(groups: Sequence[Group], by: By, *, has_before: bool) -> Markup:
@@ -124,7 +125,7 @@ def _pictures(groups: Sequence[Group], kind: Kind, by: str, key: str) -> Markup:
             continue
         told = [f"{each}: {_told(before)} to {_told(after)}" for each, before, after in rows]
         some = f" (the first {MOST_DRAWN} of {len(with_it)})" if len(with_it) > MOST_DRAWN else ""
-        title = f"Refused {label} prompts by {by}{some}, {kind} rows"
+        title = f"Refused {label} prompts by {by}{some}, {before_noun(kind)} rows"
         made.append(change_chart(f"{key}-{label}", title, "; ".join(told), rows, f"refused, {label} prompts"))
     return Markup('<div class="charts">{}</div>').format(joined(made)) if made else Markup()
 

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from dist_moe.evaluation.curve import alpha_name
 from dist_moe.evaluation.measures import REFUSED_SAFE, REFUSED_UNSAFE
+from dist_moe.evaluation.rows import before_noun
 from dist_moe.report.evaluation import IN_GROUPS
 from dist_moe.report.page.blocks import Cell, Section, heading, joined, paragraph, table
 from dist_moe.report.page.compared import picture
@@ -28,7 +29,7 @@ def shares(run: RunContents, key: str) -> Section | None:
         )
     ]
     for kind in run.curve.kinds:
-        parts += [heading(4, f"Rows: {kind}"), *_kind(run.curve.points(kind), f"{key}-shares-{kind.replace(' ', '-')}")]
+        parts += [heading(4, f"Rows: {kind}"), *_kind(run.curve.points(kind), f"{key}-shares-{before_noun(kind)}")]
     return Section("shares", "Less of the change", joined(parts))
 
 

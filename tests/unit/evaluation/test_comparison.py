@@ -124,7 +124,7 @@ def test_the_table_marks_only_what_is_beyond_chance():
     assert "3 to 5" in below["like"]
     assert "30 to 50" in below["like"]
     assert "2 variant(s)" not in text
-    assert "3 variant(s), seed(s) 0, 1; 30 held out prompts" in text
+    assert "3 variant(s), seed(s) 0, 1; 30 held-out prompts" in text
     assert "One seed" not in text
 
 

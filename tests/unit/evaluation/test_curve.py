@@ -88,7 +88,7 @@ def test_a_table_has_a_line_for_each_alpha_with_its_intervals():
 
 def test_a_choice_says_that_its_rows_are_not_held_out_from_it():
     said = lines(curve(0, 3, 30), 0.09)
-    assert "Largest alpha with at most 0.09 of the safe held out prompts refused" in said
+    assert "Largest alpha with at most 0.09 of the safe held-out prompts refused" in said
     assert (
         "by the upper end of the interval: 0.5. It was chosen on these rows, so they are not held out from it" in said
     )
@@ -96,7 +96,7 @@ def test_a_choice_says_that_its_rows_are_not_held_out_from_it():
 
 def test_where_no_alpha_keeps_the_bound_it_says_why():
     few = lines(curve(0, 0, 0, num_safe=20), 0.05)
-    assert "No alpha has at most 0.05 of the safe held out prompts refused" in few
+    assert "No alpha has at most 0.05 of the safe held-out prompts refused" in few
     assert f"with 20 prompts that end is {wilson(0, 20)[1]:.3f} even if none is refused" in few
     assert "try smaller ones" in lines(curve(20, 30, 40), 0.1)
 

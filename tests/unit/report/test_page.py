@@ -84,7 +84,7 @@ def test_batches_and_overlap_are_of_the_masks(run):
 
 
 def test_results_are_those_of_the_rows(run):
-    found = read(run).table("All held out rows")
+    found = read(run).table("All held-out rows")
     held_out = [each for each in run.evaluation.rows if each.kind == "held out"]
     for label, num in (("unsafe", 8), ("safe", 7)):
         after = [each.after.judgements["phrases"].verdict == "refused" for each in held_out if each.label == label]
@@ -310,7 +310,7 @@ def test_what_is_missing_is_told_with_its_command(run):
         run, masks=None, counts=None, training=None, steps=(), config=None,
         evaluation=dataclasses.replace(run.evaluation, facts=facts),
     )  # fmt: skip
-    assert "All held out rows" in [table.caption for table in read(model).tables]
+    assert "All held-out rows" in [table.caption for table in read(model).tables]
     assert "What is missing here" not in [title for _, title in read(model).headings]
 
 
