@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +191,7 @@ def _bits(model: MoEModel, optimizer: SelectiveAdamW) -> dict[tuple[int, int], l
     """(layer, expert) -> copies of its weights and of its optimizer state."""
     bits = {(layer.index, e): list(layer.row(e).values()) for layer in model.layers for e in layer.local}
     for key, state in optimizer.expert_state.items():
-        bits[key] += [getattr(state, field.name) for field in fields(state)]
+        bits[key] += state.tensors().values()
     return {key: [tensor.clone() for tensor in tensors] for key, tensors in bits.items()}
 
 

@@ -1,8 +1,9 @@
 """Holds expert weights outside `nn.Module`, so that no engine can find, reduce, cast, partition or save them.
 
-An `ExpertLayer` takes the fused weights of one experts module and keeps this rank's experts as rows of one contiguous
-bank `[num_local, ...]` per weight. It also has what the experts function needs to know: on which rank each expert is,
-which local experts this batch trains, and where their gradients go.
+An `ExpertLayer` takes the fused weights of one experts module and keeps this rank's experts as rows of one bank
+`[num_local, ...]` per weight. All banks of a layer are views of one tensor, in which an expert is one row: so all its
+weights are one vector, and in fp32 the optimizer updates them where they are. It also has what the experts function
+needs to know: on which rank each expert is, which local experts this batch trains, and where their gradients go.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class FlatLayout:
         return cls(tuple(parts), at)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The flat vector [size] as one view per weight."""
-        return {name: flat[start:stop].view(shape) for name, shape, start, stop in self.parts}
+        """Flat vectors [..., size] as one view per weight."""
+        return {name: flat[..., start:stop].unflatten(-1, shape) for name, shape, start, stop in self.parts}
 
 
 @dataclass(slots=True)
@@ -56,7 +57,10 @@ class ExpertLayer:
     key_E: torch.Tensor
     """rank * num_slots + slot of each expert. Sorting by it groups tokens by rank, then by expert."""
     num_slots: int
+    flat_SN: torch.Tensor
+    """Of each slot, all weights."""
     bank: dict[str, torch.Tensor]
+    """The same by name: views [slots, ...] of `flat_SN`."""
     layout: FlatLayout
     transposed: bool
     """Weights are [in, out] instead of [out, in]."""
@@ -96,10 +100,13 @@ class ExpertLayer:
         """So many tokens with k experts each are no more (token, expert) pairs than this, as far as the host knows."""
         return self.most_tokens(num_tokens) * min(k, self.most_active or k)
 
+    def flat(self, expert: int) -> torch.Tensor:
+        """All weights of one local expert in the bank, as a view."""
+        return self.flat_SN[self.local.index(expert)]
+
     def row(self, expert: int) -> dict[str, torch.Tensor]:
-        """Views of one local expert's weights in the bank."""
-        slot = self.local.index(expert)
-        return {name: weight[slot] for name, weight in self.bank.items()}
+        """The same by name."""
+        return self.layout.views(self.flat(expert))
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -131,9 +138,14 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
     """
     taken = []
     for layer in layers:
-        bank = {}
-        for name in expert_weights(layer.experts):
-            bank[name] = layer.experts.get_parameter(name).detach().to(comm.device)
+        weights = {name: layer.experts.get_parameter(name).detach() for name in expert_weights(layer.experts)}
+        layout = FlatLayout.of(weights)
+        first = next(iter(weights.values()))
+        assert {weight.dtype for weight in weights.values()} == {first.dtype}
+        flat_SN = first.new_empty(len(first), layout.size, device=comm.device)
+        bank = layout.views(flat_SN)
+        for name in bank:
+            bank[name].copy_(weights.pop(name))
             del layer.experts._parameters[name]
         num_slots = placement.num_slots
         key_E = placement.owner_LE[layer.index] * num_slots + placement.slot_LE[layer.index]
@@ -145,8 +157,9 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
                 local=placement.local(layer.index, comm.rank),
                 key_E=key_E.to(comm.device),
                 num_slots=num_slots,
+                flat_SN=flat_SN,
                 bank=bank,
-                layout=FlatLayout.of(bank),
+                layout=layout,
                 transposed=bool(layer.experts.is_transposed),
                 received_S=torch.zeros(num_slots, dtype=torch.int64, device=comm.device),
             )

@@ -105,7 +105,7 @@ def training_memory(outline: Outline, setup: Setup, share: Share) -> Memory:
     """What a rank with this share needs."""
     experts = share.held * outline.expert_bytes
     dense = ceil(outline.dense_bytes / setup.num_ranks) if setup.shards_dense else outline.dense_bytes
-    state = STATE_BYTES * (share.owned * outline.expert_parameters + setup.dense_parameters)
+    state = state_bytes(outline, setup) * (share.owned * outline.expert_parameters + setup.dense_parameters)
     gradients = GRADIENT_BYTES * (share.num_active * outline.expert_parameters + setup.dense_parameters)
     copies = share.trained * outline.expert_bytes + setup.dense_parameters * outline.item_bytes
     return Memory(
@@ -119,6 +119,11 @@ def training_memory(outline: Outline, setup: Setup, share: Share) -> Memory:
         ),
         host=experts + (state if setup.offloads else 0),
     )
+
+
+def state_bytes(outline: Outline, setup: Setup) -> int:
+    """For each parameter: weights in float32 are their own master weights, unless the state is kept elsewhere."""
+    return STATE_BYTES - (4 if outline.item_bytes == 4 and not setup.offloads else 0)
 
 
 def ranks_of_token(top_k: int, ep_size: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from dist_moe.planning.fit import FREE, GB, Counting, Fit
+from dist_moe.planning.memory import state_bytes
 from dist_moe.planning.plan import Plan
 from dist_moe.report.columns import columns
 
@@ -54,7 +55,8 @@ def _what(plan: Plan) -> Iterator[str]:
 def _memory(plan: Plan) -> Iterator[str]:
     memory, setup = plan.memory, plan.setup
     dense = f"1/{setup.num_ranks} of the dense weights" if setup.shards_dense else "all dense weights"
-    place = "in the host's memory" if setup.offloads else f"of {_some(plan.owned, 'expert')}: 12 bytes a parameter"
+    each = state_bytes(plan.outline, setup)
+    place = "in the host's memory" if setup.offloads else f"of {_some(plan.owned, 'expert')}: {each} bytes a parameter"
     again = ", computed again in the backward pass" if setup.checkpointing else ""
     lines = [
         ("weights", memory.weights, f"{_some(plan.held, 'expert')} and {dense}"),

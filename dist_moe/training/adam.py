@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim.adamw import adamw
 
+from dist_moe.training.checkpoint_index import STATE
+
 
 @dataclass(frozen=True, slots=True)
 class AdamState:
-    """Flat vectors, 12 bytes per parameter, and the step count: of one expert's weights, or of one dense weight."""
+    """Flat fp32 vectors and the step count: of one expert's weights, or of one dense weight."""
 
     master: torch.Tensor
     exp_avg: torch.Tensor
     exp_avg_sq: torch.Tensor
     step: torch.Tensor
+    is_weight: bool = field(kw_only=True)
+    """Whether `master` is the memory of the weight itself, which then needs no copy."""
 
     @classmethod
     def new(cls, flat: torch.Tensor, device: torch.device) -> AdamState:
-        """Of weights that were not updated yet: the weights in fp32 on `device`, and no moments."""
-        master = flat.to(device, torch.float32, copy=True)
+        """Of weights that were not updated yet, without moments: in fp32 on `device` the weights themselves are their
+        master weights, else a copy is."""
+        is_weight = flat.dtype == torch.float32 and flat.device.type == device.type
+        master = flat if is_weight else flat.to(device, torch.float32, copy=True)
         zeros = torch.zeros_like(master)
-        return cls(master, zeros, zeros.clone(), torch.zeros((), device=master.device))
+        return cls(master, zeros, zeros.clone(), torch.zeros((), device=master.device), is_weight=is_weight)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it by name, as checkpoints hold it."""
+        return {name: getattr(self, name) for name in STATE}
 
     @property
     def num_bytes(self) -> int:
-        """Of master weights and moments."""
-        return self.master.nbytes + self.exp_avg.nbytes + self.exp_avg_sq.nbytes
+        """Beside the weights: 8 bytes a parameter of moments, and 4 of master weights where these are copies."""
+        return self.exp_avg.nbytes + self.exp_avg_sq.nbytes + (0 if self.is_weight else self.master.nbytes)
 
 
 def update(states: Sequence[AdamState], grads: Sequence[torch.Tensor], group: Mapping[str, Any]) -> None:

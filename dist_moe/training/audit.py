@@ -9,7 +9,6 @@ value always changes it; several changes cancel with a probability below 2^-32. 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class StepAudit:
             for expert in layer.local:
                 yield from ((((layer.index, expert), name), row) for name, row in layer.row(expert).items())
         for key, state in self.optimizer.expert_state.items():
-            yield from (((key, f"optimizer state {field.name}"), getattr(state, field.name)) for field in fields(state))
+            yield from (((key, f"optimizer state {name}"), tensor) for name, tensor in state.tensors().items())
         yield from (((None, name), tensor) for name, tensor in self.engine.dense())
         yield from (((None, name), tensor) for name, tensor in self._moving_dense())
         if self.model.originals is not None:
@@ -69,9 +68,7 @@ class StepAudit:
         """The dense weights that some step may train, and their optimizer state."""
         yield from self.model.dense.items()
         for name, state in self.optimizer.dense.state.items():
-            yield from (
-                (f"{name}, optimizer state {field.name}", getattr(state, field.name)) for field in fields(state)
-            )
+            yield from ((f"{name}, optimizer state {part}", tensor) for part, tensor in state.tensors().items())
 
     @torch.no_grad()
     def _digest(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,4 +125,4 @@ class UnfinishedCheckpoint:
 
 
 def _on_cpu(state: AdamState, *, copy: bool) -> dict[str, torch.Tensor]:
-    return {field.name: getattr(state, field.name).to("cpu", copy=copy) for field in fields(AdamState)}
+    return {name: tensor.to("cpu", copy=copy) for name, tensor in state.tensors().items()}

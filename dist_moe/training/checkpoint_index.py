@@ -29,7 +29,7 @@ OTHER_VERSION = (
 )
 ADVICE = "the checkpoint is damaged"
 STATE = ("master", "exp_avg", "exp_avg_sq", "step")
-"""Tensors of one expert, and of one dense weight: the fields of `dist_moe.training.adam.AdamState`."""
+"""Tensors of one expert, and of one dense weight: those of `dist_moe.training.adam.AdamState`."""
 
 log = logging.getLogger(__name__)
 

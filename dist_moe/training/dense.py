@@ -20,7 +20,9 @@ class DenseWeights:
     def __init__(self, weights: Mapping[str, torch.Tensor], state_device: torch.device) -> None:
         """`weights` by name, the tensors that the model computes with."""
         self.weights = dict(weights)
-        self.state = {name: AdamState.new(weight.reshape(-1), state_device) for name, weight in self.weights.items()}
+        self.state = {
+            name: AdamState.new(weight.detach().reshape(-1), state_device) for name, weight in self.weights.items()
+        }
         self.is_active = False
         """Whether this step trains them."""
         self._buffer: torch.Tensor | None = None
@@ -64,13 +66,14 @@ class DenseWeights:
 
     @torch.no_grad()
     def write(self, name: str) -> None:
-        """Write the master weights to the model, rounded to its data type."""
-        weight = self.weights[name]
-        weight.copy_(self.state[name].master.view_as(weight))
+        """Write the master weights to the model, rounded to its data type, unless they are the model's."""
+        weight, state = self.weights[name], self.state[name]
+        if not state.is_weight:
+            weight.copy_(state.master.view_as(weight))
 
     @torch.no_grad()
     def restore(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Restore saved state: one tensor for each field of `AdamState`."""
-        for field, tensor in tensors.items():
-            getattr(self.state[name], field).copy_(tensor)
+        for field, tensor in self.state[name].tensors().items():
+            tensor.copy_(tensors[field])
         self.write(name)

@@ -1,9 +1,10 @@
 """SelectiveAdamW: AdamW over a set of experts that changes at every step.
 
 State (fp32 master weights, two moments, a step count) exists for the experts of the union only, as one flat row per
-expert. Each expert's state is on one rank of the job, the owner among the replicas that hold the expert. A step changes
-the rows of the batch's experts, and no other bit. Zeroed gradients would not achieve that: Adam's momentum and weight
-decay still change a parameter long after its last gradient.
+expert. Where weights are fp32, they are their own master weights, and are updated in the bank. Each expert's state is
+on one rank of the job, the owner among the replicas that hold the expert. A step changes the rows of the batch's
+experts, and no other bit. Zeroed gradients would not achieve that: Adam's momentum and weight decay still change a
+parameter long after its last gradient.
 
 There are three collectives in a step, whatever the mask: gradients to the owners among the replicas, a table of norms,
 and new weights back to the replicas. With one replica there is only the table. Dense weights add one: their gradients.
@@ -115,7 +116,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         states = [self.expert_state[key] for key in stepping] + [self.dense.state[name] for name in of_dense]
         if states:
             update(states, [*stepping.values(), *of_dense.values()], self.param_groups[0])
-        self._write({key: self.expert_state[key].master for key in stepping})
+        states_of = {key: self.expert_state[key] for key in stepping}
+        self._write({key: state.master for key, state in states_of.items() if not state.is_weight})
         for name in of_dense:
             self.dense.write(name)
         self._share_weights()
@@ -153,13 +155,14 @@ class SelectiveAdamW(torch.optim.Optimizer):
         rows = torch.empty(len(sent), 3 * num + 1, device=self.mesh.world.device)
         for row, (_, key) in zip(rows, sent, strict=True):
             state = self.expert_state.pop(key)
-            row.copy_(torch.cat([state.master, state.exp_avg, state.exp_avg_sq, state.step[None]]))
+            row.copy_(torch.cat([tensor.reshape(-1) for tensor in state.tensors().values()]))
         counts = [[[replica for replica, _ in each].count(r) for r in range(replicas.size)] for each in (sent, got)]
         for row, (_, key) in zip(replicas.swap_rows(rows, *counts), got, strict=True):
-            master, first, second, step = (
-                part.to(self.state_device, copy=True) for part in row.split([num, num, num, 1])
-            )
-            self.expert_state[key] = AdamState(master, first, second, step[0])
+            self.expert_state[key] = self._new_state(key)
+            for tensor, part in zip(
+                self.expert_state[key].tensors().values(), row.split([num, num, num, 1]), strict=True
+            ):
+                tensor.copy_(part.view_as(tensor))
 
     @property
     def changed(self) -> list[tuple[int, int]]:
@@ -176,7 +179,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     @property
     def state_bytes(self) -> int:
-        """Memory of this rank's master weights and moments: 12 bytes per parameter of what it owns."""
+        """Memory of this rank's master weights and moments: 12 bytes per parameter of what it owns, 8 where weights are
+        their own master weights."""
         return sum(state.num_bytes for state in (*self.expert_state.values(), *self.dense.state.values()))
 
     @property
@@ -199,8 +203,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if not tensors["step"]:
             self.left.add(key)
         if key in self.expert_state:
-            for name, tensor in tensors.items():
-                getattr(self.expert_state[key], name).copy_(tensor)
+            for name, tensor in self.expert_state[key].tensors().items():
+                tensor.copy_(tensors[name])
         self._write({key: tensors["master"]})
 
     def _dealt(self, union_LE: torch.Tensor) -> dict[tuple[int, int], int]:
@@ -212,21 +216,20 @@ class SelectiveAdamW(torch.optim.Optimizer):
         return [key for key, replica in self.replica_of.items() if replica == self.mesh.replicas.rank]
 
     def _new_state(self, key: tuple[int, int]) -> AdamState:
-        return AdamState.new(self._flat_weights(key), self.state_device)
+        return AdamState.new(self._flat(key), self.state_device)
 
     def _share_weights(self) -> None:
         """Send updated weights from their owners to the other replicas, in the bank's data type, so that all have
         the same bits."""
         if self.mesh.replicas.size == 1:
             return
-        rows = [self._flat_weights(key) for key in self.owned_active]
-        bank = next(iter(self.layers[0].bank.values()))
-        mine = torch.stack(rows) if rows else bank.new_empty(0, self.layers[0].layout.size)
+        rows = [self._flat(key) for key in self.owned_active]
+        mine = torch.stack(rows) if rows else self.layers[0].flat_SN[:0]
         every = zip(self.active, self.mesh.replicas.gather_rows(mine, self.num_active_R), strict=True)
         self._write({key: flat for key, flat in every if key not in self.expert_state})
 
-    def _flat_weights(self, key: tuple[int, int]) -> torch.Tensor:
-        return torch.cat([row.reshape(-1) for row in self.layers[key[0]].row(key[1]).values()])
+    def _flat(self, key: tuple[int, int]) -> torch.Tensor:
+        return self.layers[key[0]].flat(key[1])
 
     def _norms(self, keys: list[tuple[int, int]], grads: torch.Tensor) -> torch.Tensor:
         """The norm of each of these experts' gradients [A, N] in its place of a table, float64 [L, E], else 0."""
@@ -239,15 +242,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     def _write(self, new: Mapping[tuple[int, int], torch.Tensor]) -> None:
         """Write flat vectors to the experts' weights in the bank, rounded to the bank's data type."""
-        rows, values = [], []
-        for (index, expert), flat in new.items():
-            layer = self.layers[index]
-            views = layer.layout.views(flat)
-            for name, row in layer.row(expert).items():
-                rows.append(row)
-                values.append(views[name])
-        if rows:
-            torch._foreach_copy_(rows, values, non_blocking=True)
+        if new:
+            torch._foreach_copy_([self._flat(key) for key in new], [*new.values()], non_blocking=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Does nothing: `begin` makes the gradient buffer of a batch."""

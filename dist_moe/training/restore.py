@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -72,4 +70,4 @@ def _require_fits(checkpoint: Checkpoint, dense: dict[str, dict[str, TensorFacts
 def _facts(size: int) -> dict[str, TensorFacts]:
     """The state of so many values."""
     state = AdamState.new(torch.empty(size, device="meta"), torch.device("meta"))
-    return {field.name: TensorFacts.of(getattr(state, field.name)) for field in fields(AdamState)}
+    return {name: TensorFacts.of(tensor) for name, tensor in state.tensors().items()}

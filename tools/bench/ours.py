@@ -43,5 +43,4 @@ class OurStep:
 
     def num_bytes(self) -> tuple[int, int]:
         """Gradients and optimizer state."""
-        states = [getattr(state, name) for state in self.optimizer.expert_state.values() for name in state.__slots__]
-        return self.optimizer.grad_AN.nbytes, sum(tensor.nbytes for tensor in states)
+        return self.optimizer.grad_AN.nbytes, self.optimizer.state_bytes

@@ -59,6 +59,9 @@ def test_memory_of_weights_gradients_and_state_is_as_counted_by_hand():
     assert memory.weights == outline.dense_bytes + 2 * expert * 48 * 128 // 4
     assert memory.gradients == 4 * expert * ceil(50 / 4)
     assert memory.state == 12 * expert * ceil(ceil(trained / 4) / 2)
+    single = replace(outline, dtype="float32")  # whose weights are their own master weights, but not on another device
+    assert training_memory(single, setup, share).state == memory.state * 8 // 12
+    assert training_memory(single, replace(setup, offloads=True), share).host == 2 * memory.host + memory.state
 
 
 def test_offloaded_state_is_in_the_hosts_memory():

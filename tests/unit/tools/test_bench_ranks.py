@@ -70,7 +70,7 @@ def test_small_run_on_ranks_prints_every_contender() -> None:
         for name in list(CONTENDERS)[1:]:
             assert f"step on 2 ranks, {mode} / {name}" in lines
         state = [_number(lines[f"step on 2 ranks, {mode}: {name}"], "state") for name in CONTENDERS]
-        values = [12 * -(-union // 2)] * 3 + [8 * union] * 2 + [8 * every / 2, 12 * every / 2]
+        values = [8 * -(-union // 2)] * 3 + [8 * union] * 2 + [8 * every / 2, 12 * every / 2]
         for found, expected in zip(state, values, strict=True):
             assert found == pytest.approx(expected * expert / 2**20, abs=0.06)
         assert _number(lines[f"step on 2 ranks, {mode}: floor, no communication"], "sent") == 0

@@ -134,13 +134,17 @@ def test_an_active_expert_without_gradient_does_not_step():
     assert optimizer.num_stepped == 1
 
 
-def test_state_is_twelve_bytes_a_parameter_of_the_union_only():
-    layers = adopt(tiny_model("mixtral", torch.bfloat16), CPU).layers
+@pytest.mark.parametrize(("dtype", "num_bytes"), [(torch.float32, 8), (torch.bfloat16, 12)])
+def test_state_is_8_bytes_a_parameter_of_the_union_beside_fp32_weights_and_12_beside_others(dtype, num_bytes):
+    layers = adopt(tiny_model("mixtral", dtype), CPU).layers
     union = random_masks(2).any(0)
     optimizer = SelectiveAdamW(layers, union, MESH, lr=1e-3)
     assert {tuple(pair) for pair in torch.nonzero(union).tolist()} == set(optimizer.expert_state)
     tensors = [t for s in optimizer.expert_state.values() for t in (s.master, s.exp_avg, s.exp_avg_sq)]
-    assert sum(t.nbytes for t in tensors) == 12 * layers[0].layout.size * int(union.sum())
+    banks = {weight.untyped_storage().data_ptr() for layer in layers for weight in layer.bank.values()}
+    beside = [t for t in tensors if t.untyped_storage().data_ptr() not in banks]
+    assert sum(t.untyped_storage().nbytes() for t in beside) == optimizer.state_bytes
+    assert optimizer.state_bytes == num_bytes * layers[0].layout.size * int(union.sum())
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():

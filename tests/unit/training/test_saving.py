@@ -23,7 +23,7 @@ FILE = "experts-00000.safetensors"
 
 def saver(root, *, asynchronous):
     moments = {name: torch.full((4,), float(i)) for i, name in enumerate(("master", "exp_avg", "exp_avg_sq"))}
-    state = AdamState(**moments, step=torch.tensor(1.0))
+    state = AdamState(**moments, step=torch.tensor(1.0), is_weight=False)
     return CheckpointSaver(
         root=root,
         optimizer=SimpleNamespace(
