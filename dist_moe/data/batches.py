@@ -85,11 +85,13 @@ def plan_batches(prompts: Sequence[Prompt], batch_size: int, safe_ratio: float, 
     batches = sorted(zip(turns, dealt, strict=True), key=lambda each: each[0])
     taken_P = tuple(row for _, rows in batches for row in rows)
     left_over = {name: len(deck) for name, deck in decks.items() if deck}
-    return BatchPlan(_index([prompts[row] for row in taken_P], batches), taken_P, len(safe_deck), left_over)
+    index = _index([prompts[row] for row in taken_P], [prompt_of[row] for row in taken_P], batches)
+    return BatchPlan(index, taken_P, len(safe_deck), left_over)
 
 
-def _index(prompts: Sequence[Prompt], batches: Sequence[tuple[str, list[int]]]) -> BatchIndex:
-    """The BatchIndex of batches, each given as (category, rows); `prompts` are those of all batches in order."""
+def _index(prompts: Sequence[Prompt], questions: Sequence[str], batches: Sequence[tuple[str, list[int]]]) -> BatchIndex:
+    """The BatchIndex of batches, each given as (category, rows); `prompts` are those of all batches in order, and
+    `questions` theirs."""
     sizes = [len(rows) for _, rows in batches]
     batch_of_P = np.repeat(np.arange(len(sizes)), sizes)
     starts = [0, *np.cumsum(sizes).tolist()]
@@ -99,7 +101,7 @@ def _index(prompts: Sequence[Prompt], batches: Sequence[tuple[str, list[int]]]) 
         categories=[category for category, _ in batches],
         prompt_ids=[prompt.id for prompt in prompts],
         unsafe=[prompt.unsafe for prompt in prompts],
-        kinship=Kinship.of_texts([p.question for p in prompts], [p.pair_id for p in prompts], batch_of_P),
+        kinship=Kinship.of_texts(questions, [p.pair_id for p in prompts], batch_of_P),
     )
 
 

@@ -10,6 +10,7 @@ a message, are ignored. An empty cell, blank text and null all mean "not given".
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -23,6 +24,7 @@ from dist_moe.errors import UserError, shown
 COLUMNS = ("id", "prompt", "messages", "response", "label", "category", "pair_id", "span", "chosen", "rejected")
 """All columns that are read; the readers drop the others."""
 ROLES = ("system", "user", "assistant")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,6 @@ def _text(row: Row, key: str, where: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise UserError(f"{where}: `{key}` must be text, got {shown(value)}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if _SURROGATE.search(value):
         raise UserError(f"{where}: `{key}` has half of a surrogate pair (\\ud800-\\udfff), which no tokenizer accepts")
     return value
