@@ -237,10 +237,10 @@ def program(engine: str) -> list[object]:
 
 @pytest.mark.long  # that ranks end without their launcher is in tests/unit/training/test_stop.py too
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("engine", "victim"), [("fsdp", "launcher"), ("deepspeed", "rank")])
-def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_path, engine, victim):
+@pytest.mark.parametrize(("engine", "victim", "ep_size"), [("fsdp", "launcher", "auto"), ("deepspeed", "rank", "2")])
+def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_path, engine, victim, ep_size):
     settings = ["--config", trained.config, "--train.masks", trained.masks, "--engine", engine]
-    settings += ["--train.epochs", "10", "--checkpoint.every", "2", "--run-dir"]
+    settings += ["--parallel.ep_size", ep_size, "--train.epochs", "10", "--checkpoint.every", "2", "--run-dir"]
     undisturbed = launch([*program(engine), *settings, tmp_path / "undisturbed"])
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
 
@@ -265,6 +265,9 @@ def test_a_real_launch_that_was_killed_goes_on_with_the_same_bits(trained, tmp_p
         again = launch([*program(engine), *settings, tmp_path / "run"])
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Resuming after step" in again.stdout
+    if ep_size == "auto":
+        assert "parallel.ep_size auto: 1, which needs " in undisturbed.stdout
+        assert "parallel.ep_size auto: 1, as the run began" in again.stdout
     assert not (tmp_path / "run" / ".lock").exists()
     assert differing_bits(tmp_path / "run", tmp_path / "undisturbed") == 0
 
