@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from dist_moe.data.batches import plan_batches
+from dist_moe.data.encode import encode
+from dist_moe.data.rows import read_prompts
+from dist_moe.data.tokens import tokens_hash
 from dist_moe.evaluation.groups import groups_of
 from dist_moe.evaluation.measures import Resampling
 from dist_moe.parallel.placement import Placement
@@ -80,11 +83,25 @@ class Given:
         return first, state, order
 
     @cached_property
+    def rows_path(self) -> Path:
+        return made.rows_file(self.folder / "rows.jsonl", self.num_batches)
+
+    @cached_property
     def metrics(self) -> Path:
         return made.metrics(self.folder / "metrics.jsonl", self.num_batches, self.states[2])
 
     def close(self) -> None:
         self._folder.cleanup()
+
+
+def reading(given: Given) -> Work:
+    path = given.rows_path
+    return lambda: read_prompts([path], "No.")
+
+
+def tokens(given: Given) -> Work:
+    rows, tokenizer = read_prompts([given.rows_path], "No.").prompts, made.tokenizer()
+    return lambda: tokens_hash(encode(rows, tokenizer, 512).rows)
 
 
 def pairs(given: Given) -> Work:
@@ -184,6 +201,8 @@ def report(given: Given) -> Work:
 
 
 CASES: dict[str, Callable[[Given], Work]] = {
+    "reading a file of rows": reading,
+    "rows as tokens, and their hash": tokens,
     "batches of rows in pairs": pairs,
     "batches of rows in large pairs": large_pairs,
     "select, without statistics": select,

@@ -1,5 +1,5 @@
-"""Made-up inputs of any number of batches: rows with pairs, stores of counts and masks, lines of metrics, evaluated
-rows."""
+"""Made-up inputs of any number of batches: rows with pairs, files of rows, stores of counts and masks, lines of
+metrics, evaluated rows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from dist_moe.data.batches import BatchPlan, plan_batches
 from dist_moe.data.rows import Message, Prompt
+from dist_moe.demo.base_model import train_tokenizer
+from dist_moe.demo.corpus import Row
 from dist_moe.evaluation.rows import EvaluatedRow, Outcome
 from dist_moe.judges import Judgement
 from dist_moe.rules.threshold_top_k import ThresholdTopK
@@ -40,6 +43,22 @@ def prompts(num_batches: int, rows_per_pair: int = 1) -> list[Prompt]:
             pair = f"pair {i % (num_batches * BATCH_SIZE // 2 // rows_per_pair)}"
             found.append(Prompt(name, messages, "answer", unsafe, category if unsafe else None, "rows.jsonl:1", pair))
     return found
+
+
+def rows_file(path: Path, num_batches: int) -> Path:
+    """A file of as many rows as the batches take, of 40 words each."""
+    generator, words = np.random.default_rng(0), np.array([f"word{i}" for i in range(1000)])
+    with path.open("w") as stream:
+        for i in range(num_batches * BATCH_SIZE):
+            prompt, response = (" ".join(words[generator.integers(0, len(words), 20)]) for _ in range(2))
+            row = {"prompt": f"{prompt} {i}", "response": response, "label": ("safe", "unsafe")[i % 2]}
+            stream.write(json.dumps(row | ({"category": f"category {i % NUM_CATEGORIES}"} if i % 2 else {})) + "\n")
+    return path
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(Row(f"word{i} word{i + 1}", "word", "safe", "") for i in range(999))
 
 
 @cache
