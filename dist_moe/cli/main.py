@@ -26,6 +26,7 @@ from dist_moe.cli.process import is_first, run_process
 from dist_moe.cli.report import add_report_command
 from dist_moe.cli.runs import add_checkpoint_command, add_demo_command, add_run_commands
 from dist_moe.cli.select import add_select_command
+from dist_moe.cli.slurm import add_slurm_commands
 from dist_moe.cli.store import add_store_commands
 from dist_moe.cli.streams import Output
 from dist_moe.cli.verify import add_verify_command
@@ -79,6 +80,7 @@ def command_tree() -> Parser:
     add_verify_command(commands)
     add_checkpoint_command(commands)
     add_operate_commands(commands)
+    add_slurm_commands(commands)
     add_store_commands(commands)
     add_config_commands(commands)
     add_demo_command(commands)

@@ -58,6 +58,35 @@ COMMANDS = [
     wrong("status run.yaml", "no run directory run.yaml"),
     wrong("watch nowhere", "no run directory nowhere"),
     wrong("watch run --interval 0", "--interval: expected a number of seconds above 0, at most 86400, got '0'"),
+    wrong("slurm", "required: ACTION; see dist-moe slurm --help"),
+    wrong(
+        "slurm sbmit --config run.yaml",
+        "'sbmit' is none of site, preview, submit, status, cancel",
+        "did you mean submit?",
+    ),
+    wrong("slurm preview", "required: --config; see dist-moe slurm preview --help"),
+    wrong("slurm preview --config nowhere.yaml", "nowhere.yaml: cannot read the config file"),
+    wrong("slurm preview --config run.yaml --site nowhere.yaml", "nowhere.yaml: cannot read"),
+    wrong("slurm preview --config run.yaml --site run.yaml", "run.yaml:1: a site has no 'run_dir'"),
+    wrong("slurm preview --config run.yaml --resources", "argument --resources: expected at least one argument"),
+    wrong("slurm preview --config run.yaml --resources node=2", "--resources 'node=2'", "did you mean nodes?"),
+    wrong("slurm preview --config run.yaml --stages trian", "'trian' is none of count", "did you mean train?"),
+    wrong("slurm preview --config run.yaml --parts 0", "argument --parts: expected a whole number from 1, got '0'"),
+    wrong(
+        "slurm preview --config run.yaml --held-out nowhere.jsonl", "--held-out nowhere.jsonl: there is no such file"
+    ),
+    wrong(
+        "slurm preview --config run.yaml --stages count --analysis.part 1/2", "the jobs get their parts by --parts N"
+    ),
+    wrong(
+        "slurm preview --config run.yaml --stages select --overwrite", "overwrite is set, and a chain of jobs cannot"
+    ),
+    wrong("slurm preview --config run.yaml --train.l 1", "unknown key `train.l`"),
+    wrong("slurm status nowhere", "no run directory nowhere"),
+    wrong("slurm status run", "run: no jobs were submitted for it by `dist-moe slurm submit`"),
+    wrong("slurm cancel run", "run: no jobs were submitted for it"),
+    wrong("slurm cancel nowhere", "nowhere: no jobs were submitted for it"),
+    wrong("slurm site --out run.yaml", "run.yaml exists: choose another --out or remove it"),
     wrong("doctor --ranks 0", "argument --ranks: expected a whole number from 1, got '0'"),
     wrong("doctor run", "unrecognized arguments: run; see dist-moe doctor --help"),
     wrong("checkpoint list run", "'list' is none of show"),
