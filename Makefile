@@ -61,7 +61,7 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/shellcheck --external-sources slurm/*.sbatch slurm/*.sh tools/gpu_check/*.sh .ci/run
+	$(BIN)/shellcheck --external-sources tools/gpu_check/*.sh .ci/run
 	$(BIN)/python tools/make_docs.py --check
 
 bench: setup

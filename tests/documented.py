@@ -1,4 +1,4 @@
-"""Finds all commands and settings named in documents, help texts, messages and batch files, with their places."""
+"""Finds all commands and settings named in documents, help texts and messages, with their places."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from dist_moe.config.describe import described
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 SOURCES = sorted([*ROOT.glob("dist_moe/**/*.py"), *ROOT.glob("tools/**/*.py")])
-PLAIN = [ROOT / "Makefile", *sorted(each for each in ROOT.glob("slurm/*") if each.is_file())]
-PLAIN += sorted(ROOT.glob("examples/*.yaml"))
+PLAIN = [ROOT / "Makefile", *sorted(ROOT.glob("examples/*.yaml"))]
 """Files whose comments hold commands."""
 OURS = re.compile(
     r"^(?:\$ |\w+=\$\(|source <\()?"  # as typed after a prompt, or inside another command
@@ -57,7 +56,7 @@ def in_pages() -> Iterator[tuple[str, str]]:
 
 
 def in_comments() -> Iterator[tuple[str, str]]:
-    """Commands in the Makefile, in batch files and in example configurations."""
+    """Commands in the Makefile and in example configurations."""
     for file in PLAIN:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             if line.startswith("#   ") and (command := command_in(line[1:])):

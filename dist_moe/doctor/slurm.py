@@ -23,7 +23,7 @@ def slurm(asked: Asked) -> Finding:
         place = shutil.which("sbatch")
         return Finding(True, f"not in a job; {f'sbatch is {place}' if place else 'there is no sbatch here'}")
     problems = {
-        f"no {program} in PATH": "load the site's Slurm module, or put Slurm's bin into PATH in slurm/env.sh"
+        f"no {program} in PATH": "load the site's Slurm module, or put Slurm's bin into PATH (`setup` in the site file)"
         for program in ("srun", "scontrol")
         if shutil.which(program) is None
     }

@@ -82,21 +82,23 @@ class Plan:
         return next((each for each in found if self.counting[each.gpu] is not None), found[0] if found else None)
 
     def commands(self) -> Iterator[str]:
-        """For Slurm: analyze, then train. Nothing if the run fits nowhere."""
+        """For Slurm: what counts and trains. Nothing if the run fits nowhere."""
         chosen, job = self.chosen, self.job
         if chosen is None:
             return
         counts = self.counting[chosen.gpu]
-        nodes = f"--nodes={job.num_nodes} --gpus-per-node={job.gpus_per_node}"
-        if counts is not None:
-            given = " ".join([f"--config {job.config}", *filter(None, [counts.words])])
-            yield f"job=$(sbatch --parsable {nodes} --mem={self._gigabytes(counts.host)}G slurm/analyze.sbatch {given})"
+        resources = [f"nodes={job.num_nodes}", f"gpus_per_node={job.gpus_per_node}"]
         words = [change.words for change in chosen.changes]
         if job.sets_ep_size and not any("ep_size" in each for each in words):
             words.append(f"--parallel.ep_size {self.setup.ep_size}")
-        after = "" if counts is None else "--dependency=afterok:$job "
-        given = " ".join([f"--config {job.config}", *words])
-        yield f"sbatch {after}{nodes} --mem={self._gigabytes(chosen.host)}G slurm/train.sbatch {given}"
+        stages = "train"
+        if counts is not None:
+            stages = "count select train"
+            resources.append(f"count.mem={self._gigabytes(counts.host)}G")
+            words = [*filter(None, [counts.words]), *words]
+        resources.append(f"train.mem={self._gigabytes(chosen.host)}G")
+        given = f"--config {job.config} --site site.yaml --stages {stages} --resources {' '.join(resources)}"
+        yield " ".join(["dist-moe slurm submit", given, *words])
 
     def _gigabytes(self, of_rank: int) -> int:
         """Of a node's memory, for so many bytes of each rank, and some for everything else."""

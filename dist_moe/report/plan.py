@@ -149,7 +149,7 @@ def _commands(plan: Plan) -> Iterator[str]:
     if chosen is None:
         yield "The run fits on none of these GPUs: take more of them, or train fewer experts"
         return
-    yield f"On GPUs of {chosen.gpu} GB, under Slurm:"
+    yield f"On GPUs of {chosen.gpu} GB, under Slurm (`dist-moe slurm site` writes a site file):"
     yield from (f"  {line}" for line in plan.commands())
 
 

@@ -52,7 +52,7 @@ def stages_of(record: Record, tasks: Sequence[Task]) -> list[StageStatus]:
     """The stages in their order."""
     found = list[StageStatus]()
     for each in record.jobs:
-        own = sorted((task for task in tasks if task.job == each.job), key=lambda task: task.part or 0)
+        own = [task for task in tasks if task.job == each.job]
         before = found[-1] if found else None
         waits = any(task.reason.startswith("Dependency") for task in own)
         found.append(

@@ -53,7 +53,8 @@ def require_scheduler(program: str = "sbatch") -> None:
     """Raise a `UserError` if there is no Slurm here."""
     if shutil.which(program) is None:
         raise UserError(
-            f"there is no program {program} here: run this on a login node of the cluster, with Slurm's programs in PATH"
+            f"there is no program {program} here: run this on a login node of the cluster, with Slurm's programs in "
+            "PATH"
         )
 
 
@@ -72,9 +73,10 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def queued() -> list[Task]:
-    """The user's jobs that Slurm has in its queue, and those that have ended some minutes ago at most."""
+    """The user's jobs that Slurm has in its queue, by their numbers, and those that ended some minutes ago at most."""
     text = _ask(["squeue", "--noheader", "--me", "--array", "--states=all", f"--format={FIELDS}"])
-    return [_task(*line.split("|", 7)) for line in text.splitlines()]
+    found = [_task(*line.split("|", 7)) for line in text.splitlines()]
+    return sorted(found, key=lambda task: (int(task.job), task.part or 0))
 
 
 def accounted(ids: Sequence[str]) -> list[Task]:

@@ -156,16 +156,16 @@ def read_site(path: Path | None, words: Iterable[str] = ()) -> Site:
     return site
 
 
-def _keys() -> list[str]:
-    """All keys, dotted."""
+def site_keys() -> list[str]:
+    """All keys of a site file, dotted."""
     inside = [f"{section}.{each.name}" for section, kind in SECTIONS.items() for each in fields(kind)]
     return [*(each.name for each in fields(Site)), *inside]
 
 
 def _changed(word: str) -> tuple[str, Any]:
     key, is_pair, text = word.partition("=")
-    if not is_pair or key not in _keys():
-        near = get_close_matches(key, _keys(), n=1)
+    if not is_pair or key not in site_keys():
+        near = get_close_matches(key, site_keys(), n=1)
         raise UserError(
             f"--resources {shown(word)}: expected KEY=VALUE with a key of the site file, such as train.nodes=2"
             f"{f'; did you mean {near[0]}?' if near else f': {SEE}'}"
@@ -192,7 +192,7 @@ def _checked(values: dict[str, Any], where: str, places: dict[str, str]) -> Site
         key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in places), "")
         place = places.get(key, where)
         if first["type"] == "unexpected_keyword_argument":
-            near = get_close_matches(key, _keys(), n=1)
+            near = get_close_matches(key, site_keys(), n=1)
             hint = f"did you mean {near[0]}?" if near else SEE
             raise UserError(f"{place}: a site has no {shown(key)}: {hint}") from None
         raise UserError(f"{place}: {key} is {shown(first['input'])}: {_expected(first)}: {SEE}") from None

@@ -36,18 +36,26 @@ def test_known_models_are_planned_without_torch():
     assert lines[-1] == "[]"
 
 
-def test_a_plan_ends_with_lines_for_slurm_that_have_the_changes(capsys):
+def test_a_plan_ends_with_a_command_for_slurm_that_has_the_changes(capsys, tmp_path):
     config = ROOT / "examples/qwen3-30b-a3b.yaml"
     lines = printed(
         capsys, "--config", config, "--model", "qwen3-30b-a3b", "--gpus-per-node", 8, "--gpu", "40", "--union", "10%"
     ).splitlines()
-    analyze, train = lines[-2:]
-    assert analyze.startswith("  job=$(sbatch --parsable --nodes=1 --gpus-per-node=8 --mem=")
-    assert f"slurm/analyze.sbatch --config {config}" in analyze
-    assert train.startswith("  sbatch --dependency=afterok:$job --nodes=1 --gpus-per-node=8 --mem=")
+    words = lines[-1].split()
+    assert words[:8] == ["dist-moe", "slurm", "submit", "--config", str(config), "--site", "site.yaml", "--stages"]
+    assert words[8:14] == ["count", "select", "train", "--resources", "nodes=1", "gpus_per_node=8"]
+    assert [word.partition("=")[0] for word in words[14:16]] == ["count.mem", "train.mem"]
     (row,) = (line for line in lines if line.startswith("  40 GB"))
-    for word in train.partition(".yaml")[2].split():
+    assert len(words) > 16
+    for word in words[16:]:
         assert word in row
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu")
+    given = ["preview" if word == "submit" else str(site) if word == "site.yaml" else word for word in words[2:]]
+    assert main(["slurm", *given]) == 0  # it is a command
+    text = capsys.readouterr().out
+    assert [text.count(f"#SBATCH --{each.partition('.')[2]}\n") for each in words[14:16]] == [1, 1]
+    assert text.count("#SBATCH --gpus-per-node=8") == 2
 
 
 def test_settings_on_the_command_line_count(capsys):

@@ -34,9 +34,9 @@ def test_the_whole_chain_is_shown(place, capsys):
     words, commands, out = preview(
         capsys,
         *("--site", "site.yaml", "--parts", "4", "--held-out", "held out.jsonl", "--resources", "count.mem=8G"),
-        *("--train.lr", "1e-4", "--evaluation.judges", "phrases", "likelihood", "--no-analysis.gates"),
+        *("--train.lr", "1e-4", "--evaluation.judges", "phrases", "likelihood", "--analysis.no_gates"),
     )
-    settings = "--config run.yaml --train.lr 1e-4 --evaluation.judges phrases likelihood --no-analysis.gates"
+    settings = "--config run.yaml --train.lr 1e-4 --evaluation.judges phrases likelihood --analysis.no_gates"
     assert words == [
         *(f"{command} {settings}" for command in ("count", "analyze", "train")),
         "evaluate runs/x --data 'held out.jsonl' --evaluation.judges phrases likelihood",
@@ -103,7 +103,7 @@ def test_without_a_scheduler_nothing_is_written(place, capsys, monkeypatch):
 def test_a_refused_job_cancels_those_before_it(place, capsys, monkeypatch):
     """The programs here only note their arguments; the third job is refused."""
     for name, body in {
-        "sbatch": 'echo "$@" >>calls; [[ "$*" == *train.sbatch ]] && { echo "Invalid account" >&2; exit 1; }; wc -l <calls',
+        "sbatch": 'echo "$@" >>calls; [[ "$*" != *train.sbatch ]] || { echo No account >&2; exit 1; }; wc -l <calls',
         "scancel": 'echo scancel "$@" >>calls',
         "squeue": "",
     }.items():
@@ -111,6 +111,6 @@ def test_a_refused_job_cancels_those_before_it(place, capsys, monkeypatch):
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}:/usr/bin:/bin")
     assert main(["slurm", "submit", "--config", "run.yaml"]) == 2
-    assert capsys.readouterr().err == "dist-moe: error: sbatch failed: Invalid account\n"
+    assert capsys.readouterr().err == "dist-moe: error: sbatch failed: No account\n"
     assert (place / "calls").read_text().splitlines()[-1] == "scancel --quiet 2 1"
     assert not (place / "runs").exists()

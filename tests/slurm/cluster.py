@@ -50,7 +50,7 @@ SelectTypeParameters=CR_CPU
 # Nodes may claim more cores than the machine has.
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=5
+MinJobAge=3600
 {nodes}
 # A job of the partition urgent takes the nodes of one of main, which is told so and requeued.
 PreemptType=preempt/partition_prio

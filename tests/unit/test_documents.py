@@ -17,6 +17,7 @@ from dist_moe.config import load_config
 from dist_moe.config.describe import described
 from dist_moe.data.rows import read_prompts
 from dist_moe.errors import UserError
+from dist_moe.slurm.site import site_keys
 from tests.documented import (
     PAGES,
     ROOT,
@@ -58,7 +59,7 @@ def ours(words: list[str]) -> list[str] | None:
     if words[0] == "dist-moe":
         return words[1:]
     for i, word in enumerate(words):
-        if found := re.fullmatch(r"(?:launch|slurm)/(\w+)\.(?:py|sbatch)", word):
+        if found := re.fullmatch(r"launch/(\w+)\.py", word):
             assert (ROOT / word).is_file(), word
             return [found[1], *words[i + 1 :]]
     return None
@@ -133,15 +134,15 @@ def require(command: str, folder: Path, *, may_lack: bool = False) -> None:
         if given is not None:
             require_command(given, folder, may_lack=may_lack)
         else:
-            assert words[0] in ("deepspeed", "sbatch"), command  # its own options
+            assert words[0] == "deepspeed", command  # its own options
 
 
 def test_there_are_commands_of_each_kind() -> None:
     first = {line.split()[0] for line in COMMANDS.values()}
-    assert first >= {"dist-moe", "make", "deepspeed", "torchrun", "sbatch", "python"}
+    assert first >= {"dist-moe", "make", "deepspeed", "torchrun", "python"}
     assert {where.partition(":")[0] for where in COMMANDS} >= {
         *("README.md", "CONTRIBUTING.md", "docs/slurm.md", "docs/demo.md", "docs/testing.md", "docs/configuration.md"),
-        *("Makefile", "slurm/train.sbatch", "examples/qwen3-30b-a3b.yaml", "tools/mutations.py"),
+        *("Makefile", "examples/qwen3-30b-a3b.yaml", "tools/mutations.py"),
         "dist-moe inspect --help",
     }
     assert len(COMMANDS) > 90
@@ -178,7 +179,9 @@ def test_what_is_called_a_setting_is_one() -> None:
     former = {("CHANGELOG.md", f"evaluation.{name}") for name in ("micro_batch_size", "refusal_phrases")}
     found = set(settings())
     assert len(found) > 100
-    assert sorted(each for each in found - former if each[1] not in keys | groups | {"evaluation.md"}) == []
+    assert (
+        sorted(each for each in found - former if each[1] not in keys | groups | {*site_keys(), "evaluation.md"}) == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,28 @@ def test_the_words_reach_the_program_unchanged(tmp_path):
     srun = 'while [[ "$1" == --* ]]; do shift; done; printf "%s\\n" "${@:5}"'
     done = run(text("count", num_parts=3, words=words), tmp_path, srun=srun)
     assert done.stdout.splitlines() == [*words, "--analysis.part", "2/3"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("made", "status", "requeued"),
+    [
+        ("mkdir -p run/experts", 0, False),
+        ("mkdir -p run/experts run/training", 75, False),  # what it replaces is still there
+        ("true", 75, False),
+        ("exit 3", 3, False),
+        ("kill -USR1 $(cat pid); while [[ ! -e run/REQUEUE ]]; do sleep .01; done", 0, True),
+        ("kill -USR1 $(cat pid); while [[ ! -e run/REQUEUE ]]; do sleep .01; done; rm run/REQUEUE", 75, False),
+        ("kill -USR1 $(cat pid); while [[ ! -e run/REQUEUE ]]; do sleep .01; done; exit 4", 4, False),
+    ],
+)
+def test_a_training_ends_well_when_it_is_finished_or_requeued(made, status, requeued, tmp_path, monkeypatch):
+    """Without its end it has failed for what waits for it; a person's STOP makes it remove the file REQUEUE."""
+    monkeypatch.chdir(tmp_path)
+    place = replace(PLACE, run_dir=Path("run"), cwd=tmp_path)
+    file = batch_file(Job(stage="train", words=("train",)), read_site(None), place)
+    done = run(f"echo $$ >pid\n{file}", tmp_path, srun=made, scontrol='[[ "$1" != requeue ]] || touch requeued')
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / "requeued").exists() == requeued
 
 
 @pytest.mark.parametrize("preempted", [True, False])
