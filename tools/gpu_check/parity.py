@@ -7,6 +7,7 @@ import torch
 from dist_moe.conformance.sizes import VOCAB, build
 from dist_moe.model.model import MoEModel, adopt
 from dist_moe.moe.bank import train_from
+from dist_moe.moe.liger import use_liger
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.loss import token_losses
 from tools.gpu_check.here import Here, guarded, relative, report, token_batch
@@ -27,13 +28,16 @@ def run(here: Here) -> None:
             for dtype in (torch.float32, torch.bfloat16):
                 with guarded("parity", f"freeze {family} {mode} {dtype}"):
                     _freeze(here, family, mode, dtype)
+    if here.cuda:
+        with guarded("parity", "qwen3_moe liger"):  # last, as its rotary embeddings stay in this process
+            _parity(here, "qwen3_moe", torch.float32, liger=True)
 
 
-def _parity(here: Here, family: str, dtype: torch.dtype) -> None:
+def _parity(here: Here, family: str, dtype: torch.dtype, *, liger: bool = False) -> None:
     """Errors against transformers in float32 on the CPU; in bf16 no larger than transformers' own, with some room, as
     rounding sends a few tokens to other experts."""
     right = _plain(family, torch.float32, torch.device("cpu"))
-    plain, ours = _plain(family, dtype, here.device), _ours(family, dtype, here.device)
+    plain, ours = _plain(family, dtype, here.device), _ours(family, dtype, here.device, liger=liger)
     values = {
         "loss": relative(ours[0], right[0]),
         "loss_plain": relative(plain[0], right[0]),
@@ -42,7 +46,7 @@ def _parity(here: Here, family: str, dtype: torch.dtype) -> None:
     }
     exact = dtype == torch.float32
     ok = all(values[n] < (1e-4 if exact else max(1.5 * values[f"{n}_plain"], 5e-2)) for n in ("loss", "gradients"))
-    report("parity", f"{family} {dtype}", ok, **values)
+    report("parity", f"{family} {dtype}{' liger' * liger}", ok, **values)
 
 
 def _loss(module: torch.nn.Module, device: torch.device) -> torch.Tensor:
@@ -63,8 +67,10 @@ def _plain(family: str, dtype: torch.dtype, device: torch.device) -> Found:
     return loss, {(layer.index, name): bank for layer in layers for name, bank in layer.bank.items()}
 
 
-def _ours(family: str, dtype: torch.dtype, device: torch.device) -> Found:
+def _ours(family: str, dtype: torch.dtype, device: torch.device, *, liger: bool) -> Found:
     model = adopt(build(family).to(device, dtype), SoloComm(device))
+    if liger:
+        use_liger(model.module, device)
     train_from(model.layers, 0)
     for layer in model.layers:
         flat = torch.zeros(len(layer.local), layer.layout.size, device=device)
