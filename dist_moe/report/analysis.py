@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from dist_moe.selection.choose import seed_of, unselected
+from dist_moe.selection.choose import seed_of, share_selected, unselected
 from dist_moe.selection.evidence import can_be_pooled, pooled_evidence
 from dist_moe.selection.statistics import add_statistics
 from dist_moe.selection.stored import stored_rule
@@ -21,6 +21,8 @@ MOST_BATCHES = 1000
 """Up to this number, every batch is listed and all pairs are compared; for more, use `dist-moe inspect`."""
 MANY_EMPTY = 0.1
 """From this share of batches without an expert on, a warning says why."""
+HARDLY = 0.5
+"""If a control and its rule share more of their experts, a warning says so."""
 
 COLUMNS = {
     "Layer_Expert": "{}",
@@ -56,6 +58,7 @@ def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
         yield f"Top 5 of {batch.name}:"
         yield _table(store.batch_table(batch.index), 5)
     yield from empty_lines(store)
+    yield from control_lines(store)
 
 
 def empty_lines(masks: MaskStore) -> Iterator[str]:
@@ -66,6 +69,16 @@ def empty_lines(masks: MaskStore) -> Iterator[str]:
         yield (
             f"WARNING: {seen.num_empty} of {seen.num_batches} batches have no expert, so their steps train none: {why}"
         )
+
+
+def control_lines(masks: MaskStore) -> Iterator[str]:
+    """How far a control's masks are those of the rule that it is a control for; nothing for any other rule."""
+    share = share_selected(masks, masks.counts)
+    if share is not None:
+        itself = stored_rule(masks).counted_as.name
+        line = f"{share:.0%} of the experts in the masks of this control are also in those of {itself}"
+        hardly = "they hardly differ, so it shows nothing; where a layer has few experts, random draws from all layers"
+        yield f"WARNING: {line}: {hardly}" if share > HARDLY else line
 
 
 def sizes_line(masks: MaskStore) -> str:

@@ -12,9 +12,11 @@ import numpy as np
 from dist_moe.artefacts import checked
 from dist_moe.errors import UserError
 from dist_moe.rules import Rule
+from dist_moe.rules.controls import Control
 from dist_moe.rules.rule import Unselected
 from dist_moe.selection.evidence import evidence_of_each
 from dist_moe.selection.statistics import batch_results, statistic_kinds
+from dist_moe.selection.stored import stored_rule
 from dist_moe.stats.evidence import Population
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.population import PopulationSums
@@ -120,6 +122,19 @@ def unselected(masks: MaskStore, counts: Counts) -> Unselected | None:
         num_prompts=int(masks.arms_B2[chosen].min()),
         smallest_p_value=None if smallest_p is None else float(smallest_p[:][chosen].min()),
     )
+
+
+def share_selected(masks: MaskStore, counts: Counts) -> float | None:
+    """Of the experts in a control's masks, the share that the rule itself selects for the same batches. None: these are
+    no masks of a rule that is to select other experts."""
+    rule = stored_rule(masks)
+    if not isinstance(rule, Control):
+        return None
+    settings, both = settings_of(masks), 0
+    for step in counts.steps():
+        itself = masks_by(counts, rule.counted_as, settings, step, None).masks_BLE
+        both += int((itself & masks.masks[step.start : step.stop]).sum())
+    return both / int(masks.signs_B3.sum())
 
 
 def masks_by(

@@ -11,7 +11,7 @@ from dist_moe.config.load import load_config
 from dist_moe.config.schema import AnalysisConfig
 from dist_moe.errors import UserError, shown
 from dist_moe.files import atomic_directory, require_absent
-from dist_moe.report.analysis import empty_lines, sizes_line
+from dist_moe.report.analysis import control_lines, empty_lines, sizes_line
 from dist_moe.rules import Rule
 from dist_moe.selection.choose import mask_plan, population_of, require_some, selected, sums_of
 from dist_moe.selection.statistics import selection_rule
@@ -49,7 +49,7 @@ def select(run: Path, words: Mapping[str, str], name: str) -> MaskStore:
         require_some(MaskStore.open(directory), counts, rule)
     masks = MaskStore.open(place)
     log.info(sizes_line(masks))
-    for line in empty_lines(masks):
+    for line in (*control_lines(masks), *empty_lines(masks)):
         log.info(line)
     log.info(f"Masks: {place}")
     return masks

@@ -114,3 +114,24 @@ def test_batches_without_an_expert_are_told_with_the_cause_and_their_steps_say_s
 def test_masks_with_an_expert_for_every_batch_give_no_such_warning(run, capsys):
     assert main(["select", str(run), "top_k=3", "--out", "three"]) == 0
     assert "have no expert" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("control", "words", "warns"),
+    [("lowest", [], False), ("random_matched", [], None), ("load", ["threshold=-1"], True)],
+)
+def test_a_control_says_how_far_it_is_what_it_is_compared_with(run, capsys, control, words, warns):
+    assert main(["select", str(run), *words, "--out", f"rule-{control}"]) == 0
+    assert "of this control" not in capsys.readouterr().out
+    assert main(["select", str(run), "--rule", control, *words, "--out", f"control-{control}"]) == 0
+    rule, found = (MaskStore.open(run / f"{kind}-{control}.zarr").masks[:] for kind in ("rule", "control"))
+    share = (rule & found).sum() / found.sum()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "of this control" in line)
+    assert f"{share:.0%} of the experts in the masks of this control are also in those of threshold_top_k" in line
+    assert line.startswith("WARNING: ") == (share > 0.5)
+    assert warns in (None, share > 0.5)
+
+
+def test_a_baseline_is_not_meant_to_select_other_experts(run, capsys):
+    assert main(["select", str(run), "--rule", "pooled", "--out", "one-for-all"]) == 0
+    assert "of this control" not in capsys.readouterr().out
