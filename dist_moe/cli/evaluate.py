@@ -24,7 +24,9 @@ def add_evaluate_command(commands: Any) -> None:
         "without a mask; docs/evaluation.md says what each number means. Settings of `evaluation`, and for a model's "
         "directory of `data` and `model` too, may stand on the command line: --evaluation.max_new_tokens 64.",
     )
-    command.add_argument("path", metavar="MODEL_OR_RUN", type=path, help="a run, or a model's directory")
+    command.add_argument(
+        "path", metavar="MODEL_OR_RUN", type=path, help="a run, or a model: a directory or OWNER/NAME[@REVISION]"
+    )
     command.add_argument("--data", type=path, nargs="+", default=[], help="files of rows, instead of the run's own")
     command.add_argument(
         "--suite",

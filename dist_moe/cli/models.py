@@ -44,12 +44,12 @@ def add_model_commands(commands: Any) -> None:
     command = commands.add_parser(
         "apply", help="apply a delta to its base model: writes the checkpoint that export would write"
     )
-    command.add_argument("base", type=path, help="directory of the base model that the delta was made from")
+    command.add_argument("base", type=path, help="base model that the delta was made from: a directory or OWNER/NAME")
     command.add_argument("delta", type=path, help="file that `dist-moe export --delta` wrote")
     command.add_argument("--out", type=path, required=True, help="new directory for the checkpoint")
     command.set_defaults(run_command=_apply)
     command = commands.add_parser("inspect-model", help="print a model's MoE layers, experts, routing and sizes")
-    command.add_argument("model", type=path, help="directory of the model")
+    command.add_argument("model", type=path, help="a directory, or OWNER/NAME[@REVISION] of the Hugging Face hub")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run_command=_inspect_model)
     command = commands.add_parser("families", help="test which model types work with the installed transformers")
@@ -82,9 +82,11 @@ def _inspect_model(call: Call) -> int:
     from dist_moe.model.model import check_model_dir
     from dist_moe.moe.summary import describe
     from dist_moe.report.model import table
+    from dist_moe.weights.fetched import model_directory
 
-    check_model_dir(call.args.model)
-    summary = describe(call.args.model)
+    path = model_directory(call.args.model, "model")
+    check_model_dir(path)
+    summary = describe(path)
     lines = [json.dumps(asdict(summary), indent=2)] if call.args.json else table(summary)
     for line in lines:
         print(line)

@@ -26,8 +26,8 @@ def add_verify_command(commands: Any) -> None:
         "the masks' experts differs. Without masks, says of a model that any trainer has made from the base which "
         "experts have moved and how far, and what else has: the exit status is then 0, whatever it is.",
     )
-    command.add_argument("base", type=path, help="directory of the base model")
-    command.add_argument("model", type=path, help="directory of the exported, or otherwise fine-tuned, model")
+    command.add_argument("base", type=path, help="base model: a directory, or OWNER/NAME[@REVISION] of the hub")
+    command.add_argument("model", type=path, help="exported, or otherwise fine-tuned, model: the same")
     command.add_argument(
         "--masks",
         type=text,

@@ -30,7 +30,12 @@ def num_safe_rows(batch_size: int, safe_ratio: float) -> int:
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     path: Path
-    """Directory of the base model in Hugging Face format: safetensors files, config.json and tokenizer."""
+    """The base model in Hugging Face format: a directory with safetensors files, config.json and tokenizer, or the name
+    of a repository of the Hugging Face hub, OWNER/NAME, which is downloaded into the hub's cache. A directory of that
+    name comes first."""
+    revision: Text | None = None
+    """Branch, tag or commit of the repository of that name. None: its branch main. The commit is recorded with all
+    results; give it to read the same again after a branch has moved on."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the model's weights in memory. auto: the data type of the checkpoint."""
     kernels: Literal["torch", "liger"] = "torch"

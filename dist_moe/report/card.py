@@ -67,13 +67,14 @@ def model_card(facts: Facts, base: Path) -> str:
     has = "experts" if facts.base_routers and facts.trains == "experts_and_routers" else facts.trains
     standing = BASELINES.get(facts.trains, CONTROL if is_control else "")
     has_card = (base / CARD).is_file()
+    at = "" if facts.model_commit is None else f"commit `{facts.model_commit}`, "
     origin = (
         f"The base's own card, with its license, is [{BASE_CARD}]({BASE_CARD})."
         if has_card
         else "The base came without a model card: look up its license before you pass this model on."
     )
     table = [
-        ("Base model", f"{name}, hash `{facts.model_hash}`"),
+        ("Base model", f"{name}, {at}hash `{facts.model_hash}`"),
         ("Data", f"{_arms(facts.prompts)}hash `{facts.data_hash}`"),
         ("Batches", f"{sum(facts.batches.values())}: " + ", ".join(f"{c} {n}" for c, n in facts.batches.items())),
         *_masks(facts, ""),
@@ -104,7 +105,7 @@ def model_card(facts: Facts, base: Path) -> str:
     ]
     # the base's card is copied as bytes; of its front matter here, what is no UTF-8 is shown as such
     of_base = (base / CARD).read_text(encoding="utf-8-sig", errors="replace") if has_card else ""
-    return _front_matter(of_base) + "\n".join(lines)
+    return _front_matter(of_base, facts.model_repository) + "\n".join(lines)
 
 
 def _dense(facts: Facts, share: str) -> list[tuple[str, object]]:
@@ -138,10 +139,12 @@ def _chosen(chosen: Numbers) -> str:
     return f"{total}: {signs}, by both alike in {chosen.of_0}"
 
 
-def _front_matter(card: str) -> str:
-    """The YAML block at the start of a card, without what is true of the base only; empty if there is none."""
+def _front_matter(card: str, base: str | None) -> str:
+    """The YAML block at the start of a card, without what is true of the base only, and with the base's repository;
+    empty if there is none of both."""
     found = FRONT_MATTER.match(card)
     kept = NOT_INHERITED.sub("", found[1]) if found else ""
+    kept += "" if base is None else f"base_model: {base}\n"
     return f"---\n{kept}---\n\n" if kept else ""
 
 

@@ -63,6 +63,10 @@ class TrainingFacts(Selected):
 
     dist_moe_version: str
     model_hash: str
+    model_repository: str | None = None
+    """The hub's repository that the base model was downloaded from."""
+    model_commit: str | None = None
+    """And the commit that it was at."""
     data_hash: str
     mask_revisions: list[Revision] = field(default_factory=list)
     """Later masks, in order."""

@@ -15,6 +15,7 @@ from dist_moe.evaluation.places import Places, place_rows
 from dist_moe.evaluation.record import Evaluation, EvaluationFacts, Judged, disagreements_of
 from dist_moe.evaluation.rows import EvaluatedRow, Outcome
 from dist_moe.evaluation.score import Reply, RowScore
+from dist_moe.hub.names import model_name
 from dist_moe.judges import Judge, Judgement
 from dist_moe.stats.design import text_key
 from dist_moe.workflows.answers import answered
@@ -70,9 +71,9 @@ def _facts(
 ) -> EvaluationFacts:
     config, before = evaluated.config, evaluated.before
     return EvaluationFacts(
-        model_name=config.model.path.resolve().name,
+        model_name=model_name(config.model.path),
         model_hash=hashes[config.model.path],
-        against_name=None if before is None else before.resolve().name,
+        against_name=None if before is None else model_name(before),
         against_hash=None if before is None else hashes[before],
         experts_digest=None if evaluated.run is None else evaluated.run.experts.digest,
         tokenizer_hash=rows.tokenizer_hash,

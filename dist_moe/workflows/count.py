@@ -24,6 +24,7 @@ from dist_moe.config.schema import Config
 from dist_moe.data.tokens import CountedTokens
 from dist_moe.errors import UserError
 from dist_moe.files import writing
+from dist_moe.hub.names import origin_facts
 from dist_moe.measure.collect import count_rows
 from dist_moe.measure.parts import CountedParts, share_of
 from dist_moe.model.generate import Sampling
@@ -43,6 +44,7 @@ from dist_moe.stats.counts import RoutingCounts
 from dist_moe.store import Counts, CountsPlan, StoreWriter
 from dist_moe.store.plan import StorePlan
 from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.model_place import with_model
 from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.run_dir import RunDir, require_absent
@@ -53,6 +55,7 @@ log = logging.getLogger(__name__)
 
 def count(config: Config, comm: Comm) -> None:
     """Count the routing of every prompt, and write the counts store. Every rank counts a part of the rows."""
+    config = with_model(config, comm)
     count_by(config, comm, lambda: counted(config, begin(config, comm), comm))
 
 
@@ -293,6 +296,7 @@ def _provenance(config: Config, inputs: Inputs, passes: dict[str, Any]) -> dict[
         "data_hash": inputs.prompts.data_hash,
         "tokens_hash": inputs.tokens_hash,
         "model_path": str(config.model.path),
+        **origin_facts(config.model.path),
         "data_paths": [str(path) for path in config.data.paths],
         "seed": config.seed,
         "batch_size": config.batches.batch_size,

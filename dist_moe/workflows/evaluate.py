@@ -33,6 +33,7 @@ from dist_moe.workflows.evaluation_request import EvaluationRequest
 from dist_moe.workflows.harness import measure, require_tasks
 from dist_moe.workflows.inputs import TokenRows, read_token_rows
 from dist_moe.workflows.judges import chosen_judges
+from dist_moe.workflows.model_place import placed, with_model
 from dist_moe.workflows.run_lock import run_lock
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ def evaluate(request: EvaluationRequest, comm: Comm) -> Path:
     """
     with together(comm):
         request.check()
+    request = replace(request, path=placed(request.path, "MODEL_OR_RUN", comm))
+    if request.against is not None:
+        request = replace(request, against=placed(request.against, "--against", comm))
+    with together(comm):
         a_run = is_run(request.path)
     with ExitStack() as stack:
         if a_run:
@@ -71,6 +76,7 @@ def evaluate(request: EvaluationRequest, comm: Comm) -> Path:
 
 
 def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], request: EvaluationRequest, comm: Comm) -> None:
+    evaluated = replace(evaluated, config=with_model(evaluated.config, comm))
     config = evaluated.config
     with together(comm) as same:
         rows = read_token_rows(config)

@@ -21,6 +21,7 @@ from dist_moe.evaluation.places import TrainedPrompts
 from dist_moe.evaluation.record import ANSWERS, INDEX
 from dist_moe.evaluation.score import Subject
 from dist_moe.files import require_writable
+from dist_moe.hub.names import model_name
 from dist_moe.model.model import MoEModel, load_model
 from dist_moe.moe.discover import require_routers
 from dist_moe.moe.layout import hub_layout
@@ -208,7 +209,7 @@ def read_evaluated(request: EvaluationRequest, *, every_byte: bool) -> Evaluated
         raise UserError(f"{path} is a model's directory: --alphas needs a run, whose trained experts it scales")
     if not data:
         raise UserError(f"{path} is a model's directory, which has no rows of its own: give --data FILE")
-    place = out or Path(f"evaluation-{path.resolve().name}")
+    place = out or Path(f"evaluation-{model_name(path).rpartition('/')[2]}")
     given = ["--run-dir", str(place), "--model.path", str(path), "--data.paths", *map(str, data)]
     return Evaluated(
         config=request.applied(load_config(None, [*request.settings, *given])),

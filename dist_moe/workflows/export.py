@@ -13,6 +13,7 @@ from dist_moe.errors import UserError
 from dist_moe.evaluation.curve import alpha_name, alpha_place
 from dist_moe.evaluation.record import INDEX, read_evaluation
 from dist_moe.files import require_absent
+from dist_moe.hub.names import model_name
 from dist_moe.model.model import check_model_dir
 from dist_moe.moe.layout import hub_layout
 from dist_moe.ranges import Trains
@@ -28,6 +29,7 @@ from dist_moe.weights.difference import difference as compare_models
 from dist_moe.weights.directory import model_hash
 from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
+from dist_moe.weights.fetched import model_directory
 from dist_moe.weights.layout import HubLayout
 from dist_moe.weights.moved import Difference
 from dist_moe.weights.trained import ADVICE
@@ -71,6 +73,7 @@ def export_delta(run_dir: Path, out: Path, *, alpha: float = 1.0, base_routers: 
 def apply(base: Path, delta: Path, out: Path) -> Facts:
     """Write to the new directory `out` what `export` would write for the run from which `delta` comes."""
     require_absent(out, "choose another --out or remove it")
+    base = model_directory(base, "base")
     facts = read_facts(delta)
     _require_base(base, facts.model_hash, delta)
     layout = hub_layout(base)
@@ -93,7 +96,7 @@ def _in_words(facts: Facts) -> str:
 
 def _layout(run: TrainedRun) -> HubLayout:
     """Of the run's base model."""
-    base = run.config.model.path
+    base = model_directory(run.config.model.path, "model.path")
     _require_base(base, run.facts.model_hash, run.dir.experts)
     return hub_layout(base)
 
@@ -109,7 +112,7 @@ def _facts(run: TrainedRun, layout: HubLayout, alpha: float, *, base_routers: bo
     if outside:
         raise UserError(f"{run.dir.experts}: {expert_name(*outside[0])} is not in the run's union of experts: {ADVICE}")
     facts.require_rules(str(run.dir.experts))
-    name = layout.path.resolve().name
+    name = model_name(layout.path)
     num_dense = len(dense_places(layout, run.experts, base_routers=base_routers))
     evaluation = None if base_routers else _evaluation(run, alpha)  # which is with the trained routers
     return Facts.of(facts, name, len(experts), num_dense, evaluation, alpha, base_routers)
@@ -145,6 +148,7 @@ def verify(base: Path, out: Path, masks: Sequence[str], trains: Trains = "expert
     `masks` are the stores of all revisions of the run, `trains` is its train.trains.
     """
     rounds = Rounds(trains)
+    base, out = model_directory(base, "base"), model_directory(out, "model")
     for path in (base, out):
         check_model_dir(path)
     stores, base_hash = [open_masks(each) for each in masks], model_hash(base)
@@ -157,6 +161,7 @@ def verify(base: Path, out: Path, masks: Sequence[str], trains: Trains = "expert
 
 def difference(base: Path, model: Path) -> Difference:
     """What differs between a base and a model that any trainer has made from it."""
+    base, model = model_directory(base, "base"), model_directory(model, "model")
     for path in (base, model):
         check_model_dir(path)
     return compare_models(hub_layout(base), hub_layout(model))
@@ -169,5 +174,5 @@ def routing_of(counts: str, base: Path) -> pd.DataFrame:
         UserError: the store cannot be read, or is of another model.
     """
     store = Counts.open_whole(counts)
-    require_same_origin(store, model_hash=model_hash(base))
+    require_same_origin(store, model_hash=model_hash(model_directory(base, "base")))
     return store.aggregated

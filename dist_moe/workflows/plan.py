@@ -19,6 +19,7 @@ from dist_moe.planning.plan import Job, Plan, make_plan
 from dist_moe.selection.stored import open_masks
 from dist_moe.training.steps import read_steps
 from dist_moe.weights.directory import CONFIG, INDEX, SINGLE
+from dist_moe.weights.fetched import model_directory
 from dist_moe.workflows.run_dir import RunDir
 
 UNION = 0.1
@@ -131,7 +132,7 @@ def _outline(model: str, config: Config) -> tuple[str, str | None, Outline]:
         from dist_moe.planning.trace import outline_of_config
 
         return known.title, None, outline_of_config(known.config, config.model.dtype)
-    path = Path(model)
+    path = model_directory(Path(model), "model", revision=config.model.revision, weights=False)
     folder = path.parent if path.name == CONFIG else path
     if not (folder / CONFIG).is_file():
         raise UserError(

@@ -14,6 +14,7 @@ from dist_moe.config.objective import needs_base
 from dist_moe.config.schema import Config
 from dist_moe.evaluation.curve import ALPHAS
 from dist_moe.files import writing
+from dist_moe.hub.names import origin_facts
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
@@ -35,6 +36,7 @@ from dist_moe.training.stop import StopRequest
 from dist_moe.training.trainer import Trainer
 from dist_moe.workflows.adjust import RunAdjuster
 from dist_moe.workflows.ep_size import resolved_ep_size
+from dist_moe.workflows.model_place import with_model
 from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import EVALUATION, is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way
@@ -54,7 +56,7 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
 
     `launcher` is the process that started this one and watches it, if there is one; if it dies, the run stops.
     """
-    run = RunDir(config.run_dir)
+    config, run = with_model(config, comm), RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher)
     with run_lock(run.path, comm) as lock, RankLog(run.path, comm, "train", "steps") as told:
         stop.begin()
@@ -84,7 +86,8 @@ def _train(config: Config, comm: Comm, stop: StopRequest, told: RankLog) -> None
         engine.release()
     _prepare(config, work, found, comm)
     watch = MemoryWatch(config, work, given, parts, mesh)
-    saver = _saver(config, work, parts, given.facts, Layout.of(engine.name, mesh, model.placement))
+    facts = given.facts | origin_facts(config.model.path)
+    saver = _saver(config, work, parts, facts, Layout.of(engine.name, mesh, model.placement))
     _begin(config, found, state, schedule, saver)
     told.begin(state.step, schedule.total(state))
     if adjuster is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dist_moe import __version__
 from dist_moe.config.schema import Config
+from dist_moe.hub.names import origin_of
 from dist_moe.model.model import MoEModel
 from dist_moe.selection.stored import stored_rule
 from dist_moe.store import MaskStore
@@ -30,11 +31,13 @@ def freeze_plan(masks: MaskRevisions, model: MoEModel, rounds: Rounds) -> Freeze
 
 def run_facts(config: Config, inputs: Inputs, masks: MaskRevisions, plan: FreezePlan, num_steps: int) -> RunFacts:
     """Facts about the training, stored with the experts and shown in an export's model card."""
-    store = masks.first
+    store, origin = masks.first, origin_of(config.model.path)
     num_safe, num_unsafe = store.arms_B2.sum(axis=0).tolist()
     return RunFacts(
         dist_moe_version=__version__,
         model_path=str(config.model.path),
+        model_repository=None if origin is None else origin.repository,
+        model_commit=None if origin is None else origin.commit,
         model_hash=inputs.model_hash,
         tokenizer_hash=inputs.tokenizer_hash,
         data_hash=inputs.prompts.data_hash,

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from dist_moe.config.objective import active_terms
 from dist_moe.config.schema import Config
+from dist_moe.hub.names import model_name
 from dist_moe.report.card import BASELINES, CONTROL
 from dist_moe.report.page.blocks import Cell, Section, facts, joined, note
 from dist_moe.report.page.contents import RunContents
@@ -33,7 +34,7 @@ def _facts(run: RunContents) -> Iterator[tuple[str, Cell]]:
     if config is None and run.evaluation is not None:
         yield "Model", run.evaluation.facts.model_name
     if config is not None:
-        yield "Base model", config.model.path.name
+        yield "Base model", model_name(config.model.path)
         yield "Prompt files", ", ".join(path.name for path in config.data.paths)
     if masks is not None:
         rule = stored_rule(masks)

@@ -1,0 +1,51 @@
+"""Where models of the hub are found, asked in a process of its own, since the hub's client reads its environment when
+it is imported.
+
+    python -m tests.hub_places    reads a JSON list of [path, revision]; prints one JSON line for each
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from dist_moe.errors import UserError
+from dist_moe.weights.fetched import model_directory
+
+ROOT = Path(__file__).parents[1]
+
+
+def hub_environment(cwd: Path, **own: str) -> dict[str, str]:
+    """The hub's cache is in `cwd`/hf, and no setting of the machine is in force."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    return clean | {"HF_HOME": str(cwd / "hf"), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)} | own
+
+
+def ask(module: str, questions: list, cwd: Path, **environment: str) -> list:
+    """Answers of `python -m module`, one for each question."""
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(questions),
+        cwd=cwd,
+        env=hub_environment(cwd, **environment),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def places(questions: list[tuple[str, str | None]], cwd: Path, **environment: str) -> list[str]:
+    """Of each (path, revision) its directory, or the line that refuses it."""
+    return ask("tests.hub_places", questions, cwd, **environment)
+
+
+if __name__ == "__main__":
+    for path, revision in json.load(sys.stdin):
+        try:
+            answer = str(model_directory(Path(path), "model.path", revision=revision))
+        except UserError as error:
+            answer = str(error)
+        print(json.dumps(answer), flush=True)
