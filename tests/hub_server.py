@@ -199,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def whoami(self) -> None:
         if self._knows:
-            self._say(200, {"type": "user", "name": "owner", "orgs": []})
+            self._say(200, {"type": "user", "name": "owner", "orgs": [{"name": "org"}]})
         else:
             self._say(401, {"error": "Invalid credentials in Authorization header"})
 

@@ -23,6 +23,7 @@ from dist_moe.cli.models import add_model_commands
 from dist_moe.cli.operate import add_operate_commands
 from dist_moe.cli.plan import add_plan_command
 from dist_moe.cli.process import is_first, run_process
+from dist_moe.cli.publish import add_publish_commands
 from dist_moe.cli.report import add_report_command
 from dist_moe.cli.runs import add_checkpoint_command, add_demo_command, add_run_commands
 from dist_moe.cli.select import add_select_command
@@ -82,6 +83,7 @@ def command_tree() -> Parser:
     add_operate_commands(commands)
     add_slurm_commands(commands)
     add_store_commands(commands)
+    add_publish_commands(commands)
     add_config_commands(commands)
     add_demo_command(commands)
     return tree

@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from dist_moe.cli.arguments import path, share
+from dist_moe.cli.arguments import path, share, text
 from dist_moe.cli.call import Call
+from dist_moe.errors import UserError
 
 
 def add_model_commands(commands: Any) -> None:
@@ -40,6 +41,14 @@ def add_model_commands(commands: Any) -> None:
         action="store_true",
         help="leave routers that were trained as they are in the base: what the trained experts do without them",
     )
+    command.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        type=text,
+        help="also push the checkpoint, once it is verified, to this new repository of the Hugging Face hub, which "
+        "will be private",
+    )
+    command.add_argument("--public", action="store_true", help="with --push: everybody can see the repository")
     command.set_defaults(run_command=_export)
     command = commands.add_parser(
         "apply", help="apply a delta to its base model: writes the checkpoint that export would write"
@@ -63,6 +72,16 @@ def _export(call: Call) -> int:
     from dist_moe.workflows.export import export, export_delta
 
     args = call.args
+    if args.push is not None:
+        if args.delta:
+            raise UserError("--push is for a checkpoint: leave --delta out")
+        from dist_moe.workflows.push import export_and_push
+
+        how = {"link": args.link, "alpha": args.alpha, "base_routers": args.base_routers}
+        export_and_push(args.run, args.out, args.push, private=not args.public, **how)
+        return 0
+    if args.public:
+        raise UserError("--public is for a push: give --push OWNER/NAME")
     if args.delta:
         export_delta(args.run, args.out, alpha=args.alpha, base_routers=args.base_routers)
     else:

@@ -47,7 +47,8 @@ class ModelConfig:
 class DataConfig:
     paths: Annotated[tuple[Path, ...], MinLen(1)]
     """Prompt files: .jsonl, .parquet, .csv, or directories that hold a saved Hugging Face dataset. NAME=FILE is a file
-    of a published suite, such as `xstest=xstest_prompts.csv`: docs/judges.md lists the names."""
+    of a published suite, such as `xstest=xstest_prompts.csv`: docs/judges.md lists the names. hf:OWNER/NAME:SPLIT is a
+    dataset of the Hugging Face hub; docs/hub.md says more."""
     refusal: Text = "I'm sorry, but I can't help with that."
     """The response that unsafe rows without a response are trained to give."""
     max_length: Annotated[int, Interval(ge=8, lt=2**31)] = 1024

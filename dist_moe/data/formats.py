@@ -1,4 +1,4 @@
-"""Reads prompt files: .jsonl, .csv, .parquet, and directories written by `datasets.save_to_disk`.
+"""Reads prompt files: .jsonl, .csv, .parquet, directories written by `datasets.save_to_disk`, and datasets of the hub.
 
 Each reader yields a place (line, or row from 1) and the cells by column name. `rows.py` interprets them.
 """
@@ -13,9 +13,11 @@ from typing import Any
 
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.files import parse_json, read_json
+from dist_moe.hub.datasets import dataset_directory
+from dist_moe.hub.names import dataset_of
 
 Row = Mapping[str, Any]
-MENDING = "data.paths takes .jsonl, .csv and .parquet files and saved datasets"
+MENDING = "data.paths takes .jsonl, .csv and .parquet files, saved datasets, and hf:OWNER/NAME:SPLIT"
 
 
 def read_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row, Sequence[str]]]:
@@ -38,6 +40,8 @@ def read_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row, 
 
 
 def _reader(path: Path) -> Any:
+    if dataset_of(str(path)) is not None:
+        return _read_hub_dataset
     try:
         path.stat()
     except OSError as error:
@@ -137,17 +141,38 @@ def _read_saved_dataset(path: Path, columns: Collection[str]) -> Iterator[tuple[
             splits = ", ".join(str(path / split) for split in dataset) or "it has none"
             raise UserError(f"{path}: {len(dataset)} splits; name those to use in data.paths: {splits}")
         (dataset,) = dataset.values()
+    yield from _dataset_rows(path, dataset, columns, f"{path}:{{}}: not a readable row of a saved dataset", advice)
+
+
+def _read_hub_dataset(path: Path, columns: Collection[str]) -> Iterator[tuple[int, Row, Sequence[str]]]:
+    import datasets
+
+    named = dataset_of(str(path))
+    assert named is not None
+    place = dataset_directory(named, str(path))
+    advice = "name one of its configurations and splits, as hf:OWNER/NAME/CONFIG:SPLIT"
+    with refused_by_library(f"{path}: not a readable dataset", advice):
+        dataset = datasets.load_dataset(str(place), name=named.config, split=named.split)
+    yield from _dataset_rows(path, dataset, columns, f"{path}:{{}}: not a readable row of the dataset", advice)
+
+
+def _dataset_rows(
+    path: Path, dataset: Any, columns: Collection[str], what: str, advice: str
+) -> Iterator[tuple[int, Row, Sequence[str]]]:
+    """The rows of a `datasets.Dataset`; `what` is for messages, with a place for the row's number."""
+    import datasets
+
     names = dataset.column_names
     _require_once(path, names, columns)
     if not len(dataset):
         return
-    with refused_by_library(what, advice):
+    with refused_by_library(str(path), advice):
         dataset = dataset.select_columns([name for name in names if name in columns])
         rows = iter(dataset)
     # class labels are stored as numbers and meant as names; -1 is no label
     classes = {name: kind for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number in range(1, len(dataset) + 1):
-        with refused_by_library(f"{path}:{number}: not a readable row of a saved dataset", advice):
+        with refused_by_library(what.format(number), advice):
             row = next(rows)
             named = {name: kind.int2str(row[name]) for name, kind in classes.items() if row[name] not in (None, -1)}
         yield number, row | named, names

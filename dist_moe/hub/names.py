@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dist_moe.errors import UserError, shown
+
 Kind = Literal["model", "dataset"]
 PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 REPOSITORY = re.compile(rf"({PART}/{PART})(?:@(.+))?", re.ASCII)
+DATASET = "hf:"
 SNAPSHOT = re.compile(r"(models|datasets)--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})/?", re.ASCII)
 
 
@@ -71,3 +74,36 @@ def _origin(path: str) -> Origin | None:
     if found is None or found.end() != len(path):
         return None
     return Origin(f"{found[2]}/{found[3]}", found[4])
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A split of a dataset of the hub, as `data.paths` names it: hf:OWNER/NAME[/CONFIG][@REVISION]:SPLIT."""
+
+    repository: Repository
+    config: str | None
+    """One of the dataset's configurations; None: it has one, or a default one."""
+    split: str
+
+    def __str__(self) -> str:
+        config = "" if self.config is None else f"/{self.config}"
+        revision = "" if self.repository.revision is None else f"@{self.repository.revision}"
+        return f"{DATASET}{self.repository.name}{config}{revision}:{self.split}"
+
+
+def dataset_of(text: str) -> Dataset | None:
+    """The dataset that a text names; None: it is to be a path.
+
+    Raises:
+        UserError: it begins with `hf:` and names none.
+    """
+    if not text.startswith(DATASET):
+        return None
+    found = re.fullmatch(rf"({PART}/{PART})(?:/([\w.-]+))?(?:@([^:]+))?:([\w.]+)", text.removeprefix(DATASET), re.ASCII)
+    if found is None:
+        raise UserError(
+            f"{shown(text, 200)}: expected hf:OWNER/NAME:SPLIT, or hf:OWNER/NAME/CONFIG@REVISION:SPLIT, such as "
+            "hf:owner/prompts:train"
+        )
+    name, config, revision, split = found.groups()
+    return Dataset(Repository(name, revision, "dataset"), config, split)

@@ -26,7 +26,7 @@ from dist_moe.stats.population import PopulationSums
 from dist_moe.store import Counts, MaskStore, StoreWriter
 from dist_moe.store.mask_plan import MaskResults
 from dist_moe.workflows.count import Counting, begin, counted, unfinished_store
-from dist_moe.workflows.model_place import with_model
+from dist_moe.workflows.model_place import from_hub
 from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.run_dir import RunDir, require_absent
 from dist_moe.workflows.run_lock import RunLock, run_lock
@@ -39,7 +39,7 @@ def analyze(config: Config, comm: Comm) -> None:
 
     Every rank does a part of the rows, and then of the batches. Counts that `dist-moe count` has written are used.
     """
-    config, run = with_model(config, comm), RunDir(config.run_dir)
+    config, run = from_hub(config, comm), RunDir(config.run_dir)
     with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
         if is_finished("analyze", config, lock, comm, (run.analysis,)):
             if lock is not None:

@@ -21,7 +21,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.report.comparison import comparison_lines
 from dist_moe.workflows.learning_rates import choose_rates
-from dist_moe.workflows.model_place import with_model
+from dist_moe.workflows.model_place import from_hub, placed_data
 from dist_moe.workflows.variants import Run, Variant, run_variant, variant_config
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def compare(
     Raises:
         UserError: on all ranks, if something is wrong; what is done already stays, and is not done again.
     """
-    config = with_model(config, comm)
+    config, data = from_hub(config, comm), placed_data(data, comm)
     with together(comm):
         chosen = [Variant.of(text) for text in dict.fromkeys(variants)]
         for each in chosen:

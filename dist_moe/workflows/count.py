@@ -44,7 +44,7 @@ from dist_moe.stats.counts import RoutingCounts
 from dist_moe.store import Counts, CountsPlan, StoreWriter
 from dist_moe.store.plan import StorePlan
 from dist_moe.workflows.inputs import Inputs, read_inputs
-from dist_moe.workflows.model_place import with_model
+from dist_moe.workflows.model_place import from_hub
 from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.run_dir import RunDir, require_absent
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 def count(config: Config, comm: Comm) -> None:
     """Count the routing of every prompt, and write the counts store. Every rank counts a part of the rows."""
-    config = with_model(config, comm)
+    config = from_hub(config, comm)
     count_by(config, comm, lambda: counted(config, begin(config, comm), comm))
 
 

@@ -30,7 +30,7 @@ from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.table import risk_table
 from dist_moe.workflows.count import count_by, counts_plan, stored, unfinished_store
 from dist_moe.workflows.inputs import Inputs, read_inputs
-from dist_moe.workflows.model_place import with_model
+from dist_moe.workflows.model_place import from_hub
 from dist_moe.workflows.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def count_routes(config: Config, comm: Comm, files: Sequence[Path]) -> None:
         UserError: on all ranks: something in the configuration, the data or the files is wrong, or they do not belong
             together.
     """
-    config = with_model(config, comm, weights=False)
+    config = from_hub(config, comm, weights=False)
     count_by(config, comm, lambda: _counted(config, comm, files))
 
 
@@ -58,7 +58,7 @@ def write_requests(config: Config, comm: Comm, out: Path) -> None:
     """
     with together(comm):
         require_absent(out)
-    config = with_model(config, comm, weights=False)
+    config = from_hub(config, comm, weights=False)
     inputs = read_inputs(config, comm, weights=False)
     generated = config.analysis.tokens == "generated"
     with together(comm):

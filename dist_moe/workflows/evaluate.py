@@ -33,7 +33,7 @@ from dist_moe.workflows.evaluation_request import EvaluationRequest
 from dist_moe.workflows.harness import measure, require_tasks
 from dist_moe.workflows.inputs import TokenRows, read_token_rows
 from dist_moe.workflows.judges import chosen_judges
-from dist_moe.workflows.model_place import placed, with_model
+from dist_moe.workflows.model_place import from_hub, placed
 from dist_moe.workflows.run_lock import run_lock
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def evaluate(request: EvaluationRequest, comm: Comm) -> Path:
 
 
 def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], request: EvaluationRequest, comm: Comm) -> None:
-    evaluated = replace(evaluated, config=with_model(evaluated.config, comm))
+    evaluated = replace(evaluated, config=from_hub(evaluated.config, comm))
     config = evaluated.config
     with together(comm) as same:
         rows = read_token_rows(config)

@@ -28,7 +28,7 @@ from dist_moe.store import write_store
 from dist_moe.store.origin import IN_TRAINING
 from dist_moe.workflows.count import counts_plan
 from dist_moe.workflows.inputs import Inputs, read_inputs
-from dist_moe.workflows.model_place import with_model
+from dist_moe.workflows.model_place import from_hub
 from dist_moe.workflows.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class RoutingCallback(TrainerCallback):
         with together(comm):
             require_absent(place)
         if self._inputs is None:
-            self.config = with_model(self.config, comm, weights=False)
+            self.config = from_hub(self.config, comm, weights=False)
             inputs = read_inputs(self.config, comm, weights=False)
             self._inputs = replace(inputs, model_hash=IN_TRAINING)
         with tapped(module, comm) as model:

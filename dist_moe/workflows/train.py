@@ -36,7 +36,7 @@ from dist_moe.training.stop import StopRequest
 from dist_moe.training.trainer import Trainer
 from dist_moe.workflows.adjust import RunAdjuster
 from dist_moe.workflows.ep_size import resolved_ep_size
-from dist_moe.workflows.model_place import with_model
+from dist_moe.workflows.model_place import from_hub
 from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import EVALUATION, is_finished, publish_results
 from dist_moe.workflows.resume import clear_the_way
@@ -56,7 +56,7 @@ def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
 
     `launcher` is the process that started this one and watches it, if there is one; if it dies, the run stops.
     """
-    config, run = with_model(config, comm), RunDir(config.run_dir)
+    config, run = from_hub(config, comm), RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher)
     with run_lock(run.path, comm) as lock, RankLog(run.path, comm, "train", "steps") as told:
         stop.begin()
