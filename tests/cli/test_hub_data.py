@@ -35,7 +35,7 @@ def table(some: list) -> bytes:
 
 def test_a_split_of_a_dataset_is_read_as_a_file_at_one_commit(tmp_path):
     own = [{"id": str(i), **row} for i, row in enumerate(prompt_rows())]
-    suite = [{"prompt": f"w{i}", "type": "t", "label": "safe" if i % 2 else "unsafe"} for i in range(4)]
+    suite = [{"prompt": f"w{i}", "type": "t", "focus": "f", "label": "safe" if i % 2 else "unsafe"} for i in range(4)]
     files = {
         "README.md": CARD.encode(),
         "first/train.jsonl": lines(own),
@@ -75,7 +75,7 @@ def test_a_split_of_a_dataset_is_read_as_a_file_at_one_commit(tmp_path):
     for name, (found, of_file) in expected.items():
         same = read_prompts([write_jsonl(tmp_path / f"{name}.jsonl", of_file)], "no")
         assert found[1] == same.data_hash, name
-    assert of_suite[0].startswith("xstest=hf:owner/xs@")
+    assert of_suite[0].startswith("xstest=hf:owner/xs@"), of_suite
     said = (
         "the dataset has a loading script, coded.py, and no code of a dataset is run: download it, and save its rows",
         "Config name is missing",
