@@ -21,6 +21,7 @@ from dist_moe.parallel.launch import together
 from dist_moe.rules import RULES
 from dist_moe.selection.statistics import selection_rule
 from dist_moe.store import MaskStore
+from dist_moe.training.checkpoint_index import checkpoint_directories
 from dist_moe.workflows.count import count
 from dist_moe.workflows.evaluate import evaluate
 from dist_moe.workflows.evaluation_request import EvaluationRequest
@@ -131,14 +132,15 @@ def run_variant(
     log.info(f"\n== Seed {seed}, {variant.name}: {run.path}")
     with together(comm):
         has_counts, has_experts = counts.exists(), run.experts.exists()
+        has_checkpoint = bool(checkpoint_directories(run.checkpoints))
     if not has_counts:
         count(counting, comm)
     rule = selection_rule(changed(counting, [f"--analysis.rule={variant.rule}"]).analysis)
     with together(comm):
         if comm.rank == 0 and not masks.exists():
             select(counting.run_dir, {name: str(value) for name, value in rule.facts.items()}, masks.stem)
-    if not has_experts:
-        train(own, comm)
+    if not has_experts:  # what was cut off before its first checkpoint is nobody's, and trained anew
+        train(own if has_checkpoint else replace(own, overwrite=True), comm)
     with together(comm):
         if not run.experts.exists():
             raise UserError(f"{run.path}: stopped before its end, as asked, and saved: the same command goes on")

@@ -13,8 +13,10 @@ from dist_moe.artefacts import checked
 from dist_moe.cli.main import main
 from dist_moe.evaluation.base_answers import BaseAnswers
 from dist_moe.store import MaskStore
+from dist_moe.training.trainer import Trainer
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.pages import Page
+from tools.soak.compare import differing_bits
 
 VARIANTS = ("threshold_top_k,train.mode=update", "union,train.mode=update,train.lr=1e-2")
 NAMES = ("threshold_top_k,mode=update", "union,mode=update,lr=1e-2")
@@ -96,6 +98,28 @@ def test_a_second_time_it_trains_nothing_and_says_the_same(compared, given, capf
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert read(compared / "comparison.json") == before
     assert capfd.readouterr().out.count("Evaluation: ") == 1
+
+
+def test_a_run_that_was_cut_off_before_a_checkpoint_is_trained_anew(compared, given, tmp_path, monkeypatch):
+    take, words = Trainer._take, ("--run-dir", tmp_path / "runs", "--num-seeds", "1")
+
+    def cut(trainer, scheduled):
+        if scheduled.step == 2:
+            raise RuntimeError("power failure")
+        take(trainer, scheduled)
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_take", cut)
+            with pytest.raises(RuntimeError, match="power failure"):
+                compare(given, *words, variants=VARIANTS[:1])
+    run = tmp_path / "runs" / "seed-0" / NAMES[0]
+    assert run.is_dir()
+    assert not (run / "experts").exists()
+    assert compare(given, *words, variants=VARIANTS[:1]) == 0
+    assert differing_bits(run, compared / "seed-0" / NAMES[0]) == 0
+    rows, expected = (rows_of(each / "seed-0" / NAMES[0]) for each in (tmp_path / "runs", compared))
+    assert rows == expected
 
 
 def test_each_run_is_evaluated_as_by_itself(compared, given, tmp_path):
