@@ -9,6 +9,7 @@ import pytest
 
 from dist_moe.cli.main import main
 
+REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "deepspeed", "zarr")
 STAGES = ("count", "select", "train", "evaluate", "report")
 
@@ -114,3 +115,15 @@ def test_a_refused_job_cancels_those_before_it(place, capsys, monkeypatch):
     assert capsys.readouterr().err == "dist-moe: error: sbatch failed: No account\n"
     assert (place / "calls").read_text().splitlines()[-1] == "scancel --quiet 2 1"
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["site", "gpus", "apptainer"])
+def test_the_repositorys_site_files_are_sites(place, capsys, name):
+    file = REPOSITORY / "slurm" / f"{name}.yaml"
+    words, *_ = preview(capsys, "--site", str(file))
+    assert len(words) == len(STAGES)
+
+
+def test_the_repository_has_every_key_of_a_site(capsys):
+    assert main(["slurm", "site"]) == 0
+    assert (REPOSITORY / "slurm" / "site.yaml").read_text() == capsys.readouterr().out
