@@ -41,6 +41,11 @@ class ModelConfig:
     kernels: Literal["torch", "liger"] = "torch"
     """What computes norms and rotary embeddings. liger: the package liger-kernel, on a GPU, for the model types that it
     knows: fewer passes over memory, and other rounding."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"
+    """What computes attention. auto: what transformers takes for the model type, sdpa where it has that, else eager.
+    sdpa: torch's own, in one operation. eager: step by step, with all scores in memory. flash_attention_2: the package
+    flash-attn, on a GPU, in bfloat16; of packed rows it computes nothing but each row's own scores. flex_attention:
+    torch's compiled one, on a GPU. They differ in rounding."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,6 +68,11 @@ class DataConfig:
     """Extra variables for the chat template, each as name=value; the value is JSON, or else plain text. Set
     enable_thinking=false for reasoning models whose template knows this variable, because responses are trained without
     a thinking part."""
+    packing: bool = False
+    """Lay the rows of a forward pass end to end, without padding, when counting given tokens and in training; each row
+    still sees only itself. Most model types can; a run of one that cannot is refused, and docs/families.md says which.
+    Answers are generated from padded prompts, and evaluation pads. Without model.attention flash_attention_2 or
+    flex_attention, attention takes time with the square of a pass's tokens: keep micro_batch_tokens small then."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -16,6 +16,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from dist_moe.config.schema import TrainConfig
+from dist_moe.conformance.packing import packing
 from dist_moe.conformance.padding import padding
 from dist_moe.conformance.specimen import COMM, Specimen, close, experts_inputs, require
 from dist_moe.data.tokens import Encoded, collate
@@ -271,6 +272,7 @@ def verify(specimen: Specimen) -> None:
 CHECKS: dict[str, Callable[[Specimen], str | None]] = {
     "tap": tap,
     "padding": padding,
+    "packing": packing,
     "route": route,
     "update": update,
     "train": train,

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from dist_moe.conformance.sizes import SPAN, VOCAB
-from dist_moe.conformance.specimen import COMM, Specimen, close, experts_inputs, require
+from dist_moe.conformance.specimen import COMM, Specimen, close, counted, experts_inputs, require
 from dist_moe.data.batches import micro_batches
 from dist_moe.data.tokens import Encoded, collate, collate_prompts
 from dist_moe.measure.collect import count_rows
@@ -25,19 +24,19 @@ WRITTEN = Sampling(max_new_tokens=NUM_NEW, temperature=0.0, seed=0, eos_ids=())
 
 def padding(specimen: Specimen) -> str | None:
     """Counts of rows together equal those of each alone, for given and for generated tokens; logits are close."""
-    model, rows = specimen.taken(), _rows()
+    model, rows = specimen.taken(), long_rows()
     settings = {"micro_batch_tokens": len(rows) * (max(LENGTHS) + NUM_NEW), "pad_id": PAD_ID, "comm": COMM}
     given = count_rows(model, rows, tokens="all", **settings)  # type: ignore[arg-type]
     written = count_rows(model, rows, tokens=WRITTEN, **settings)  # type: ignore[arg-type]
     together = [row for part in micro_batches(rows, model.at_once(len(rows))) for row in _logits(model, part)]
     for i, row in enumerate(rows):
         ids = torch.tensor([row.prompt_ids])
-        counts_LE = _counted(model, experts_inputs(model, lambda ids=ids: model.module(input_ids=ids)))
+        counts_LE = counted(model, experts_inputs(model, lambda ids=ids: model.module(input_ids=ids)))
         decoding = experts_inputs(model, lambda ids=ids: _decode(model, ids, torch.ones_like(ids)))
         what = f"with padding a row of {LENGTHS[i]} tokens has other"
         require(bool((given.counts_PLE[i] == counts_LE).all()), f"{what} counts than alone")
-        read_LE = _counted(model, decoding[: model.shape.num_layers])
-        written_LE = _counted(model, decoding[model.shape.num_layers :])
+        read_LE = counted(model, decoding[: model.shape.num_layers])
+        written_LE = counted(model, decoding[model.shape.num_layers :])
         require(bool((written.tables["prefill_counts"][i] == read_LE).all()), f"{what} counts before its answer")
         require(bool((written.counts_PLE[i] == written_LE).all()), f"{what} counts in its answer")
         for found, expected in zip(together[i], _logits(model, [row])[0], strict=True):
@@ -45,7 +44,8 @@ def padding(specimen: Specimen) -> str | None:
     return "each row runs alone" if model.rows_alone else None
 
 
-def _rows() -> list[Encoded]:
+def long_rows() -> list[Encoded]:
+    """Rows of `LENGTHS` tokens, without a response."""
     generator = torch.Generator().manual_seed(3)
     return [Encoded(tuple(torch.randint(3, VOCAB - 3, (n,), generator=generator).tolist()), ()) for n in LENGTHS]
 
@@ -66,12 +66,3 @@ def _decode(model: MoEModel, input_ids: torch.Tensor, attention_mask: torch.Tens
     config.update(return_dict_in_generate=True, output_logits=True)
     out = model.module.generate(input_ids, attention_mask=attention_mask, generation_config=config)  # type: ignore[operator]
     return torch.stack(out.logits, 1)
-
-
-def _counted(model: MoEModel, seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> np.ndarray:
-    """Counts [L, E] of what the routers passed to the experts, in one pass after another."""
-    counts_LE = np.zeros((model.shape.num_layers, model.shape.num_experts), np.int64)
-    for i, (_, index_Tk, weights_Tk) in enumerate(seen):
-        chosen = index_Tk[(index_Tk < model.shape.num_experts) & (weights_Tk != 0)]
-        np.add.at(counts_LE[i % model.shape.num_layers], chosen.numpy(), 1)
-    return counts_LE

@@ -284,9 +284,12 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model of this family with random weights, eager experts, in eval mode."""
+def build(
+    family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *, attention: str = "auto", **changes: Any
+) -> PreTrainedModel:
+    """A model of this family with random weights, eager experts, in eval mode. `attention` is as in `ModelConfig`."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(ALL_CONFIGS[family](**changes), dtype=dtype)
+    asked = None if attention == "auto" else attention
+    model = AutoModelForCausalLM.from_config(ALL_CONFIGS[family](**changes), dtype=dtype, attn_implementation=asked)
     model.set_experts_implementation("eager")
     return randomize(model, seed).eval()

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -131,3 +132,12 @@ def experts_inputs(model: MoEModel, run: Any) -> list[tuple[torch.Tensor, torch.
     for handle in handles:
         handle.remove()
     return seen
+
+
+def counted(model: MoEModel, seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> np.ndarray:
+    """Counts [L, E] of what the routers passed to the experts, in one pass after another."""
+    counts_LE = np.zeros((model.shape.num_layers, model.shape.num_experts), np.int64)
+    for i, (_, index_Tk, weights_Tk) in enumerate(seen):
+        chosen = index_Tk[(index_Tk < model.shape.num_experts) & (weights_Tk != 0)]
+        np.add.at(counts_LE[i % model.shape.num_layers], chosen.numpy(), 1)
+    return counts_LE

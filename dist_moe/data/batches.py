@@ -123,34 +123,39 @@ def micro_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def token_budget(lengths: Sequence[int], budget: int, most_rows: int | None = None) -> list[list[int]]:
-    """Group rows into forward passes, longest first, each with a padded size (rows times longest) of at most `budget`,
-    and of at most `most_rows` rows.
+def token_budget(
+    lengths: Sequence[int], budget: int, most_rows: int | None = None, *, packed: bool = False
+) -> list[list[int]]:
+    """Group rows into forward passes, longest first, each of at most `budget` positions, and of at most `most_rows`
+    rows. Positions are rows times longest, as rows are padded or, `packed`, all rows' tokens.
 
     A row that is longer than the budget has a pass to itself. The result depends on the lengths alone, so it is the
     same for any number of ranks. Returns indices into `lengths`.
     """
     most_rows = len(lengths) if most_rows is None else most_rows
     parts: list[list[int]] = []
+    positions = 0
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if parts and len(parts[-1]) < most_rows and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= budget:
+        positions += lengths[row] if packed or not parts else lengths[parts[-1][0]]
+        if parts and len(parts[-1]) < most_rows and positions <= budget:
             parts[-1].append(row)
         else:
             parts.append([row])
+            positions = lengths[row]
     return parts
 
 
-def even_parts(lengths: Sequence[int], num_parts: int, most_rows: int) -> list[list[int]]:
+def even_parts(lengths: Sequence[int], num_parts: int, most_rows: int, *, packed: bool = False) -> list[list[int]]:
     """Group rows of like length, longest first, into at most `num_parts` forward passes of at most `most_rows` rows,
-    such that the largest padded size is as small as possible. Returns indices into `lengths`."""
+    such that the largest has as few positions as possible. Returns indices into `lengths`."""
     assert len(lengths) <= num_parts * most_rows, "more rows than fit"
 
     def is_enough(budget: int) -> bool:
-        return len(token_budget(lengths, budget, most_rows)) <= num_parts
+        return len(token_budget(lengths, budget, most_rows, packed=packed)) <= num_parts
 
     largest = len(lengths) * max(lengths, default=0)
     budget = bisect_left(range(largest), True, key=is_enough)  # more parts never need a larger budget
-    return token_budget(lengths, budget, most_rows)
+    return token_budget(lengths, budget, most_rows, packed=packed)
 
 
 def _batch_id(prompts: Sequence[Prompt]) -> str:

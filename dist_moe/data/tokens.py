@@ -1,6 +1,6 @@
-"""Rows as token ids, and padded tensors of several rows. `dist_moe.data.encode` makes the ids.
+"""Rows as token ids, and tensors of several rows, padded or packed. `dist_moe.data.encode` makes the ids.
 
-Legend: R rows, S padded length.
+Legend: R rows, S padded length; packed, R is 1, and S the number of all rows' tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -58,13 +59,14 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Right-padded rows; every tensor but `predicting` is [R, S]. A rank without rows has one dummy token, which is not
-    live."""
+    """Rows, each padded on the right, or packed: laid end to end in one row of the tensors. Every tensor but
+    `predicting` is [R, S]. A rank without rows has one dummy token, which is not live."""
 
     input_ids: Tensor
     """int64"""
     labels: Tensor
-    """int64: ids of the trained tokens, -100 elsewhere; not shifted, as the model shifts them."""
+    """int64: ids of the trained tokens, -100 elsewhere; not shifted, as the model shifts them. Nothing predicts a row's
+    first token: it is -100."""
     is_completion: Tensor
     """bool: tokens of the answer, and the token that ends its turn."""
     is_prompt: Tensor
@@ -83,19 +85,33 @@ class TokenBatch:
     """int64: as `labels`, of rejected answers, which have no `labels`."""
     pair: Tensor
     """int64: at all positions of a row and of its rejected answer, the index of the row; -1 if it has none."""
+    row: Tensor
+    """int64: the index of the row that a position belongs to; rejected answers have indices of their own."""
+    place: Tensor
+    """int64: where in its row a position is."""
     predicting: Tensor
     """int64 [n]: the positions, of R * S, from which a token with one of `all_labels` is predicted, in order."""
     num_live: int
     """How many tokens are live. Both are made here, as a GPU would have to be waited for."""
+    num_rows: int
+    """How many rows there are, with those of rejected answers; the dummy is one."""
+    is_packed: bool
 
     @property
     def inputs(self) -> dict[str, Any]:
         """The arguments of a model's forward pass.
 
         There is no attention mask: attention is causal, so that no token sees the padding on its right, and without a
-        mask torch takes its fastest way.
+        mask torch takes its fastest way. Of packed rows, transformers is given the places: where they begin anew, a
+        row begins, whose tokens see no other row.
         """
-        return {"input_ids": self.input_ids, "use_cache": False}
+        places = {"position_ids": self.place} if self.is_packed else {}
+        return {"input_ids": self.input_ids, **places, "use_cache": False}
+
+    @property
+    def begins(self) -> Tensor:
+        """bool: the first token of each row, the dummy and rejected answers included."""
+        return self.place == 0
 
     @property
     def own(self) -> Tensor:
@@ -124,54 +140,77 @@ class TokenBatch:
         return TokenBatch(**values | {name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
-def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False) -> TokenBatch:
-    """Pad rows on the right to the longest. No rows: one dummy row of one token, so that every rank has a forward
-    pass to run. With `pairs`, the rejected answers follow the rows, as sequences of their own."""
+def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False, packed: bool = False) -> TokenBatch:
+    """Pad rows on the right to the longest or, `packed`, lay them end to end. No rows: one dummy row of one token, so
+    that every rank has a forward pass to run. With `pairs`, the rejected answers follow the rows, as rows of their
+    own."""
     paired = [i for i, row in enumerate(rows) if pairs and row.rejected is not None]
     num_own = max(len(rows), 1)
     rows = [*rows, *(worse for i in paired if (worse := rows[i].rejected) is not None)]
-    width = max((row.num_tokens for row in rows), default=1)
-    shape = (max(len(rows), 1), width)
-    input_ids = torch.full(shape, pad_id)
-    is_prompt, is_completion, in_content, in_span, is_unsafe = torch.zeros(5, *shape, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        start, end = len(row.prompt_ids), row.num_tokens
-        input_ids[i, :end] = torch.tensor(row.prompt_ids + row.response_ids)
-        is_prompt[i, :start] = True
-        is_completion[i, start:end] = True
-        is_unsafe[i] = row.unsafe
+    lengths = [row.num_tokens for row in rows] or [1]
+    shape, starts = _shape(lengths, packed=packed)
+    row_T, place_T = _places(lengths, shape, starts)
+    input_ids = torch.full_like(row_T, pad_id)
+    is_prompt, is_completion, in_content, in_span, is_unsafe = torch.zeros(5, len(row_T), dtype=torch.bool)
+    gaps = torch.zeros_like(is_prompt)
+    for start, row in zip(starts, rows, strict=False):  # the dummy has no row
+        input_ids[start : start + row.num_tokens] = torch.tensor(row.prompt_ids + row.response_ids)
         for places, ranges in (
+            (is_prompt, ((0, len(row.prompt_ids)),)),
+            (is_completion, ((len(row.prompt_ids), row.num_tokens),)),
             (in_content, row.content),
             (in_span, () if row.span is None else (row.span,)),
+            (gaps, () if row.gap is None else (row.gap,)),
         ):
             for first, stop in ranges:
-                places[i, first:stop] = True
+                places[start + first : start + stop] = True
+    if rows:
+        is_unsafe = torch.tensor([row.unsafe for row in rows])[row_T]
     live = is_prompt | is_completion
-    for i, row in enumerate(rows):
-        if row.gap is not None:
-            is_completion[i, slice(*row.gap)] = False
-    labels = input_ids.masked_fill(~is_completion, IGNORED)
-    is_rejected, pair = torch.zeros_like(live), torch.full(shape, -1)
-    is_rejected[num_own:] = True
-    for number, i in enumerate(paired):
-        pair[i] = pair[num_own + number] = i
-    is_next = (labels != IGNORED).roll(-1, 1)
-    is_next[:, -1] = False
+    is_completion &= ~gaps
+    labels = input_ids.masked_fill(~is_completion | (place_T == 0), IGNORED)
+    is_rejected = row_T >= num_own
+    pair_of = torch.full((len(lengths),), -1)
+    pair_of[paired] = torch.tensor(paired, dtype=torch.int64)
+    pair_of[num_own:] = torch.tensor(paired, dtype=torch.int64)
+    tensors = {
+        "input_ids": input_ids,
+        "labels": labels.masked_fill(is_rejected, IGNORED),
+        "is_completion": is_completion,
+        "is_prompt": is_prompt,
+        "live": live,
+        "is_unsafe": is_unsafe,
+        "in_content": in_content,
+        "in_span": in_span,
+        "is_rejected": is_rejected,
+        "rejected_labels": labels.masked_fill(~is_rejected, IGNORED),
+        "pair": pair_of[row_T],
+        "row": row_T,
+        "place": place_T,
+    }
     return TokenBatch(
-        input_ids,
-        labels.masked_fill(is_rejected, IGNORED),
-        is_completion=is_completion,
-        is_prompt=is_prompt,
-        live=live,
-        is_unsafe=is_unsafe,
-        in_content=in_content,
-        in_span=in_span,
-        is_rejected=is_rejected,
-        rejected_labels=labels.masked_fill(~is_rejected, IGNORED),
-        pair=pair,
-        predicting=torch.nonzero(is_next.flatten()).flatten(),
+        **{name: values_T.view(shape) for name, values_T in tensors.items()},
+        predicting=torch.nonzero(labels[1:] != IGNORED).flatten(),
         num_live=int(live.sum()),
+        num_rows=len(lengths),
+        is_packed=packed,
     )
+
+
+def _shape(lengths: Sequence[int], *, packed: bool) -> tuple[tuple[int, int], list[int]]:
+    """The shape of the tensors, and where in them, flat, each row starts."""
+    if packed:
+        return (1, sum(lengths)), [0, *accumulate(lengths[:-1])]
+    shape = len(lengths), max(lengths)
+    return shape, [i * shape[1] for i in range(shape[0])]
+
+
+def _places(lengths: Sequence[int], shape: tuple[int, int], starts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The row of each position, and where in its row it is, both flat; padding goes on counting."""
+    first_R = torch.tensor(starts)
+    total = shape[0] * shape[1]
+    row_T = torch.repeat_interleave(torch.diff(first_R, append=torch.tensor([total])))
+    return row_T, torch.arange(total) - first_R[row_T]
 
 
 def collate_prompts(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,8 @@ def count_rows(
         rows: R encoded rows.
         tokens: which tokens of the rows are counted, or how to generate the answers that are counted; then there are
             tables `prefill_counts` and `prefill_tokens`, for the prompts as the model reads them.
-        micro_batch_tokens: maximum tokens of a forward pass, with padding. Each row has its own pass if padding would
-            change results.
+        micro_batch_tokens: maximum tokens of a forward pass, with padding, which packed rows do not have. Each row has
+            its own pass if padding would change results.
         pad_id: token id for padding.
         comm: all ranks.
         gates: add a table `gates`, the sums of the counted tokens' routing weights.
@@ -78,6 +78,7 @@ def count_rows(
         results={name: (torch.int64, shape) for name, shape in shapes.items()},
         length=length,
         budget=model.at_once(micro_batch_tokens),
+        packed=model.packed and not isinstance(tokens, Sampling),
         sharing=model.in_step.size,
     )
     arrays = {name: values.cpu().numpy() for name, values in sums.items()}

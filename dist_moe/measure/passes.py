@@ -21,11 +21,14 @@ def count_given(
 ) -> dict[str, torch.Tensor]:
     """Counts [R, L, E], number of counted tokens [R], number of non-finite values [R] and, if asked for, gates [R, L,
     E]."""
-    batch = collate(rows, pad_id).to(model.in_step.device)
+    batch = collate(rows, pad_id, packed=model.packed).to(model.in_step.device)
     counted_RS = batch.counted(tokens)
-    with torch.no_grad(), model.batch(batch.live), model.tap.count(counted_RS, gates=gates) as tally:
+    counting = model.tap.count(counted_RS, gates=gates, num_rows=batch.num_rows, row_RS=batch.row)
+    with torch.no_grad(), model.batch(batch.live), counting as tally:
         model.module(**batch.inputs)
-    measured = {"counts": tally.counts_RLE, "tokens": counted_RS.sum(1), "not_finite": tally.not_finite_R}
+    tokens_R = torch.zeros_like(tally.not_finite_R)
+    tokens_R.scatter_add_(0, batch.row.flatten(), counted_RS.flatten().long())
+    measured = {"counts": tally.counts_RLE, "tokens": tokens_R, "not_finite": tally.not_finite_R}
     return measured if tally.gates_RLE is None else measured | {"gates": tally.gates_RLE}
 
 
@@ -41,14 +44,14 @@ def count_generated(
     """
     asked = Asked.of(rows, pad_id, model.layers[0].comm.device)
     num_rows = len(asked.live)
-    both = {"num_rows": 2 * num_rows, "first_row": num_rows}  # answers first, then the prompts
+    counting = model.tap.count(asked.live, gates=gates, num_rows=2 * num_rows, first_row=num_rows)  # answers first
     tokens_R = torch.zeros(num_rows, dtype=torch.int64, device=asked.live.device)
 
     def before_pass(going_on_R: torch.Tensor) -> None:
         tokens_R.add_(going_on_R)
         model.tap.next_pass(going_on_R[:, None])
 
-    with model.tap.count(asked.live, gates=gates, **both) as tally:
+    with counting as tally:
         write_answers(model, asked, sampling, before_pass)
     measured = {
         "counts": tally.counts_RLE[:num_rows],

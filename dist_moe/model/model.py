@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
 from dist_moe.errors import UserError, refused_by_library, shown
+from dist_moe.model.attention import refuse_attention
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import ExpertLayer, take_experts, train_from
 from dist_moe.moe.dense import requiring_gradients, take_dense
@@ -51,6 +52,9 @@ class MoEModel:
     """Whether each row needs a forward pass of its own, because padding would change its results."""
     router_names: tuple[str, ...]
     """Names of the MoE layers' router weights, each followed by that of its bias if it has one."""
+    packed: bool = False
+    """Whether the rows of a pass are laid end to end, and not padded. Answers are always generated from padded
+    prompts."""
     dense: dict[str, torch.Tensor] = field(default_factory=dict)
     """Dense weights that may be trained, by name: the tensors that the module computes with."""
     originals: Originals | None = None
@@ -159,7 +163,9 @@ def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = No
     """
     check_model_dir(config.path)
     disable_progress_bar()  # one bar a rank would be noise
-    module = empty_model(config.path, None if config.dtype == "auto" else getattr(torch, config.dtype))
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    module = empty_model(config.path, dtype, attention=config.attention)
+    refuse_attention(config.attention, comm.device, module.dtype)
     layers = find_moe_layers(module)
     num_parameters = module.num_parameters()
     placement = _place(moe_shape(module, layers), comm, placement)

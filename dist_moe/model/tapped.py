@@ -28,6 +28,8 @@ class Tapped:
     in_step: Comm
     """All ranks run their passes together, as weights may be sharded over them."""
     rows_alone: bool
+    packed: bool = False
+    """Nobody has asked anybody's training whether its model can."""
 
     def at_once(self, limit: T) -> T | int:
         return 1 if self.rows_alone else limit

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dist_moe.errors import UserError, shown
+from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.moe.adapters.adapt import adapt, own_conversions
 from dist_moe.moe.bank import expert_weights
 from dist_moe.moe.discover import MoELayer
@@ -35,13 +35,17 @@ from dist_moe.weights.layout import HubTensor
 from dist_moe.weights.values import DTYPES
 
 
-def empty_model(path: Path, dtype: torch.dtype | None = None, *, weights: bool = True) -> PreTrainedModel:
+def empty_model(
+    path: Path, dtype: torch.dtype | None = None, *, weights: bool = True, attention: str = "auto"
+) -> PreTrainedModel:
     """The whole model of a checkpoint on the meta device: shapes without values, in the checkpoint's data type.
 
-    Without `weights`, nobody will read them, so they need not be there; `dtype` must be given.
+    Without `weights`, nobody will read them, so they need not be there; `dtype` must be given. `attention` is as in
+    `ModelConfig`.
 
     Raises:
-        UserError: config.json or generation_config.json cannot be read by transformers, or the model is not supported.
+        UserError: config.json or generation_config.json cannot be read by transformers, or the model is not supported,
+            or not with this attention.
     """
     warn_if_untested()
     config = read_config(path, weights=weights)
@@ -52,8 +56,14 @@ def empty_model(path: Path, dtype: torch.dtype | None = None, *, weights: bool =
                 f"{path / CONFIG}: dtype {shown(own)} cannot be trained: use a checkpoint of floating point"
             )
         dtype = own
-    with refused_by_transformers(path / CONFIG), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    refused, asked = refused_by_transformers(path / CONFIG), None
+    if attention != "auto":
+        asked, instead = attention, "set model.attention to auto, or install what it says is missing"
+        refused = refused_by_library(f"model.attention: no {attention} for {path}", instead, (ImportError, ValueError))
+    with refused, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=asked, trust_remote_code=False
+        )
     model.generation_config = read_generation_config(path) or model.generation_config
     adapt(model)
     return model.eval()

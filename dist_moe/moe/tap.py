@@ -57,29 +57,39 @@ class RoutingTap:
 
     @contextmanager
     def count(
-        self, counted_RS: torch.Tensor, *, gates: bool = False, num_rows: int | None = None, first_row: int = 0
+        self,
+        counted_RS: torch.Tensor,
+        *,
+        gates: bool = False,
+        num_rows: int | None = None,
+        first_row: int = 0,
+        row_RS: torch.Tensor | None = None,
     ) -> Iterator[Tally]:
         """Count one forward pass over the tokens that are True in `counted_RS`, and its gates if asked for.
 
         Further passes are added, after `next_pass` has said what counts in them. The tally has `num_rows` rows,
-        as many as `counted_RS` by default.
+        as many as `counted_RS` by default. `row_RS` is as for `next_pass`.
         """
         assert not torch.is_grad_enabled(), "counting needs torch.no_grad()"
         shape_RLE = (num_rows or len(counted_RS), self.num_layers, self.num_experts)
         counts_RLE = torch.zeros(shape_RLE, dtype=torch.int64, device=counted_RS.device)
         gates_RLE = torch.zeros_like(counts_RLE) if gates else None
         self._tally = Tally(counts_RLE, gates_RLE, torch.zeros_like(counts_RLE[:, 0, 0]))
-        self.next_pass(counted_RS, first_row)
+        self.next_pass(counted_RS, first_row, row_RS)
         try:
             yield self._tally
         finally:
             self._first_key_T = self._tally = None
 
-    def next_pass(self, counted_RS: torch.Tensor, first_row: int = 0) -> None:
-        """Inside `count`: the coming pass, of any length S, adds its counted tokens to the rows from `first_row` on."""
+    def next_pass(self, counted_RS: torch.Tensor, first_row: int = 0, row_RS: torch.Tensor | None = None) -> None:
+        """Inside `count`: the coming pass, of any length S, adds its counted tokens to the rows from `first_row` on.
+
+        `row_RS`, int64, says to which row each token belongs, counted from there; None: row i to the i-th.
+        """
         assert self._tally is not None
-        rows = torch.arange(first_row, first_row + counted_RS.shape[0], device=counted_RS.device)[:, None]
-        rows_RS = torch.where(counted_RS, rows, self._tally.num_rows)  # uncounted tokens: one row past the end
+        if row_RS is None:
+            row_RS = torch.arange(counted_RS.shape[0], device=counted_RS.device)[:, None]
+        rows_RS = torch.where(counted_RS, first_row + row_RS, self._tally.num_rows)  # uncounted: one row past the end
         self._first_key_T = rows_RS.reshape(-1) * self.num_experts
 
     def _hook(self, index: int) -> Any:

@@ -30,6 +30,7 @@ def map_rows(
     results: Mapping[str, Kind],
     length: Callable[[T], int],
     budget: int,
+    packed: bool = False,
     sharing: int = 1,
     progress: Callable[[int], object] = lambda _: None,
 ) -> dict[str, torch.Tensor]:
@@ -45,6 +46,7 @@ def map_rows(
         results: by name the type of a result, and its shape for one row.
         length: tokens of a row.
         budget: a pass has at most so many tokens, padding included; a longer row has a pass of its own.
+        packed: rows are laid end to end, so that there is no padding.
         sharing: how many ranks share experts, and so have to run as many passes each.
         progress: is told how many rows the ranks have done together, each time this rank has done a pass.
 
@@ -55,7 +57,7 @@ def map_rows(
         name: torch.zeros(len(rows), *shape, dtype=dtype, device=comm.device)
         for name, (dtype, shape) in results.items()
     }
-    passes = token_budget([length(row) for row in rows], budget)
+    passes = token_budget([length(row) for row in rows], budget, packed=packed)
     passes += [[] for _ in range(-len(passes) % sharing)]
     with together(comm):
         for number in range(comm.rank, len(passes), comm.size):

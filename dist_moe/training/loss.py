@@ -11,13 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [R, S, V], labels [R, S] (not shifted; -100: no loss) -> losses [n] in fp32, and the row of each [n].
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """logits [R, S, V], labels [R, S] (not shifted; -100: no loss) -> losses [n] in fp32.
 
     Only positions with a label are taken from the logits, so that no second [R, S, V] tensor is made.
     """
     (rows, positions), targets = _labelled(labels)
-    return F.cross_entropy(logits[rows, positions].float(), targets, reduction="none"), rows
+    return F.cross_entropy(logits[rows, positions].float(), targets, reduction="none")
 
 
 class LabelledLogits:

@@ -95,7 +95,8 @@ class MaskMonitor:
         self._live_T = batch.live.reshape(-1)
         everywhere = self.settings.scope == "all"
         self._masked_T = self._live_T & (batch.is_unsafe.reshape(-1) | everywhere)
-        self._rows_2 += torch.stack([batch.own.any(1).sum(), (batch.own & batch.is_unsafe).any(1).sum()])
+        begins = batch.own & batch.begins
+        self._rows_2 += torch.stack([begins.sum(), (begins & batch.is_unsafe).sum()])
 
     def check(self) -> str:
         """Assert that the step is as the store says for the batch; returns the hash of the experts that were seen."""

@@ -12,7 +12,7 @@ from dist_moe.model.model import MoEModel
 from dist_moe.moe.choices import Choice, choices
 from dist_moe.moe.route_mask import RoutePlan
 from dist_moe.parallel.comm import Comm
-from dist_moe.training.loss import token_losses
+from dist_moe.training.loss import at_labels, token_losses
 from dist_moe.training.passes import next_pass
 
 LABELS = ("safe", "unsafe")
@@ -40,11 +40,11 @@ def route_price(
     sums = torch.zeros(len(LABELS), 6, dtype=torch.float64, device=comm.device)
     for batch in micro_batches:
         batch = batch.to(comm.device)
-        own, loss_n, row_n = _seen(model, batch, None)
-        masked, masked_loss_n, _ = _seen(model, batch, plan)
+        own, loss_n = _seen(model, batch, None)
+        masked, masked_loss_n = _seen(model, batch, plan)
         for label, of_label_RS in enumerate((~batch.is_unsafe, batch.is_unsafe)):
             counted_T1 = (batch.own & of_label_RS).reshape(-1, 1)
-            of_label_n = of_label_RS[:, 0][row_n]
+            of_label_n = at_labels(of_label_RS, batch.labels)
             for before, under in zip(own, masked, strict=True):
                 slots = (before.active_Tk, under.active_Tk, before.also_in(under))
                 sums[label, :3] += torch.stack([(each_Tk & counted_T1).sum() for each_Tk in slots])
@@ -63,12 +63,9 @@ def route_price(
     }
 
 
-def _seen(
-    model: MoEModel, batch: TokenBatch, plan: RoutePlan | None
-) -> tuple[list[Choice], torch.Tensor, torch.Tensor]:
-    """Each layer's choice, the loss of each token of an answer [n], and its row [n]."""
+def _seen(model: MoEModel, batch: TokenBatch, plan: RoutePlan | None) -> tuple[list[Choice], torch.Tensor]:
+    """Each layer's choice, and the loss of each token of an answer [n]."""
     with model.batch(route=plan), choices(model.layers) as seen:
         next_pass(model, batch, plan)
         logits = model.module(**batch.inputs).logits
-    loss_n, row_n = token_losses(logits, batch.labels)
-    return seen, loss_n, row_n
+    return seen, token_losses(logits, batch.labels)

@@ -169,10 +169,9 @@ def _count_tokens(micro_batches: Sequence[TokenBatch], comm: Comm) -> Numbers:
     overs: tuple[Over, ...] = ("answers", "tokens", "pairs")
     counts = torch.zeros(len(overs), 2, dtype=torch.int64)
     for batch in micro_batches:
-        counted = (batch.labels != IGNORED)[:, 1:], batch.own, batch.is_rejected[:, :1]
+        counted = batch.labels != IGNORED, batch.own, batch.is_rejected & batch.begins
         for row, counted_RS in enumerate(counted):
-            unsafe_RS = batch.is_unsafe[:, : counted_RS.shape[1]]
-            counts[row] += torch.stack([counted_RS.sum(), (counted_RS & unsafe_RS).sum()])
+            counts[row] += torch.stack([counted_RS.sum(), (counted_RS & batch.is_unsafe).sum()])
     numbers: dict[tuple[Over, Rows], int] = {}
     for over, (num_all, num_unsafe) in zip(
         overs, comm.sum_(counts.to(comm.device, non_blocking=True)).tolist(), strict=True

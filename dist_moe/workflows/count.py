@@ -45,6 +45,7 @@ from dist_moe.store import Counts, CountsPlan, StoreWriter
 from dist_moe.store.plan import StorePlan
 from dist_moe.workflows.inputs import Inputs, read_inputs
 from dist_moe.workflows.model_place import from_hub
+from dist_moe.workflows.passes import require_passes
 from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import is_finished, publish_results
 from dist_moe.workflows.run_dir import RunDir, require_absent
@@ -98,9 +99,10 @@ def begin(config: Config, comm: Comm) -> Counting:
     with together(comm):
         share_of(config.analysis.part, 0)
         require_all_experts(config.analysis)
+        require_passes(config, comm.device)
     inputs = read_inputs(config, comm)
     with together(comm):
-        outline = empty_model(config.model.path)
+        outline = empty_model(config.model.path, attention=config.model.attention)
         tokens = counted_tokens(config, inputs)
         passes = _passes(config, outline, tokens)
         directory = RunDir(config.run_dir).analysis
@@ -171,6 +173,7 @@ def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
     with RankLog(config.run_dir, comm, "count", "parts", job=job) as told:
         with together(comm):
             model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
+            model.packed = config.data.packing
         for line in forward_passes(model):
             log.info(line)
         started = time.time()
@@ -274,7 +277,11 @@ def _passes(config: Config, outline: PreTrainedModel, tokens: CountedTokens | Sa
         "micro_batch_tokens": config.analysis.micro_batch_tokens,
         "rows_alone": must_be_alone(outline),
     }
-    return facts | (tokens.facts if isinstance(tokens, Sampling) else {})
+    if config.model.attention != "auto":
+        facts["attention"] = config.model.attention
+    if isinstance(tokens, Sampling):
+        return facts | tokens.facts
+    return facts | ({"packed": True} if config.data.packing else {})
 
 
 def _count_facts(config: Config, inputs: Inputs, passes: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from dist_moe.training.schedule import EpochSchedule
 from dist_moe.training.state import TrainState
 from dist_moe.workflows.adjust import Adjusting, read_adjusting
 from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.passes import require_passes
 from dist_moe.workflows.resume import own_revisions, resume_facts, unfinished_run
 from dist_moe.workflows.run_dir import RunDir
 
@@ -68,6 +69,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
     with together(comm) as same:
         name = engine_name(config)
         trackers = _trackers(config)
+        require_passes(config, comm.device)
         rounds = require_trainable(config, name)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         masks = _read_masks(config)
@@ -81,6 +83,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         facts = resume_facts(config, inputs, masks, adjusting.rows.rows.prompts.data_hash if adjusting else "")
         found = unfinished_run(work, config, facts, masks) if comm.rank == 0 else None
         model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
+        model.packed = config.data.packing
         _require_offered(config.train, rounds, model)
     if config.train.activation_checkpointing:
         model.checkpoint_activations()

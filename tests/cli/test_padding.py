@@ -14,6 +14,7 @@ from dist_moe.config.load import load_config
 from dist_moe.measure import parts
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.store import MaskStore
+from dist_moe.training import split
 from dist_moe.workflows.inputs import read_inputs
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.cli.conftest import Run, new_run
@@ -105,6 +106,29 @@ def test_in_float32_padding_changes_no_count_of_a_bfloat16_checkpoint(in_bfloat1
     as_stored = counts(in_bfloat16, 8192)
     assert as_stored.provenance["dtype"] == "bfloat16"
     assert (as_stored.counts.prompt_counts[:] != expected).any(), "bfloat16 rounds as float32 does: nothing was tested"
+
+
+def test_packed_rows_have_the_counts_and_the_loss_of_rows_alone(in_bfloat16, monkeypatch):  # type: ignore[no-untyped-def]
+    plain, packed = plain_model(in_bfloat16), ["--analysis.dtype", "float32", "--data.packing"]
+    store = counts(in_bfloat16, 300, *packed)
+    assert (store.counts.prompt_counts[:] == expected_counts(in_bfloat16, plain)).all()
+    assert store.provenance["packed"]
+    made, collated = [], split.collate
+    monkeypatch.setattr(split, "collate", lambda *args, **kw: made.append(collated(*args, **kw)) or made[-1])
+    words = [
+        "--config",
+        str(in_bfloat16.config),
+        "--model.dtype",
+        "float32",
+        "--train.mode",
+        "update",
+        "--data.packing",
+    ]
+    assert main(["train", *words, "--overwrite"]) == 0
+    assert all(batch.input_ids.shape == (1, batch.num_live) for batch in made)
+    first = json.loads((in_bfloat16.run_dir / "metrics.jsonl").read_text().splitlines()[0])
+    expected = response_loss(plain, batches(in_bfloat16)[0][first["batch"]])
+    assert first["loss"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_in_float32_no_part_is_taken_that_padding_and_bfloat16_have_rounded(  # type: ignore[no-untyped-def]

@@ -65,6 +65,7 @@ class Case:
     refusals: float = 0.0
     answers: float = 0.0
     dpo: float = 0.0
+    packed: bool = False
     trains: str = "experts"
     rounds: tuple[str, ...] = ()
     long: bool = False
@@ -120,7 +121,7 @@ CASES = [
     # several replicas of the experts
     Case(ep_size=1),
     Case(ep_size=1, engine="fsdp", family="olmoe", masks="adversarial", mode="update", micro_batch_size=2, long=True),
-    Case(ep_size=2, masks="adversarial", placement="balanced"),
+    Case(ep_size=2, masks="adversarial", placement="balanced", packed=True),
     Case(ep_size=2, masks="adversarial", mode="update", rows=1, checkpointing=True),
     Case(ep_size=2, family="olmoe", mode="update", placement="balanced", micro_batch_size=1, long=True),
     Case(ep_size=2, family="mixtral", engine="fsdp", masks="adversarial", placement="balanced", checkpointing=True),
@@ -160,7 +161,17 @@ CASES = [
     ),
     # pairs of answers; a row in three has none
     Case(dpo=5.0, cross_entropy=0.0, micro_batch_size=2, checkpointing=True),
-    Case(dpo=5.0, kl=1.0, kl_rows="safe", drift=5.0, consistency=5.0, engine="fsdp", scope="unsafe", family="olmoe"),
+    Case(
+        dpo=5.0,
+        kl=1.0,
+        kl_rows="safe",
+        drift=5.0,
+        consistency=5.0,
+        engine="fsdp",
+        scope="unsafe",
+        family="olmoe",
+        packed=True,
+    ),
     Case(dpo=5.0, masks="adversarial", placement="balanced", rows=1, zero=3, mode="update", long=True),
     # a weight of its own for each label
     Case(cross_entropy=0.0, refusals=2.0, answers=0.5, kl=3.0, micro_batch_size=2),
@@ -306,7 +317,7 @@ def train_case(comm, case):
     union = torch.from_numpy(rounds.union(masks.any(0).numpy()))
     optimizer = CountingAdamW(model.layers, union, mesh, **ADAMW, max_norm=MAX_NORM, dense=model.dense)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    split = Split.of(case.rows, comm.size, model.at_once(case.micro_batch_size))
+    split = Split.of(case.rows, comm.size, model.at_once(case.micro_batch_size), packed=case.packed)
     if isinstance(comm, SoloComm):
         engine = LocalEngine(model.module, optimizer, schedule)
     elif case.engine == "fsdp":

@@ -23,7 +23,7 @@ class UsualStep:
         self.route_mask.allowed_LE = self.setup.allowed(self.mode, i)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.module(input_ids=batch.input_ids, use_cache=False).logits
-        loss = token_losses(logits, batch.labels)[0].mean()
+        loss = token_losses(logits, batch.labels).mean()
         loss.backward()
         for layer, weight in self.weights:
             weight.grad *= mask_LE[layer, :, None, None]

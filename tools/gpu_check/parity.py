@@ -52,7 +52,7 @@ def _parity(here: Here, family: str, dtype: torch.dtype, *, liger: bool = False)
 def _loss(module: torch.nn.Module, device: torch.device) -> torch.Tensor:
     batch = token_batch(VOCAB).to(device)
     logits = module(input_ids=batch.input_ids, attention_mask=batch.live.long(), use_cache=False).logits
-    return token_losses(logits, batch.labels)[0].mean()
+    return token_losses(logits, batch.labels).mean()
 
 
 def _plain(family: str, dtype: torch.dtype, device: torch.device) -> Found:

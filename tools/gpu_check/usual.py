@@ -38,7 +38,7 @@ def _run(here: Here, shape: str, layers: int | None, rows: int) -> None:
 
     def one() -> None:
         for batch in batches:
-            (token_losses(module(batch.input_ids, use_cache=False).logits, batch.labels)[0].sum() / labelled).backward()
+            (token_losses(module(batch.input_ids, use_cache=False).logits, batch.labels).sum() / labelled).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -184,8 +184,9 @@ def test_no_rows_give_one_dummy_token_that_is_never_counted() -> None:
 
 def test_moving_a_batch_moves_all_of_it() -> None:
     moved = collate([Encoded((1,), (2,))], pad_id=0).to("meta")
-    assert {getattr(moved, name).device.type for name in moved.__slots__ if name != "num_live"} == {"meta"}
-    assert moved.num_live == 2  # known without asking the device
+    values = [getattr(moved, name) for name in moved.__slots__]
+    assert {value.device.type for value in values if isinstance(value, torch.Tensor)} == {"meta"}
+    assert (moved.num_live, moved.num_rows) == (2, 1)  # known without asking the device
     assert moved.labels.shape == (1, 2)
 
 
