@@ -67,7 +67,7 @@ COMMANDS = [
     wrong("slurm preview", "required: --config; see dist-moe slurm preview --help"),
     wrong("slurm preview --config nowhere.yaml", "nowhere.yaml: cannot read the config file"),
     wrong("slurm preview --config run.yaml --site nowhere.yaml", "nowhere.yaml: cannot read"),
-    wrong("slurm preview --config run.yaml --site run.yaml", "run.yaml:1: a site has no 'run_dir'"),
+    wrong("slurm preview --config run.yaml --site run.yaml", "run.yaml:", ": a site has no '"),
     wrong("slurm preview --config run.yaml --resources", "argument --resources: expected at least one argument"),
     wrong("slurm preview --config run.yaml --resources node=2", "--resources 'node=2'", "did you mean nodes?"),
     wrong("slurm preview --config run.yaml --stages trian", "'trian' is none of count", "did you mean train?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from tests.slurm.conftest import Chain, submit
 from tests.tiny import CONFIGS
 from tools.soak.compare import differing_bits
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 LIMIT_S = 280
 
@@ -73,7 +74,7 @@ def test_the_whole_chain(cluster: Cluster, workplace: Path, capsys: pytest.Captu
     run = workplace / "run"
     jobs = Chain(run).jobs
     assert list(jobs) == ["count", "select", "train", "evaluate", "report"]
-    report = cluster.wait(jobs["report"], 2 * LIMIT_S)
+    report = cluster.wait(jobs["report"], 3 * LIMIT_S)
     logs = {path.name: path.read_text()[-2000:] for path in sorted((run / "slurm").glob("*.log"))}
     assert report.state == "COMPLETED", logs
     assert {f"count-{jobs['count']}_{part}.log" for part in (1, 2)} < logs.keys()
@@ -85,7 +86,7 @@ def test_the_whole_chain(cluster: Cluster, workplace: Path, capsys: pytest.Captu
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == f"count {jobs['count']} 2 completed of 2"
     for line, stage in zip(lines[2:], ("select", "train", "evaluate", "report"), strict=False):
-        assert line.startswith(f"{stage} {jobs[stage]} completed 0:"), line
+        assert re.fullmatch(rf"{stage} {jobs[stage]} completed [0-9]+:[0-9]+ n(1|\[1-2\])", line), line
     assert lines[6].startswith("run: training finished: step 3 of 3")
 
 

@@ -179,9 +179,8 @@ def test_what_is_called_a_setting_is_one() -> None:
     former = {("CHANGELOG.md", f"evaluation.{name}") for name in ("micro_batch_size", "refusal_phrases")}
     found = set(settings())
     assert len(found) > 100
-    assert (
-        sorted(each for each in found - former if each[1] not in keys | groups | {*site_keys(), "evaluation.md"}) == []
-    )
+    known = keys | groups | {*site_keys(), "evaluation.md"}
+    assert sorted(each for each in found - former if each[1] not in known) == []
 
 
 @pytest.mark.parametrize(
