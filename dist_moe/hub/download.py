@@ -63,6 +63,14 @@ def snapshot(
         )
 
 
+def is_cached(repository: Repository) -> bool:
+    """Whether the hub's cache has anything of a repository."""
+    from huggingface_hub import constants
+
+    owner, name = repository.name.split("/")
+    return Path(constants.HF_HUB_CACHE, f"{repository.kind}s--{owner}--{name}").is_dir()
+
+
 def _bars() -> type:
     """The client's progress bars, on a terminal only."""
     from huggingface_hub.utils import tqdm

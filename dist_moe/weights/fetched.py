@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dist_moe.errors import UserError, shown
-from dist_moe.hub.download import NOT_LOADED, snapshot
+from dist_moe.hub.download import NOT_LOADED, is_cached, snapshot
 from dist_moe.hub.names import Repository, origin_of, repository_of
 from dist_moe.weights.directory import CONFIG, INDEX, SINGLE, read_json, weight_files
 
@@ -18,6 +18,12 @@ log = logging.getLogger(__name__)
 def is_remote(path: Path) -> bool:
     """Whether there is no such directory here, and the path is the name of a repository."""
     return not os.path.isdir(path) and repository_of(str(path)) is not None
+
+
+def hides_repository(path: Path) -> bool:
+    """Whether a directory is read in the place of a repository of its name that is in the hub's cache."""
+    named = repository_of(str(path)) if os.path.isdir(path) else None
+    return named is not None and is_cached(named)
 
 
 def model_directory(

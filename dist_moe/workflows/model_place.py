@@ -13,7 +13,7 @@ from dist_moe.hub.names import Dataset, dataset_of, origin_of
 from dist_moe.parallel.alone import alone
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
-from dist_moe.weights.fetched import is_remote, model_directory
+from dist_moe.weights.fetched import hides_repository, is_remote, model_directory
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ def placed(path: Path, what: str, comm: Comm, *, revision: str | None = None, we
     """The directory of one model; the rest as above."""
     if not any(comm.gather(is_remote(path))):
         with together(comm):
+            if hides_repository(path):
+                log.info(f"{what}: the directory {path} is read, not the repository of that name in the hub's cache")
             return model_directory(path, what, revision=revision)
     found: list[Path] = []
     alone(comm, lambda: found.append(model_directory(path, what, revision=revision, weights=weights)))
