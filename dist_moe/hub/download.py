@@ -132,7 +132,7 @@ def _not_in_cache(repository: Repository, error: Exception) -> str:
 
     kind = " --repo-type dataset" if repository.kind == "dataset" else ""
     revision = "" if repository.revision is None else f" --revision {repository.revision}"
-    part = "only a part of" if hasattr(error, "snapshot_path") else "not"
+    there = f"only a part of {repository} is" if hasattr(error, "snapshot_path") else f"{repository} is not"
     why = f"{constants.ENDPOINT} cannot be reached"
     if constants.HF_HUB_OFFLINE:
         why = "HF_HUB_OFFLINE forbids to ask the hub"
@@ -141,6 +141,6 @@ def _not_in_cache(repository: Repository, error: Exception) -> str:
     elif error.__cause__ is None:
         why = "only one rank of all downloads"
     return (
-        f"{part} {repository} is in the hub's cache {constants.HF_HUB_CACHE}, and {why}: run `hf download "
+        f"{there} in the hub's cache {constants.HF_HUB_CACHE}, and {why}: run `hf download "
         f"{repository.name}{kind}{revision}` with a network and the same HF_HOME, or give a directory"
     )

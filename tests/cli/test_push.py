@@ -27,6 +27,7 @@ def folder(tmp_path):
     return place
 
 
+@pytest.mark.long
 def test_an_export_is_pushed_with_its_card_once_it_is_verified(hub, trained, tmp_path):
     export = ["export", str(trained.run_dir), "--out"]
     commands = [
@@ -108,6 +109,7 @@ def test_what_the_hub_holds_is_compared(hub, folder, tmp_path):
     assert not hub.repos["models/owner/new"].private
 
 
+@pytest.mark.long
 def test_without_a_token_that_may_write_nothing_is_asked_for(hub, folder, tmp_path):
     hub.repos["models/owner/empty"] = Repo()
     to = [(str(folder), "owner/new", True)]

@@ -1,10 +1,13 @@
 """Of several ranks one downloads a model; the others find it in the cache, or all say why not."""
 
+import pytest
+
 from tests.checkpoint import save_checkpoint
 from tests.hub_ranks import placed_on_ranks
 from tests.hub_server import files_of, serving
 
 
+@pytest.mark.long
 def test_one_rank_downloads_and_all_read_the_same_commit(tmp_path):
     files, home = files_of(save_checkpoint(tmp_path / "tiny")), tmp_path / "hf"
     with serving() as hub:
@@ -18,7 +21,7 @@ def test_one_rank_downloads_and_all_read_the_same_commit(tmp_path):
     assert sum(each.startswith("GET /owner/tiny/resolve/") for each in asked) == len(files)
     assert sum("/revision/main" in each for each in asked) == 3  # of three questions, each by one rank
     line = (
-        f"rank 1: model.path: there is no directory 'owner/tiny@{commit}', and not owner/tiny@{commit} is in the hub's"
+        f"rank 1: model.path: there is no directory 'owner/tiny@{commit}', and owner/tiny@{commit} is not in the hub's"
     )
     for (said,) in apart:
         assert said.startswith(line)
