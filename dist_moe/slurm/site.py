@@ -95,7 +95,7 @@ class Site(Resources):
     qos: Word | None = None
     """Quality of service of the jobs."""
     launcher: Literal["deepspeed", "torchrun"] = "deepspeed"
-    """What starts the ranks of a node, for both engines. After torchrun the exit status of a failed job is always 1."""
+    """What starts the ranks of a node. With torchrun the exit status of a failed job does not say why it failed."""
     signal_seconds: Count = 300
     """So long before its time limit a training job is told to save and to be requeued: longer than a step, an
     evaluation in mid-run and a checkpoint take."""
