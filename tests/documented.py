@@ -19,10 +19,10 @@ PLAIN = [ROOT / "Makefile", *sorted(ROOT.glob("examples/*.yaml"))]
 """Files whose comments hold commands."""
 OURS = re.compile(
     r"^(?:\$ |\w+=\$\(|source <\()?"  # as typed after a prompt, or inside another command
-    r"(?P<command>(?:dist-moe|make|deepspeed|torchrun|accelerate|sbatch|python (?:tools/|-m tools)).*)"
+    r"(?P<command>(?:dist-moe|make|deepspeed|torchrun|accelerate|sbatch|python (?:tools/|examples/|-m tools)).*)"
 )
 INLINE = re.compile(
-    r"`((?:(?:dist-moe|make|sbatch|torchrun|deepspeed|python(?= (?:tools/|-m tools))) |--[a-z_]+\.)[^`\n]*)`"
+    r"`((?:(?:dist-moe|make|sbatch|torchrun|deepspeed|python(?= (?:tools/|examples/|-m tools))) |--[a-z_]+\.)[^`\n]*)`"
 )
 SECTIONS = sorted({each.section for each in described()} - {""})
 SETTING = re.compile(rf"(?<![\w./-])(?:{'|'.join(SECTIONS)})\.[a-z_]++(?:\.[a-z_]++)*+(?!\.<)")

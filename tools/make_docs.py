@@ -4,8 +4,8 @@ docs/configuration.md is read from the source text of dist_moe/config/schema.py 
 under each field), stats/settings.py and config/adjust.py, and from the selection rules and the terms of the objective,
 whose parameters are settings; docs/python.md from the docstrings of the functions that dist_moe offers;
 dist_moe/cli/settings.json, which the help of commands reads, from the settings' descriptions. The plans in
-docs/planning.md are what the commands above them print. The table in docs/families.md is what `dist-moe families` finds
-with the installed transformers, in some minutes; the tests say when it is stale.
+docs/planning.md and docs/models.md are what the commands above them print. The table in docs/families.md is what
+`dist-moe families` finds with the installed transformers, in some minutes; the tests say when it is stale.
 
     python tools/make_docs.py               rewrite these pages and this file, check the links
     python tools/make_docs.py --families    rewrite the table in docs/families.md too
@@ -47,7 +47,7 @@ PAGE = Path("docs/configuration.md")
 SETTINGS = Path("dist_moe/cli/settings.json")
 PYTHON = Path("docs/python.md")
 FAMILIES = Path("docs/families.md")
-PLANNING = Path("docs/planning.md")
+WITH_PLANS = (Path("docs/planning.md"), Path("docs/models.md"))
 PLANNED = re.compile(r"^    (dist-moe plan .*)\n\n```text\n(?:.*\n)*?```\n", re.MULTILINE)
 FAMILIES_TABLE = re.compile(r"^\| model type \|.*\n(?:\|.*\n)*", re.MULTILINE)
 
@@ -192,13 +192,13 @@ def _function(function: Callable[..., object]) -> str:
 
 
 def render_plans(page: str) -> str:
-    """The page of planning, with what each of its commands prints."""
+    """A page with what each `dist-moe plan` in it prints. Their configurations are relative to the repository."""
     return PLANNED.sub(lambda found: f"    {found.group(1)}\n\n```text\n{_plan(found.group(1))}\n```\n", page)
 
 
 def _plan(command: str) -> str:
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(printed):
         main_of_commands(shlex.split(command)[1:])
     return printed.getvalue().strip()
 
@@ -254,10 +254,11 @@ def update(root: Path, *, check: bool) -> list[str]:
     sections |= objects_sections("JudgeConfig", JUDGES)
     for path in sources:
         sections |= read_sections((root / path).read_text(encoding="utf-8"))
-    planning = (root / PLANNING).read_text(encoding="utf-8") if (root / PLANNING).exists() else ""
     settings = json.dumps(as_stored(), indent=1, ensure_ascii=False) + "\n"
     pages = [(PAGE, render(sections)), (PYTHON, render_python()), (SETTINGS, settings)]
-    for page, text in [*pages, *([(PLANNING, render_plans(planning))] if planning else [])]:
+    planned = [page for page in WITH_PLANS if (root / page).exists()]
+    pages += [(page, render_plans((root / page).read_text(encoding="utf-8"))) for page in planned]
+    for page, text in pages:
         if not check:
             (root / page).write_text(text, encoding="utf-8")
         elif not (root / page).exists() or (root / page).read_text(encoding="utf-8") != text:

@@ -45,6 +45,8 @@ def make_base_model(
     steps: int,
     hidden_size: int = 128,
     num_layers: int = 4,
+    num_experts: int = 16,
+    peak_lr: float = PEAK_LR,
     num_threads: int = 1,
 ) -> None:
     """Train on `corpus.pretraining` for `steps` steps of 16 rows; write model and tokenizer to `out`.
@@ -55,11 +57,11 @@ def make_base_model(
     """
     tokenizer = train_tokenizer(corpus.pretraining)
     with _reproducible(seed, num_threads):
-        model = Qwen3MoeForCausalLM(_model_config(tokenizer, hidden_size, num_layers))
+        model = Qwen3MoeForCausalLM(_model_config(tokenizer, hidden_size, num_layers, num_experts))
         model.set_experts_implementation("eager")
         num_parameters = sum(p.numel() for p in model.parameters())
         log.info(f"base model: {num_parameters / 1e6:.1f}M parameters, {len(corpus.pretraining)} rows to train on")
-        _train(model, tokenizer, corpus.pretraining, steps, np.random.default_rng(seed))
+        _train(model, tokenizer, corpus.pretraining, steps, peak_lr, np.random.default_rng(seed))
     model.config.output_router_logits = False
     disable_progress_bar()
     model.save_pretrained(out, max_shard_size=MAX_SHARD_SIZE)
@@ -88,7 +90,9 @@ def train_tokenizer(rows: Iterable[Row]) -> PreTrainedTokenizerFast:
     )
 
 
-def _model_config(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers: int) -> Qwen3MoeConfig:
+def _model_config(
+    tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers: int, num_experts: int
+) -> Qwen3MoeConfig:
     return Qwen3MoeConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -97,7 +101,7 @@ def _model_config(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_laye
         num_key_value_heads=2,
         intermediate_size=hidden_size,
         moe_intermediate_size=hidden_size // 2,
-        num_experts=16,
+        num_experts=num_experts,
         num_experts_per_tok=2,
         norm_topk_prob=True,
         tie_word_embeddings=True,
@@ -115,13 +119,14 @@ def _train(
     tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[Row],
     steps: int,
+    peak_lr: float,
     generator: np.random.Generator,
 ) -> None:
     """Next-token training on whole chats, prompts included."""
     texts = [_chat(tokenizer, row) for row in rows]
     encoded = [torch.tensor(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     batches = _batches([len(ids) for ids in encoded], BATCH_SIZE, generator)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
     model.train()
     for step in range(1, steps + 1):

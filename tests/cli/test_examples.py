@@ -60,6 +60,7 @@ def test_the_notebook_is_one():
 @pytest.mark.parametrize(
     ("name", "path"),
     [
+        ("deepseek-v3", "models/DeepSeek-V3-bf16"),
         ("olmoe", "models/OLMoE-1B-7B-0924-Instruct"),
         ("olmoe-recipe", "models/OLMoE-1B-7B-0924-Instruct"),
         ("qwen3-30b-a3b", "models/Qwen3-30B-A3B"),
