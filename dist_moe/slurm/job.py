@@ -84,7 +84,7 @@ def batch_file(job: Job, site: Site, place: Place) -> str:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     return environment.from_string(template).render(
         stage=job.stage,
-        options=[_in_comment(option) for option in _options(job, site, asked, place)],
+        options=[*map(_in_comment, _options(job, site, asked, place)), *(asked.options or ())],
         bin=None if site.container.kind != "none" else shlex.quote(str(place.bin)),
         setup=site.setup,
         words=" ".join(map(shlex.quote, job.words)),
@@ -115,7 +115,6 @@ def _options(job: Job, site: Site, asked: Resources, place: Place) -> Iterator[s
     given |= {"nodes": asked.nodes or 1, "ntasks-per-node": 1, "cpus-per-task": _cores(asked)}
     given |= {"gpus-per-node": asked.gpus_per_node or None, "mem": asked.mem}
     yield from (f"--{option}={value}" for option, value in given.items() if value is not None)
-    yield from asked.options or ()
 
 
 def _cores(asked: Resources) -> int:

@@ -14,7 +14,10 @@ from dist_moe.slurm.job import Job, Place, batch_file, sbatch
 from dist_moe.slurm.site import read_site
 
 PLACE = Place(run_dir=Path("/work/my runs/it's 100%"), cwd=Path("/work/x"), bin=Path("/opt/env/bin"))
-GPUS = ("gpus_per_node=8", "cpus_per_rank=12", "nodes=2", "mem=800G", "account=me", "time=60", "options=[--exclusive]")
+GPUS = (
+    *("gpus_per_node=8", "cpus_per_rank=12", "nodes=2", "mem=800G", "account=me", "time=60"),
+    "options=[--exclusive, -x n1]",
+)
 
 
 def text(stage: str, *resources: str, num_parts: int = 1, words: tuple[str, ...] = ("train", "a b")) -> str:
@@ -29,7 +32,7 @@ def test_the_options_are_the_sites():
     assert options(text("train", *GPUS)) == [
         *("--job-name=dist-moe-train", "--chdir=/work/x", "--output=/work/my runs/it's 100%%/slurm/train-%j.log"),
         *("--open-mode=append", "--requeue", "--signal=B:USR1@300", "--account=me", "--time=60", "--nodes=2"),
-        *("--ntasks-per-node=1", "--cpus-per-task=96", "--gpus-per-node=8", "--mem=800G", "--exclusive"),
+        *("--ntasks-per-node=1", "--cpus-per-task=96", "--gpus-per-node=8", "--mem=800G", "--exclusive", "-x", "n1"),
     ]
     found = options(text("count", "ranks_per_node=3", "cpus_per_rank=2", num_parts=4))
     assert {"--array=1-4", "--cpus-per-task=6", "--nodes=1"} <= set(found)
