@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_moe.errors import UserError, shown
 from dist_moe.files import hash_file
 from dist_moe.hub.names import repository_of
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 OF_THE_HUB = ".gitattributes"
 """The one file that a new repository has."""
@@ -88,15 +92,18 @@ def push(folder: Path, name: str, *, private: bool, message: str) -> Pushed:
         info = HfApi().model_info(name, revision=commit, files_metadata=True)
     held = {file.rfilename: file for file in info.siblings or ()}
     for path, file in files.items():
-        there = held.get(path)
-        digest = None if there is None else there.lfs.sha256 if there.lfs is not None else there.blob_id
-        if there is None or digest not in (hash_file(file), _blob_id(file)):
+        if path not in held or not _is_same(held[path], file):
             raise UserError(
                 f"--push: {constants.ENDPOINT}/{name} at commit {commit[:12]} does not hold {path} as it is in "
                 f"{folder}: delete that repository, and push again"
             )
     num_bytes = sum(file.stat().st_size for file in files.values())
     return Pushed(f"{constants.ENDPOINT}/{name}", commit, bool(info.private), len(files), num_bytes)
+
+
+def _is_same(there: RepoSibling, file: Path) -> bool:
+    """Whether the hub has a file's bytes: it gives the SHA-256 of large files, and git's name of small ones."""
+    return there.lfs.sha256 == hash_file(file) if there.lfs is not None else there.blob_id == _blob_id(file)
 
 
 def _is_pushed(file: Path, folder: Path) -> bool:
