@@ -5,6 +5,7 @@
 #   make demo  [ARGS=--fast]           the whole pipeline on a tiny model
 #   make test  [ARGS=tests/unit]       the tests, or those named, on all cores; without the long tail
 #   make test-all                      all tests: every model family, jobs killed at random moments, a real Slurm
+#   make test-slurm [ARGS=...]         of these, those with a real Slurm
 #   make lint                          style, types, room order, shell scripts, documentation
 #   make bench [ARGS=...]              speed
 #   make mutations [ARGS=wiring]       break the code in many places, one at a time: each time a test must go red
@@ -21,7 +22,7 @@ STAMP := .venv/setup.stamp
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: setup demo test test-all lint bench mutations soak docs slurm-packages chromium triton site
+.PHONY: setup demo test test-all test-slurm lint bench mutations soak docs slurm-packages chromium triton site
 
 setup: $(STAMP)
 
@@ -55,6 +56,9 @@ test: setup
 test-all: setup slurm-packages chromium triton site
 	$(PYTEST) $(ARGS) tests/unit tests/bad_inputs tests/ranks tests/cli
 	$(BIN)/python -m pytest tests/slurm
+
+test-slurm: setup slurm-packages
+	$(BIN)/python -m pytest $(ARGS) tests/slurm
 
 lint: setup
 	$(BIN)/ruff check
