@@ -9,6 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
+CODE = re.compile(r"`[^`\n]+`")
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -20,6 +21,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links between the README and docs/ lead to pages; those to other files of the repository become text."""
+    markdown = CODE.sub(lambda found: found[0].replace("\\|", "|"), markdown)  # here a bar in code ends no cell
     return LINK.sub(lambda found: _on_site(found, from_readme=page.file.src_uri == "index.md"), markdown)
 
 
