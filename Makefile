@@ -4,6 +4,7 @@
 #   make setup [TORCH=torch==2.13.0]   the virtual environment .venv, with the tested versions of everything
 #   make demo  [ARGS=--fast]           the whole pipeline on a tiny model
 #   make test  [ARGS=tests/unit]       the tests, or those named, on all cores; without the long tail
+#   make test  TRANSFORMERS=5.17.0     the same with another transformers, in an environment of its own
 #   make test-all                      all tests: every model family, jobs killed at random moments, a real Slurm
 #   make test-slurm [ARGS=...]         of these, those with a real Slurm
 #   make lint                          style, types, room order, shell scripts, documentation
@@ -15,9 +16,14 @@
 
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
+TRANSFORMERS ?=
 ARGS ?=
-BIN := .venv/bin
-STAMP := .venv/setup.stamp
+ENV := .venv$(if $(TRANSFORMERS),-transformers-$(TRANSFORMERS))
+BIN := $(ENV)/bin
+STAMP := $(ENV)/setup.stamp
+# Another transformers has its own hub library and tokenizers; pip finds those that fit.
+FREE := torch$(if $(TRANSFORMERS),|transformers|huggingface_hub|tokenizers)
+PINS := '$(TORCH)' $(if $(TRANSFORMERS),'transformers==$(TRANSFORMERS)')
 
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
@@ -33,10 +39,10 @@ endif
 
 # torch goes first and alone, because its builds (CPU, CUDA) come from different places; nothing after it may change it.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > .venv/constraints.txt
-	$(BIN)/python -m pip install -qq --constraint .venv/constraints.txt '$(TORCH)' setuptools
-	$(BIN)/python -m pip install -qq --constraint .venv/constraints.txt --editable '.[dev]'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(ENV)
+	{ grep -vE '^($(FREE))==' constraints.txt; printf '%s\n' $(PINS); } > $(ENV)/constraints.txt
+	$(BIN)/python -m pip install -qq --constraint $(ENV)/constraints.txt '$(TORCH)' setuptools
+	$(BIN)/python -m pip install -qq --constraint $(ENV)/constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: setup

@@ -264,6 +264,8 @@ ALL_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = (
     | {name: partial(_config, name) for name in REFUSED if name in CONFIG_MAPPING}
 )
 """The same, with composite and unsupported types."""
+EVERY_TYPE = frozenset({*SETTINGS, *COMPOSITES, *REFUSED})
+"""Those and the types that only a later transformers has."""
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -28,6 +29,7 @@ from dist_moe.moe.natural import Natural
 from dist_moe.moe.route_mask import RouteMask
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.report.families import table
+from dist_moe.tested import TESTED, minor
 from dist_moe.training.optimizer import SelectiveAdamW
 from tests.tiers import by_family
 
@@ -48,6 +50,14 @@ NOT_SUPPORTED = {
     "doge": set(CHECKS),
 }
 """Model type -> what is refused, with a reason; everything else must work."""
+IS_PINNED = minor(transformers.__version__) == minor(TESTED["transformers"][1])
+"""Whether this is the transformers of which docs/families.md tells."""
+IN_5_17 = {
+    "aria_text": set(CHECKS),  # does not have the interface yet
+    **{name: {"packing"} for name in ("llama4", "llama4_text")},  # chunks of packed rows are another row's too
+}
+if minor(transformers.__version__) == (5, 17):
+    NOT_SUPPORTED |= IN_5_17
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "families.md"
 
 
@@ -56,7 +66,8 @@ def test_family(model_type: str) -> None:
     result = support(model_type)
     failed = {name for name, works in result.works.items() if not works}
     assert failed == NOT_SUPPORTED.get(model_type, set()), result.note
-    assert list(table([result]))[-1] in PAGE.read_text(encoding="utf-8"), "docs/families.md is stale: run `make docs`"
+    page = PAGE.read_text(encoding="utf-8")
+    assert not IS_PINNED or list(table([result]))[-1] in page, "docs/families.md is stale: run `make docs`"
 
 
 @pytest.mark.parametrize("model_type", by_family(sorted(ALONE & set(moe_model_types()))))
@@ -75,7 +86,10 @@ def test_page_says_of_which_types_padded_rows_run_alone() -> None:
 def test_page_has_no_other_family() -> None:
     cells = r" (?:yes|no) \|" * len(CHECKS)
     rows = re.findall(rf"^\| (\w+) \|{cells}", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert rows == moe_model_types()
+    if IS_PINNED:
+        assert rows == moe_model_types()
+    else:  # an older one has fewer
+        assert set(moe_model_types()) <= set(rows)
 
 
 def test_no_type_with_experts_of_the_interface_is_left_out() -> None:
