@@ -60,9 +60,9 @@ def test_inspect_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_families_as_json_is_nothing_but_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["families", "olmoe", "deepseek_v4", "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
-    names = ("tap", "route", "update", "train", "load", "export", "verify", "padding")
+    names = ("tap", "route", "update", "train", "load", "export", "verify", "padding", "packing")
     assert first == {"model_type": "olmoe", **dict.fromkeys(names, True), "note": ""}
-    assert [name for name in names if not second[name]] == ["route"]
+    assert [name for name in names if not second[name]] == ["route", "packing"]
     assert "hash-routed" in second["note"]
 
 
