@@ -18,3 +18,22 @@ class Call:
     output: Output
     launcher: int | None
     """Process id of the launcher, if one has started this process."""
+
+    def new_file(self, text: str, then: str) -> int:
+        """Print a text, or write it to the new file --out, and say what to do with that.
+
+        Raises:
+            UserError: the file exists, or cannot be written.
+        """
+        from dist_moe.files import require_absent, write_text_atomic, writing
+
+        out = self.args.out
+        if out is None:
+            print(text, end="")
+            return 0
+        self.output.outlive_reader()
+        require_absent(out, "choose another --out or remove it")
+        with writing(out):
+            write_text_atomic(out, text)
+        print(f"{out}: {then}")
+        return 0

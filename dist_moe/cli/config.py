@@ -30,19 +30,9 @@ def add_config_commands(commands: Any) -> None:
 
 
 def _init(call: Call) -> int:
-    from dist_moe.files import require_absent, write_text_atomic, writing
     from dist_moe.report.config import template
 
-    out = call.args.out
-    if out is None:
-        print(template(), end="")
-        return 0
-    call.output.outlive_reader()
-    require_absent(out, "choose another --out or remove it")
-    with writing(out):
-        write_text_atomic(out, template())
-    print(f"{out}: fill in run_dir, model.path and data.paths")
-    return 0
+    return call.new_file(template(), "fill in run_dir, model.path and data.paths")
 
 
 def _show(call: Call) -> int:

@@ -68,19 +68,9 @@ def _add_chain(actions: Any, name: str, what: str, run: Any) -> None:
 
 
 def _site(call: Call) -> int:
-    from dist_moe.files import require_absent, write_text_atomic, writing
     from dist_moe.report.slurm import site_template
 
-    out = call.args.out
-    if out is None:
-        print(site_template(), end="")
-        return 0
-    call.output.outlive_reader()
-    require_absent(out, "choose another --out or remove it")
-    with writing(out):
-        write_text_atomic(out, site_template())
-    print(f"{out}: set what the jobs of this cluster need")
-    return 0
+    return call.new_file(site_template(), "set what the jobs of this cluster need")
 
 
 def _request(call: Call) -> Request:

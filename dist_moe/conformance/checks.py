@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dist_moe.config.schema import TrainConfig
 from dist_moe.conformance.packing import packing
 from dist_moe.conformance.padding import padding
-from dist_moe.conformance.specimen import COMM, Specimen, close, experts_inputs, require
+from dist_moe.conformance.specimen import COMM, Specimen, close, experts_inputs, require, require_gradients
 from dist_moe.data.tokens import Encoded, collate
 from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import MoEModel, adopt
@@ -146,14 +146,7 @@ def update(specimen: Specimen) -> None:
     require(close(logits, expected), "logits are not the plain model's")
     expected.square().mean().backward()
     logits.square().mean().backward()
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-    # a model whose weights are gradients: taking it over lays them out as the banks are
-    for layer, right in zip(model.layers, adopt(reference, COMM).layers, strict=True):
-        for name, gradient in right.bank.items():
-            found = torch.stack([layer.grads[slot][name] for slot in range(len(layer.local))])
-            require(close(found, gradient), f"gradients of layer {layer.index}, {name}, are not the plain model's")
+    require_gradients(model, reference, "gradients of layer {}, {}, are not the plain model's")
 
 
 def train(specimen: Specimen) -> None:

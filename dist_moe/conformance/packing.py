@@ -16,11 +16,19 @@ import torch
 from dist_moe.config.schema import ModelConfig
 from dist_moe.conformance.padding import PAD_ID, long_rows
 from dist_moe.conformance.sizes import ALL_CONFIGS, build
-from dist_moe.conformance.specimen import CLOSE, COMM, Specimen, close, counted, experts_inputs, require
+from dist_moe.conformance.specimen import (
+    CLOSE,
+    COMM,
+    Specimen,
+    close,
+    counted,
+    experts_inputs,
+    require,
+    require_gradients,
+)
 from dist_moe.data.tokens import TokenBatch, collate
 from dist_moe.errors import UserError
 from dist_moe.measure.collect import count_rows
-from dist_moe.model.model import adopt
 from dist_moe.moe.internals import must_be_alone
 
 CLOSE_IN_BFLOAT16 = 0.04
@@ -38,13 +46,7 @@ def packing(specimen: Specimen) -> None:
         require(close(found[start:stop], expected), "packed rows see each other")
         (expected.square().sum() * (i + 1)).backward()
         (found[start:stop].square().sum() * (i + 1)).backward(retain_graph=True)
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-    for layer, right in zip(model.layers, adopt(reference, COMM).layers, strict=True):
-        for name, gradient in right.bank.items():
-            own = torch.stack([layer.grads[slot][name] for slot in range(len(layer.local))])
-            require(close(own, gradient), f"packed, gradients of layer {layer.index}, {name}, are others")
+    require_gradients(model, reference, "packed, gradients of layer {}, {}, are others")
     model = specimen.taken()
     model.packed = True
     counts = count_rows(model, rows, tokens="all", micro_batch_tokens=batch.num_live, pad_id=PAD_ID, comm=COMM)

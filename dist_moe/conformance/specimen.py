@@ -141,3 +141,17 @@ def counted(model: MoEModel, seen: list[tuple[torch.Tensor, torch.Tensor, torch.
         chosen = index_Tk[(index_Tk < model.shape.num_experts) & (weights_Tk != 0)]
         np.add.at(counts_LE[i % model.shape.num_layers], chosen.numpy(), 1)
     return counts_LE
+
+
+def require_gradients(model: MoEModel, reference: PreTrainedModel, wrong: str) -> None:
+    """Require that the experts' gradients are those of a plain model; `wrong` has places for a layer and a weight.
+
+    Afterwards the plain model's weights are its gradients: taking it over lays them out as the banks are.
+    """
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    for layer, right in zip(model.layers, adopt(reference, COMM).layers, strict=True):
+        for name, gradient in right.bank.items():
+            found = torch.stack([layer.grads[slot][name] for slot in range(len(layer.local))])
+            require(close(found, gradient), wrong.format(layer.index, name))

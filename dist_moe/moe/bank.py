@@ -140,9 +140,8 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
     for layer in layers:
         weights = {name: layer.experts.get_parameter(name).detach() for name in expert_weights(layer.experts)}
         layout = FlatLayout.of(weights)
-        first = next(iter(weights.values()))
-        assert {weight.dtype for weight in weights.values()} == {first.dtype}
-        flat_SN = first.new_empty(len(first), layout.size, device=comm.device)
+        ((num_rows, dtype),) = {(len(weight), weight.dtype) for weight in weights.values()}
+        flat_SN = torch.empty(num_rows, layout.size, dtype=dtype, device=comm.device)
         bank = layout.views(flat_SN)
         for name in bank:
             bank[name].copy_(weights.pop(name))

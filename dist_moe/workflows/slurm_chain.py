@@ -10,6 +10,7 @@ from pathlib import Path
 from dist_moe.config.load import load_config
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError, shown
+from dist_moe.evaluation.record import INDEX
 from dist_moe.slurm import STAGES, Stage
 from dist_moe.slurm.job import Chain, Job, Place, here
 from dist_moe.slurm.site import read_site
@@ -68,8 +69,8 @@ def _results(config: Config) -> dict[Stage, str]:
         found["count"] = f"counts are in {run.counts}"
     if run.experts.exists() and not run.training.exists() and not config.overwrite:
         found["train"] = f"trained experts are in {run.experts}"
-        if (run.path / "evaluation.json").exists():
-            found["evaluate"] = f"the evaluation is in {run.path / 'evaluation.json'}"
+        if (evaluation := run.path / INDEX).exists():
+            found["evaluate"] = f"the evaluation is in {evaluation}"
     return found
 
 

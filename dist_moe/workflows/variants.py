@@ -147,7 +147,8 @@ def run_variant(
         _require_settings(masks, MaskStore.open(masks).selection_rule, rule.facts)
         trained = TrainedRun.open(run.path, every_byte=comm.rank == 0)
         _require_settings(run.path, trained.facts.settings, result_settings(own))
-        _require_settings(run.path, settings_of(trained.config), {key: settings_of(own)[key] for key in TEMPLATE})
+        tokens = settings_of(own)
+        _require_settings(run.path, settings_of(trained.config), {key: tokens[key] for key in TEMPLATE})
         found = read_evaluation(run.path) if (run.path / INDEX).exists() else None
     if found is None or not _is_of(found, own, data_hash, trained.experts.digest):
         kept = config.run_dir / BASE_ANSWERS
