@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from dist_moe.cli.streams import Output
+from dist_moe.interruption import Interruption
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Call:
     output: Output
     launcher: int | None
     """Process id of the launcher, if one has started this process."""
+    interruption: Interruption
 
     def new_file(self, text: str, then: str) -> int:
         """Print a text, or write it to the new file --out, and say what to do with that.

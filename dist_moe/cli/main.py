@@ -32,13 +32,14 @@ from dist_moe.cli.store import add_store_commands
 from dist_moe.cli.streams import Output
 from dist_moe.cli.verify import add_verify_command
 from dist_moe.errors import UserError
+from dist_moe.interruption import Interruption
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A `UserError` becomes one line on stderr and exit status 2; any other error is raised."""
     launcher = os.getppid() if "RANK" in os.environ else None  # asked first, because the launcher may die at any moment
     words = list(sys.argv[1:] if argv is None else argv)
-    return run_process(lambda output: _run(words, launcher, output))
+    return run_process(lambda output, interruption: _run(words, launcher, output, interruption))
 
 
 def launched_main(command: str) -> int:
@@ -46,7 +47,7 @@ def launched_main(command: str) -> int:
     return main([command, *sys.argv[1:]])
 
 
-def _run(words: list[str], launcher: int | None, output: Output) -> int:
+def _run(words: list[str], launcher: int | None, output: Output, interruption: Interruption) -> int:
     try:
         args, settings = command_tree().parse_known_args(words)
         if not args.parser.takes_settings:
@@ -55,7 +56,7 @@ def _run(words: list[str], launcher: int | None, output: Output) -> int:
         if is_first():
             raise
         return 2
-    status: int = args.run_command(Call(args, settings, output, launcher))
+    status: int = args.run_command(Call(args, settings, output, launcher, interruption))
     return status
 
 

@@ -5,39 +5,35 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from dist_moe.cli.console import console
 from dist_moe.cli.streams import Output, OutputLostError, own_streams
 from dist_moe.errors import LostRankError, UserError
+from dist_moe.interruption import Interruption
 
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
 """Exit status when nobody reads the output: that of a program which SIGPIPE ends. The signal itself stays ignored,
 as in Python by default, because it would also silently end a command that has lost its connection to a remote
 store."""
-SAME_WISH_S = 2.0
-"""Ctrl-C in a terminal reaches a process twice, from the terminal and from its launcher. A second signal within this
-time is the same request, and must not interrupt the clean-up after the first."""
 LONGEST = 700
 
 
-def run_process(command: Callable[[Output], int], name: str = "dist-moe") -> int:
+def run_process(command: Callable[[Output, Interruption], int], name: str = "dist-moe") -> int:
     """Run a command and return its exit status; an error that the user should know is one line on stderr.
 
     2: wrong input, or stdout cannot be written (full disk). 1: another rank has died. 130: interrupted by SIGINT or
     SIGTERM. 141, silently: nobody reads the output of a command that prints. Other exceptions are bugs and keep their
     traceback.
     """
-    output = Output()
+    output, interruption = Output(), Interruption()
     with own_streams(output):
         try:
-            with _interruptible(), console():
+            with _interruptible(interruption), console():
                 try:
-                    return command(output)
+                    return command(output, interruption)
                 finally:
                     sys.stdout.flush()
         except UserError as error:
@@ -74,26 +70,21 @@ def _end(name: str, line: str, status: int) -> int:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(interruption: Interruption) -> Iterator[None]:
     """Context manager: SIGTERM acts like Ctrl-C, so that half-written files are removed.
 
     Not under a launcher, which sends SIGTERM when another rank has died: the process may then be waiting inside a
     library in which no Python code runs.
     """
     signals = (signal.SIGINT,) if "RANK" in os.environ else (signal.SIGINT, signal.SIGTERM)
-    first = 0.0
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        now = time.monotonic()
-        if not first or now - first > SAME_WISH_S:
-            first = now
-            raise KeyboardInterrupt
-
     heeded = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # ignored by `&` in a script
-    before = {number: signal.signal(number, interrupt) for number in heeded}
+    before = {number: signal.signal(number, interruption) for number in heeded}
     try:
         yield
+    except Exception as error:
+        if interruption.asked:  # an error that a library has raised in its place, or that follows from it
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

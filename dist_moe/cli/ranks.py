@@ -75,6 +75,8 @@ def on_all_ranks(call: Call, work: Callable[[Comm], object]) -> int:
         try:
             work(comm)
         except UserError as error:
+            if call.interruption.asked:  # what a library made of it
+                raise KeyboardInterrupt from error
             if comm.rank == 0:
                 print_end("dist-moe", f"error: {error}")
             # leaving the block waits for all ranks, so that no launcher ends the first one before it has spoken

@@ -91,7 +91,7 @@ def _analyze(config: Config, comm: Comm, call: Call) -> None:
 def _train(config: Config, comm: Comm, call: Call) -> None:
     from dist_moe.workflows.train import train
 
-    train(config, comm, call.launcher)
+    train(config, comm, call.launcher, call.interruption)
 
 
 def _checkpoint(call: Call) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from dist_moe.errors import UserError
 from dist_moe.files import writing
+from dist_moe.interruption import Interruption
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 
@@ -25,11 +26,15 @@ class StopRequest:
     `stop` is a file that a person creates. `requeue` is a file that a batch script creates; if the script still finds
     it at the end, it starts the job again. The death of the parent process `launcher` counts as a request to stop too,
     because nobody would see the job any more or end it; None: there is no launcher but a shell, which a run may
-    outlive. A directory or the like with the name of one of the files is not a request.
+    outlive. So does an `interruption` that did not end the work before its first step. A directory or the like with the
+    name of one of the files is not a request.
     """
 
-    def __init__(self, stop: Path, requeue: Path, comm: Comm, launcher: int | None) -> None:
+    def __init__(
+        self, stop: Path, requeue: Path, comm: Comm, launcher: int | None, interruption: Interruption | None = None
+    ) -> None:
         self.stop, self.requeue, self.comm, self.launcher = stop, requeue, comm, launcher
+        self.interruption = interruption
         self._signalled = False
         self._previous: Any = None
         self._failure: str | None = None
@@ -84,7 +89,8 @@ class StopRequest:
     def _asked(self) -> bool:
         orphaned = self.launcher is not None and os.getppid() != self.launcher
         by_file = self.comm.rank == 0 and (self.stop.is_file() or self.requeue.is_file())
-        return self._signalled or orphaned or by_file
+        interrupted = self.interruption is not None and self.interruption.asked
+        return self._signalled or interrupted or orphaned or by_file
 
     def done(self, stopped: bool) -> None:
         """The run ends; `stopped`: before its last step. Removes requests that were granted or came too late.

@@ -15,6 +15,7 @@ from dist_moe.config.schema import Config
 from dist_moe.evaluation.curve import ALPHAS
 from dist_moe.files import writing
 from dist_moe.hub.names import origin_facts
+from dist_moe.interruption import Interruption
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
@@ -51,13 +52,14 @@ from dist_moe.workflows.train_plan import MemoryWatch
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, comm: Comm, launcher: int | None = None) -> None:
+def train(config: Config, comm: Comm, launcher: int | None = None, interruption: Interruption | None = None) -> None:
     """Train each batch's unsafe experts, and nothing else, on the engine that the configuration names.
 
-    `launcher` is the process that started this one and watches it, if there is one; if it dies, the run stops.
+    `launcher` is the process that started this one and watches it, if there is one; if it dies, the run stops, as it
+    does after its next step where an `interruption` was lost on its way.
     """
     config, run = from_hub(config, comm), RunDir(config.run_dir)
-    stop = StopRequest(run.stop, run.requeue, comm, launcher)
+    stop = StopRequest(run.stop, run.requeue, comm, launcher, interruption)
     with run_lock(run.path, comm) as lock, RankLog(run.path, comm, "train", "steps") as told:
         stop.begin()
         if is_finished("train", config, lock, comm, (run.checkpoints, run.training)):

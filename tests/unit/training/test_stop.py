@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dist_moe.errors import UserError
+from dist_moe.interruption import Interruption
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.stop import StopRequest
 
@@ -75,6 +76,15 @@ def test_another_parent_asks(tmp_path):
     paths = (tmp_path / "STOP", tmp_path / "REQUEUE")
     assert StopRequest(*paths, comm, launcher=os.getppid() + 1).agreed() == (True, False)
     assert StopRequest(*paths, comm, launcher=None).agreed() == (False, False)
+
+
+def test_an_interrupt_that_was_lost_asks(tmp_path):
+    interruption = Interruption()
+    stop = StopRequest(tmp_path / "STOP", tmp_path / "REQUEUE", SoloComm(torch.device("cpu")), None, interruption)
+    assert stop.agreed() == (False, False)
+    with pytest.raises(KeyboardInterrupt):
+        interruption(signal.SIGINT, None)
+    assert stop.agreed() == (True, False)
 
 
 def test_a_failure_is_raised_when_all_agree(stop):
