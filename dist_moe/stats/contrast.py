@@ -52,8 +52,9 @@ def risk_diffs(
         values_PX = flat_PX[:, columns].astype(np.float64)
         if estimate == "macro":
             values_PX /= tokens_P[:, None]
-        unsafe_NX = unsafe_NU @ values_PX[arms[0]]
-        safe_NX = all_P @ values_PX - unsafe_NX if relabelled else safe_NS @ values_PX[arms[1]]
+        # The values of an expert lie side by side: what is reduced over experts is then done for whole columns at once.
+        unsafe_NX = (values_PX[arms[0]].T @ unsafe_NU.T).T
+        safe_NX = all_P @ values_PX - unsafe_NX if relabelled else (values_PX[arms[1]].T @ safe_NS.T).T
         unsafe_NX /= totals[0][:, None]
         safe_NX /= totals[1][:, None]
         unsafe_NX -= safe_NX
@@ -62,5 +63,7 @@ def risk_diffs(
 
 def all_risk_diffs(unsafe_NP: np.ndarray, safe_NP: np.ndarray, counts: RoutingCounts, estimate: Estimate) -> np.ndarray:
     """`risk_diffs` in one array, float64 [N, L, E]: N * L * E values in memory."""
-    parts = [diff_NX for _, diff_NX in risk_diffs(unsafe_NP, safe_NP, counts, estimate)]
-    return np.concatenate(parts, axis=1).reshape(len(unsafe_NP), *counts.counts_PLE.shape[1:])
+    all_NX = np.empty((len(unsafe_NP), counts.counts_PLE[0].size))
+    for columns, diff_NX in risk_diffs(unsafe_NP, safe_NP, counts, estimate):
+        all_NX[:, columns] = diff_NX
+    return all_NX.reshape(-1, *counts.counts_PLE.shape[1:])
