@@ -1,5 +1,5 @@
-# Needs python3 (3.11 or newer), gcc and a package index; `make test-all` also Debian's Slurm and Chromium
-# packages (see slurm-packages and chromium).
+# Needs python3 (3.11 or newer), gcc and a package index; `make test-all` also Debian's Slurm, ssh and
+# Chromium packages (see slurm-packages, hosts-packages and chromium), and root.
 #
 #   make setup [TORCH=torch==2.13.0]   the virtual environment .venv, with the tested versions of everything
 #   make demo  [ARGS=--fast]           the whole pipeline on a tiny model
@@ -7,6 +7,7 @@
 #   make test  TRANSFORMERS=5.17.0     the same with another transformers, in an environment of its own
 #   make test-all                      all tests: every model family, jobs killed at random moments, a real Slurm
 #   make test-slurm [ARGS=...]         of these, those with a real Slurm
+#   make test-hosts [ARGS=...]         of these, those with two hosts, as network namespaces; needs root
 #   make lint                          style, types, room order, shell scripts, documentation
 #   make bench [ARGS=...]              speed
 #   make mutations [ARGS=wiring]       break the code in many places, one at a time: each time a test must go red
@@ -28,7 +29,8 @@ PINS := '$(TORCH)' $(if $(TRANSFORMERS),'transformers==$(TRANSFORMERS)')
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
-.PHONY: setup demo test test-all test-slurm lint bench mutations soak docs slurm-packages chromium triton site
+.PHONY: setup demo test test-all test-slurm test-hosts lint bench mutations soak docs slurm-packages hosts-packages \
+	chromium triton site
 
 setup: $(STAMP)
 
@@ -59,12 +61,16 @@ test: setup
 	$(PYTEST) -m 'not long' $(ARGS)
 
 # Slurm's jobs have cores of their own to claim, so its tests run one after another.
-test-all: setup slurm-packages chromium triton site
+test-all: setup slurm-packages hosts-packages chromium triton site
 	$(PYTEST) $(ARGS) tests/unit tests/bad_inputs tests/ranks tests/cli
 	$(BIN)/python -m pytest tests/slurm
+	$(MEMORY) $(BIN)/python -m pytest tests/hosts
 
 test-slurm: setup slurm-packages
 	$(BIN)/python -m pytest $(ARGS) tests/slurm
+
+test-hosts: setup hosts-packages
+	$(MEMORY) $(BIN)/python -m pytest $(ARGS) tests/hosts
 
 lint: setup
 	$(BIN)/ruff check
@@ -101,6 +107,15 @@ slurm-packages:
 	@if ! command -v slurmctld >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; \
+	fi
+
+# tests/hosts makes two hosts, which deepspeed reaches by pdsh and ssh. In runlevel 1 Debian starts no new service.
+hosts-packages:
+	@if ! (command -v ip && command -v sshd && command -v pdsh) >/dev/null && [ "$$(id -u)" = 0 ] && \
+			command -v apt-get >/dev/null; then \
+		apt-get update && \
+		RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+			iproute2 openssh-server openssh-client pdsh; \
 	fi
 
 # Tests look at the report's page in Chromium. Without root they themselves say what to install.

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from dist_moe.errors import LostRankError, UserError, refused_by_library, shown
+from dist_moe.parallel.interface import is_loopback, listen_at
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,9 @@ def meet(launch: Launch) -> dist.Store:
     """
     whole = _connect(launch)
     store = dist.PrefixStore("dist_moe", whole)
+    own, others = _addresses(launch)
+    if not is_loopback(others):
+        store.set("reached", others)
     num_come = store.add("come", 1)
     store.set(f"come/{num_come}", f"{launch.rank} {launch.num_ranks}")
     if launch.rank == 0 and not store.check(["verdict"]):
@@ -123,6 +127,10 @@ def meet(launch: Launch) -> dist.Store:
         while launch.rank == 0 and store.add("told", 0) < store.add("come", 0) and time.monotonic() < limit:
             time.sleep(0.01)  # the store ends with rank 0
         raise UserError(f"{verdict}: give each process of the job its own RANK, and all the same WORLD_SIZE")
+    if not is_loopback(own):
+        listen_at(own)
+    elif store.check(["reached"]):
+        listen_at(store.get("reached").decode())
     return dist.PrefixStore("group", whole)
 
 
@@ -221,6 +229,12 @@ def _listens(launch: Launch, seconds: float) -> bool:
             if wait.is_over(f"rank {launch.rank} waits for rank 0 at {launch.place}"):
                 return False
             time.sleep(0.1)
+
+
+def _addresses(launch: Launch) -> tuple[str, str]:
+    """This host's address and that of rank 0's host, as this process sees them on its way to the store."""
+    with socket.create_connection((launch.address, launch.port), timeout=ANSWER.total_seconds()) as connection:
+        return connection.getsockname()[0], connection.getpeername()[0]
 
 
 def _require_free(launch: Launch) -> None:
