@@ -2,7 +2,8 @@
 
 Nothing of the machine's own network or of /etc is changed. `ip netns exec` lays what is in /etc/netns/NAME over /etc
 for the programs of a host, so each host has its own /etc/hosts and /etc/ssh; both are removed at the end, and every
-process that was started in a host is ended. As Debian writes it, a host's own name is a loopback address in its /etc/hosts.
+process that was started in a host is ended. As Debian writes it, a host's own name is a loopback address in its
+/etc/hosts.
 """
 
 from __future__ import annotations
