@@ -12,6 +12,7 @@ import torch
 
 from dist_moe.parallel.comm import Comm
 from dist_moe.training.adam import AdamState
+from dist_moe.training.norms import row_norms
 
 
 class DenseWeights:
@@ -62,7 +63,7 @@ class DenseWeights:
 
     def norms(self) -> torch.Tensor:
         """float64 [n], of each gradient."""
-        return torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in self.grads.values()])
+        return torch.cat([row_norms(grad.reshape(1, -1)) for grad in self.grads.values()])
 
     @torch.no_grad()
     def write(self, name: str) -> None:

@@ -29,6 +29,7 @@ from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import state_replicas
 from dist_moe.training.adam import AdamState, update
 from dist_moe.training.dense import DenseWeights
+from dist_moe.training.norms import row_norms
 
 
 class SelectiveAdamW(torch.optim.Optimizer):
@@ -236,8 +237,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         norms_LE = torch.zeros(len(self.layers), len(self.layers[0].key_E), dtype=torch.float64, device=grads.device)
         if keys:
             at_A = torch.tensor([layer * norms_LE.shape[1] + expert for layer, expert in keys])
-            norms_A = torch.stack(torch._foreach_norm([*grads.unbind()], dtype=torch.float64))
-            norms_LE.view(-1)[at_A.to(grads.device, non_blocking=True)] = norms_A
+            norms_LE.view(-1)[at_A.to(grads.device, non_blocking=True)] = row_norms(grads)
         return norms_LE
 
     def _write(self, new: Mapping[tuple[int, int], torch.Tensor]) -> None:
