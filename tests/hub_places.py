@@ -22,10 +22,12 @@ def hub_environment(cwd: Path, **own: str) -> dict[str, str]:
     return clean | {"HF_HOME": str(cwd / "hf"), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)} | own
 
 
-def ask(module: str, questions: list, cwd: Path, **environment: str) -> list:
-    """Answers of `python -m module`, one for each question."""
+def ask(module: str, questions: list, cwd: Path, *, most_kib: int | None = None, **environment: str) -> list:
+    """Answers of `python -m module`, one for each question; `most_kib` limits the size of the files that it writes,
+    where a write fails as on a full disk."""
+    limited = () if most_kib is None else ("bash", "-c", f'ulimit -f {most_kib}; exec "$@"', "-")
     done = subprocess.run(
-        [sys.executable, "-m", module],
+        [*limited, sys.executable, "-m", module],
         input=json.dumps(questions),
         cwd=cwd,
         env=hub_environment(cwd, **environment),
@@ -37,9 +39,11 @@ def ask(module: str, questions: list, cwd: Path, **environment: str) -> list:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def places(questions: list[tuple[str, str | None]], cwd: Path, **environment: str) -> list[str]:
+def places(
+    questions: list[tuple[str, str | None]], cwd: Path, *, most_kib: int | None = None, **environment: str
+) -> list[str]:
     """Of each (path, revision) its directory, or the line that refuses it."""
-    return ask("tests.hub_places", questions, cwd, **environment)
+    return ask("tests.hub_places", questions, cwd, most_kib=most_kib, **environment)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A local server that speaks as much of the hub's HTTP interface as its own client asks of us: repositories with
-branches and commits, downloads, and commits with small files inside and large ones beside (Git LFS).
+branches and commits, downloads, and commits with small files inside and large ones beside (Git LFS). As on the real
+hub, a large file is downloaded from another host, to which its page redirects and which wants no token.
 
 What it does not have: Xet storage (the tests set HF_HUB_DISABLE_XET), rate limits, pull requests, quotas.
 """
@@ -51,9 +52,25 @@ class Hub:
     """Large files that were uploaded, by digest."""
     fails: dict[str, int] = field(default_factory=dict)
     """Part of "METHOD path" -> status with which it is answered; 0: the connection is closed."""
+    cuts: dict[str, int] = field(default_factory=dict)
+    """Part of "METHOD path" -> after how many bytes of its first answer the connection is closed."""
+    stalls: set[str] = field(default_factory=set)
+    """Parts of "METHOD path" whose answers stop in the middle of the file until the other side is gone."""
+    ranges: list[str] = field(default_factory=list)
+    """The parts of files that were asked for, as "bytes=7-"."""
     alters: bool = False
     """Whether a large file that is uploaded loses its last byte."""
     url: str = ""
+
+    @property
+    def beside(self) -> str:
+        """Where large files are downloaded: the same server, by another name."""
+        return self.url.replace("127.0.0.1", "localhost")
+
+    def downloads(self, name: str) -> list[str]:
+        """The files of owner/name that were downloaded, each as often as it was asked for, sorted."""
+        found = (re.fullmatch(rf"GET (?:/large)?/{name}/resolve/[^/]+/(.+)", each) for each in self.asked)
+        return sorted(each[1] for each in found if each is not None)
 
     def put(self, name: str, files: dict[str, bytes], **of_repo: Any) -> str:
         """A repository, or another commit on its main; returns the commit."""
@@ -115,9 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             self.body = self._chunks()
-        self.of.asked.append(f"{self.command} {path}")
+        self.asked = f"{self.command} {path}"
+        self.of.asked.append(self.asked)
         for part, status in self.of.fails.items():
-            if part in self.of.asked[-1]:
+            if part in self.asked:
                 if not status:
                     self.close_connection = True
                     return None
@@ -145,7 +163,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        for part in [part for part in self.of.cuts if part in self.asked]:
+            data, self.close_connection = data[: self.of.cuts.pop(part)], True
+        if any(part in self.asked for part in self.of.stalls):
+            self.wfile.write(data[: len(data) // 2])
+            self.connection.recv(1)
+            self.close_connection = True
+            return
+        self.wfile.write(data)
 
     @property
     def _knows(self) -> bool:
@@ -176,15 +204,17 @@ class _Handler(BaseHTTPRequestHandler):
             files = [{"rfilename": file, **_stored(data)} for file, data in repo.commits[commit].items()]
             self._say(200, {"id": name, "sha": commit, "private": repo.private, "siblings": files})
 
-    def tree(self, kind: str, name: str, revision: str) -> None:
+    def tree(self, kind: str, name: str, revision: str, folder: str | None = None) -> None:
         repo = self._repo(kind, name)
         commit = None if repo is None else self._commit(repo, revision)
-        if repo is not None and commit is not None:
-            files = repo.commits[commit].items()
-            self._say(
-                200,
-                [{"type": "file", "path": file, "oid": blob(data)} | _stored(data) for file, data in files],
-            )
+        if repo is None or commit is None:
+            return
+        start = "" if folder is None else f"{folder}/"
+        files = [(file, data) for file, data in repo.commits[commit].items() if file.startswith(start)]
+        if folder is not None and not files:
+            self._say(404, {"error": f"{folder} does not exist on {revision}"}, X_Error_Code="EntryNotFound")
+            return
+        self._say(200, [{"type": "file", "path": file, "oid": blob(data)} | _stored(data) for file, data in files])
 
     def resolve(self, kind: str | None, name: str, revision: str, file: str) -> None:
         repo = self._repo(kind, name)
@@ -195,7 +225,27 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             self._say(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
             return
-        self._send(200, data, ETag=f'"{sha256(data) if len(data) > LARGE else blob(data)}"', X_Repo_Commit=commit)
+        if len(data) <= LARGE:
+            self._send_file(data, ETag=f'"{blob(data)}"', X_Repo_Commit=commit)
+            return
+        beside = f"{self.of.beside}/large/{'' if kind is None else kind}{name}/resolve/{commit}/{file}"
+        linked = {"X_Linked_ETag": f'"{sha256(data)}"', "X_Linked_Size": str(len(data))}
+        self._send(302, b"Found. Redirecting", Location=beside, X_Repo_Commit=commit, **linked)
+
+    def large(self, kind: str | None, name: str, commit: str, file: str) -> None:
+        if "Authorization" in self.headers:
+            self._say(400, {"error": "the address has a signature, and a token goes to no other host than the hub"})
+            return
+        self._send_file(self.of.repos[f"{kind or 'models/'}{name}"].commits[commit][file])
+
+    def _send_file(self, data: bytes, **headers: str) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if wanted is None:
+            self._send(200, data, **headers)
+            return
+        self.of.ranges.append(wanted[0])
+        start = int(wanted[1])
+        self._send(206, data[start:], Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}", **headers)
 
     def whoami(self) -> None:
         if self._knows:
@@ -272,10 +322,11 @@ def _stored(data: bytes) -> dict[str, Any]:
 NAME, KIND = "(?P<name>[^/]+/[^/]+)", "(?P<kind>models/|datasets/)"
 ACTS = (
     (f"/api/{KIND}{NAME}(?:/revision/(?P<revision>.+))?", _Handler.info),
-    (f"/api/{KIND}{NAME}/tree/(?P<revision>.+)", _Handler.tree),
+    (f"/api/{KIND}{NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
     (f"/api/{KIND}{NAME}/preupload/(?P<revision>.+)", _Handler.preupload),
     (f"/api/{KIND}{NAME}/commit/(?P<revision>.+)", _Handler.receive),
     (f"/(?P<kind>datasets/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
+    (f"/large/(?P<kind>datasets/)?{NAME}/resolve/(?P<commit>[^/]+)/(?P<file>.+)", _Handler.large),
     ("/api/whoami-v2", _Handler.whoami),
     ("/api/repos/create", _Handler.create),
     ("/api/validate-yaml", _Handler.valid),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_moe.api.values import Exported
 from dist_moe.errors import UserError
@@ -22,6 +22,8 @@ def export(
     delta: bool = False,
     alpha: float = 1.0,
     base_routers: bool = False,
+    push: str | None = None,
+    public: bool = False,
 ) -> Exported:
     """Write a run's trained model to the new directory `out`, or with `delta` only its experts to the new file `out`.
 
@@ -33,12 +35,16 @@ def export(
         alpha: from 0 (the base) to 1 (the trained experts): what is exported is base + alpha * (trained - base),
             rounded once to the checkpoint's data type.
         base_routers: leave routers that were trained as they are in the base.
+        push: OWNER/NAME of a new repository of the Hugging Face hub, to which the checkpoint is pushed once it is
+            verified; not with `delta`.
+        public: everybody can see that repository; without, it is private.
 
     Returns:
-        The path, and facts about the run.
+        The path, facts about the run, and what is on the hub.
 
     Raises:
-        UserError: training has not finished in `run`, its base model has changed, or `out` exists.
+        UserError: training has not finished in `run`, its base model has changed, or `out` exists; or the hub refuses
+            the push.
 
     Example:
         >>> dist_moe.export("runs/my-run", "repaired").facts.num_trained_experts
@@ -47,8 +53,17 @@ def export(
 
     if link and delta:
         raise UserError("a delta has no shards to link: give link or delta")
+    if push is not None and delta:
+        raise UserError("push is for a checkpoint: leave delta out")
+    if public and push is None:
+        raise UserError("public is for a push: give push='OWNER/NAME'")
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha: expected a number from 0 to 1, got {alpha}")
+    if push is not None:
+        from dist_moe.workflows.push import export_and_push
+
+        how: dict[str, Any] = {"link": link, "alpha": alpha, "base_routers": base_routers}
+        return Exported(Path(out), *export_and_push(Path(run), Path(out), push, private=not public, **how))
     if delta:
         facts = workflow.export_delta(Path(run), Path(out), alpha=alpha, base_routers=base_routers)
     else:

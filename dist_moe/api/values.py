@@ -17,6 +17,7 @@ from dist_moe.report.evaluation import estimates_frame, rows_frame, table_frame
 from dist_moe.workflows.run_dir import RunDir
 
 if TYPE_CHECKING:
+    from dist_moe.hub.push import Pushed
     from dist_moe.weights.facts import Facts, RunFacts
 
 
@@ -120,3 +121,5 @@ class Exported:
     path: Path
     facts: Facts
     """Facts about the run that may be published; no paths of this machine."""
+    pushed: Pushed | None = None
+    """What a push has left on the hub: `url`, `commit`, `is_private`, `num_files`, `num_bytes`."""

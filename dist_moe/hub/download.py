@@ -122,7 +122,7 @@ def _refused(what: str, repository: Repository) -> Iterator[None]:
     except (HTTPError, FileMetadataError, EntryNotFoundError) as error:
         raise UserError(
             f"{what}, and the download of {place} was cut off ({type(error).__name__}): run the same command again, "
-            "which goes on from there"
+            "which downloads what is missing"
         ) from None
 
 

@@ -12,6 +12,7 @@ from dist_moe.files import require_absent
 from dist_moe.hub.push import Pushed, push, require_pushable
 from dist_moe.moe.layout import HubLayout, hub_layout
 from dist_moe.training.rounds import Rounds
+from dist_moe.weights.facts import Facts
 from dist_moe.weights.fetched import model_directory
 from dist_moe.weights.verify import Verification, verify_checkpoint
 from dist_moe.workflows.export import export
@@ -29,8 +30,10 @@ def export_and_push(
     link: bool = False,
     alpha: float = 1.0,
     base_routers: bool = False,
-) -> Pushed:
+) -> tuple[Facts, Pushed]:
     """Write the export as `dist_moe.workflows.export.export` does, and push it to the new repository `name`.
+
+    Returns the export's facts, and what is on the hub.
 
     Nothing is pushed unless every difference from the base is one that the run was to make.
 
@@ -39,7 +42,7 @@ def export_and_push(
     """
     require_absent(out, "choose another --out or remove it")
     require_pushable(name, private=private)
-    export(run_dir, out, link=link, alpha=alpha, base_routers=base_routers)
+    facts = export(run_dir, out, link=link, alpha=alpha, base_routers=base_routers)
     run = TrainedRun.open(run_dir, every_byte=False)
     seen = verified(run, hub_layout(model_directory(run.config.model.path, "model.path")), out)
     if not seen.holds:
@@ -52,7 +55,7 @@ def export_and_push(
     kind = "private" if pushed.is_private else "public"
     log.info(f"Pushed {pushed.num_files} files, {pushed.num_bytes / 1e6:,.1f} MB, to {pushed.url} ({kind})")
     log.info(f"  at commit {pushed.commit}: each file there has the digest of the one here")
-    return pushed
+    return facts, pushed
 
 
 def verified(run: TrainedRun, layout: HubLayout, out: Path) -> Verification:

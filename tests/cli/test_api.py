@@ -119,6 +119,8 @@ def test_bad_input_is_a_users_error(trained, fresh, tmp_path):
         lambda: dist_moe.evaluate(tmp_path),
         lambda: dist_moe.export(trained.run_dir, trained.model),
         lambda: dist_moe.export(trained.run_dir, tmp_path / "new", link=True, delta=True),
+        lambda: dist_moe.export(trained.run_dir, tmp_path / "new", push="owner/name", delta=True),
+        lambda: dist_moe.export(trained.run_dir, tmp_path / "new", public=True),
         lambda: dist_moe.apply(trained.model, trained.masks, tmp_path / "new"),
         lambda: dist_moe.verify(trained.model, tmp_path, trained.masks),
         lambda: dist_moe.verify(trained.model, trained.model),  # without masks

@@ -47,8 +47,7 @@ def test_every_command_takes_a_repository_and_records_its_commit(hub, source, tm
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\nbase_model: owner/tiny\n---\n\n# owner/tiny with repaired experts")
     assert f"| Base model | owner/tiny, commit `{commit}`, hash `{model_hash(source)}` |" in card
-    downloaded = [path.rpartition("/")[2] for path in hub.asked if path.startswith("GET /owner/tiny/resolve/")]
-    assert sorted(downloaded) == sorted(files_of(source))  # each once, and nothing else
+    assert hub.downloads("owner/tiny") == sorted(files_of(source))  # each once, and nothing else
 
 
 @pytest.mark.long

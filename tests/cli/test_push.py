@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from dist_moe.errors import UserError
+from dist_moe.store import MaskStore
 from dist_moe.workflows import push as workflow
 from tests.hub_commands import run
+from tests.hub_exports import exports
+from tests.hub_loading import digests
+from tests.hub_places import ask
 from tests.hub_pushes import pushes
 from tests.hub_server import TOKEN, Repo, files_of, serving
 
@@ -62,6 +66,27 @@ def test_an_export_is_pushed_with_its_card_once_it_is_verified(hub, trained, tmp
         assert f"dist-moe: error: {line}" in answer["err"]
     assert not (tmp_path / "b").exists()
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.long
+def test_what_python_has_pushed_loads_elsewhere_in_plain_transformers(hub, trained, tmp_path):
+    """Weights beside and small files inside a commit, read again through another cache, by a token that may read it."""
+    to = {"push": "owner/repaired"}
+    asked = [(str(trained.run_dir), "a", to), (str(trained.run_dir), "b", to)]
+    here = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+    (num_experts, pushed), refused = exports(asked, tmp_path, **here)
+    assert num_experts == int(MaskStore.open(trained.masks).union().sum())
+    assert pushed["url"] == f"{hub.url}/owner/repaired"
+    assert pushed["is_private"]
+    assert refused.startswith(f"--push: {hub.url}/owner/repaired has files already")
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (found,) = ask("tests.hub_loading", ["owner/repaired"], elsewhere, **here)
+    assert found == digests(str(tmp_path / "a"))
+    assert found != digests(str(trained.model))
+    assert hub.downloads("owner/repaired")
+    public = [(str(trained.run_dir), "c", {"push": "owner/public", "public": True, "alpha": 0.5})]
+    ((_, pushed),) = exports(public, tmp_path, **here)
+    assert (pushed["is_private"], hub.repos["models/owner/public"].private) == (False, False)
 
 
 def test_nothing_is_pushed_that_does_not_verify(trained, tmp_path, monkeypatch):
