@@ -1,4 +1,5 @@
-"""The documentation as a site, opened from a disk in Chromium: it asks nobody for anything, and is found, read and numbered."""
+"""The documentation as a site, opened from a disk in Chromium: it asks nobody for anything, and is found, read and
+numbered."""
 
 import re
 import subprocess
@@ -40,7 +41,8 @@ def site(tmp_path_factory):
 @pytest.fixture
 def browser(tmp_path):
     with Browser(tmp_path / "profile") as found:
-        found.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        nothing = {"latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        found.send("Network.emulateNetworkConditions", offline=True, **nothing)
         yield found
 
 
