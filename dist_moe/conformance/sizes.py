@@ -14,9 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dist_moe.moe.discover import HASH_TABLE
+from dist_moe.tested import minor
 
 L, E, K, VOCAB = 3, 8, 4, 128
 SPAN = 16
@@ -235,6 +237,8 @@ COMPOSITES: dict[str, dict[str, Any]] = {
 """Model types whose text model is `<type>_text`, with their other parts."""
 REFUSED: dict[str, dict[str, Any]] = {"doge": MLP | NUM | {"is_moe": True, "num_experts": 64}}
 """Model types that are not supported."""
+SUPPORTED_FROM = {"aria_text": (5, 18)}
+"""Model types without the experts interface in earlier versions of transformers -> the first version with it."""
 
 
 def _config(family: str, **changes: Any) -> PreTrainedConfig:
@@ -248,6 +252,7 @@ FAMILY_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     family: partial(_config, family)
     for family in SETTINGS
     if family in CONFIG_MAPPING  # an older transformers has fewer
+    and minor(transformers.__version__) >= SUPPORTED_FROM.get(family, (0, 0))
 }
 """Family -> function that makes its tiny configuration; keyword arguments change single settings."""
 
@@ -261,7 +266,7 @@ def _composite(model_type: str) -> PreTrainedConfig:
 ALL_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = (
     FAMILY_CONFIGS
     | {name: partial(_composite, name) for name in COMPOSITES if name in CONFIG_MAPPING}
-    | {name: partial(_config, name) for name in REFUSED if name in CONFIG_MAPPING}
+    | {name: partial(_config, name) for name in (*REFUSED, *SUPPORTED_FROM) if name in CONFIG_MAPPING}
 )
 """The same, with composite and unsupported types."""
 EVERY_TYPE = frozenset({*SETTINGS, *COMPOSITES, *REFUSED})

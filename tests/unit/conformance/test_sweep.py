@@ -18,6 +18,7 @@ from dist_moe.config.schema import ModelConfig
 from dist_moe.conformance import checks
 from dist_moe.conformance.checks import CHECKS
 from dist_moe.conformance.packing import refuse_packing
+from dist_moe.conformance.sizes import ALL_CONFIGS, FAMILY_CONFIGS, SETTINGS
 from dist_moe.conformance.specimen import CheckError, Specimen
 from dist_moe.conformance.sweep import NOT_TRIED, Support, support, sweep
 from dist_moe.conformance.types import moe_model_types
@@ -90,6 +91,12 @@ def test_page_has_no_other_family() -> None:
         assert rows == moe_model_types()
     else:  # an older one has fewer
         assert set(moe_model_types()) <= set(rows)
+
+
+def test_the_tests_of_all_families_leave_out_none_that_works() -> None:
+    known = SETTINGS.keys() & ALL_CONFIGS.keys()
+    assert FAMILY_CONFIGS.keys() == {name for name in known if NOT_SUPPORTED.get(name) != set(CHECKS)}
+    assert not IS_PINNED or known == SETTINGS.keys()
 
 
 def test_no_type_with_experts_of_the_interface_is_left_out() -> None:
