@@ -69,10 +69,11 @@ class DataConfig:
     enable_thinking=false for reasoning models whose template knows this variable, because responses are trained without
     a thinking part."""
     packing: bool = False
-    """Lay the rows of a forward pass end to end, without padding, when counting given tokens and in training; each row
-    still sees only itself. Most model types can; a run of one that cannot is refused, and docs/families.md says which.
-    Answers are generated from padded prompts, and evaluation pads. Without model.attention flash_attention_2 or
-    flex_attention, attention takes time with the square of a pass's tokens: keep micro_batch_tokens small then."""
+    """Lay the rows of a forward pass end to end, without padding, when counting given tokens, in training, and when
+    evaluation scores given answers; each row still sees only itself. Most model types can; a run of one that cannot is
+    refused, and docs/families.md says which. Answers are generated from padded prompts. Without model.attention
+    flash_attention_2 or flex_attention, attention takes time with the square of a pass's tokens: keep
+    micro_batch_tokens small then."""
 
 
 @dataclass(kw_only=True, slots=True)

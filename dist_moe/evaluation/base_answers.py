@@ -12,7 +12,7 @@ from dist_moe.artefacts import EXACT, read_sealed, write_sealed
 from dist_moe.errors import UserError
 from dist_moe.evaluation.rows import Outcome
 
-FORMAT, VERSION = "dist_moe base answers", 1
+FORMAT, VERSION = "dist_moe base answers", 2
 BASE_ANSWERS = "base.json"
 """Its file, in the directory of all runs of a comparison."""
 ADVICE = "remove it, and give the same command again: the base model is then asked anew"
@@ -35,7 +35,8 @@ class BaseAsked:
     max_new_tokens: int
     micro_batch_tokens: int
     ep_size: int
-    """These two decide which rows share a pass, and so the rounding."""
+    packed: bool
+    """These three decide how rows share a pass, and so the rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,20 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class _Likelihoods:
+    """What one model makes of the responses of R rows."""
+
+    log_p_R: torch.Tensor
+    """float64: of all tokens of a row's response, added up."""
+    num_tokens_R: torch.Tensor
+    """int64"""
+    safe_mV: torch.Tensor
+    """The logits from which the safe rows' responses are predicted."""
+    safe_row_m: torch.Tensor
+    """int64: the rows that these belong to."""
+
+
+@dataclass(frozen=True, slots=True)
 class RowScore:
     num_loss_tokens: int
     """Tokens of the row's response; 0 where it has none."""
@@ -100,7 +114,8 @@ def score_rows(
         rows: of as many openings each.
         max_new_tokens: the longest answer; 0: none is asked for.
         micro_batch_tokens: bounds a forward pass, its padding and the answers that it becomes; where padding would
-            change results, each row is alone.
+            change results, each row is alone. Rows that the model packs are chosen likewise, as their answers are not
+            packed.
         pad_id: token that fills up shorter rows.
         eos_ids: tokens that end an answer.
         comm: all ranks.
@@ -161,60 +176,50 @@ def _pass(
     """What `score_rows` wants to know of the rows of one forward pass."""
     own = [each.row for each in rows]
     found: dict[str, torch.Tensor] = {}
-    first_mV: torch.Tensor | None = None
+    first: _Likelihoods | None = None
     for name, subject in subjects.items():
         with subject.in_force():
-            sums, found["tokens"], safe_mV = _log_p(subject, own, pad_id)
+            likelihoods = _likelihoods(subject, own, pad_id)
+            found["tokens"], log_p_R = likelihoods.num_tokens_R, likelihoods.log_p_R
             if name in asked:
                 of_openings = [
-                    _log_p(subject, [each.openings[t] for each in rows], pad_id)[:2] for t in range(num_openings)
+                    _likelihoods(subject, [each.openings[t] for each in rows], pad_id) for t in range(num_openings)
                 ]
-                means = [total / number.clamp(min=1) for total, number in of_openings]
+                means = [each.log_p_R / each.num_tokens_R.clamp(min=1) for each in of_openings]
                 found |= {
-                    f"loss {name}": -sums,
-                    f"opening {name}": torch.stack(means, 1) if means else sums.new_zeros(len(sums), 0),
+                    f"loss {name}": -log_p_R,
+                    f"opening {name}": torch.stack(means, 1) if means else log_p_R.new_zeros(len(log_p_R), 0),
                     f"ids {name}": _answers(subject.model, own, greedy, pad_id),
                 }
-        if first_mV is None:
-            first_mV = safe_mV
+        if first is None:
+            first = likelihoods
         else:
-            found[f"kl {name}"] = _divergence(first_mV, safe_mV, own, pad_id)
+            found[f"kl {name}"] = _divergence(first, likelihoods)
     return found
 
 
-def _log_p(subject: Subject, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each row: its response's log p added up, float64 [R], and its number of tokens, int64 [R]; and the logits
-    [m, V] from which the safe rows' responses are predicted."""
-    batch = collate(rows, pad_id).to(subject.model.layers[0].comm.device)
+def _likelihoods(subject: Subject, rows: Sequence[Encoded], pad_id: int) -> _Likelihoods:
+    batch = collate(rows, pad_id, packed=subject.model.packed).to(subject.model.layers[0].comm.device)
     with subject.model.batch(batch.live), subject.labelled.at(batch.labels):
         whole = subject.model.module(**batch.inputs)
     logits_nV, target_n = subject.labelled.of(whole.logits, batch.labels)
-    row_n = at_labels(_row_numbers(batch.labels), batch.labels)
+    row_n = at_labels(batch.row, batch.labels)
+    is_safe_n = ~at_labels(batch.is_unsafe, batch.labels)
     log_p_n = -F.cross_entropy(logits_nV.float(), target_n, reduction="none")
-    sums = torch.zeros(len(batch.live), dtype=torch.float64, device=log_p_n.device)
-    sums.index_add_(0, row_n, log_p_n.double())
-    return (
-        sums,
-        torch.bincount(row_n, minlength=len(batch.live)),
-        logits_nV[~at_labels(batch.is_unsafe, batch.labels)],
-    )
+    log_p_R = torch.zeros(batch.num_rows, dtype=torch.float64, device=log_p_n.device)
+    log_p_R.index_add_(0, row_n, log_p_n.double())
+    num_tokens_R = torch.bincount(row_n, minlength=batch.num_rows)
+    return _Likelihoods(log_p_R, num_tokens_R, logits_nV[is_safe_n], row_n[is_safe_n])
 
 
-def _divergence(base_mV: torch.Tensor, model_mV: torch.Tensor, rows: Sequence[Encoded], pad_id: int) -> torch.Tensor:
+def _divergence(base: _Likelihoods, model: _Likelihoods) -> torch.Tensor:
     """float64 [R]: KL(model || base) at the response's tokens of each safe row, added up; 0 for unsafe rows."""
-    batch = collate(rows, pad_id).to(base_mV.device)
-    row_m = at_labels(_row_numbers(batch.labels), batch.labels)[~at_labels(batch.is_unsafe, batch.labels)]
-    sums = torch.zeros(len(batch.live), dtype=torch.float64, device=base_mV.device)
-    for start in range(0, len(row_m), TOKENS_AT_ONCE):
+    sums_R = torch.zeros_like(base.log_p_R)
+    for start in range(0, len(base.safe_row_m), TOKENS_AT_ONCE):
         some = slice(start, start + TOKENS_AT_ONCE)
-        log_base, log_model = (logits[some].double().log_softmax(-1) for logits in (base_mV, model_mV))
-        sums.index_add_(0, row_m[some], (log_model.exp() * (log_model - log_base)).sum(-1))
-    return sums
-
-
-def _row_numbers(labels: torch.Tensor) -> torch.Tensor:
-    """int64 [R, S]: at each position the number of its row."""
-    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+        log_base, log_model = (each.safe_mV[some].double().log_softmax(-1) for each in (base, model))
+        sums_R.index_add_(0, base.safe_row_m[some], (log_model.exp() * (log_model - log_base)).sum(-1))
+    return sums_R
 
 
 def _answers(model: MoEModel, rows: Sequence[Encoded], greedy: Sampling, pad_id: int) -> torch.Tensor:

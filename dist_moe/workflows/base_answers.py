@@ -40,6 +40,7 @@ def base_asked(
         max_new_tokens=settings.max_new_tokens,
         micro_batch_tokens=settings.micro_batch_tokens,
         ep_size=settings.ep_size,
+        packed=evaluated.config.data.packing,
     )
 
 

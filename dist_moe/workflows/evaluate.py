@@ -34,6 +34,7 @@ from dist_moe.workflows.harness import measure, require_tasks
 from dist_moe.workflows.inputs import TokenRows, read_token_rows
 from dist_moe.workflows.judges import chosen_judges
 from dist_moe.workflows.model_place import from_hub, placed
+from dist_moe.workflows.passes import require_passes
 from dist_moe.workflows.run_lock import run_lock
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], request: Evaluation
         if not rows.prompts.prompts:
             raise UserError(f"{', '.join(map(str, config.data.paths))}: there is no row to evaluate")
         same |= rows.facts
+        require_passes(config, comm.device)
         evaluated.require_rows_fit(rows)
         texts = list(dict.fromkeys([config.data.refusal, *(text for judge in judges for text in judge.openings)]))
         asked = scorable(rows, texts)

@@ -124,7 +124,7 @@ class Evaluated:
         Raises:
             UserError: the checkpoint cannot be read, or its experts cannot be scaled as they are in memory.
         """
-        model = load_model(self.config.model, mesh.ep)
+        model = self._loaded(self.config.model.path, mesh)
         if self.run is not None:
             num_layers, num_experts = model.shape.num_layers, model.shape.num_experts
             shapes = {name: facts.shape for name, facts in expert_tensors(model.layers).items()}
@@ -153,8 +153,13 @@ class Evaluated:
             return model, {"before": Subject(model), "after": Subject(model, silenced)}
         if self.against is None:
             return model, {"after": Subject(model)}
-        other = load_model(replace(self.config.model, path=self.against), mesh.ep)
+        other = self._loaded(self.against, mesh)
         return model, {"before": Subject(other), "after": Subject(model)}
+
+    def _loaded(self, path: Path, mesh: Mesh) -> MoEModel:
+        model = load_model(replace(self.config.model, path=path), mesh.ep)
+        model.packed = self.config.data.packing
+        return model
 
     def trained_prompts(self) -> TrainedPrompts | str:
         """The rows that the run was trained on, or why they are not known."""

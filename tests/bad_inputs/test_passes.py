@@ -9,6 +9,7 @@ from tests.bad_inputs.harness import Case, check, ids, nothing
 from tests.checkpoint import save_checkpoint
 
 COUNT = "count --config run.yaml --run-dir other"
+EVALUATE = "evaluate model --data prompts.jsonl --out other"
 TRAIN = "train --config run.yaml --run-dir other --train.masks run/masks.zarr"
 
 
@@ -25,7 +26,7 @@ PACKED = ("data.packing: model type 'gpt_oss' cannot have packed rows", "eager a
 CASES = [
     *(
         Case(f"{word} flash", nothing, f"{argv} --model.attention flash_attention_2", ("flash_attention_2", *ON_GPU))
-        for word, argv in (("count", COUNT), ("train", TRAIN))
+        for word, argv in (("count", COUNT), ("train", TRAIN), ("evaluate", EVALUATE))
     ),
     Case("flex", nothing, f"{COUNT} --model.attention flex_attention", ("flex_attention", *ON_GPU)),
     Case(
@@ -36,6 +37,7 @@ CASES = [
     ),
     Case("count packed", another_type("gpt_oss"), f"{COUNT} --data.packing", PACKED),
     Case("train packed", another_type("gpt_oss"), f"{TRAIN} --data.packing", PACKED),
+    Case("evaluate packed", another_type("gpt_oss"), f"{EVALUATE} --data.packing", PACKED),
     Case(
         "packed, each row alone",
         another_type("deepseek_v32"),

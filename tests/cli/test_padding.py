@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from dist_moe.cli.main import main
 from dist_moe.config.load import load_config
+from dist_moe.evaluation import score
 from dist_moe.measure import parts
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.store import MaskStore
@@ -127,8 +128,17 @@ def test_packed_rows_have_the_counts_and_the_loss_of_rows_alone(in_bfloat16, mon
     assert main(["train", *words, "--overwrite"]) == 0
     assert all(batch.input_ids.shape == (1, batch.num_live) for batch in made)
     first = json.loads((in_bfloat16.run_dir / "metrics.jsonl").read_text().splitlines()[0])
-    expected = response_loss(plain, batches(in_bfloat16)[0][first["batch"]])
-    assert first["loss"] == pytest.approx(expected, abs=1e-5)
+    dealt = batches(in_bfloat16)[0]
+    assert first["loss"] == pytest.approx(response_loss(plain, dealt[first["batch"]]), abs=1e-5)
+
+    del made[:]
+    monkeypatch.setattr(score, "collate", split.collate)
+    assert main(["evaluate", str(in_bfloat16.run_dir)]) == 0
+    assert made
+    assert all(batch.input_ids.shape == (1, batch.num_live) for batch in made)
+    before = value(in_bfloat16.run_dir, "refusal loss (unsafe)", "before")
+    unsafe = [row for batch in dealt for row in batch if row.unsafe]
+    assert before == pytest.approx(response_loss(plain, unsafe), abs=1e-5)
 
 
 def test_in_float32_no_part_is_taken_that_padding_and_bfloat16_have_rounded(  # type: ignore[no-untyped-def]

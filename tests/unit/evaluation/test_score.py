@@ -42,13 +42,21 @@ def greedy(model, row):
     return tuple(written)
 
 
-def models():
-    return {"before": adopt(tiny_model("mixtral"), CPU), "after": adopt(tiny_model("mixtral", seed=1), CPU)}
+def models(*, packed=False):
+    both = {"before": adopt(tiny_model("mixtral"), CPU), "after": adopt(tiny_model("mixtral", seed=1), CPU)}
+    for model in both.values():
+        model.packed = packed
+    return both
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["padded", "packed"])
+def is_packed(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def scores():
-    return scored(models())
+def scores(is_packed):
+    return scored(models(packed=is_packed))
 
 
 def scored(models, **more):
@@ -65,8 +73,8 @@ def scored(models, **more):
     )
 
 
-def test_what_is_known_is_not_asked_again_and_all_else_has_the_same_bits(scores):
-    both, passes = models(), []
+def test_what_is_known_is_not_asked_again_and_all_else_has_the_same_bits(scores, is_packed):
+    both, passes = models(packed=is_packed), []
     both["before"].module.register_forward_hook(lambda *_: passes.append(1))
     again = scored(both, known=("before",))
     assert [set(score.replies) for score in again] == [{"after"}] * len(ROWS)
@@ -100,6 +108,25 @@ def test_each_row_alone_has_these_numbers(scores):
         else:
             assert score.kl_sums["after"] == pytest.approx(divergence, abs=1e-4)
             assert abs(divergence - reverse) > 1e-3, "the two directions cannot be told apart here"
+
+
+def test_packed_rows_of_a_pass_are_one_row_without_padding(is_packed):
+    both, shapes = models(packed=is_packed), []
+    both["after"].module.register_forward_pre_hook(
+        lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    score_rows(
+        {"after": Subject(both["after"])},
+        [Scorable(row, ()) for row in ROWS],
+        max_new_tokens=0,
+        micro_batch_tokens=1000,
+        pad_id=0,
+        eos_ids=(),
+        comm=CPU,
+        progress=lambda _: None,
+    )
+    lengths = [row.num_tokens for row in ROWS]
+    assert shapes == [(1, sum(lengths))] if is_packed else [(len(ROWS), max(lengths))]
 
 
 def test_a_model_is_at_no_distance_from_itself():
