@@ -30,7 +30,7 @@ PINS := '$(TORCH)' $(if $(TRANSFORMERS),'transformers==$(TRANSFORMERS)')
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
 .PHONY: setup demo test test-all test-slurm test-hosts lint bench mutations soak docs slurm-packages hosts-packages \
-	chromium triton site
+	chromium triton s3 site
 
 setup: $(STAMP)
 
@@ -61,7 +61,7 @@ test: setup
 	$(PYTEST) -m 'not long' $(ARGS)
 
 # Slurm's jobs have cores of their own to claim, so its tests run one after another.
-test-all: setup slurm-packages hosts-packages chromium triton site
+test-all: setup slurm-packages hosts-packages chromium triton s3 site
 	$(PYTEST) $(ARGS) tests/unit tests/bad_inputs tests/ranks tests/cli
 	$(BIN)/python -m pytest tests/slurm
 	$(MEMORY) $(BIN)/python -m pytest tests/hosts
@@ -101,6 +101,14 @@ site: setup
 triton: .cache/triton/triton
 .cache/triton/triton: | $(STAMP)
 	$(BIN)/python -m pip install -qq --no-deps --target .cache/triton triton==3.6.0
+
+# s3fs and a server that speaks S3. Not in the environment: botocore needs an older python-dateutil than the tested one.
+s3: .cache/s3/moto
+.cache/s3/moto: | $(STAMP)
+	mkdir -p .cache
+	grep -v '^python-dateutil==' $(ENV)/constraints.txt > .cache/s3-constraints.txt
+	$(BIN)/python -m pip install -qq --target .cache/s3 --constraint .cache/s3-constraints.txt \
+		"s3fs==$$(sed -n 's/^fsspec==//p' constraints.txt)" 'moto[server]==5.2.5'
 
 # tests/slurm starts a real Slurm. Without root the tests themselves say what to install.
 slurm-packages:

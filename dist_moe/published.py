@@ -50,7 +50,7 @@ def publish(folder: Path, names: Iterable[str], url: str) -> Published:
         place = f"{root}/{name}"
         listed[name] = Written.of(folder / name)
         with _refused(f"cannot write {url}/{name}"):
-            files.makedirs(place.rpartition("/")[0], exist_ok=True)
+            make_parents(files, place)
             files.put_file(str(folder / name), place)
             num_bytes = files.size(place)
         if num_bytes != listed[name].num_bytes:
@@ -64,6 +64,16 @@ def publish(folder: Path, names: Iterable[str], url: str) -> Published:
         with _refused(f"cannot write {url}/{LIST}"):
             files.pipe_file(f"{root}/{LIST}", Path(local, LIST).read_bytes())
     return found
+
+
+def make_parents(files: Any, place: str) -> None:
+    """Make the directories above a file of an fsspec file system.
+
+    Object stores have none, and their paths begin with the name of a bucket, which nobody has asked to be made; paths
+    of all others begin with "/".
+    """
+    if place.startswith("/"):
+        files.makedirs(place.rpartition("/")[0], exist_ok=True)
 
 
 def fetch(url: str, out: Path) -> Published:

@@ -1,7 +1,12 @@
-"""Says which versions a run is with, and what it leaves out because of them."""
+"""Says which versions a run is with, and what it leaves out because of them; gives tests a place at a URL."""
 
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+
+import pytest
+
+from tests.buckets import Bucket, bucket_at
 
 
 def pytest_report_header() -> list[str]:
@@ -17,3 +22,19 @@ def pytest_report_header() -> list[str]:
             + (", ".join(names) or "nothing")
         )
     return lines
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bucket", help="run the tests of places at URLs alone, with their files there: s3://bucket")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("bucket") is not None:
+        items[:] = [item for item in items if "bucket" in getattr(item, "fixturenames", ())]
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest) -> Iterator[Bucket]:
+    """An empty place at a URL: in memory, or below `--bucket`."""
+    with bucket_at(request.config.getoption("bucket") or "memory://bucket") as found:
+        yield found

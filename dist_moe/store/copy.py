@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory
+from dist_moe.published import make_parents
 from dist_moe.store.files import damaged
 from dist_moe.store.layout import ROOT_METADATA, SUMS, root_digest, sha256
 from dist_moe.store.source import is_url, open_source
@@ -72,7 +73,7 @@ def _remote_writer(url: str) -> Callable[[str, bytes], None]:
         with refused_by_library(
             f"cannot write {url}", "make sure that it can be written, and first remove what is there"
         ):
-            files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            make_parents(files, path)
             files.pipe_file(path, data)
 
     return put

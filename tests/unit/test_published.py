@@ -4,17 +4,17 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from dist_moe import published
 from dist_moe.artefacts import Written, write_sealed
 from dist_moe.cli.main import main
 from dist_moe.errors import UserError
 from dist_moe.files import hash_file
-from dist_moe.published import KIND, LIST, VERSION, fetch, publish
+from dist_moe.published import KIND, LIST, VERSION, fetch, make_parents, publish
 from dist_moe.workflows import publish as workflow
 from dist_moe.workflows.run_lock import run_lock
 from tests.forks import start_fork
@@ -34,30 +34,21 @@ def folder(tmp_path):
     return place
 
 
-@pytest.fixture
-def bucket():
-    """A URL in memory, empty again afterwards."""
-    files = fsspec.filesystem("memory")
-    yield "memory://bucket/run"
-    if files.exists("/bucket"):
-        files.rm("/bucket", recursive=True)
-
-
 def contents(place: Path) -> dict[str, str]:
     return {str(file.relative_to(place)): hash_file(file) for file in sorted(place.rglob("*")) if file.is_file()}
 
 
 def test_what_is_published_comes_back_with_every_byte(folder, bucket, tmp_path, capsys):
-    assert main(["publish", str(folder), bucket]) == 0
-    assert main(["fetch", bucket, str(tmp_path / "back")]) == 0
+    url = f"{bucket.url}/run"
+    assert main(["publish", str(folder), url]) == 0
+    assert main(["fetch", url, str(tmp_path / "back")]) == 0
     expected = contents(folder)
     del expected[".lock"]
     assert contents(tmp_path / "back") == expected
     out = capsys.readouterr().out
-    assert f"Published 4 files, 0.2 MB, of {folder} at {bucket}" in out
-    assert f"Fetched 4 files, 0.2 MB, of {bucket} to {tmp_path}/back, each as published" in out
-    files = fsspec.filesystem("memory")
-    assert sorted(files.find("/bucket/run")) == [f"/bucket/run/{name}" for name in sorted([*NAMES, LIST])]
+    assert f"Published 4 files, 0.2 MB, of {folder} at {url}" in out
+    assert f"Fetched 4 files, 0.2 MB, of {url} to {tmp_path}/back, each as published" in out
+    assert bucket.names("run") == sorted([*NAMES, LIST])
 
 
 class Killed(LocalFileSystem):
@@ -112,22 +103,22 @@ def test_a_publishing_that_is_killed_is_not_there_and_can_be_repeated(folder, tm
 
 
 def test_what_has_changed_is_refused(folder, bucket, tmp_path):
-    publish(folder, NAMES, bucket)
-    files = fsspec.filesystem("memory")
-    with pytest.raises(UserError, match=f"{bucket} is published already, and is not overwritten"):
-        publish(folder, NAMES, bucket)
-    data = files.cat_file("/bucket/run/weights.bin")
-    files.pipe_file("/bucket/run/weights.bin", data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match=f"{bucket}/weights.bin has changed since it was published"):
-        fetch(bucket, tmp_path / "back")
-    files.rm("/bucket/run/weights.bin")
-    with pytest.raises(UserError, match=f"cannot read {bucket}/weights.bin"):
-        fetch(bucket, tmp_path / "back")
-    listed = json.loads(files.cat_file(f"/bucket/run/{LIST}"))
+    url, files, root = f"{bucket.url}/run", bucket.files, f"{bucket.root}/run"
+    publish(folder, NAMES, url)
+    with pytest.raises(UserError, match=f"{url} is published already, and is not overwritten"):
+        publish(folder, NAMES, url)
+    data = files.cat_file(f"{root}/weights.bin")
+    files.pipe_file(f"{root}/weights.bin", data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"{url}/weights.bin has changed since it was published"):
+        fetch(url, tmp_path / "back")
+    files.rm(f"{root}/weights.bin")
+    with pytest.raises(UserError, match=f"cannot read {url}/weights.bin"):
+        fetch(url, tmp_path / "back")
+    listed = json.loads(files.cat_file(f"{root}/{LIST}"))
     listed["files"]["empty"]["num_bytes"] = 7
-    files.pipe_file(f"/bucket/run/{LIST}", json.dumps(listed).encode())
-    with pytest.raises(UserError, match=rf"{bucket}/{LIST} is damaged: .*: publish it again, at another URL"):
-        fetch(bucket, tmp_path / "back")
+    files.pipe_file(f"{root}/{LIST}", json.dumps(listed).encode())
+    with pytest.raises(UserError, match=rf"{url}/{LIST} is damaged: .*: publish it again, at another URL"):
+        fetch(url, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
@@ -147,13 +138,13 @@ def test_of_a_run_only_results_are_published_and_not_while_it_works(folder, buck
     for name in ("checkpoints", "analysis", "training"):
         (folder / name).mkdir()
         (folder / name / "part").write_text("x")
-    found = workflow.publish(folder, bucket)
+    found = workflow.publish(folder, f"{bucket.url}/run")
     assert sorted(found.files) == sorted([*NAMES, "train.yaml"])
     assert found.files["card.md"] == Written.of(folder / "card.md")
     monkeypatch.setattr("dist_moe.workflows.run_lock.WAIT_S", 0.1)
     with run_lock(folder, workflow.SoloComm(None)), pytest.raises(UserError, match="in use by another job"):
-        workflow.publish(folder, "memory://bucket/other")
-    assert not fsspec.filesystem("memory").exists("/bucket/other")
+        workflow.publish(folder, f"{bucket.url}/other")
+    assert bucket.names("other") == []
 
 
 @pytest.mark.parametrize(
@@ -169,8 +160,16 @@ def test_urls_that_are_none(folder, url, line):
         publish(folder, NAMES, url)
 
 
+def test_directories_are_made_and_buckets_are_not():
+    """tests/cli/test_object_store.py has what a store then says."""
+    made = []
+    for place in ("/srv/runs/tiny/file", "bucket/runs/tiny/file"):
+        make_parents(SimpleNamespace(makedirs=lambda path, exist_ok: made.append(path)), place)
+    assert made == ["/srv/runs/tiny"]
+
+
 def test_a_file_that_arrives_short_is_noticed(folder, bucket, monkeypatch):
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "size", lambda *_: 1)
+    monkeypatch.setattr(bucket.files, "size", lambda *_: 1)
     with pytest.raises(UserError, match=r"it has 1 bytes there and 9 here: run the same command again"):
-        publish(folder, NAMES, bucket)
-    assert published.LIST not in str(fsspec.filesystem("memory").find("/bucket"))
+        publish(folder, NAMES, f"{bucket.url}/run")
+    assert bucket.names("run") == ["card.md"]

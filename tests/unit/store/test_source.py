@@ -1,6 +1,5 @@
-"""Stores behind a URL, read with fsspec; here from its file system in memory."""
+"""Stores behind a URL, read with fsspec; here from a file system in memory."""
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -8,49 +7,45 @@ from dist_moe.errors import UserError
 from dist_moe.store import MaskStore
 from tests.unit.store.example import example_contents, write_example
 
-URL = "memory://bucket/masks.zarr"
-
 
 @pytest.fixture
-def url(tmp_path):
+def url(tmp_path, bucket):
     path = write_example(tmp_path / "masks.zarr")
-    memory = fsspec.filesystem("memory")
-    memory.put(str(path), "/bucket/masks.zarr", recursive=True)
-    yield URL
-    memory.rm("/bucket", recursive=True)
+    bucket.files.put(str(path), f"{bucket.root}/masks.zarr", recursive=True)
+    return f"{bucket.url}/masks.zarr"
 
 
 def test_a_url_is_read_as_a_path(url):
     store, contents = MaskStore.open(url), example_contents()
-    assert store.path == URL
+    assert store.path == url
     np.testing.assert_array_equal(store.masks[1], contents.results.masks.masks_BLE[1])
     assert store.batch_ids == contents.plan.index.ids
     store.check()
 
 
-def test_counts_are_looked_for_beside_it(url, tmp_path):
-    memory, store = fsspec.filesystem("memory"), MaskStore.open(url)
-    with pytest.raises(UserError, match=r"what they were selected from is not at memory://bucket/counts\.zarr: put it"):
+def test_counts_are_looked_for_beside_it(url, bucket, tmp_path):
+    store, place = MaskStore.open(url), f"{bucket.url}/counts.zarr"
+    with pytest.raises(UserError, match=f"what they were selected from is not at {place}: put it"):
         store.batch_table(0)
-    memory.put(str(tmp_path / "counts.zarr"), "/bucket/counts.zarr", recursive=True)
+    bucket.files.put(str(tmp_path / "counts.zarr"), f"{bucket.root}/counts.zarr", recursive=True)
     found = MaskStore.open(url).counts
-    assert found.path == "memory://bucket/counts.zarr"
+    assert found.path == place
     assert found.prompt_counts[:].tobytes() == example_contents().counts.counts_PLE.astype(np.int32).tobytes()
 
 
-def test_damage_behind_a_url(url):
-    memory = fsspec.filesystem("memory")
-    (key,) = (key for key in memory.find("/bucket/masks.zarr/masks/c"))
-    whole = memory.cat_file(key)
+def test_damage_behind_a_url(url, bucket):
+    files = bucket.files
+    (key,) = (key for key in files.find(f"{bucket.root}/masks.zarr/masks/c"))
+    whole = files.cat_file(key)
     store = MaskStore.open(url)
-    memory.pipe_file(key, whole[:-1])
-    with pytest.raises(UserError, match=f"{URL} is damaged: array masks has changed since it was written"):
+    files.pipe_file(key, whole[:-1])
+    with pytest.raises(UserError, match=f"{url} is damaged: array masks has changed since it was written"):
         store.check()
-    memory.rm(key)
+    files.rm(key)
     with pytest.raises(UserError, match="array masks has changed since it was written"):
         MaskStore.open(url).masks[0]
-    memory.pipe_file(key, whole)
-    memory.pipe_file(key[:-1] + "9", b"")
+    files.pipe_file(key, whole)
+    files.pipe_file(key[:-1] + "9", b"")
     with pytest.raises(UserError, match="array masks has changed since it was written"):
         MaskStore.open(url).check()
 
