@@ -43,7 +43,8 @@ def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
     yield from _counts(store)
     if store.statistics and "smallest_p_value" in store.statistics:
         smallest = store.statistics["smallest_p_value"][:]
-        yield f"Smallest p-value that is possible in a batch: {smallest.min():.2g} to {smallest.max():.2g}"
+        ends = dict.fromkeys(f"{value:.2g}" for value in (smallest.min(), smallest.max()))
+        yield f"Smallest p-value that is possible in a batch: {' to '.join(ends)}"
     if 1 < len(store.batches) <= MOST_BATCHES:
         yield from _overlap(store, seed)
     selected = len(overall(store))

@@ -12,22 +12,27 @@ from dist_moe.evaluation.rows import before_noun
 from dist_moe.report.columns import spread
 from dist_moe.stats.crossed import Mean
 
+ONE_SEED = (
+    "One seed says nothing of others: the intervals are for other prompts, and another seed may lie outside of them"
+)
+
 
 def comparison_lines(found: Comparison) -> Iterator[str]:
     """A table of levels, and one of differences to the reference in which no winner is named that is not clear."""
     numbers = sorted({cell.num_prompts for cells in found.levels.values() for cell in cells.values()})
     prompts = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
-    seeds = ", ".join(map(str, found.seeds))
+    seeds = ("seed " if len(found.seeds) == 1 else "seeds ") + ", ".join(map(str, found.seeds))
+    variants = "1 variant" if len(found.levels) == 2 else f"{len(found.levels) - 1} variants"
+    over = "prompts" if len(found.seeds) == 1 else "seeds and prompts"
     yield (
-        f"{len(found.levels) - 1} variant(s), seed(s) {seeds}; {prompts} {before_noun(found.kind)} prompts a measure, "
-        f"each scored without a mask; judge: {found.judge}. Mean over seeds and prompts [95 % interval for other "
-        "seeds and prompts]"
+        f"{variants}, {seeds}; {prompts} {before_noun(found.kind)} prompts a measure, each scored without a mask; "
+        f"judge: {found.judge}. Mean over {over} [95 % interval for other {over}]; losses and KL in nats per token"
     )
     if len(found.seeds) == 1:
-        yield "One seed says nothing of others: the intervals are of prompts alone"
+        yield ONE_SEED
     yield from _table(found.levels, found, lambda cell: _interval(cell, signed=False))
     yield ""
-    yield f"Less {found.reference}, on the same seeds and prompts (* more than chance explains):"
+    yield f"Differences to {found.reference}, on the same {over} (* more than chance explains):"
     yield from _table(
         found.differences, found, lambda cell: _interval(cell, signed=True) + (" *" if cell.is_clear else "  ")
     )

@@ -62,8 +62,24 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
     draws = f"{facts.settings['evaluation.resamples']} resamples of prompts (seed {facts.seed})"
     yield (
         f"In [ ]: 95 % intervals; of rates Wilson's and Newcombe's, of the rest by {draws}. p: exact McNemar test over "
-        "prompts. docs/evaluation.md says what each number means."
+        "prompts. Losses and KL are in nats per token. docs/evaluation.md says what each number means."
     )
+
+
+def without_width(evaluation: Evaluation) -> Iterator[str]:
+    """A sentence of the intervals that look certain and are not: of measures whose resamples are all alike."""
+    names = {
+        name: None
+        for kind in evaluation.kinds
+        for group in evaluation.of(kind, "all")
+        for name, measure in group.measures.items()
+        if any(found and found.low is not None and found.low == found.high for found in (measure.before, measure.after))
+    }
+    if names:
+        yield (
+            f"{', '.join(names)}: an interval has no width, because all resamples of these prompts give one number; "
+            "other prompts need not."
+        )
 
 
 def shown_silenced(silenced: Silenced) -> str:
@@ -115,6 +131,7 @@ def _doubts(evaluation: Evaluation) -> Iterator[str]:
             ):
                 if verdicts.count(verdict):
                     yield f"By {judge.name}, {verdicts.count(verdict)} of {len(outcomes)} answers {when} {what}."
+    yield from without_width(evaluation)
     for each in evaluation.disagreements:
         found = each.agreement
         yield (

@@ -9,7 +9,7 @@ from dist_moe.stats.measured import Estimate
 from dist_moe.training.run_status import RunStatus
 
 MOST_RANKS, MOST_WEAK = 16, 8
-WORK = {"train": "training", "count": "counting"}
+WORK = {"train": "training", "count": "counting", "compare": "comparison"}
 NEXT = {
     "not started": "no command has written results here yet",
     "stopped": "as requested; the same command again resumes",

@@ -11,6 +11,7 @@ import torch
 from dist_moe.config.schema import Config
 from dist_moe.model.model import MoEModel
 from dist_moe.parallel.mesh import Mesh
+from dist_moe.report.columns import spread
 from dist_moe.report.model import forward_passes
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
@@ -65,5 +66,5 @@ def _placement_line(config: Config, model: MoEModel, plan: FreezePlan, mesh: Mes
     megabytes = 12e-6 * max(owned_R) * plan.num_expert_parameters
     return (
         f"Placement: {config.parallel.placement}, {mesh.replicas.size} replica(s) of {mesh.ep.size} rank(s); a rank "
-        f"trains {min(owned_R)} to {max(owned_R)} of the union's experts, optimizer state at most {megabytes:,.1f} MB"
+        f"trains {spread(owned_R)} of the union's experts, optimizer state at most {megabytes:,.1f} MB"
     )

@@ -22,7 +22,7 @@ class RankState:
 
     __pydantic_config__: ClassVar[ConfigDict] = EXACT
     command: str
-    """train or count."""
+    """train, count or compare."""
     rank: NonNegativeInt
     num_ranks: NonNegativeInt
     process: NonNegativeInt
@@ -32,7 +32,7 @@ class RankState:
     told: float
     """When it wrote this."""
     unit: str
-    """What it counts: steps or parts."""
+    """What it counts: steps, parts or runs."""
     done: NonNegativeInt = 0
     """Of all ranks together."""
     total: NonNegativeInt = 0

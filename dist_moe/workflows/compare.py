@@ -22,6 +22,9 @@ from dist_moe.parallel.launch import together
 from dist_moe.report.comparison import comparison_lines
 from dist_moe.workflows.learning_rates import choose_rates
 from dist_moe.workflows.model_place import from_hub, placed_data
+from dist_moe.workflows.rank_log import RankLog
+from dist_moe.workflows.run_dir import RunDir
+from dist_moe.workflows.run_lock import run_lock
 from dist_moe.workflows.variants import Run, Variant, run_variant, variant_config
 
 log = logging.getLogger(__name__)
@@ -64,12 +67,25 @@ def compare(
         for each in chosen:
             variant_config(config, config.seed, each)
         data_hash = _held_out_hash(config, data)
-    if rates is not None:
-        chosen = choose_rates(config, comm, chosen, rates.lrs, rates.share)
+        _require_no_run(config.run_dir)
     seeds = list(range(config.seed, config.seed + num_seeds))
-    runs = {
-        each.name: [run_variant(config, comm, data, data_hash, seed, each, chosen) for seed in seeds] for each in chosen
-    }
+    with run_lock(config.run_dir, comm), RankLog(config.run_dir, comm, "compare", "runs") as told:
+        told.begin(0, len(chosen) * len(seeds))
+        if rates is not None:
+            chosen = choose_rates(config, comm, chosen, rates.lrs, rates.share)
+        runs = dict[str, list[Run]]()
+        for each in chosen:
+            runs[each.name] = []
+            for seed in seeds:
+                runs[each.name].append(run_variant(config, comm, data, data_hash, seed, each, chosen))
+                told.advance(1)
+        return _write(config, comm, seeds, runs, chosen)
+
+
+def _write(
+    config: Config, comm: Comm, seeds: Sequence[int], runs: Mapping[str, Sequence[Run]], chosen: Sequence[Variant]
+) -> Comparison:
+    """The comparison in its file and on the console."""
     lrs = {each.name: variant_config(config, config.seed, each).train.lr for each in chosen}
     with together(comm):
         found = _compared(seeds, runs, lrs)
@@ -79,6 +95,17 @@ def compare(
         log.info(line)
     log.info(f"Comparison: {config.run_dir / COMPARISON}")
     return found
+
+
+def _require_no_run(path: Path) -> None:
+    """Refuse the directory of a single run: a report of it would show the comparison alone."""
+    run = RunDir(path)
+    for place in (run.counts, run.masks, run.metrics, run.experts):
+        if place.exists():
+            raise UserError(
+                f"{path} is the directory of a run: it has {place.name}. A comparison has one of its own: "
+                f"--run-dir {path.with_name(f'{path.name}-compare')}"
+            )
 
 
 def _held_out_hash(config: Config, data: Sequence[Path]) -> str:

@@ -176,6 +176,8 @@ def _done(first: RankState | None, step: LastStep | None) -> int | None:
 
 
 def _seconds_left(first: RankState, step: LastStep | None) -> float | None:
+    if first.command == "compare":  # some of its runs may be there already
+        return None
     if first.command == "train":
         return None if step is None else (first.total - step.step) * step.seconds_per_step
     return (first.total - first.done) * (first.told - first.begun) / first.done if first.done else None

@@ -9,11 +9,16 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import dist_moe
+import dist_moe.workflows.compare as workflow
 from dist_moe.artefacts import checked
 from dist_moe.cli.main import main
 from dist_moe.evaluation.base_answers import BaseAnswers
+from dist_moe.report.status import status_lines
 from dist_moe.store import MaskStore
 from dist_moe.training.trainer import Trainer
+from dist_moe.workflows import rank_log
+from dist_moe.workflows.status import status
+from dist_moe.workflows.variants import run_variant
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.pages import Page
 from tools.soak.compare import differing_bits
@@ -120,6 +125,41 @@ def test_a_run_that_was_cut_off_before_a_checkpoint_is_trained_anew(compared, gi
     assert differing_bits(run, compared / "seed-0" / NAMES[0]) == 0
     rows, expected = (rows_of(each / "seed-0" / NAMES[0]) for each in (tmp_path / "runs", compared))
     assert rows == expected
+
+
+def test_its_status_is_its_own(compared, given, tmp_path, monkeypatch):
+    seen, run = [], tmp_path / "runs"
+
+    def look(*given):
+        seen.append(status(run))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return run_variant(*given)
+
+    monkeypatch.setattr(workflow, "run_variant", look)
+    monkeypatch.setattr(rank_log, "EVERY_S", 0.0)
+    shutil.copytree(compared, run)
+    assert compare(given, "--run-dir", run) == 130
+    assert [(each.state, each.command, each.done, each.total) for each in seen] == [
+        ("running", "compare", done, 4) for done in range(3)
+    ]
+    found = status(run)
+    assert (found.state, found.done, found.error) == ("failed", 2, "interrupted")
+    monkeypatch.setattr(workflow, "run_variant", run_variant)
+    assert compare(given, "--run-dir", run) == 0
+    assert next(status_lines(status(run))) == f"{run}: comparison finished: run 4 of 4 (100 %)"
+
+
+def test_the_directory_of_a_run_is_refused(compared, given, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(compared / "seed-0" / NAMES[0], run)
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+    assert compare(given, "--run-dir", run) == 2
+    assert capfd.readouterr().err == (
+        f"dist-moe: error: {run} is the directory of a run: it has metrics.jsonl. A comparison has one of its own: "
+        f"--run-dir {tmp_path / 'run-compare'}\n"
+    )
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
 
 
 def test_each_run_is_evaluated_as_by_itself(compared, given, tmp_path):

@@ -12,9 +12,11 @@ from dist_moe.evaluation.measures import REFUSED_SAFE, REFUSED_UNSAFE
 from dist_moe.evaluation.record import EvaluationFacts
 from dist_moe.evaluation.rows import before_noun
 from dist_moe.report.columns import spread
+from dist_moe.report.comparison import ONE_SEED
 from dist_moe.report.page.blocks import Cell, Section, joined, note, paragraph, table
 from dist_moe.report.page.charts import Ends, plane_chart
 from dist_moe.report.page.contents import ComparisonContents, RunContents
+from dist_moe.report.page.meanings import meanings
 from dist_moe.report.page.numbers import TO, shown, shown_change
 from dist_moe.report.page.results import ends
 from dist_moe.stats.crossed import Mean
@@ -31,11 +33,13 @@ def comparison(found: ComparisonContents, key: str) -> Section:
     parts = [
         paragraph(
             f"Each variant was trained from {seeds} and scored on the same {before_noun(values.kind)} prompts, "
-            f"without a mask; judge: {values.judge}. In parentheses 95 % intervals, for other seeds and other prompts."
+            f"without a mask; judge: {values.judge}. In parentheses 95 % intervals, for other "
+            f"{'prompts' if len(values.seeds) == 1 else 'seeds and other prompts'}."
         )
     ]
     if len(values.seeds) == 1:
-        parts.append(note("One seed says nothing of others: these intervals are of prompts alone."))
+        parts.append(note(f"{ONE_SEED}."))
+    parts.append(meanings(MEASURES))
     points = [
         (name, _of_mean(levels.get(REFUSED_SAFE)), _of_mean(levels.get(REFUSED_UNSAFE)))
         for name, levels in values.levels.items()
@@ -55,7 +59,7 @@ def _levels(found: ComparisonContents) -> Markup:
         lr = f"{values.lrs[variant]:g}" if variant in values.lrs else "–"
         lines.append([f"{number} {variant}", *trained, lr, *(shown(name, levels.get(name)) for name in names)])
     head = ["variant", "experts trained", "trainable parameters", "learning rate", *names]
-    return table("Mean over seeds and prompts", head, lines)
+    return table(f"Mean over {'prompts' if len(values.seeds) == 1 else 'seeds and prompts'}", head, lines)
 
 
 def _differences(found: ComparisonContents) -> Markup:
@@ -64,7 +68,8 @@ def _differences(found: ComparisonContents) -> Markup:
     lines: list[list[Cell]] = []
     for variant, differences in values.differences.items():
         lines.append([variant, *(_difference(name, differences.get(name)) for name in names)])
-    caption = f"Less {values.reference}, on the same seeds and prompts; * more than chance explains"
+    same = "prompts" if len(values.seeds) == 1 else "seeds and prompts"
+    caption = f"Differences to {values.reference}, on the same {same}; * more than chance explains"
     return table(caption, ["variant", *names], lines)
 
 

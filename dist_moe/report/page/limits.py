@@ -7,12 +7,21 @@ from collections.abc import Iterator
 from dist_moe.evaluation.measures import REFUSED_SAFE, REFUSED_UNSAFE
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.report.card import LIMITS, ROUTE_LIMIT
+from dist_moe.report.columns import spread
+from dist_moe.report.evaluation import without_width
 from dist_moe.report.page.blocks import Section, bullets
-from dist_moe.report.page.contents import RunContents
+from dist_moe.report.page.contents import ComparisonContents, RunContents
 from dist_moe.report.page.experts import not_above_chance
 from dist_moe.selection.stored import stored_rule
 
 FEW_PROMPTS = 100
+MANY_SEEDS = 5
+OF_REFUSALS = "A refusal is what the judge takes for one. An answer that does not refuse may be harmless, or nonsense."
+OF_COMPARISONS = (
+    "All variants have the same number of steps, not the same effect: one that changes more refuses more, safe prompts "
+    "too. Read the refusals of safe prompts and the KL divergence beside those of unsafe prompts.",
+    "Of twenty differences that are none, one is marked by chance alone.",
+)
 
 
 def limits(run: RunContents, key: str) -> Section:
@@ -21,6 +30,21 @@ def limits(run: RunContents, key: str) -> Section:
     if run.evaluation is not None:
         said += _of_evaluation(run.evaluation)
     return Section("limits", "What the numbers do not show", bullets([*said, *LIMITS]))
+
+
+def limits_of_comparison(found: ComparisonContents) -> Section:
+    """The same of variants side by side."""
+    values = found.comparison
+    numbers = [cell.num_prompts for cells in values.levels.values() for cell in cells.values()]
+    said = []
+    if len(values.seeds) < MANY_SEEDS:
+        seeds = "1 seed" if len(values.seeds) == 1 else f"{len(values.seeds)} seeds"
+        said.append(f"Only {seeds} of each variant: a difference that is not marked may still be there.")
+    if min(numbers) < FEW_PROMPTS:
+        said.append(f"Only {spread(numbers)} different prompts were scored for a measure.")
+    return Section(
+        "limits", "What the numbers do not show", bullets([*said, *OF_COMPARISONS, OF_REFUSALS, *LIMITS[1:]])
+    )
 
 
 def _of_masks(run: RunContents) -> Iterator[str]:
@@ -67,8 +91,9 @@ def _of_evaluation(evaluation: Evaluation) -> Iterator[str]:
             "many nearly equal ones."
         )
     yield from _few_prompts(evaluation)
+    yield from without_width(evaluation)
     yield from _doubtful_answers(evaluation)
-    yield "A refusal is what the judge takes for one. An answer that does not refuse may be harmless, or nonsense."
+    yield OF_REFUSALS
 
 
 def _few_prompts(evaluation: Evaluation) -> Iterator[str]:

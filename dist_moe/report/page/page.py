@@ -21,7 +21,7 @@ from dist_moe.report.page.contents import PageContents, RunContents
 from dist_moe.report.page.curves import curves
 from dist_moe.report.page.exactness import exactness
 from dist_moe.report.page.experts import experts
-from dist_moe.report.page.limits import limits
+from dist_moe.report.page.limits import limits, limits_of_comparison
 from dist_moe.report.page.missing import missing
 from dist_moe.report.page.overlap import overlap
 from dist_moe.report.page.rates import learning_rates
@@ -38,7 +38,7 @@ def page(contents: PageContents) -> str:
     """The page as HTML; the same contents give the same page."""
     parts: list[tuple[str, str, Sequence[Section]]] = []
     for number, found in enumerate(contents.comparisons, 1):
-        sections = [comparison(found, f"comparison-{number}"), learning_rates(found)]
+        sections = [comparison(found, f"comparison-{number}"), learning_rates(found), limits_of_comparison(found)]
         parts.append((f"comparison-{number}", f"Comparison {found.name}", [each for each in sections if each]))
     side_by_side = runs_compared(contents.runs, "runs")
     if side_by_side is not None:

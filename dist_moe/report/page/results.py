@@ -16,6 +16,7 @@ from dist_moe.report.harness import shown_level
 from dist_moe.report.page.blocks import Cell, Section, details, heading, joined, note, paragraph, table
 from dist_moe.report.page.charts import Ends, change_chart
 from dist_moe.report.page.contents import RunContents
+from dist_moe.report.page.meanings import meanings
 from dist_moe.report.page.numbers import shown, shown_change, shown_p
 from dist_moe.stats.measured import Estimate, Group
 
@@ -39,6 +40,7 @@ def results(run: RunContents, key: str) -> Section | None:
             "resamples of prompts. p: exact McNemar test over prompts, not corrected for the number of groups."
         )
     ]
+    parts.append(meanings(name for group in evaluation.groups for name in group.measures))
     if facts.silenced is not None:
         parts.append(note(f"After is the same model without {shown_silenced(facts.silenced)}."))
     if facts.alpha != 1:

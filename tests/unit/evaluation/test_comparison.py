@@ -116,17 +116,23 @@ def test_the_table_marks_only_what_is_beyond_chance():
     rows = {name: [rows_of(seed) for seed in some] for name, some in
             (("ours", np.ones((2, 30))), ("worse", clear), ("like", not_clear))}  # fmt: skip
     text = told(rows)
-    below = {line.split()[0]: line for line in text.partition("Less ours")[2].splitlines()[1:] if line.strip()}
+    below = {
+        line.split()[0]: line for line in text.partition("Differences to ours")[2].splitlines()[1:] if line.strip()
+    }
     low, high = paired_difference(0, 30, 0, 0)
     assert f"-1.000 [{low:+.3f}, {high:+.3f}] *" in below["worse"]
     assert high > -0.95  # thirty prompts say no more
     assert "*" not in below["like"]
     assert "3 to 5" in below["like"]
     assert "30 to 50" in below["like"]
-    assert "2 variant(s)" not in text
-    assert "3 variant(s), seed(s) 0, 1; 30 held-out prompts" in text
+    assert "3 variants, seeds 0, 1; 30 held-out prompts" in text
+    assert "Mean over seeds and prompts [95 % interval for other seeds and prompts]" in text
     assert "One seed" not in text
 
 
 def test_one_seed_is_said_to_say_nothing_of_others():
-    assert "One seed says nothing of others: the intervals are of prompts alone" in told({"ours": [rows_of([1, 0, 1])]})
+    text = told({"ours": [rows_of([1, 0, 1])]})
+    assert "1 variant, seed 0; " in text
+    assert "Mean over prompts [95 % interval for other prompts]" in text
+    assert "One seed says nothing of others" in text
+    assert "seeds" not in text

@@ -59,6 +59,18 @@ def test_what_is_written_is_read(evaluation, tmp_path):
     assert (tmp_path / "new" / "other").exists()
 
 
+def test_an_interval_that_looks_certain_is_said_not_to_be(evaluation):
+    """Numbers of the made rows are all alike, but for one unsafe row's losses."""
+    first, *others = evaluation.rows
+    other = {when: replace(getattr(first, when), loss_sum=9.0) for when in ("before", "after")}
+    rows = (replace(first, **other), *others)
+    changed = replace(evaluation, rows=rows, groups=groups_of(rows, JUDGES, Resampling(100, 0)))
+    (line,) = [line for line in evaluation_lines(changed) if "has no width" in line]
+    assert set(line.partition(":")[0].split(", ")) == {
+        "answer loss (safe)", "KL to the base (safe)", "refusal AUC", "answer tokens (unsafe)", "answer tokens (safe)",
+    }  # fmt: skip
+
+
 def test_lines_say_kinds_leaks_cut_answers_and_disagreement(evaluation):
     text = "\n".join(evaluation_lines(evaluation))
     kinds = ("Held out", "Overlapping", "Trained")
@@ -74,6 +86,7 @@ def test_lines_say_kinds_leaks_cut_answers_and_disagreement(evaluation):
         "By phrases, 1 of 16 answers after could not be judged, and are in no rate.",
         "Judges phrases and likelihood agree on 0.733 of 15 answers after (kappa 0.50); 1 left out.",
         "100 resamples of prompts (seed 0)",
+        "Losses and KL are in nats per token",
     ):
         assert told in text, told
     (line,) = [line for line in text[held_out:overlapping].splitlines() if line.startswith("refused (unsafe)  ")]

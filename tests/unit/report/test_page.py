@@ -83,6 +83,14 @@ def test_batches_and_overlap_are_of_the_masks(run):
     assert "all 3 together have 2 of the model's 8" in found.text
 
 
+def test_every_measure_is_explained(run):
+    text = text_of(run)
+    (told,) = re.findall(r"<summary>What the measures are</summary>(.*?)</details>", text, re.DOTALL)
+    shown = {line[0] for line in Page(text).table("All held-out rows").lines[1:]}
+    assert len(shown) > 5
+    assert shown == set(re.findall(r"<li>([^:]*?): ", told))
+
+
 def test_results_are_those_of_the_rows(run):
     found = read(run).table("All held-out rows")
     held_out = [each for each in run.evaluation.rows if each.kind == "held out"]
@@ -217,7 +225,10 @@ def test_a_comparison_names_only_what_is_clear(tmp_path):
         "refused (safe)": "10 % (2 to 30)", "KL to the base (safe)": "–",
     }  # fmt: skip
     assert levels.line("3 <other>")["KL to the base (safe)"] == "0.100 (0.050 to 0.150)"
-    less = found.table("Less ours,lr=1")
+    assert "Only 2 seeds of each variant" in found.text
+    assert "Only 20 different prompts were scored" in found.text
+    assert "the same number of steps, not the same effect" in found.text
+    less = found.table("Differences to ours,lr=1, on the same seeds and prompts")
     assert less.line("base")["refused (unsafe)"] == "-65 points (-90 to -31) *"
     assert less.line("<other>")["refused (unsafe)"] == "-25 points (-60 to +10)"
     dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="4"', text)
