@@ -77,7 +77,7 @@ def _run_stages(out: Path, size: Size, *, fast: bool) -> None:
     stages.launch("launch/analyze.py", inputs.config)
     stages.title("Training: only each batch's experts")
     stages.launch("launch/train.py", inputs.config)
-    stages.title("Which experts answer for which category")
+    stages.title("The masks: which experts the unsafe prompts of each category use more")
     for view in ("summary", "overlap"):
         stages.command("dist-moe", "inspect", run / "masks.zarr", view)
     stages.title("Before and after, on prompts that neither analysis nor training has seen, without a mask")

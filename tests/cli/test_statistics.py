@@ -147,7 +147,7 @@ def test_pairs_are_tested_as_pairs(run, tmp_path, capsys):
     data = write_jsonl(tmp_path / "pairs.jsonl", rows)
     printed, store = analyze(run, capsys, "--data.paths", str(data))
     assert store.statistics["smallest_p_value"][:].tolist() == [2.0**-8, 2.0**-8]
-    assert "Smallest p-value that is possible in a batch: 0.0039 to 0.0039" in printed
+    assert "Smallest p-value that is possible in a batch: 0.0039\n" in printed
 
 
 def test_reading_the_prompts_is_kept_apart_from_answering(run, capsys):
