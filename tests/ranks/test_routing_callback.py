@@ -1,11 +1,17 @@
 """RoutingCallback, and counting from routes, write on several ranks what they write on one, byte for byte."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM
 
 import dist_moe
@@ -16,7 +22,7 @@ from dist_moe.workflows.count_routes import count_routes
 from tests.cli.conftest import new_run
 from tests.ranks.harness import run_ranks
 from tests.recorded import as_npy, write_lines
-from tests.tiny import E, K, L
+from tests.tiny import E, K, L, token_ids
 
 
 def counted(comm, model, config, out):
@@ -40,6 +46,74 @@ def test_ranks_count_what_one_counts(tmp_path):
         assert counts.tables["gates"][:].any()
         digests.append(counts.digest)
     assert digests[0] == digests[1]
+
+
+class Rows(Dataset):
+    """Random rows to train on, which are not those that are counted."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        ids = token_ids(index, 1)[0]
+        return {"input_ids": ids, "labels": ids.clone()}
+
+
+class Whole(transformers.TrainerCallback):
+    """Keeps the weights after each step, put together from all ranks."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        assert all(isinstance(each, DTensor) for each in model.parameters()), "nothing is sharded"
+        found = {name: each.full_tensor().numpy().copy() for name, each in model.state_dict().items()}
+        self.weights[state.global_step] = found
+
+
+class Sharded(transformers.Trainer):
+    """With FSDP2, which accelerate itself turns on for GPUs only."""
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        state, layers = self.accelerator.state, ["Qwen3MoeDecoderLayer"]
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=layers
+        )
+        state.distributed_type, self.is_fsdp_enabled = DistributedType.FSDP, True
+
+
+def trained_in_shards(comm, model, config, out):
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": str(comm.size)}
+    os.environ.update(launched)  # accelerate looks for it, and then uses the processes' group that there is
+    module = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    arguments = transformers.TrainingArguments(
+        output_dir=f"{out}-hf", max_steps=2, per_device_train_batch_size=2, learning_rate=3e-2, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True, ddp_backend="gloo",
+    )  # fmt: skip
+    whole, counting = Whole(), dist_moe.RoutingCallback(config, out, steps=[1, 2])
+    Sharded(module, arguments, train_dataset=Rows(), callbacks=[whole, counting]).train()
+    return whole.weights
+
+
+@pytest.mark.long
+def test_weights_in_shards_count_what_whole_ones_count(tmp_path):
+    """transformers' own Trainer under FSDP2 on two ranks, and one process with the weights of the same step."""
+    run, out, counts = new_run(tmp_path), tmp_path / "sharded", []
+    weights, _ = run_ranks(2, trained_in_shards, run.model, run.config, out)
+    for step, state in weights.items():
+        module = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+        counting = dist_moe.RoutingCallback(run.config, tmp_path / "whole", steps=[step])
+        here = SimpleNamespace(device=torch.device("cpu"))
+        counting.on_step_end(here, SimpleNamespace(global_step=step), None, model=module)
+        found, expected = (
+            Counts.open_whole(place / f"step-{step:06d}/counts.zarr") for place in (out, tmp_path / "whole")
+        )
+        assert found.digest == expected.digest, step
+        counts.append(found.prompt_counts[:])
+    assert len(counts) == 2
+    assert (counts[0] != counts[1]).any(), "a step has changed no route: the test would not see stale weights"
 
 
 def counted_from_routes(comm, config, out, files):
