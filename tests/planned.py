@@ -22,6 +22,7 @@ from dist_moe.moe.discover import find_moe_layers
 from dist_moe.parallel.comm import Comm, GroupComm, SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import Placement
+from dist_moe.planning.live import LiveBytes
 from dist_moe.planning.memory import Memory, Setup, training_memory
 from dist_moe.planning.outline import Outline, known_model
 from dist_moe.planning.share import Share, of_masks
@@ -47,6 +48,7 @@ class Case:
     length: int = 96
     answer: int = 32
     share: float = 0.3
+    packed: bool = False
 
     def __str__(self) -> str:
         """What differs from other cases."""
@@ -58,6 +60,7 @@ class Case:
         return Setup(
             num_ranks=1, ep_size=1, checkpointing=self.checkpointing, batch_size=self.rows,
             micro_batch_size=self.micro_batch_size, row_tokens=self.length, answer_tokens=self.answer, audits=False,
+            masks_rows=self.packed,
         )  # fmt: skip
 
 
@@ -104,7 +107,8 @@ class Run:
         promise = Promise.of(self.mask_LE.numpy(), [row.unsafe for row in rows])
         settings = TrainConfig(mode=case.mode)
         self.step = MaskedStep(self.model, self.optimizer, self.engine, mesh.world, settings, lambda _: promise)
-        split = Split.of(case.rows, mesh.world.size, self.model.at_once(case.micro_batch_size))
+        at_once = self.model.at_once(case.micro_batch_size)
+        split = Split.of(case.rows, mesh.world.size, at_once, packed=case.packed)
         self.local = split.local(rows, mesh.world.rank, 0)
 
     def take(self) -> float:
@@ -144,6 +148,15 @@ def on_fake_gpu(case: Case) -> tuple[Memory, dict[str, int]]:
         peak = counts.peak_bytes - counts.base_bytes
     planned = memory_of(case, outline, comm, 1, run.shares[0])
     return planned, run.taken(peak)
+
+
+def on_cpu(case: Case) -> tuple[Memory, dict[str, int]]:
+    """What is planned for one rank, and what tensors a step has alive on a CPU, where attention is one operation."""
+    comm = SoloComm(torch.device("cpu"))
+    run = Run(case, Mesh.one_replica(comm))
+    with LiveBytes() as live:
+        run.take()
+    return memory_of(case, traced(case.family, case.dtype), comm, 1, run.shares[0]), run.taken(live.peak)
 
 
 class OneOfMany(SoloComm):

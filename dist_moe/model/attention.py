@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dist_moe.config.attention import ON_GPU
 from dist_moe.errors import UserError
-
-ON_GPU = ("flash_attention_2", "flex_attention")
-"""The others run anywhere. On a CPU torch's flex_attention has no backward pass, and compiles for minutes."""
 
 
 def refuse_attention(attention: str, device: torch.device, dtype: torch.dtype | None = None) -> None:

@@ -130,12 +130,12 @@ def rejected(outline: Outline, setup: Setup, trained: Trained, gpu: int) -> Iter
             )
 
 
-def counting(outline: Outline, num_ranks: int, tokens: int, gpu: int) -> Counting | None:
+def counting(outline: Outline, setup: Setup, tokens: int, gpu: int) -> Counting | None:
     """How the model can be counted on GPUs of this size: on as few for a copy, and with as many tokens in a pass of the
     `tokens` that are set, as there is room for. None: it does not fit."""
     for fewer in (1, 4, 16):
-        for size in divisors(num_ranks):
-            needs = counting_memory(outline, size, tokens // fewer)
+        for size in divisors(setup.num_ranks):
+            needs = counting_memory(outline, size, tokens // fewer, masks_rows=setup.masks_rows)
             if size <= outline.num_experts and needs <= room(gpu):
                 host = 2 * GB + outline.num_layers * outline.num_experts * outline.expert_bytes // size
                 words = [f"--analysis.ep_size {size}"] if size > 1 else []

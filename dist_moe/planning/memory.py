@@ -48,6 +48,8 @@ class Setup:
     """Those of them that are trained."""
     sequences: int = 1
     """Of a row: 2 if a rejected answer is read too."""
+    masks_rows: bool = False
+    """Whether the rows of a pass are packed, and kept apart by a mask: numbers for all pairs of their tokens."""
     audits: bool = True
     needs_base: bool = False
     """Whether a term of the objective compares with the base model."""
@@ -131,12 +133,13 @@ def ranks_of_token(top_k: int, ep_size: int) -> float:
     return ep_size * (1 - (1 - 1 / ep_size) ** top_k)
 
 
-def counting_memory(outline: Outline, ep_size: int, tokens: int) -> int:
-    """Bytes that a rank needs to count routing, with so many tokens in a pass."""
+def counting_memory(outline: Outline, ep_size: int, tokens: int, *, masks_rows: bool = False) -> int:
+    """Bytes that a rank needs to count routing, with so many tokens in a pass. `masks_rows` as in `Setup`."""
     share = ceil(outline.num_layers * outline.num_experts / ep_size) * outline.expert_bytes
     spread = 1.0 if ep_size == 1 else IMBALANCE
     rows = 2 * tokens * outline.top_k * outline.hidden_size * outline.item_bytes if ep_size > 1 else 0
-    return outline.dense_bytes + share + ceil(spread * (outline.spare_forward * tokens + rows))
+    mask = tokens * tokens * (1 + outline.item_bytes) if masks_rows else 0
+    return outline.dense_bytes + share + mask + ceil(spread * (outline.spare_forward * tokens + rows))
 
 
 def _of_passes(outline: Outline, setup: Setup, share: Share) -> float:
@@ -146,7 +149,11 @@ def _of_passes(outline: Outline, setup: Setup, share: Share) -> float:
     tokens = rows * length
     by_layer = _by_layer(outline.layers)
     of_masks = iter(_kept(outline, setup, tokens, active) for active in share.active)
-    kept = [(each.kept(rows, length), next(of_masks) if each.is_moe else 0.0) for each in by_layer]
+    pairs = tokens * tokens if setup.masks_rows else 0
+    kept = [
+        (each.kept(rows, length) + outline.item_bytes * pairs, next(of_masks) if each.is_moe else 0.0)
+        for each in by_layer
+    ]
     first = _decoder_layer(by_layer, share.first_layer)
     if not setup.dense_parameters:  # nothing before the experts of the first layer has a gradient
         kept[first] = (min(kept[first][0], _kept_by_experts(outline, tokens)), kept[first][1])
@@ -157,7 +164,7 @@ def _of_passes(outline: Outline, setup: Setup, share: Share) -> float:
     else:
         total = sum(all_kept)
     spare = max(_losses(outline, setup, rows), _spare(outline, setup, share, rows))
-    return outline.before(rows, length) + total + spare
+    return outline.before(rows, length) + pairs + total + spare
 
 
 def _kept(outline: Outline, setup: Setup, tokens: int, active: int) -> float:

@@ -45,10 +45,6 @@ class Job:
     sets_ep_size: bool
     """Whether parallel.ep_size has to be given, as there are more ranks than experts."""
 
-    @property
-    def num_ranks(self) -> int:
-        return self.num_nodes * self.gpus_per_node
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -125,7 +121,7 @@ def make_plan(job: Job, outline: Outline, setup: Setup, trained: Trained) -> Pla
         traffic=traffic(outline, setup, share),
         fits=[fit(outline, setup, trained, gpu) for gpu in sizes],
         rejected=[*rejected(outline, setup, trained, chosen)],
-        counting={gpu: counting(outline, job.num_ranks, job.tokens_in_pass, gpu) for gpu in sizes},
+        counting={gpu: counting(outline, setup, job.tokens_in_pass, gpu) for gpu in sizes},
         disk=disk(outline, trained.in_all),
         seconds=seconds,
     )

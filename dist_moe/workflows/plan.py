@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from dist_moe.config.attention import masks_rows
 from dist_moe.config.load import load_config
 from dist_moe.config.objective import needs_base
 from dist_moe.config.schema import Config
@@ -93,6 +94,7 @@ def setup_of(
         micro_batch_size=1 if outline.rows_alone else config.train.micro_batch_size,
         row_tokens=row_tokens,
         answer_tokens=answer_tokens,
+        masks_rows=masks_rows(config),
         audits=config.train.audit > 0,
         needs_base=needs_base(config.train.objective),
         dense_parameters=dense_parameters(config, outline),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dist_moe.config.attention import masks_rows
 from dist_moe.config.objective import needs_base, pair_terms
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
@@ -146,6 +147,7 @@ def _predicted(config: Config, given: Given, mesh: Mesh) -> list[Memory]:
         micro_batch_size=model.at_once(config.train.micro_batch_size),
         row_tokens=max(row.num_tokens for row in rows),
         answer_tokens=max(len(row.response_ids) for row in rows),
+        masks_rows=masks_rows(config),
         sequences=2 if pair_terms(config.train.objective) else 1,
         audits=config.train.audit > 0,
         needs_base=needs_base(config.train.objective),

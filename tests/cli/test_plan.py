@@ -68,6 +68,15 @@ def test_settings_on_the_command_line_count(capsys):
     assert activations("--answer-tokens", "16") < activations()
 
 
+def test_packed_rows_need_room_for_their_mask(capsys):
+    words = ["--model", "qwen3-30b-a3b", "--gpu", "141GB", "--data.max_length", "2048"]
+    padded, packed = (as_json(capsys, *words, *more)["memory"] for more in ([], ["--data.packing"]))
+    rows = 16 * 2048
+    assert packed["activations"] - padded["activations"] >= rows**2 * (1 + 2 * 47)  # in 48 layers but the first
+    kernels = ["--data.packing", "--model.attention", "flash_attention_2"]
+    assert as_json(capsys, *words, *kernels)["memory"] == padded
+
+
 def test_masks_of_the_run_say_how_many_experts_are_trained(trained, capsys):
     from dist_moe.store import MaskStore
 

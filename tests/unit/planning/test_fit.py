@@ -59,16 +59,25 @@ def test_layouts_are_rejected_with_their_reason(qwen):
 
 
 def test_counting_takes_as_few_ranks_for_a_copy_as_have_room(qwen):
-    assert counting(qwen, 8, 8192, 80).words == ""
-    assert counting(qwen, 8, 8192, 40).words == "--analysis.ep_size 2"
+    assert counting(qwen, setup(8), 8192, 80).words == ""
+    assert counting(qwen, setup(8), 8192, 40).words == "--analysis.ep_size 2"
     assert counting_memory(qwen, 2, 8192) <= room(40) < counting_memory(qwen, 1, 8192)
-    assert counting(qwen, 1, 8192, 24) is None
+    assert counting(qwen, setup(1), 8192, 24) is None
 
 
 def test_counting_with_fewer_tokens_in_a_pass_may_fit_where_all_ranks_are_too_few(qwen):
     gpu = next(size for size in range(1, 200) if room(size) > counting_memory(qwen, 1, 2048))
     assert room(gpu) < counting_memory(qwen, 1, 8192)
-    assert counting(qwen, 1, 8192, gpu).words == "--analysis.micro_batch_tokens 2048"
+    assert counting(qwen, setup(1), 8192, gpu).words == "--analysis.micro_batch_tokens 2048"
+
+
+def test_counting_has_room_for_the_mask_between_packed_rows(qwen):
+    packed = setup(1, masks_rows=True)
+    tokens = 65_536  # whose pairs take 12.9 GB
+    assert counting_memory(qwen, 1, tokens, masks_rows=True) - counting_memory(qwen, 1, tokens) == 3 * tokens**2
+    gpu = next(size for size in range(1, 400) if room(size) > counting_memory(qwen, 1, tokens))
+    assert counting(qwen, setup(1), tokens, gpu).words == ""
+    assert counting(qwen, packed, tokens, gpu).words == "--analysis.micro_batch_tokens 16384"
 
 
 def test_ranks_that_hold_everything_send_no_tokens(qwen):

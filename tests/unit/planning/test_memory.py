@@ -6,12 +6,13 @@ own for torch, so it lives in a process of its own.
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from dist_moe.planning.memory import LIMIT
 from dist_moe.training import parts
-from tests.planned import Case, on_fake_gpu
+from tests.planned import Case, on_cpu, on_fake_gpu
 
 CASES = [
     Case("qwen3_moe"),
@@ -39,6 +40,18 @@ def test_a_step_takes_what_is_planned(child, case):
     most = 1.2 if case.family == "gpt_oss" else 1.15  # attention that is not fused peaks elsewhere than experts do
     assert 1.0 <= planned.total / taken["total"] <= most
     assert 1.0 <= planned.activations / taken["activations"] <= 2 * most - 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_mask_between_packed_rows_is_planned(dtype, checkpointing):
+    """On a CPU, as the fake GPU has no attention in one operation."""
+    packed = Case("qwen3_moe", dtype, rows=32, answer=16, checkpointing=checkpointing, packed=True)
+    planned, taken = on_cpu(packed)
+    assert planned.activations >= taken["activations"]
+    planned_padded, taken_padded = on_cpu(replace(packed, packed=False))
+    more = planned.activations - planned_padded.activations
+    assert 1.0 <= more / (taken["activations"] - taken_padded["activations"]) <= 1.3
 
 
 def test_the_limit_of_a_part_of_the_losses_is_that_of_training():
