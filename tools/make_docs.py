@@ -56,8 +56,8 @@ HEADER = f"""# Configuration
 <!-- Written by tools/make_docs.py from {SCHEMA}: edit that file, then run `make docs`. -->
 
 A run is configured by one YAML file. Any setting can also be given on the command line, as in `--train.lr 1e-4`.
-The command line takes precedence over the file, and the file over the defaults below. Settings marked as required
-have no default.
+The command line takes precedence over the file, and the file over the defaults below; `null` or `None` on the command
+line unsets what the file sets. Settings marked as required have no default.
 
     dist-moe config init --out run.yaml          # write a file with every setting and its help, to start from
     dist-moe config show --config run.yaml       # print every setting, and where its value comes from

@@ -27,6 +27,9 @@ OF_WORDS = {
 }
 """What to say instead of pydantic's message, by the type of its error."""
 
+UNSET = ("None", "null")
+"""On the command line: as the help writes it, and as YAML does."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
@@ -105,7 +108,7 @@ def from_words(key: str, words: Sequence[str], where: str) -> Any:
         return True
     if not setting.several and len(words) != 1:
         raise UserError(f"{where}: expected one value, got {len(words)}{f': {shown(list(words))}' if words else ''}")
-    if setting.optional and words[0] == "None":
+    if setting.optional and words[0] in UNSET:
         return None
     value = list(words) if setting.several else words[0]
     _require_text(value, where, blank=False)  # a blank argument usually comes from an unset shell variable

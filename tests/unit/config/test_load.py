@@ -214,6 +214,16 @@ def test_what_the_command_line_can_say(file: Path) -> None:
     assert config.data.refusal == "--no, I won't"
 
 
+@pytest.mark.parametrize("word", ["None", "null"])
+def test_the_command_line_can_unset_what_the_file_sets(file: Path, word: str) -> None:
+    set_there = "  revision: v1\n"
+    train = "train: {deepspeed_config: ds.json, micro_batch_size: 4}\n"
+    file.write_text(MINIMAL.replace("  path: m\n", "  path: m\n" + set_there) + train)
+    keys = ("train.deepspeed_config", "train.micro_batch_size", "model.revision")
+    config = load_config(file, [each for key in keys for each in (f"--{key}", word)])
+    assert (config.train.deepspeed_config, config.train.micro_batch_size, config.model.revision) == (None, None, None)
+
+
 letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from("\x85\u2028\r\n\t :#'\"")
 words = st.text(letters, min_size=1, max_size=12)
 paths = st.builds(Path, st.text(letters, max_size=12))
