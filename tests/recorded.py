@@ -70,11 +70,29 @@ def as_npy(name: str, found: dict[str, Any], dense: int = 0) -> dict[str, Any]:
     return {"id": "batch-0", "custom_id": name, "response": {"status_code": 200, "body": body}}
 
 
+def as_chat(name: str, found: dict[str, Any], dense: int = 0) -> dict[str, Any]:
+    """vLLM's chat endpoint: the prompt's ids are beside the choices; models of more than 256 experts send uint16."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "..."}, "finish_reason": "length"}
+    choice |= {"routed_experts": npy(found["routes"].astype(np.uint16)), "token_ids": found["answer"]}
+    usage = {"prompt_tokens": len(found["prompt"]), "completion_tokens": len(found["answer"])}
+    response = {"id": "chatcmpl-0", "object": "chat.completion", "choices": [choice], "usage": usage}
+    return {"id": name, "response": response | {"prompt_token_ids": found["prompt"], "kv_transfer_params": None}}
+
+
 def as_int32(name: str, found: dict[str, Any], dense: int = 0) -> dict[str, Any]:
     """SGLang: int32 of all layers in base64, without a shape."""
     numbers = {"prompt_tokens": len(found["prompt"]), "completion_tokens": len(found["answer"])}
     routes = base64_of(every_layer(found["routes"], dense), "<i4")
     return {"id": name, "text": "...", "output_ids": found["answer"], "meta_info": numbers | {"routed_experts": routes}}
+
+
+def as_sglext(name: str, found: dict[str, Any], dense: int = 0) -> dict[str, Any]:
+    """SGLang's OpenAI endpoints: the same bytes in `sglext`, beside the choices, and no ids."""
+    routes = base64_of(every_layer(found["routes"], dense), "<i4")
+    usage = {"prompt_tokens": len(found["prompt"]), "completion_tokens": len(found["answer"]), "total_tokens": 0}
+    choice = {"index": 0, "text": "...", "logprobs": None, "finish_reason": "length", "matched_stop": None}
+    response = {"id": "0", "object": "text_completion", "choices": [choice], "usage": usage}
+    return {"id": name, "response": response | {"sglext": {"routed_experts": routes}}}
 
 
 def as_envelope(name: str, found: dict[str, Any], dense: int = 0) -> dict[str, Any]:
@@ -84,7 +102,7 @@ def as_envelope(name: str, found: dict[str, Any], dense: int = 0) -> dict[str, A
     return {"id": name, "routed_experts": envelope, "prompt_token_ids": found["prompt"], "token_ids": found["answer"]}
 
 
-FORMS = (as_lists, as_npy, as_int32, as_envelope)
+FORMS = (as_lists, as_npy, as_chat, as_int32, as_sglext, as_envelope)
 
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
