@@ -34,7 +34,7 @@ def _what(plan: Plan) -> Iterator[str]:
     job, outline, setup = plan.job, plan.outline, plan.setup
     yield f"Plan: train {job.model} on {_some(job.num_nodes, 'node')} of {_some(job.gpus_per_node, 'GPU')}"
     yield (
-        f"Model: {outline.num_parameters / 1e9:,.1f} billion parameters in {outline.dtype}, "
+        f"Model: {_parameters(outline.num_parameters)} parameters in {outline.dtype}, "
         f"{gigabytes(outline.total_bytes)} GB; {outline.num_layers} MoE layers of {outline.num_experts} experts, "
         f"{outline.top_k} for a token"
     )
@@ -127,7 +127,7 @@ def _time(plan: Plan) -> Iterator[str]:
         yield "Time: give --tokens-per-second (of all GPUs together), or train some steps, whose rate is then read"
         return
     step = plan.setup.batch_size * plan.setup.row_tokens / job.tokens_per_second
-    hours = "" if plan.seconds is None else f"; {plan.seconds / 3600:,.1f} hours for {job.num_batches:,} batches"
+    hours = "" if plan.seconds is None else f"; {_hours(plan.seconds)} for {job.num_batches:,} batches"
     turns = f", {job.epochs} times" if hours and job.epochs > 1 else ""
     rate = f"{job.tokens_per_second:,.0f} tokens/s ({job.rate_from})"
     yield f"Time: at most {step:,.1f} s a step{hours}{turns}, at {rate}"
@@ -136,7 +136,8 @@ def _time(plan: Plan) -> Iterator[str]:
 def _disk(plan: Plan) -> Iterator[str]:
     size, kept = plan.disk, plan.job.kept_checkpoints
     at_once = gigabytes(size.checkpoint * (kept + 1))
-    yield f"Disk, at most: analysis {size.counts / 1e6:,.2f} MB a prompt and {size.masks / 1e6:,.2f} MB a batch"
+    prompt, batch = (_shown(each / 1e6, 2) for each in (size.counts, size.masks))
+    yield f"Disk, at most: analysis {prompt} MB a prompt and {batch} MB a batch"
     yield (
         f"  checkpoints {gigabytes(size.checkpoint)} GB each, {at_once} GB while {kept} are kept and one is written; "
         f"trained experts {gigabytes(size.experts)} GB; export {gigabytes(size.export)} GB"
@@ -155,7 +156,21 @@ def _commands(plan: Plan) -> Iterator[str]:
 
 def gigabytes(size: float) -> str:
     """In 10^9 bytes."""
-    return f"{size / GB:,.1f}"
+    return _shown(size / GB, 1)
+
+
+def _shown(number: float, digits: int) -> str:
+    """With so many digits behind the point, or of a small one its first: nothing that there is is shown as 0."""
+    rounded = f"{number:,.{digits}f}"
+    return f"{number:.1g}" if number and not rounded.strip("0.") else rounded
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:,.1f} billion" if number >= 5e7 else f"{number / 1e6:,.1f} million"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
 
 
 def _some(number: int, what: str) -> str:

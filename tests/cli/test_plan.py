@@ -1,6 +1,7 @@
 """`dist-moe plan` as a person types it: without torch, from a configuration, a model's shapes and masks."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,18 @@ def test_a_plan_ends_with_a_command_for_slurm_that_has_the_changes(capsys, tmp_p
     text = capsys.readouterr().out
     assert [text.count(f"#SBATCH --{each.partition('.')[2]}\n") for each in words[14:16]] == [1, 1]
     assert text.count("#SBATCH --gpus-per-node=8") == 2
+
+
+def test_what_a_small_model_takes_is_not_told_as_nothing(trained, capsys):
+    words = ("--config", trained.config, "--train.masks", trained.masks, "--tokens-per-second", "1000")
+    found, lines = as_json(capsys, *words), printed(capsys, *words).splitlines()
+    (weights,) = (line.split()[1] for line in lines if line.startswith("  weights"))
+    assert float(weights) == pytest.approx(found["memory"]["weights"] / 1e9, rel=0.5)
+    assert float(weights) > 0
+    (parameters,) = (re.findall(r"([\d.]+) million parameters", line)[0] for line in lines if line.startswith("Model:"))
+    assert float(parameters) == pytest.approx(found["outline"]["num_parameters"] / 1e6, abs=0.06)
+    assert "0.0 GB" not in "".join(lines)
+    assert f"; {found['seconds'] / 60:.1f} minutes for" in "".join(lines)
 
 
 def test_settings_on_the_command_line_count(capsys):
