@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from dist_moe.errors import UserError
@@ -37,6 +39,27 @@ def ask(module: str, questions: list, cwd: Path, *, most_kib: int | None = None,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def kill_when(module: str, questions: list, cwd: Path, due: Callable[[], bool], **environment: str) -> None:
+    """Start `python -m module`, and kill it once something is so."""
+    client = subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        cwd=cwd,
+        env=hub_environment(cwd, **environment),
+        text=True,
+    )
+    assert client.stdin is not None
+    client.stdin.write(json.dumps(questions))
+    client.stdin.close()
+    end = time.monotonic() + 120
+    while not due():
+        assert client.poll() is None, "it has ended"
+        assert time.monotonic() < end, "nothing has happened in 120 s"
+        time.sleep(0.05)
+    client.kill()
+    client.wait()
 
 
 def places(

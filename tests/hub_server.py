@@ -55,7 +55,8 @@ class Hub:
     cuts: dict[str, int] = field(default_factory=dict)
     """Part of "METHOD path" -> after how many bytes of its first answer the connection is closed."""
     stalls: set[str] = field(default_factory=set)
-    """Parts of "METHOD path" whose answers stop in the middle of the file until the other side is gone."""
+    """Parts of "METHOD path": until the other side is gone, an answer stops in the middle of its file, and an upload
+    has none."""
     ranges: list[str] = field(default_factory=list)
     """The parts of files that were asked for, as "bytes=7-"."""
     alters: bool = False
@@ -168,12 +169,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _write(self, data: bytes) -> None:
         for part in [part for part in self.of.cuts if part in self.asked]:
             data, self.close_connection = data[: self.of.cuts.pop(part)], True
-        if any(part in self.asked for part in self.of.stalls):
+        if self._stalls:
             self.wfile.write(data[: len(data) // 2])
             self.connection.recv(1)
             self.close_connection = True
             return
         self.wfile.write(data)
+
+    @property
+    def _stalls(self) -> bool:
+        return any(part in self.asked for part in self.of.stalls)
 
     @property
     def _knows(self) -> bool:
@@ -289,6 +294,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def store(self, oid: str) -> None:
         assert sha256(self.body) == oid
+        if self._stalls:
+            self.connection.recv(1)
+            self.close_connection = True
+            return
         self.of.stored[oid] = self.body[:-1] if self.of.alters else self.body
         self._send(200, b"")
 

@@ -1,17 +1,11 @@
 """Downloads from the hub that do not go through at once, by its own client, against a local server."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoint import save_checkpoint
-from tests.hub_places import hub_environment, places
+from tests.hub_places import kill_when, places
 from tests.hub_server import TOKEN, files_of, serving
 
 SHARD = "model-00003-of-00011.safetensors"
@@ -50,24 +44,18 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_was(hub, files, tmp_path)
 def test_a_download_that_is_killed_goes_on_with_the_files_that_are_missing(hub, files, tmp_path):
     hub.put("models/owner/tiny", files)
     hub.stalls = {SHARD}
-    client = subprocess.Popen(
-        [sys.executable, "-m", "tests.hub_places"],
-        stdin=subprocess.PIPE,
-        cwd=tmp_path,
-        env=hub_environment(tmp_path, HF_ENDPOINT=hub.url),
-        text=True,
+    snapshots = tmp_path / "hf/hub/models--owner--tiny/snapshots"
+    asked = [("owner/tiny", None)]
+    kill_when(
+        "tests.hub_places",
+        asked,
+        tmp_path,
+        lambda: len(list(snapshots.glob("*/*"))) == len(files) - 1,
+        HF_ENDPOINT=hub.url,
     )
-    client.stdin.write(json.dumps([("owner/tiny", None)]))
-    client.stdin.close()
-    snapshots, end = tmp_path / "hf/hub/models--owner--tiny/snapshots", time.monotonic() + 120
-    while len(list(snapshots.glob("*/*"))) < len(files) - 1:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    os.kill(client.pid, signal.SIGKILL)
-    client.wait()
     hub.stalls.clear()
     hub.asked.clear()
-    (offline,) = places([("owner/tiny", None)], tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    (offline,) = places(asked, tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     assert "in the hub's cache" in offline, "a part is taken for the whole"
     assert "run `hf download owner/tiny" in offline
     (place,) = places([("owner/tiny", None)], tmp_path, HF_ENDPOINT=hub.url)

@@ -70,6 +70,12 @@ def test_a_run_and_its_stores_are_published_and_read_where_they_are(server, trai
     said(server, "store", "copy", f"{url}/masks.zarr", tmp_path / "copy.zarr")
     assert files_of(tmp_path / "copy.zarr") == files_of(trained.masks)
     assert "is published already, and is not overwritten" in refused(server, "publish", trained.run_dir, url)
+    again = ["--run-dir", tmp_path / "again", "--train.masks", f"{url}/masks.zarr"]
+    said(server, "train", "--config", trained.config, *again)
+    ours, theirs = (files_of(place / "experts") for place in (tmp_path / "again", trained.run_dir))
+    weights = [name for name in ours if name.endswith(".safetensors")]
+    assert weights
+    assert all(ours[name] == theirs[name] for name in weights)
 
 
 def test_what_cannot_be_used_is_one_line(server, trained, tmp_path):

@@ -9,7 +9,7 @@ from dist_moe.workflows import push as workflow
 from tests.hub_commands import run
 from tests.hub_exports import exports
 from tests.hub_loading import digests
-from tests.hub_places import ask
+from tests.hub_places import ask, kill_when
 from tests.hub_pushes import pushes
 from tests.hub_server import TOKEN, Repo, files_of, serving
 
@@ -125,6 +125,21 @@ def test_a_push_that_is_cut_off_commits_nothing_and_can_be_repeated(hub, folder,
         "model.safetensors",
     ]
     assert "has files already" in again
+
+
+@pytest.mark.long
+def test_a_push_that_is_killed_in_an_upload_leaves_no_commit_and_can_be_repeated(hub, folder, tmp_path):
+    to, environment = [(str(folder), "owner/new", True)], {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+    hub.stalls = {"PUT /stored/"}
+    kill_when(
+        "tests.hub_pushes", to, tmp_path, lambda: any(each.startswith("PUT") for each in hub.asked), **environment
+    )
+    hub.stalls.clear()
+    assert list(hub.repos["models/owner/new"].commits.values()) == [{".gitattributes": b"*.safetensors filter=lfs\n"}]
+    assert hub.stored == {}
+    (pushed,) = pushes(to, tmp_path, **environment)
+    held = hub.repos["models/owner/new"].commits[pushed["commit"]]
+    assert held["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
 def test_what_the_hub_holds_is_compared(hub, folder, tmp_path):
