@@ -1,4 +1,4 @@
-"""Shows what the package logs: information on stdout, warnings on stderr.
+"""Shows what the package logs: information on stdout, warnings and errors on stderr.
 
 Python's own `StreamHandler` would swallow the error when nobody reads stdout any more; here it ends the command.
 """
@@ -18,7 +18,8 @@ class _Console(logging.Handler):
         if record.levelno < logging.WARNING:
             print(record.getMessage(), flush=True)
         else:
-            print(f"dist-moe: {record.getMessage()}", file=sys.stderr, flush=True)
+            what = "error: " if record.levelno >= logging.ERROR else ""
+            print(f"dist-moe: {what}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
 @contextmanager

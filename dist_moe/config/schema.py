@@ -237,6 +237,10 @@ class ParallelConfig:
     """How training splits each layer's experts over ranks. balanced: every rank has the same number of trained experts,
     and those of one batch are spread over as many ranks as possible. contiguous: equal blocks of experts in the order
     of their numbers."""
+    timeout: Annotated[float, Interval(ge=10, lt=2**31)] = 300.0
+    """In seconds: a rank that gives no sign of life for so long is lost, as when its host has lost its network. The
+    others, in analysis, training and evaluation, then end with a line that names it; what each was doing is in its
+    log. A signal that stops all ranks together loses none."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,6 +11,8 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from dist_moe.parallel.heartbeat import Heartbeat
+
 T = TypeVar("T")
 
 
@@ -20,6 +22,7 @@ class Comm(Protocol):
     rank: int
     size: int
     device: torch.device
+    heartbeat: Heartbeat
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """all_reduce: sum over ranks, in place."""
@@ -50,7 +53,7 @@ class SoloComm:
     rank, size = 0, 1
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.heartbeat = device, Heartbeat()
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -77,8 +80,8 @@ class SoloComm:
 class GroupComm:
     """A torch.distributed process group (gloo on CPU, nccl on GPUs). One of a single process exchanges nothing."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        self.group, self.device = group, device
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, heartbeat: Heartbeat | None = None) -> None:
+        self.group, self.device, self.heartbeat = group, device, heartbeat or Heartbeat()
         self.rank, self.size = group.rank(), group.size()
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from dist_moe.errors import LostRankError, UserError
 from dist_moe.parallel.comm import Comm, GroupComm, SoloComm
+from dist_moe.parallel.heartbeat import Heartbeat
 from dist_moe.parallel.rendezvous import TIMEOUT, Launch, meet, number
 
 LOST_CONNECTION = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe")
@@ -50,12 +51,13 @@ def _share_cores() -> None:
 def process_group() -> Iterator[Comm]:
     """Context manager: the launcher's processes as one `Comm`, or a single process without a launcher.
 
-    At a normal end it waits for all ranks. After an error it does not, so that the launcher can end the others.
+    At a normal end it waits for all ranks. After an error it does not, so that the launcher can end the others. When
+    another process gives no sign of life for `comm.heartbeat.limit_s`, this one ends with status 1.
 
     Raises:
         UserError: the launcher's variables are inconsistent, or its processes cannot meet.
         LostRankError: another process has died, which the next communication shows. Not with nccl: there the launcher
-            ends the others, or `TIMEOUT` does.
+            ends the others, or the heartbeat does.
     """
     device = local_device()
     launch = Launch.of(os.environ)
@@ -65,21 +67,24 @@ def process_group() -> Iterator[Comm]:
     _share_cores()
     store = meet(launch)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.num_ranks, timeout=TIMEOUT)
-    assert dist.group.WORLD is not None
-    comm = GroupComm(dist.group.WORLD, device)
-    if comm.rank > 0:
-        logging.getLogger("dist_moe").setLevel(logging.WARNING)  # what is the same on all ranks is told by the first
-    try:
-        yield comm
-        comm.barrier()
-    except RuntimeError as error:
-        if not LOST_CONNECTION.search(str(error)):
-            raise
-        raise LostRankError(
-            f"rank {comm.rank}: another rank has ended before its work was done, by a signal or an error of its own; "
-            "run the same command again to resume from the last checkpoint"
-        ) from None
+    heartbeat = Heartbeat()
+    with heartbeat.beating(store, launch.rank, launch.num_ranks):
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.num_ranks, timeout=TIMEOUT)
+        assert dist.group.WORLD is not None
+        comm = GroupComm(dist.group.WORLD, device, heartbeat)
+        if comm.rank > 0:
+            logging.getLogger("dist_moe").setLevel(logging.WARNING)  # what all ranks would say is told by the first
+        try:
+            yield comm
+            comm.barrier()
+        except RuntimeError as error:
+            if not LOST_CONNECTION.search(str(error)):
+                raise
+            ended = "another rank has ended before its work was done, by a signal or an error of its own"
+            raise LostRankError(
+                f"rank {comm.rank}: {heartbeat.lost or ended}; run the same command again to resume from the last "
+                "checkpoint"
+            ) from None
     dist.destroy_process_group()
 
 

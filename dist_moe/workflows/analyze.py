@@ -39,6 +39,7 @@ def analyze(config: Config, comm: Comm) -> None:
 
     Every rank does a part of the rows, and then of the batches. Counts that `dist-moe count` has written are used.
     """
+    comm.heartbeat.limit_s = config.parallel.timeout
     config, run = from_hub(config, comm), RunDir(config.run_dir)
     with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
         if is_finished("analyze", config, lock, comm, (run.analysis,)):

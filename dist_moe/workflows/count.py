@@ -65,6 +65,7 @@ def count_by(config: Config, comm: Comm, work: Callable[[], Path | None]) -> Non
 
     `work` gives its place in `analysis/`, or None if other jobs have to finish it.
     """
+    comm.heartbeat.limit_s = config.parallel.timeout
     run = RunDir(config.run_dir)
     with run_lock(run.path, comm, shared=config.analysis.part is not None) as lock:
         if is_finished("count", config, lock, comm, (run.analysis,)):

@@ -77,6 +77,7 @@ def evaluate(request: EvaluationRequest, comm: Comm) -> Path:
 
 
 def _evaluate(evaluated: Evaluated, judges: Sequence[Judge], request: EvaluationRequest, comm: Comm) -> None:
+    comm.heartbeat.limit_s = evaluated.config.parallel.timeout
     evaluated = replace(evaluated, config=from_hub(evaluated.config, comm))
     config = evaluated.config
     with together(comm) as same:

@@ -1,11 +1,13 @@
 """One log file for each rank in the run directory: logs/rank-N.log, and beside it what the rank does now.
 
-A job that is refused leaves the run directory as it was. So lines are kept in memory until the job `begin`s to write
-its results. Logs are for people: where they cannot be written, the job goes on without them.
+When another rank is lost, a rank writes its stacks into its log, and its last exchanges beside it. A job that is
+refused leaves the run directory as it was. So lines are kept in memory until the job `begin`s to write its results.
+Logs are for people: where they cannot be written, the job goes on without them.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import resource
@@ -22,6 +24,7 @@ import torch
 
 from dist_moe.errors import UserError
 from dist_moe.parallel.comm import Comm
+from dist_moe.parallel.flight_recorder import write_exchanges
 from dist_moe.parallel.launch import LOST_CONNECTION
 from dist_moe.trackers.rank_state import LOGS, RankState
 from dist_moe.trackers.tracker import Place
@@ -43,6 +46,7 @@ class RankLog:
         self._directory, self._device = run_dir / LOGS, comm.device
         self._file = _File(self._directory / f"{job}rank-{comm.rank}.log")
         self._path = self._directory / f"{job}rank-{comm.rank}.json"
+        self._heartbeat = comm.heartbeat
         self._warned = LibraryWarnings(lambda text: self._file.line(f"warning: {text}"), is_first=comm.rank == 0)
         now = time.time()
         self._state = RankState(
@@ -63,9 +67,11 @@ class RankLog:
         where = f"process {state.process} on {state.host}, {state.device}"
         self._file.line(f"{state.command}: rank {state.rank} of {state.num_ranks}, {where}")
         self._warned.__enter__()
+        self._heartbeat.last_words = self._end_beside_work
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._heartbeat.last_words, self._heartbeat.done = None, ""
         logging.getLogger("dist_moe").removeHandler(self._file)
         self._warned.__exit__()
         if self._file.is_open:
@@ -80,20 +86,37 @@ class RankLog:
         """The job begins to write its results; the run directory exists. `done` of `total` were done by earlier jobs.
         `since`: when the first of the rest was begun; None: now."""
         self._file.open()
-        self._tell(begun=time.time() if since is None else since, done=done, total=total)
+        self._count(done=done, total=total)
+        self._tell(begun=time.time() if since is None else since)
 
     def advance(self, done: int) -> None:
         """So many more are done by all ranks together."""
-        self._state = replace(self._state, done=self._state.done + done)
+        self._count(done=self._state.done + done)
         if time.time() - self._state.told >= EVERY_S:
             self._tell()
 
     def record(self, line: dict[str, Any], place: Place) -> None:
         """After each step of training, as trackers do."""
         tokens = self._state.num_tokens + place.num_own_tokens
-        self._state = replace(self._state, done=line["step"], total=place.num_steps, num_tokens=tokens)
+        self._count(done=line["step"], total=place.num_steps, num_tokens=tokens)
         if time.time() - self._state.told >= EVERY_S or line["step"] == place.num_steps:
             self._tell()
+
+    def _count(self, **changes: Any) -> None:
+        self._state = replace(self._state, **changes)
+        self._heartbeat.done = f"{self._state.done} of {self._state.total} {self._state.unit} done"
+
+    def _end_beside_work(self, line: str) -> None:
+        """The process ends while its work waits for a rank that is lost."""
+        if not self._file.is_open:
+            return
+        self._file.stacks()
+        try:
+            write_exchanges(self._path.with_name(f"exchanges-{self._path.stem}"), self._device)
+        except OSError as error:
+            self._file.lose(error)
+        self._file.line(f"ended: {line}")
+        self._tell(has_ended=True, error=line)
 
     def _tell(self, **changes: Any) -> None:
         self._state = replace(self._state, told=time.time(), peak_bytes=_peak_bytes(self._device), **changes)
@@ -136,7 +159,8 @@ class _File(logging.Handler):
         return self._stream is not None
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.line(record.getMessage() if record.levelno < logging.WARNING else f"warning: {record.getMessage()}")
+        what = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        self.line(what + record.getMessage())
 
     def line(self, text: str) -> None:
         """Write a line now, or when the file is opened."""
@@ -145,6 +169,12 @@ class _File(logging.Handler):
             self._write(line)
         elif not self._is_lost:
             self._kept.append(line)
+
+    def stacks(self) -> None:
+        """Write where every thread of this process is."""
+        self.line("stacks:")
+        if self._stream is not None:
+            faulthandler.dump_traceback(self._stream)
 
     def open(self) -> None:
         """Open the file, and write what was kept."""

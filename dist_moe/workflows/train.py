@@ -58,6 +58,7 @@ def train(config: Config, comm: Comm, launcher: int | None = None, interruption:
     `launcher` is the process that started this one and watches it, if there is one; if it dies, the run stops, as it
     does after its next step where an `interruption` was lost on its way.
     """
+    comm.heartbeat.limit_s = config.parallel.timeout
     config, run = from_hub(config, comm), RunDir(config.run_dir)
     stop = StopRequest(run.stop, run.requeue, comm, launcher, interruption)
     with run_lock(run.path, comm) as lock, RankLog(run.path, comm, "train", "steps") as told:

@@ -76,3 +76,23 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchers]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Inputs of a run; nothing has run."""
     return new_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def masks(launchers: Launchers, run: Run) -> Path:
+    """Of an analysis on both hosts, by deepspeed."""
+    ended(launchers.deepspeed("analyze", "--config", run.config))
+    return run.masks
+
+
+@pytest.fixture(scope="session")
+def undisturbed(launchers: Launchers, run: Run, masks: Path) -> Path:
+    """A training by two ranks of one host."""
+    ended(launchers.on_one_host("train", *training(run, run.root / "one-host")))
+    return run.root / "one-host"
+
+
+def training(run: Run, run_dir: Path, *words: str) -> tuple[str | Path, ...]:
+    """The words of a training of 60 steps, with a checkpoint every 5."""
+    of_masks = ("--config", run.config, "--run_dir", run_dir, "--train.masks", run.masks)
+    return (*of_masks, "--train.epochs", "30", "--checkpoint.every", "5", *words)

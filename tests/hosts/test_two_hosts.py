@@ -10,29 +10,10 @@ import pytest
 from dist_moe.cli.main import main
 from dist_moe.store.read import MaskStore
 from tests.cli.conftest import Run
-from tests.hosts.conftest import Launchers, ended
+from tests.hosts.conftest import Launchers, ended, training
 from tools.soak.compare import differing_bits
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def masks(launchers: Launchers, run: Run) -> Path:
-    """Of an analysis on both hosts, by deepspeed."""
-    ended(launchers.deepspeed("analyze", "--config", run.config))
-    return run.masks
-
-
-@pytest.fixture(scope="module")
-def undisturbed(launchers: Launchers, run: Run, masks: Path) -> Path:
-    """A training by two ranks of one host."""
-    ended(launchers.on_one_host("train", *training(run, run.root / "one-host")))
-    return run.root / "one-host"
-
-
-def training(run: Run, run_dir: Path, *words: str) -> tuple[str | Path, ...]:
-    of_masks = ("--config", run.config, "--run_dir", run_dir, "--train.masks", run.masks)
-    return (*of_masks, "--train.epochs", "20", "--checkpoint.every", "4", *words)
 
 
 def test_an_analysis_on_two_hosts_is_that_of_one_process(run: Run, masks: Path, tmp_path: Path) -> None:
