@@ -112,7 +112,7 @@ class RankLog:
             return
         self._file.stacks()
         try:
-            write_exchanges(self._path.with_name(f"exchanges-{self._path.stem}"), self._device)
+            write_exchanges(self._path.with_name(f"exchanges-{self._path.name}"), self._device)
         except OSError as error:
             self._file.lose(error)
         self._file.line(f"ended: {line}")
