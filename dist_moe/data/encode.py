@@ -19,6 +19,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from dist_moe.data.encoded import EncodedRows
 from dist_moe.data.places import Rendered, num_common, rendered
 from dist_moe.data.rows import Prompt
 from dist_moe.data.spans import cut, joined, span_place, tokens_with, untrimmed
@@ -63,7 +64,7 @@ class Findings:
 class EncodedSet:
     """Encoded rows in the order of the prompts, and what was found."""
 
-    rows: tuple[Encoded, ...]
+    rows: EncodedRows
     findings: Findings
 
 
@@ -116,7 +117,7 @@ def encode(
         example=encoder.example,
         **{name: encoder.numbers[name] for name in names},
     )
-    return EncodedSet(tuple(rows), findings)
+    return EncodedSet(EncodedRows.of(rows), findings)
 
 
 class _Encoder:

@@ -67,7 +67,7 @@ class Prompt:
 class PromptSet:
     """Prompts sorted by id, the SHA-256 of all their ids and contents, and notes for the console."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
     data_hash: str
     notes: tuple[str, ...]
 

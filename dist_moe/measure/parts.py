@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from dist_moe.data.index import BatchIndex
-from dist_moe.data.tokens import Encoded
+from dist_moe.data.tokens import Encoded, tokens_hash
 from dist_moe.errors import UserError
 from dist_moe.files import write_bytes_atomic
 from dist_moe.stats.counts import RoutingCounts, concatenate
@@ -98,9 +97,10 @@ class CountedParts:
         names = []
         for number, part in enumerate(self.parts):
             index = self.index.of(part)
-            rows = [astuple(row) for row in self.rows(number)]
+            rows = self.rows(number)
+            tokens = [tokens_hash(rows), [row.unsafe for row in rows]]
             kin = [index.kinship.cluster_P.tolist(), index.kinship.pair_P.tolist()]
-            facts = [self.facts, rows, index.starts_B1.tolist(), index.unsafe_P.tolist(), kin]
+            facts = [self.facts, tokens, index.starts_B1.tolist(), index.unsafe_P.tolist(), kin]
             names.append(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32])
         return names
 

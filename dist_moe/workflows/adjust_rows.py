@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from dist_moe.config.adjust import RATES
 from dist_moe.config.schema import Config
 from dist_moe.data.batches import UNCATEGORISED
+from dist_moe.data.encoded import EncodedRows
 from dist_moe.errors import UserError, shown
 from dist_moe.evaluation.batches import mean_loss, refusal_rate
 from dist_moe.evaluation.measures import Resampling
@@ -143,5 +144,5 @@ def _part(rows: TokenRows, chosen: Sequence[int]) -> TokenRows:
     """Some of the rows; the hashes stay those of all."""
     known = {field.name: getattr(rows, field.name) for field in fields(TokenRows)}
     prompts = replace(rows.prompts, prompts=tuple(rows.prompts.prompts[i] for i in chosen))
-    encoded = replace(rows.encoded, rows=tuple(rows.encoded.rows[i] for i in chosen))
+    encoded = replace(rows.encoded, rows=EncodedRows.of(rows.encoded.rows[i] for i in chosen))
     return TokenRows(**known | {"prompts": prompts, "encoded": encoded})

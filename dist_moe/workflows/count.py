@@ -43,7 +43,7 @@ from dist_moe.selection.statistics import require_all_experts
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.store import Counts, CountsPlan, StoreWriter
 from dist_moe.store.plan import StorePlan
-from dist_moe.workflows.inputs import Inputs, read_inputs
+from dist_moe.workflows.inputs import Inputs, keep_inputs, read_inputs
 from dist_moe.workflows.model_place import from_hub
 from dist_moe.workflows.passes import require_passes
 from dist_moe.workflows.rank_log import RankLog
@@ -183,6 +183,7 @@ def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
                 _count_part(config, counting, part, model, comm)
                 if part == missing[0]:  # what is refused before leaves nothing
                     told.begin(0, len(missing), since=started)
+                    keep_inputs(counting.inputs, config, comm)
                 advance(1)
                 told.advance(1)
 

@@ -32,8 +32,9 @@ from dist_moe.weights.configuration import read_config
 from dist_moe.weights.directory import CONFIG
 from dist_moe.weights.trained import TrainedExperts
 from dist_moe.weights.values import DTYPES
+from dist_moe.workflows.encoding import tokenizer_hash_of
 from dist_moe.workflows.evaluation_request import EvaluationRequest
-from dist_moe.workflows.inputs import TokenRows, tokenizer_hash_of
+from dist_moe.workflows.inputs import TokenRows
 from dist_moe.workflows.silence import Silence, read_silence
 from dist_moe.workflows.trained_run import TrainedRun
 

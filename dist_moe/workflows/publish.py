@@ -35,7 +35,8 @@ def publish(folder: Path, url: str) -> Published:
     run = RunDir(folder)
     if any(run.resolved(command).is_file() for command in COMMANDS):
         with run_lock(folder, SoloComm(torch.device("cpu"))):
-            left_out = {run.analysis.name, run.checkpoints.name, run.training.name, run.stop.name, run.requeue.name}
+            of_starts = (run.rows, run.analysis, run.checkpoints, run.training, run.stop, run.requeue)
+            left_out = {path.name for path in of_starts}
             found = publish_files(folder, [n for n in _names(folder) if n.partition("/")[0] not in left_out], url)
     else:
         found = publish_files(folder, _names(folder), url)

@@ -30,6 +30,11 @@ class RunDir:
         return self.path / "analysis"
 
     @property
+    def rows(self) -> Path:
+        """The rows as tokens, and their batches, as `count` or `train` has made them."""
+        return self.path / "rows.safetensors"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line for each step."""
         return self.path / METRICS

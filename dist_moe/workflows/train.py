@@ -37,6 +37,7 @@ from dist_moe.training.stop import StopRequest
 from dist_moe.training.trainer import Trainer
 from dist_moe.workflows.adjust import RunAdjuster
 from dist_moe.workflows.ep_size import resolved_ep_size
+from dist_moe.workflows.inputs import keep_inputs
 from dist_moe.workflows.model_place import from_hub
 from dist_moe.workflows.rank_log import RankLog
 from dist_moe.workflows.results import EVALUATION, is_finished, publish_results
@@ -88,6 +89,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest, told: RankLog) -> None
         tell_route_cost(config.train, given, parts.rows, comm)
         engine.release()
     _prepare(config, work, found, comm)
+    keep_inputs(given.inputs, config, comm)
     watch = MemoryWatch(config, work, given, parts, mesh)
     facts = given.facts | origin_facts(config.model.path)
     saver = _saver(config, work, parts, facts, Layout.of(engine.name, mesh, model.placement))

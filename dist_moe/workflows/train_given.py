@@ -9,6 +9,7 @@ import numpy as np
 
 from dist_moe.config.objective import pair_terms, router_terms
 from dist_moe.config.schema import Config, TrainConfig
+from dist_moe.data.encoded import NONE
 from dist_moe.data.named import by_batch
 from dist_moe.engines.build import EngineName, engine_name
 from dist_moe.engines.deepspeed_config import read_deepspeed_config
@@ -127,7 +128,7 @@ def require_trainable(config: Config, engine: EngineName) -> Rounds:
 def _require_pairs(train: TrainConfig, inputs: Inputs) -> None:
     """Refuse terms over pairs of answers where no row has two."""
     for term in pair_terms(train.objective):
-        if not any(row.rejected for row in inputs.encoded.rows):
+        if (inputs.encoded.rows.column("rejected") == NONE).all():
             raise UserError(
                 f"train.objective.{term}: no row has a `rejected` answer: add that column, or set its weight to 0"
             )
@@ -183,7 +184,7 @@ def _schedule(config: Config, inputs: Inputs) -> tuple[EpochSchedule, tuple[floa
     repeats = by_batch(train.repeats, "train.repeats", index, Count, 1)
     tokens: tuple[int, ...] = ()
     if train.max_tokens is not None:
-        tokens = tuple(sum(row.num_tokens for row in inputs.rows(batch)) for batch in range(len(index)))
+        tokens = inputs.num_tokens
     schedule = EpochSchedule(len(index), train.epochs, config.seed, repeats, train.max_tokens, tokens)
     schedule.require_enough()
     return schedule, weights

@@ -147,7 +147,8 @@ def test_damaged_counts_are_one_line(fresh, capsys, monkeypatch):
 def test_count_and_then_select_are_analyze(fresh, counted, tmp_path, capsys):
     analyzed(fresh, "--run-dir", str(tmp_path / "whole"))
     assert main(["count", "--config", str(fresh.config)]) == 0
-    assert sorted(path.name for path in fresh.run_dir.iterdir()) == ["count.yaml", "counts.zarr", "logs"]
+    there = ["count.yaml", "counts.zarr", "logs", "rows.safetensors"]
+    assert sorted(path.name for path in fresh.run_dir.iterdir()) == there
     assert main(["select", str(fresh.run_dir)]) == 0
     assert MaskStore.open(fresh.masks).digest == MaskStore.open(tmp_path / "whole" / "masks.zarr").digest
     fresh.masks.rename(tmp_path / "first.zarr")

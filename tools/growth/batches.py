@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dist_moe.config.schema import Config
 from dist_moe.data.batches import plan_batches
 from dist_moe.data.encode import encode
 from dist_moe.data.rows import read_prompts
@@ -33,7 +34,7 @@ from dist_moe.training.rounds import Rounds
 from dist_moe.training.schedule import EpochSchedule
 from dist_moe.training.state import Done, TrainState
 from dist_moe.training.steps import read_steps
-from tools.growth import made
+from tools.growth import made, start
 
 Work = Callable[[], object]
 PAIRS_LIMIT = 1000
@@ -87,6 +88,11 @@ class Given:
         return made.rows_file(self.folder / "rows.jsonl", self.num_batches)
 
     @cached_property
+    def counted_run(self) -> Config:
+        (self.folder / "start").mkdir()
+        return start.counted_run(self.folder / "start", self.rows_path)
+
+    @cached_property
     def metrics(self) -> Path:
         return made.metrics(self.folder / "metrics.jsonl", self.num_batches, self.states[2])
 
@@ -102,6 +108,14 @@ def reading(given: Given) -> Work:
 def tokens(given: Given) -> Work:
     rows, tokenizer = read_prompts([given.rows_path], "No.").prompts, made.tokenizer()
     return lambda: tokens_hash(encode(rows, tokenizer, 512).rows)
+
+
+def first_step(given: Given) -> Work:
+    return start.first_step(given.counted_run, keeps=True)
+
+
+def first_step_of_made_rows(given: Given) -> Work:
+    return start.first_step(given.counted_run, keeps=False)
 
 
 def pairs(given: Given) -> Work:
@@ -203,6 +217,8 @@ def report(given: Given) -> Work:
 CASES: dict[str, Callable[[Given], Work]] = {
     "reading a file of rows": reading,
     "rows as tokens, and their hash": tokens,
+    "start of train, first": first_step_of_made_rows,
+    "start of train, rows kept": first_step,
     "batches of rows in pairs": pairs,
     "batches of rows in large pairs": large_pairs,
     "select, without statistics": select,

@@ -66,13 +66,15 @@ def plan(num_batches: int) -> BatchPlan:
     return plan_batches(prompts(num_batches), BATCH_SIZE, 0.5, 0)
 
 
-def routing(num_prompts: int, seed: int, num_layers: int = NUM_LAYERS, num_experts: int = NUM_EXPERTS) -> RoutingCounts:
+def routing(
+    num_prompts: int, seed: int, num_layers: int = NUM_LAYERS, num_experts: int = NUM_EXPERTS, top_k: int = TOP_K
+) -> RoutingCounts:
     """Counts of prompts with a taste of their own: each layer deals its tokens to experts."""
     generator = np.random.default_rng([seed, num_prompts])
     tokens_P = generator.integers(16, 65, num_prompts)
     share_PLE = generator.dirichlet(np.full(num_experts, 2.0), (num_prompts, num_layers))
-    wanted_PLE = np.floor(share_PLE * TOP_K * tokens_P[:, None, None]).astype(np.int64)
-    return RoutingCounts(np.minimum(wanted_PLE, tokens_P[:, None, None]), tokens_P, TOP_K)
+    wanted_PLE = np.floor(share_PLE * top_k * tokens_P[:, None, None]).astype(np.int64)
+    return RoutingCounts(np.minimum(wanted_PLE, tokens_P[:, None, None]), tokens_P, top_k)
 
 
 def stores(folder: Path, num_batches: int) -> Path:
@@ -82,7 +84,7 @@ def stores(folder: Path, num_batches: int) -> Path:
     layers = tuple(f"layers.{layer}.mlp" for layer in range(NUM_LAYERS))
     provenance = dict.fromkeys(HASHES, "made up") | {"seed": 0}
     counts_plan = CountsPlan(index=index, **facts, layer_names=layers, provenance=provenance)
-    return _write(folder, counts_plan, lambda batches: routing(index.of(batches).num_prompts, batches.start))
+    return write(folder, counts_plan, lambda batches: routing(index.of(batches).num_prompts, batches.start))
 
 
 def other_stores(folder: Path, like: Path) -> Path:
@@ -95,10 +97,10 @@ def other_stores(folder: Path, like: Path) -> Path:
         found = counts.of_batches(batches)
         return replace(found, counts_PLE=np.roll(found.counts_PLE, 1, axis=2))
 
-    return _write(folder, CountsPlan(**facts, provenance=counts.provenance | {"seed": 1}), neighbours)
+    return write(folder, CountsPlan(**facts, provenance=counts.provenance | {"seed": 1}), neighbours)
 
 
-def _write(folder: Path, counts_plan: CountsPlan, counted: Callable[[range], RoutingCounts]) -> Path:
+def write(folder: Path, counts_plan: CountsPlan, counted: Callable[[range], RoutingCounts]) -> Path:
     folder.mkdir(parents=True)
     writer = StoreWriter(folder / "counts.zarr", counts_plan, sync=False)
     for batches in writer.missing:

@@ -40,7 +40,7 @@ def test_rows_are_rendered_by_the_chat_template(tokenizer: PreTrainedTokenizerFa
 
 
 def test_no_rows(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert encode([], tokenizer, 1024, None).rows == ()
+    assert [*encode([], tokenizer, 1024, None).rows] == []
 
 
 def test_another_template_replaces_the_tokenizers_own(tokenizer: PreTrainedTokenizerFast) -> None:
