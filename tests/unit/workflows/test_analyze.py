@@ -52,7 +52,7 @@ def peak_bytes(tmp_path, num_batches):
     comm = SoloComm(torch.device("cpu"))
     tracemalloc.start()
     parts = CountedParts(directory, {}, index, lambda batch: [Encoded((batch,), (), unsafe) for unsafe in UNSAFE])
-    counting = Counting(SimpleNamespace(pad_id=0), "prompt", counts_plan, parts)
+    counting = Counting(SimpleNamespace(pad_id=0, unkept=None), "prompt", counts_plan, parts)
     place = count.counted(config, counting, comm)
     analyze._select(config, place, comm, SimpleNamespace(alone=lambda: True))
     peak = tracemalloc.get_traced_memory()[1]
