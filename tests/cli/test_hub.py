@@ -9,7 +9,8 @@ from dist_moe.weights.directory import model_hash
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.hub_commands import run
 from tests.hub_places import places
-from tests.hub_server import TOKEN, files_of, serving
+from tests.hub_repos import files_of
+from tests.hub_server import TOKEN, serving
 
 
 @pytest.fixture(scope="module")

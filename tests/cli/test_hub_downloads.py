@@ -6,7 +6,8 @@ import pytest
 
 from tests.checkpoint import save_checkpoint
 from tests.hub_places import kill_when, places
-from tests.hub_server import TOKEN, files_of, serving
+from tests.hub_repos import files_of
+from tests.hub_server import TOKEN, serving
 
 SHARD = "model-00003-of-00011.safetensors"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.buckets import s3_server
-from tests.hub_server import files_of
+from tests.hub_repos import files_of
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 DIST_MOE = [sys.executable, "-m", "dist_moe.cli.main"]

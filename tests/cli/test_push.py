@@ -11,7 +11,8 @@ from tests.hub_exports import exports
 from tests.hub_loading import digests
 from tests.hub_places import ask, kill_when
 from tests.hub_pushes import pushes
-from tests.hub_server import TOKEN, Repo, files_of, serving
+from tests.hub_repos import Repo, files_of
+from tests.hub_server import TOKEN, serving
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 
 from tests.checkpoint import save_checkpoint
 from tests.hub_ranks import placed_on_ranks
-from tests.hub_server import files_of, serving
+from tests.hub_repos import files_of
+from tests.hub_server import serving
 
 
 @pytest.mark.long
