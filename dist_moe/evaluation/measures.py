@@ -86,10 +86,11 @@ class _Columns:
 
         ends_2K = intervals(all_of, self.kinship, self.unsafe_P, resampling.number, (resampling.seed, name))
         made: dict[str, dict[str, Estimate]] = {}
+        sizes = {measure: self._size(rows_P) for measure, rows_P in of_rows.items()}
         for place, (measure, when) in enumerate([*statistics, *((each, "change") for each in changes)]):
             if not math.isnan(value_K[place]):
                 made.setdefault(measure, {})[when] = self._estimate(
-                    float(value_K[place]), ends_2K[:, place], of_rows[measure]
+                    float(value_K[place]), ends_2K[:, place], sizes[measure]
                 )
         return {measure: Measure(**estimates) for measure, estimates in made.items()}
 
@@ -120,12 +121,17 @@ class _Columns:
         mean(LENGTH_UNSAFE, arms["unsafe"], length_P, np.ones(len(self.rows)))
         mean(LENGTH_SAFE, arms["safe"], length_P, np.ones(len(self.rows)))
 
-    def _estimate(self, value: float, ends_2: np.ndarray, of_rows_P: np.ndarray) -> Estimate:
+    def _size(self, of_rows_P: np.ndarray) -> tuple[int, int, int]:
+        """Of some rows: how many, their prompts, and the prompts of the label with fewer of them."""
         numbers = [len(np.unique(self.cluster_P[of_rows_P & arm_P])) for arm_P in (self.unsafe_P, ~self.unsafe_P)]
-        enough = min(number for number in numbers if number) >= FEWEST and not np.isnan(ends_2).any()
-        low, high = (float(end) if enough else None for end in ends_2)
         num_prompts = len(np.unique(self.cluster_P[of_rows_P]))
-        return Estimate(value=value, low=low, high=high, num_rows=int(of_rows_P.sum()), num_prompts=num_prompts)
+        return int(of_rows_P.sum()), num_prompts, min((number for number in numbers if number), default=0)
+
+    def _estimate(self, value: float, ends_2: np.ndarray, size: tuple[int, int, int]) -> Estimate:
+        num_rows, num_prompts, fewest = size
+        enough = fewest >= FEWEST and not np.isnan(ends_2).any()
+        low, high = (float(end) if enough else None for end in ends_2)
+        return Estimate(value=value, low=low, high=high, num_rows=num_rows, num_prompts=num_prompts)
 
 
 def refused(row: EvaluatedRow, judge: str, when: str) -> bool | None:

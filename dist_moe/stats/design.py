@@ -54,7 +54,8 @@ class Kinship:
           rows keep their label.
         """
         clusters = _members(self.cluster_P)
-        arms = {name: {bool(unsafe_P[row]) for row in rows} for name, rows in clusters.items()}
+        label_of, batch_of = unsafe_P.tolist(), self.batch_P.tolist()
+        arms = {name: {bool(label_of[row]) for row in rows} for name, rows in clusters.items()}
         partner = self._partners(clusters, arms)
         unit_P, block_P, stratum_P = (np.empty(len(unsafe_P), np.int64) for _ in range(3))
         alike: dict[tuple[int, int], list[list[int]]] = {}  # blocks by batch and size
@@ -62,7 +63,7 @@ class Kinship:
         for number, (name, rows) in enumerate(clusters.items()):
             unit_P[rows] = number
             if len(arms[name]) == 2:
-                of_arms = [[row for row in rows if unsafe_P[row] == arm] for arm in (False, True)]
+                of_arms = [[row for row in rows if label_of[row] == arm] for arm in (False, True)]
                 least = min(map(len, of_arms))
                 strata.append([of_arm[:least] for of_arm in of_arms])
                 strata += [[of_arm[least:]] for of_arm in of_arms if of_arm[least:]]
@@ -73,7 +74,7 @@ class Kinship:
                 else:
                     unit_P[rows] = unit_P[other[0]]
             else:
-                batches = set(self.batch_P[rows].tolist())
+                batches = {batch_of[row] for row in rows}
                 alike.setdefault((batches.pop() if len(batches) == 1 else -1, len(rows)), []).append(rows)
         blocks = 0
         for stratum, of_stratum in enumerate([*(alike[key] for key in sorted(alike, reverse=True)), *strata]):
