@@ -93,6 +93,17 @@ def test_page_has_no_other_family() -> None:
         assert set(moe_model_types()) <= set(rows)
 
 
+def test_page_says_what_differs_in_5_17() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (?:yes|no) \|", page, re.MULTILINE)
+    said = page.split("**With transformers 5.17**")[1].split("\n\n")[0]
+    unknown, differing = (set(re.findall(r"\w+", part)) & set(rows) for part in said.split("Three lines differ"))
+    assert differing == IN_5_17.keys()
+    assert f"prints {len(rows) - len(unknown)} lines" in said
+    if minor(transformers.__version__) == (5, 17):
+        assert set(moe_model_types()) == set(rows) - unknown
+
+
 def test_the_tests_of_all_families_leave_out_none_that_works() -> None:
     known = SETTINGS.keys() & ALL_CONFIGS.keys()
     assert FAMILY_CONFIGS.keys() == {name for name in known if NOT_SUPPORTED.get(name) != set(CHECKS)}
