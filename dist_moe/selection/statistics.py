@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from dist_moe.config.schema import AnalysisConfig
 from dist_moe.data.index import BatchIndex
 from dist_moe.errors import UserError
 from dist_moe.progress import progress
@@ -22,6 +22,9 @@ from dist_moe.stats.evidence import Evidence, Population
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.store.mask_plan import MaskResults
+
+if TYPE_CHECKING:
+    from dist_moe.config.schema import AnalysisConfig
 
 OF_EXPERTS = (
     "macro_risk_diff",

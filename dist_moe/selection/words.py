@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dist_moe.config.settings import from_words
 from dist_moe.errors import UserError, shown
 from dist_moe.rules import RULES, Rule
 
@@ -17,6 +16,8 @@ def changed_rule(rule: Rule, words: Mapping[str, str]) -> Rule:
     Raises:
         UserError: there is no such rule or parameter, or the value is not valid.
     """
+    from dist_moe.config.settings import from_words  # takes as long to import as a view to be shown
+
     name = words.get("name", rule.name)
     if name not in RULES:
         raise UserError(f"no rule {shown(name)}: expected one of {', '.join(sorted(RULES))}")
