@@ -215,6 +215,7 @@ def _publish(config: Config, unfinished: Path, lock: RunLock) -> None:
     if not unfinished.exists():
         log.info(f"Counts: {run.counts}, finished by another job of this analysis")
         return
+    remove_partial(run.path, run.rows.name)
     remove_partial(unfinished, "*", within=True)  # killed attempts, not only of this job
     for line in Counts.open(unfinished).warnings:
         log.info(line)

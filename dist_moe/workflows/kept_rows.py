@@ -34,6 +34,7 @@ from dist_moe.data.sources import sources_hash
 from dist_moe.data.tokens import tokens_hash
 from dist_moe.errors import UserError
 from dist_moe.files import hash_file, write_bytes_atomic
+from dist_moe.weights.directory import KEPT_HASH
 from dist_moe.workflows.encoding import Encoding
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -70,7 +71,8 @@ def rows_key(config: Config, encoding: Encoding) -> str | None:
     if sources is None:
         return None
     code = sorted(Path(*dist_moe.data.__path__).rglob("*.py"))
-    small = sorted(file for file in encoding.place.iterdir() if file.suffix in SMALL and file.is_file())
+    found = (file for file in encoding.place.iterdir() if file.suffix in SMALL and file.is_file())
+    small = sorted(file for file in found if file.name != KEPT_HASH)  # which comes when weights have been hashed
     facts = {
         "sources": sources,
         "refusal": config.data.refusal,
@@ -120,7 +122,7 @@ def keep_rows(path: Path, key: str, rows: DealtRows) -> None:
         "names": np.frombuffer(json.dumps([index.ids, index.categories, index.prompt_ids]).encode(), np.uint8),
     }
     said = json.dumps(facts)
-    write_bytes_atomic(path, save(arrays, {"facts": said, "sha256": _digest(said, arrays)}))
+    write_bytes_atomic(path, save(arrays, {"facts": _digest(said, arrays) + said}))
 
 
 def kept_rows(path: Path, key: str, data: DataConfig) -> DealtRows | None:
@@ -129,9 +131,9 @@ def kept_rows(path: Path, key: str, data: DataConfig) -> DealtRows | None:
         stream = safe_open(path, "numpy")
     except (FileNotFoundError, SafetensorError):
         return None
-    metadata = stream.metadata() or {}
-    said, arrays = metadata.get("facts", ""), {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    if metadata.get("sha256") != _digest(said, arrays):
+    sealed = (stream.metadata() or {}).get("facts", "")
+    said, arrays = sealed[64:], {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    if sealed[:64] != _digest(said, arrays):
         return None
     facts = json.loads(said)
     if facts["key"] != key:

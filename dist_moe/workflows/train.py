@@ -19,6 +19,7 @@ from dist_moe.interruption import Interruption
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.mesh import Mesh
+from dist_moe.parallel.shared_files import remove_partial
 from dist_moe.report.training import before_training
 from dist_moe.trackers.metrics import Metrics
 from dist_moe.trackers.tracker import Place
@@ -130,6 +131,7 @@ def _prepare(config: Config, work: RunDir, found: Checkpoint | None, comm: Comm)
     with together(comm), writing(config.run_dir):
         if comm.rank == 0:
             work.path.mkdir(exist_ok=True)
+            remove_partial(config.run_dir, RunDir(config.run_dir).rows.name)
             clear_the_way(work, found, config.train.adjust.every)
             save_config(config, work.resolved("train"))
 

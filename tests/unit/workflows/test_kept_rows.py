@@ -159,6 +159,20 @@ def test_rows_of_another_version_are_not_used(config: Config, what: str, monkeyp
     assert key_of(config) != before
 
 
+def test_a_hash_that_is_kept_beside_the_weights_changes_nothing(config: Config) -> None:
+    before = key_of(config)
+    file = config.model.path / ".dist_moe_hash.json"
+    file.write_text("{}")
+    assert key_of(config) == before
+    file.unlink()
+
+
+def test_the_same_rows_are_the_same_bytes(config: Config, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        keep_rows(tmp_path / name, key_of(config), made_rows(config, Encoding.of(config)))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
 def test_damage_is_as_if_nothing_were_kept(config: Config, tmp_path: Path) -> None:
     file, key = tmp_path / "kept", key_of(config)
     keep_rows(file, key, made_rows(config, Encoding.of(config)))
