@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreT
 from dist_moe.config.schema import Config, DataConfig
 from dist_moe.data.encode import EncodedSet, encode, pad_token_id, tokenizer_hash
 from dist_moe.data.encoded import EncodedRows
-from dist_moe.data.rows import Prompt
+from dist_moe.data.rows import Prompt, PromptSet, read_prompts
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.model.model import check_model_dir
 from dist_moe.weights.configuration import read_config, read_generation_config
@@ -104,6 +104,18 @@ class Encoding:
                     f"{largest}, but the model has ids up to {self.num_ids - 1} (vocab_size): {self.place} holds the "
                     "tokenizer of another model"
                 )
+
+
+def read_encoded(data: DataConfig, encoding: Encoding) -> tuple[PromptSet, EncodedSet]:
+    """The rows of `data.paths`, and their tokens.
+
+    Raises:
+        UserError: a row cannot be used.
+    """
+    prompts = read_prompts(data.paths, data.refusal)
+    encoded = encoding.encode(prompts.prompts)
+    encoding.check_ids(prompts.prompts, encoded.rows)
+    return prompts, encoded
 
 
 def tokenizer_hash_of(path: Path, data: DataConfig) -> str:

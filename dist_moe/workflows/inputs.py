@@ -16,7 +16,7 @@ from dist_moe.config.schema import Config
 from dist_moe.data.batches import BatchPlan
 from dist_moe.data.encode import EncodedSet
 from dist_moe.data.index import BatchIndex
-from dist_moe.data.rows import Prompt, PromptSet, read_prompts
+from dist_moe.data.rows import Prompt, PromptSet
 from dist_moe.data.tokens import Encoded, tokens_hash
 from dist_moe.files import writing
 from dist_moe.parallel.comm import Comm
@@ -25,7 +25,7 @@ from dist_moe.report.data import batch_lines, data_lines
 from dist_moe.store.origin import NO_WEIGHTS
 from dist_moe.weights.directory import has_weights
 from dist_moe.weights.identity import shared_model_hash
-from dist_moe.workflows.encoding import Encoding
+from dist_moe.workflows.encoding import Encoding, read_encoded
 from dist_moe.workflows.kept_rows import DealtRows, keep_rows, kept_rows, made_rows, rows_key
 from dist_moe.workflows.run_dir import RunDir
 
@@ -139,9 +139,7 @@ def read_token_rows(config: Config) -> TokenRows:
         UserError: something of the data, the tokenizer or the model's configuration cannot be used.
     """
     encoding = Encoding.of(config)
-    prompts = read_prompts(config.data.paths, config.data.refusal)
-    encoded = encoding.encode(prompts.prompts)
-    encoding.check_ids(prompts.prompts, encoded.rows)
+    prompts, encoded = read_encoded(config.data, encoding)
     return TokenRows(**_token_rows(config, encoding, prompts, encoded, tokens_hash(encoded.rows)))
 
 

@@ -35,7 +35,7 @@ from dist_moe.data.tokens import tokens_hash
 from dist_moe.errors import UserError
 from dist_moe.files import hash_file, write_bytes_atomic
 from dist_moe.weights.directory import KEPT_HASH
-from dist_moe.workflows.encoding import Encoding
+from dist_moe.workflows.encoding import Encoding, read_encoded
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Files of a model directory that can say something of its tokenizer."""
@@ -57,9 +57,7 @@ def made_rows(config: Config, encoding: Encoding) -> DealtRows:
     Raises:
         UserError: a row cannot be used, or there are too few.
     """
-    prompts = read_prompts(config.data.paths, config.data.refusal)
-    encoded = encoding.encode(prompts.prompts)
-    encoding.check_ids(prompts.prompts, encoded.rows)
+    prompts, encoded = read_encoded(config.data, encoding)
     batches = config.batches
     plan = plan_batches(prompts.prompts, batches.batch_size, batches.safe_ratio, config.seed)
     return DealtRows(prompts=prompts, encoded=encoded, tokens_hash=tokens_hash(encoded.rows), plan=plan)

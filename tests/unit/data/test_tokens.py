@@ -151,7 +151,7 @@ def test_a_rejected_answer_is_encoded_as_a_row_with_that_response(tokenizer: Pre
     better = [replace(prompt("no"), span=None), prompt("hi")]
     plain = encode(better, tokenizer, 1024, None)
     paired = encode([better[0], replace(better[1], rejected="no")], tokenizer, 1024, None)
-    assert paired.rows == (
+    assert tuple(paired.rows) == (
         plain.rows[0],
         replace(plain.rows[1], rejected=encode([prompt("no")], tokenizer, 1024).rows[0]),
     )

@@ -8,6 +8,7 @@ from dist_moe.conformance.specimen import Specimen
 from dist_moe.data.tokens import Encoded
 from dist_moe.measure.gradients import expert_gradients, gradient_table
 from dist_moe.model.model import adopt
+from dist_moe.moe import gate
 from dist_moe.moe.bank import train_from
 from dist_moe.parallel.comm import SoloComm
 from tests.reference import WEIGHTS
@@ -90,17 +91,16 @@ def test_one_layers_buffer_serves_all(monkeypatch):
     model = adopt(tiny_model("qwen3_moe"), COMM)
     seen = []
 
-    original = type(model.layers[0]).activation
+    original = gate.gradients
 
-    def activation(self, pre):
-        if torch.is_grad_enabled() and pre.requires_grad:
-            held = [each for each in model.layers if any(each.grads.values())]
-            views = [view for each in held for views in each.grads.values() for view in views.values()]
-            storages = {(view.untyped_storage().data_ptr(), view.untyped_storage().nbytes()) for view in views}
-            seen.append((self.index, [each.index for each in held], storages))
-        return original(self, pre)
+    def gradients(layer, *given):
+        held = [each for each in model.layers if any(each.grads.values())]
+        views = [view for each in held for views in each.grads.values() for view in views.values()]
+        storages = {(view.untyped_storage().data_ptr(), view.untyped_storage().nbytes()) for view in views}
+        seen.append((layer.index, [each.index for each in held], storages))
+        return original(layer, *given)
 
-    monkeypatch.setattr(type(model.layers[0]), "activation", activation)
+    monkeypatch.setattr(gate, "gradients", gradients)
     expert_gradients(model, ROW)
     num_bytes = 4 * E * model.layers[0].layout.size
     assert [(index, held) for index, held, _ in seen] == [(2, [2]), (1, [1]), (0, [0])]
