@@ -11,7 +11,6 @@ import transformers
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM
 
 import dist_moe
@@ -22,7 +21,8 @@ from dist_moe.workflows.count_routes import count_routes
 from tests.cli.conftest import new_run
 from tests.ranks.harness import run_ranks
 from tests.recorded import as_npy, write_lines
-from tests.tiny import E, K, L, token_ids
+from tests.tiny import E, K, L
+from tests.trainer_rows import Rows
 
 
 def counted(comm, model, config, out):
@@ -46,17 +46,6 @@ def test_ranks_count_what_one_counts(tmp_path):
         assert counts.tables["gates"][:].any()
         digests.append(counts.digest)
     assert digests[0] == digests[1]
-
-
-class Rows(Dataset):
-    """Random rows to train on, which are not those that are counted."""
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        ids = token_ids(index, 1)[0]
-        return {"input_ids": ids, "labels": ids.clone()}
 
 
 class Whole(transformers.TrainerCallback):

@@ -22,6 +22,7 @@ ROWS = [
     Encoded(ids(i, 3 + 5 * i % 11), ids(50 + i, i % 4) + ((EOS,) if i % 4 else ()), unsafe=i % 3 == 0) for i in range(9)
 ]
 OPENINGS = [(Encoded(row.prompt_ids, (40, 41, 42)), Encoded(row.prompt_ids, (60,))) for row in ROWS]
+NO_OPENINGS = [()] * len(ROWS)
 
 
 @torch.no_grad()
@@ -59,17 +60,15 @@ def scores(is_packed):
     return scored(models(packed=is_packed))
 
 
-def scored(models, **more):
+def scored(models, openings=OPENINGS, **more):
+    settings = {"max_new_tokens": NEW, "micro_batch_tokens": 60, "eos_ids": (EOS,)} | more
     return score_rows(
         {name: Subject(model) for name, model in models.items()},
-        [Scorable(row, openings) for row, openings in zip(ROWS, OPENINGS, strict=True)],
-        max_new_tokens=NEW,
-        micro_batch_tokens=60,
+        [Scorable(row, of_row) for row, of_row in zip(ROWS, openings, strict=True)],
         pad_id=0,
-        eos_ids=(EOS,),
         comm=CPU,
         progress=lambda _: None,
-        **more,
+        **settings,
     )
 
 
@@ -115,32 +114,14 @@ def test_packed_rows_of_a_pass_are_one_row_without_padding(is_packed):
     both["after"].module.register_forward_pre_hook(
         lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )
-    score_rows(
-        {"after": Subject(both["after"])},
-        [Scorable(row, ()) for row in ROWS],
-        max_new_tokens=0,
-        micro_batch_tokens=1000,
-        pad_id=0,
-        eos_ids=(),
-        comm=CPU,
-        progress=lambda _: None,
-    )
+    scored({"after": both["after"]}, NO_OPENINGS, max_new_tokens=0, micro_batch_tokens=1000, eos_ids=())
     lengths = [row.num_tokens for row in ROWS]
     assert shapes == [(1, sum(lengths))] if is_packed else [(len(ROWS), max(lengths))]
 
 
 def test_a_model_is_at_no_distance_from_itself():
     model = adopt(tiny_model("mixtral"), CPU)
-    found = score_rows(
-        {"before": Subject(model), "after": Subject(model)},
-        [Scorable(row, ()) for row in ROWS],
-        max_new_tokens=2,
-        micro_batch_tokens=60,
-        pad_id=0,
-        eos_ids=(),
-        comm=CPU,
-        progress=lambda _: None,
-    )
+    found = scored({"before": model, "after": model}, NO_OPENINGS, max_new_tokens=2, eos_ids=())
     assert [score.kl_sums for score in found] == [{"after": 0}] * len(ROWS)
     assert all(score.replies["before"] == score.replies["after"] for score in found)
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import dist_moe
@@ -16,18 +15,7 @@ from dist_moe.store import Counts, MaskStore, require_same_origin
 from tests.checkpoint import save_dense_checkpoint
 from tests.cli.conftest import new_run
 from tests.plain import routed
-from tests.tiny import token_ids
-
-
-class Rows(Dataset):
-    """Random rows to train on, which are not those that are counted."""
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        ids = token_ids(index, 1)[0]
-        return {"input_ids": ids, "labels": ids.clone()}
+from tests.trainer_rows import Rows
 
 
 class Keep(TrainerCallback):
