@@ -17,13 +17,18 @@ ONE_SEED = (
 )
 
 
+def averaged_over(found: Comparison) -> str:
+    """What means are taken over, and what their intervals are for others of."""
+    return "prompts" if len(found.seeds) == 1 else "seeds and prompts"
+
+
 def comparison_lines(found: Comparison) -> Iterator[str]:
     """A table of levels, and one of differences to the reference in which no winner is named that is not clear."""
     numbers = sorted({cell.num_prompts for cells in found.levels.values() for cell in cells.values()})
     prompts = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
     seeds = ("seed " if len(found.seeds) == 1 else "seeds ") + ", ".join(map(str, found.seeds))
     variants = "1 variant" if len(found.levels) == 2 else f"{len(found.levels) - 1} variants"
-    over = "prompts" if len(found.seeds) == 1 else "seeds and prompts"
+    over = averaged_over(found)
     yield (
         f"{variants}, {seeds}; {prompts} {before_noun(found.kind)} prompts a measure, each scored without a mask; "
         f"judge: {found.judge}. Mean over {over} [95 % interval for other {over}]; losses and KL in nats per token"

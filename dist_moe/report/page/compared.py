@@ -12,7 +12,7 @@ from dist_moe.evaluation.measures import REFUSED_SAFE, REFUSED_UNSAFE
 from dist_moe.evaluation.record import EvaluationFacts
 from dist_moe.evaluation.rows import before_noun
 from dist_moe.report.columns import spread
-from dist_moe.report.comparison import ONE_SEED
+from dist_moe.report.comparison import ONE_SEED, averaged_over
 from dist_moe.report.page.blocks import Cell, Section, joined, note, paragraph, table
 from dist_moe.report.page.charts import Ends, plane_chart
 from dist_moe.report.page.contents import ComparisonContents, RunContents
@@ -59,7 +59,7 @@ def _levels(found: ComparisonContents) -> Markup:
         lr = f"{values.lrs[variant]:g}" if variant in values.lrs else "–"
         lines.append([f"{number} {variant}", *trained, lr, *(shown(name, levels.get(name)) for name in names)])
     head = ["variant", "experts trained", "trainable parameters", "learning rate", *names]
-    return table(f"Mean over {'prompts' if len(values.seeds) == 1 else 'seeds and prompts'}", head, lines)
+    return table(f"Mean over {averaged_over(values)}", head, lines)
 
 
 def _differences(found: ComparisonContents) -> Markup:
@@ -68,8 +68,7 @@ def _differences(found: ComparisonContents) -> Markup:
     lines: list[list[Cell]] = []
     for variant, differences in values.differences.items():
         lines.append([variant, *(_difference(name, differences.get(name)) for name in names)])
-    same = "prompts" if len(values.seeds) == 1 else "seeds and prompts"
-    caption = f"Differences to {values.reference}, on the same {same}; * more than chance explains"
+    caption = f"Differences to {values.reference}, on the same {averaged_over(values)}; * more than chance explains"
     return table(caption, ["variant", *names], lines)
 
 
