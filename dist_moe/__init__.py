@@ -8,6 +8,8 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dist_moe.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from dist_moe.api import (
         RoutingCallback,
@@ -50,7 +52,6 @@ __all__ = [
     "verify",
     "write_report",
 ]
-__version__ = "0.1.0"
 
 _MODULES = {"Config": "config", "load_config": "config", "Counts": "store", "MaskStore": "store", "UserError": "errors"}
 """Where a name is, if not in `dist_moe.api`."""

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dist_moe import __version__
 from dist_moe.cli.arguments import Parser
 from dist_moe.cli.call import Call
 from dist_moe.cli.compare import add_compare_command
@@ -33,6 +32,7 @@ from dist_moe.cli.streams import Output
 from dist_moe.cli.verify import add_verify_command
 from dist_moe.errors import UserError
 from dist_moe.interruption import Interruption
+from dist_moe.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:

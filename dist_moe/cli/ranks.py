@@ -9,12 +9,12 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from dist_moe import __version__
 from dist_moe.cli.arguments import path
 from dist_moe.cli.call import Call
 from dist_moe.cli.process import print_end
 from dist_moe.errors import UserError
 from dist_moe.files import read_text
+from dist_moe.version import __version__
 
 if TYPE_CHECKING:
     from dist_moe.config.schema import Config

@@ -11,9 +11,9 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from dist_moe import __version__
 from dist_moe.doctor.check import Asked, Finding, check
 from dist_moe.tested import PYTHON, TESTED, is_tested
+from dist_moe.version import __version__
 
 STALE_S = 600.0
 """A build of DeepSpeed's helpers takes a minute or two."""

@@ -6,8 +6,8 @@ import platform
 import time
 from collections.abc import Iterable, Iterator
 
-from dist_moe import __version__
 from dist_moe.doctor.check import Finding
+from dist_moe.version import __version__
 
 
 def doctor_lines(found: Iterable[tuple[str, Finding]]) -> Iterator[str]:

@@ -13,6 +13,7 @@ WORK = {"train": "training", "count": "counting", "compare": "comparison"}
 NEXT = {
     "not started": "no command has written results here yet",
     "stopped": "as requested; the same command again resumes",
+    "interrupted": "by a signal; the same command again goes on",
     "failed": "with an error; when it is mended, the same command again goes on",
     "killed": "without a word (killed, or its node is lost); the same command again goes on",
     "unknown": "whether it still runs cannot be known here: this file system has no locks",

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from dist_moe import __version__
 from dist_moe.data.index import BatchIndex
 from dist_moe.store.layout import Kind, batches_per_file, encode_texts
 from dist_moe.store.zarr_arrays import ArraySpec, encode_file
+from dist_moe.version import __version__
 
 R = TypeVar("R")
 HASHES = ("model_hash", "tokenizer_hash", "data_hash", "tokens_hash")

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 
-from dist_moe import __version__
 from dist_moe.artefacts import checked
 from dist_moe.errors import UserError, refused_by_library, shown
 from dist_moe.store.files import ADVICE, damaged
 from dist_moe.store.layout import COUNTS, FACTS, MASKS, ROOT_METADATA, Kind, prompt_array, root_digest, statistic_array
 from dist_moe.store.plan import HASHES
 from dist_moe.store.source import Source
+from dist_moe.version import __version__
 
 OF_BATCHES = frozenset({"batch_ids", "batch_categories"})
 OF_COUNTS = OF_BATCHES | {"prompt_ids", "prompt_unsafe", "prompt_batch", "prompt_counts", "prompt_tokens"}

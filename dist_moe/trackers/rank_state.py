@@ -13,6 +13,8 @@ from dist_moe.artefacts import EXACT, checked
 from dist_moe.files import read_json
 
 LOGS = "logs"
+INTERRUPTED = "interrupted"
+"""The error of a rank that a signal has ended."""
 ADVICE = "it may be removed; the next job writes it anew"
 
 

@@ -8,10 +8,12 @@ from typing import Literal
 from dist_moe.stats.measured import Estimate
 from dist_moe.trackers.rank_state import RankState
 
-State = Literal["not started", "starting", "running", "finished", "stopped", "failed", "killed", "unknown"]
-"""starting: a job holds the run directory, and has not begun to write. stopped: asked to, with a checkpoint. failed:
-ended with an error. killed: ended without a word. unknown: the file system has no locks, and the last job has been
-silent for a while."""
+State = Literal[
+    "not started", "starting", "running", "finished", "stopped", "interrupted", "failed", "killed", "unknown"
+]
+"""starting: a job holds the run directory, and has not begun to write. stopped: asked to, with a checkpoint.
+interrupted: by a signal, as Ctrl-C. failed: ended with an error. killed: ended without a word. unknown: the file system
+has no locks, and the last job has been silent for a while."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 import dist_moe.data
-from dist_moe import __version__
 from dist_moe.config.schema import Config, DataConfig
 from dist_moe.data.batches import BatchPlan, plan_batches
 from dist_moe.data.encode import EncodedSet, Findings
@@ -34,6 +33,7 @@ from dist_moe.data.sources import sources_hash
 from dist_moe.data.tokens import tokens_hash
 from dist_moe.errors import UserError
 from dist_moe.files import hash_file, write_bytes_atomic
+from dist_moe.version import __version__
 from dist_moe.weights.directory import KEPT_HASH
 from dist_moe.workflows.encoding import Encoding, read_encoded
 

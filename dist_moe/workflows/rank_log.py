@@ -26,7 +26,7 @@ from dist_moe.errors import UserError
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.flight_recorder import write_exchanges
 from dist_moe.parallel.launch import LOST_CONNECTION
-from dist_moe.trackers.rank_state import LOGS, RankState
+from dist_moe.trackers.rank_state import INTERRUPTED, LOGS, RankState
 from dist_moe.trackers.tracker import Place
 from dist_moe.workflows.library_warnings import LibraryWarnings
 
@@ -132,7 +132,7 @@ def _in_a_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return INTERRUPTED
     if LOST_CONNECTION.search(str(error)):
         return "another rank has ended before its work was done"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -13,7 +13,7 @@ from statistics import fmean, median
 from dist_moe.artefacts import checked, checked_lines
 from dist_moe.errors import UserError
 from dist_moe.files import first_lines, parse_json
-from dist_moe.trackers.rank_state import LOGS, RankState, read_state
+from dist_moe.trackers.rank_state import INTERRUPTED, LOGS, RankState, read_state
 from dist_moe.training.adjustments import Adjustment
 from dist_moe.training.checkpoint_index import Index, checkpoint_directories, read_index
 from dist_moe.training.run_status import LastAdjustment, LastCheckpoint, LastStep, RunStatus, State, WeakBatch
@@ -64,7 +64,7 @@ def status(path: Path) -> RunStatus:
         adjustment=_last_adjustment(work.adjustments, notes),
         results=[name for name in SHOWN if (path / name).exists()],
         requests=[wish.name for wish in (run.stop, run.requeue) if wish.is_file()],
-        error=next((each.error for each in ranks if each.error), None) if not is_working else None,
+        error=next((each.error for each in ranks if each.error), None) if state == "failed" else None,
         notes=notes,
     )
 
@@ -94,8 +94,9 @@ def _state(run: RunDir, work: RunDir, ranks: list[RankState], holder: Holder, no
         if holder.is_held is None and _may_live(first, now):
             return "running" if now - first.told < SILENT_S else "unknown"
         return "killed"
-    if first is not None and any(each.error for each in ranks):
-        return "failed"
+    errors = {each.error for each in ranks if each.error}
+    if errors:  # where one is interrupted, others may have lost it
+        return "interrupted" if INTERRUPTED in errors else "failed"
     if first is None and not run.experts.exists() and any(p.exists() for p in (work.metrics, work.checkpoints)):
         return "killed"
     if first is not None and first.command == "train" and not run.experts.exists():

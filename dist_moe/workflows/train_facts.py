@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dist_moe import __version__
 from dist_moe.config.schema import Config
 from dist_moe.hub.names import origin_of
 from dist_moe.model.model import MoEModel
@@ -16,6 +15,7 @@ from dist_moe.store import MaskStore
 from dist_moe.training.plan import FreezePlan
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.rounds import Rounds
+from dist_moe.version import __version__
 from dist_moe.weights.facts import Arms, Numbers, Revision, RunFacts
 from dist_moe.workflows.inputs import Inputs
 from dist_moe.workflows.trained_run import result_settings

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from dist_moe import __version__
 from dist_moe.config.load import settings_of
 from dist_moe.config.schema import Config, DataConfig, ModelConfig
 from dist_moe.report.page.blocks import Cell, Section, bullets, code, details, facts, joined, table
 from dist_moe.report.page.contents import RunContents
 from dist_moe.report.page.numbers import shown_hash
 from dist_moe.stats.masks import mask_hash
+from dist_moe.version import __version__
 
 
 def exactness(run: RunContents, key: str) -> Section:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from dist_moe import __version__
 from dist_moe.report.page.adjusted import adjusted
 from dist_moe.report.page.answers import answers
 from dist_moe.report.page.blocks import ENVIRONMENT, Section
@@ -28,6 +27,7 @@ from dist_moe.report.page.rates import learning_rates
 from dist_moe.report.page.results import results
 from dist_moe.report.page.shares import shares
 from dist_moe.report.page.what import what
+from dist_moe.version import __version__
 
 GENERATOR = '<meta name="generator" content="dist-moe report">'
 """By this a page is known as one of ours."""

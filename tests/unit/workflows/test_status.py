@@ -97,6 +97,12 @@ def test_without_locks_a_process_that_tells_or_cannot_be_asked_may_run(tmp_path,
     assert (status(tmp_path).state, status(tmp_path).error) == ("failed", "no room")
 
 
+def test_a_job_of_which_one_rank_was_interrupted_has_not_failed(tmp_path):
+    lost, stopped = (replace(RANK, has_ended=True, error=error) for error in ("another rank has ended", "interrupted"))
+    write(tmp_path, lost, replace(stopped, rank=1))
+    assert (status(tmp_path).state, status(tmp_path).error) == ("interrupted", None)
+
+
 def test_files_of_an_earlier_job_with_more_ranks_are_not_its_ranks(tmp_path):
     write(tmp_path, RANK, replace(RANK, rank=1), replace(RANK, rank=2, num_ranks=3))
     assert [rank.rank for rank in status(tmp_path).ranks] == [0, 1]
