@@ -4,7 +4,7 @@
 #   make setup [TORCH=torch==2.13.0]   the virtual environment .venv, with the tested versions of everything
 #   make demo  [ARGS=--fast]           the whole pipeline on a tiny model
 #   make test  [ARGS=tests/unit]       the tests, or those named, on all cores; without the long tail
-#   make test  TRANSFORMERS=5.17.0     the same with another transformers, in an environment of its own
+#   make test  TRANSFORMERS=5.17.0 TORCH=2.11.0   the same with others of these, or one other, in an environment of its own
 #   make test-all                      all tests: every model family, jobs killed at random moments, a real Slurm
 #   make test-slurm [ARGS=...]         of these, those with a real Slurm
 #   make test-hosts [ARGS=...]         of these, those with two hosts, as network namespaces; needs root
@@ -19,12 +19,16 @@ PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 TRANSFORMERS ?=
 ARGS ?=
-ENV := .venv$(if $(TRANSFORMERS),-transformers-$(TRANSFORMERS))
+# A requirement (torch==2.13.0, a wheel's address) goes into .venv, a mere version into an environment of its own.
+OTHER_TORCH := $(filter 2.%,$(TORCH))
+PINNED_TORCH := $(if $(OTHER_TORCH),torch==$(TORCH),$(TORCH))
+ENV := .venv$(if $(OTHER_TORCH),-torch-$(TORCH))$(if $(TRANSFORMERS),-transformers-$(TRANSFORMERS))
 BIN := $(ENV)/bin
 STAMP := $(ENV)/setup.stamp
-# Another transformers has its own hub library and tokenizers; pip finds those that fit.
-FREE := torch$(if $(TRANSFORMERS),|transformers|huggingface_hub|tokenizers)
-PINS := '$(TORCH)' $(if $(TRANSFORMERS),'transformers==$(TRANSFORMERS)')
+# Another transformers has its own hub library and tokenizers, and another torch may need an older setuptools; pip finds
+# those that fit.
+FREE := torch$(if $(OTHER_TORCH),|setuptools)$(if $(TRANSFORMERS),|transformers|huggingface_hub|tokenizers)
+PINS := '$(PINNED_TORCH)' $(if $(TRANSFORMERS),'transformers==$(TRANSFORMERS)')
 
 # DeepSpeed's compiled helpers: a cache of our own, as a killed build in the user's shared one blocks every later run.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
@@ -35,7 +39,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 setup: $(STAMP)
 
 # Another torch on the command line installs it over the one that is there.
-ifeq ($(origin TORCH),command line)
+ifeq ($(origin TORCH)$(OTHER_TORCH),command line)
 .PHONY: $(STAMP)
 endif
 
@@ -43,7 +47,7 @@ endif
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(ENV)
 	{ grep -vE '^($(FREE))==' constraints.txt; printf '%s\n' $(PINS); } > $(ENV)/constraints.txt
-	$(BIN)/python -m pip install -qq --constraint $(ENV)/constraints.txt '$(TORCH)' setuptools
+	$(BIN)/python -m pip install -qq --constraint $(ENV)/constraints.txt '$(PINNED_TORCH)' setuptools
 	$(BIN)/python -m pip install -qq --constraint $(ENV)/constraints.txt --editable '.[dev]'
 	touch $@
 
