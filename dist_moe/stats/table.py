@@ -1,8 +1,8 @@
 """Risk tables: how much more often tokens of unsafe prompts are routed to an expert than tokens of safe ones.
 
 The denominator is the number of the arm's counted tokens, not tokens times k: a layer's rates sum to k over its
-experts, and its risk_diff to 0. Counts stay integers until the single division, so a table depends neither on the order
-of prompts nor on the number of processes that counted.
+experts, and its risk_diff to 0. Sums of counts are exact until the single division, so a table depends neither on the
+order of prompts nor on the number of processes that counted.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,15 @@ def risk_table(
         UserError: an arm of a batch has no counted token, so that its rates do not exist.
     """
     assert len(batch_names) == num_batches
-    counts_ABLE, tokens_AB = arm_counts(counts, unsafe_P, batch_of_P, num_batches)
+    return rates(*arm_counts(counts.counts_PLE, counts.tokens_P, unsafe_P, batch_of_P, num_batches), batch_names)
+
+
+def rates(counts_ABLE: np.ndarray, tokens_AB: np.ndarray, batch_names: Sequence[str]) -> RiskTable:
+    """Rates of each batch, from its `arm_counts`.
+
+    Raises:
+        UserError: as `risk_table`.
+    """
     empty = np.argwhere(tokens_AB.T == 0)
     if len(empty):
         batch, arm = empty[0]
@@ -67,22 +75,28 @@ def risk_table(
 
 
 def arm_counts(
-    counts: RoutingCounts, unsafe_P: np.ndarray, batch_of_P: np.ndarray, num_batches: int
+    counts_PLE: np.ndarray, tokens_P: np.ndarray, unsafe_P: np.ndarray, batch_of_P: np.ndarray, num_batches: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums over the prompts of each arm (safe, unsafe) of each batch: of counts, int64 [2, B, L, E], and of tokens,
-    int64 [2, B]."""
-    num_layers, num_experts = counts.counts_PLE.shape[1:]
+    int64 [2, B].
+
+    Counts may be of any int type. A batch's are added as a matrix product: sums of whole numbers, far below 2^53, are
+    exact in float64 whatever their order.
+    """
     assert unsafe_P.dtype == np.bool_
-    assert unsafe_P.shape == batch_of_P.shape == counts.tokens_P.shape
+    assert unsafe_P.shape == batch_of_P.shape == tokens_P.shape == counts_PLE.shape[:1]
     assert ((batch_of_P >= 0) & (batch_of_P < num_batches)).all()
-    arm_P = unsafe_P.astype(np.intp)
-    counts_ABLE = np.zeros((2, num_batches, num_layers, num_experts), np.int64)
-    # A loop of adds is exact, needs no sorted copy of the largest array, and takes microseconds a prompt.
-    for prompt, (arm, batch) in enumerate(zip(arm_P, batch_of_P, strict=True)):
-        counts_ABLE[arm, batch] += counts.counts_PLE[prompt]
+    order = np.argsort(batch_of_P, kind="stable")
+    values_PX = counts_PLE.reshape(len(counts_PLE), -1)[order].astype(np.float64)
+    arms_AP = np.stack([~unsafe_P, unsafe_P])[:, order].astype(np.float64)
+    sums_BAX = np.empty((num_batches, 2, values_PX.shape[1]))
+    starts = np.searchsorted(batch_of_P[order], np.arange(num_batches + 1)).tolist()
+    for batch, rows in enumerate(map(slice, starts, starts[1:])):
+        np.matmul(arms_AP[:, rows], values_PX[rows], out=sums_BAX[batch])
     tokens_AB = np.zeros((2, num_batches), np.int64)
-    np.add.at(tokens_AB, (arm_P, batch_of_P), counts.tokens_P)
-    return counts_ABLE, tokens_AB
+    np.add.at(tokens_AB, (unsafe_P.astype(np.intp), batch_of_P), tokens_P)
+    counts_ABX = sums_BAX.transpose(1, 0, 2).astype(np.int64, order="C")
+    return counts_ABX.reshape(2, num_batches, *counts_PLE.shape[1:]), tokens_AB
 
 
 def pooled_risk(counts: RoutingCounts, unsafe_P: np.ndarray) -> RiskTable:

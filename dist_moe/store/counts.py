@@ -11,7 +11,7 @@ import pandas as pd
 from dist_moe.data.index import BatchIndex
 from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.frames import risk_frame
-from dist_moe.stats.table import RateSums, RiskTable, arm_counts, risk_table
+from dist_moe.stats.table import RateSums, RiskTable, arm_counts, rates
 from dist_moe.store.facts import warnings
 from dist_moe.store.files import damaged
 from dist_moe.store.layout import COUNTS, Kind, prompt_array
@@ -66,9 +66,16 @@ class Counts(Store):
         Raises:
             UserError: a value is impossible; names array, batch, prompt and expert.
         """
-        counts_PLE, tokens_P = (self._by_prompt(f"{prefix}{name}")[prompts] for name in ("counts", "tokens"))
-        counts_PLE, tokens_P = counts_PLE.astype(np.int64), tokens_P.astype(np.int64)
         others = {name: rows[prompts] for name, rows in self.tables.items()} if tables else {}
+        counts_PLE, tokens_P = self._checked(prompts, others, prefix)
+        return RoutingCounts(counts_PLE.astype(np.int64), tokens_P, self.experts_per_token, others)
+
+    def _checked(
+        self, prompts: slice, others: Mapping[str, np.ndarray], prefix: str = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Counts, int32 [P, L, E], and tokens, int64 [P], of consecutive prompts that have these other measurements."""
+        counts_PLE, tokens_P = (self._by_prompt(f"{prefix}{name}")[prompts] for name in ("counts", "tokens"))
+        tokens_P = tokens_P.astype(np.int64)
         wrong = wrong_measurement(counts_PLE, tokens_P, self.experts_per_token, others)
         if wrong is not None:
             name, number, how = wrong
@@ -76,16 +83,25 @@ class Counts(Store):
             where = f"batch {self.index.batch_of_P[prompt]}, its prompt {self.index.place_P[prompt]}"
             name = name if name in others else f"{prefix}{name}"
             raise damaged(str(self.path), f"array {prompt_array(name)} is {how} for {where}")
-        return RoutingCounts(counts_PLE, tokens_P, self.experts_per_token, others)
+        return counts_PLE, tokens_P
 
-    def risk(self, batches: range) -> RiskTable:
-        """Rates of consecutive batches.
+    def arms(self, batches: range, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """The counts and tokens of both arms of consecutive batches: `stats.table.arm_counts`.
+
+        Raises:
+            UserError: as `of_prompts`.
+        """
+        rows = self.index.rows(batches)
+        batch_of_P = self.index.batch_of_P[rows] - batches.start
+        return arm_counts(*self._checked(rows, {}, prefix), self.index.unsafe_P[rows], batch_of_P, len(batches))
+
+    def risk(self, batches: range, prefix: str = "") -> RiskTable:
+        """Rates of consecutive batches; with `prefix` "prefill_", from that table.
 
         Raises:
             UserError: as `of_prompts`, or an arm of a batch has no counted token.
         """
-        counts, here = self.of_batches(batches, tables=False), self.index.of(batches)
-        return risk_table(counts, here.unsafe_P, here.batch_of_P, len(here), here.names)
+        return rates(*self.arms(batches, prefix), [self.index.name(batch) for batch in batches])
 
     @property
     def a_safe_n(self) -> Rows:
@@ -165,9 +181,7 @@ class Counts(Store):
     def _sums(self) -> RateSums:
         sums = RateSums(*self.shape_BLE[1:], self.experts_per_token)
         for batches in self._blocks(range(len(self.batch_ids))):
-            here = self.index.of(batches)
-            counts = self.of_batches(batches, tables=False)
-            sums.add(*arm_counts(counts, here.unsafe_P, here.batch_of_P, len(here)))
+            sums.add(*self.arms(batches))
         return sums
 
     def _blocks(self, batches: range) -> Iterator[range]:

@@ -92,4 +92,4 @@ def decode_texts(data: np.ndarray) -> tuple[str, ...] | None:
         texts = json.loads(data.tobytes())
     except (ValueError, RecursionError):
         return None
-    return tuple(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else None
+    return tuple(texts) if isinstance(texts, list) and {*map(type, texts)} <= {str} else None

@@ -167,7 +167,8 @@ def measured_differences(
                 lines[batch].append((batch, one.batch_ids[batch], name, size, None))
             continue
         a, b = of_one[name][one.index.rows(here)], of_other[name][other.index.rows(there)]
-        apart_P = np.abs(a.astype(np.float64) - b).reshape(len(a), -1).max(axis=1)
+        apart_PX = np.subtract(a, b, dtype=np.float64).reshape(len(a), -1)
+        apart_P = np.maximum(apart_PX.max(axis=1), -apart_PX.min(axis=1))
         largest_B, number_B = np.maximum.reduceat(apart_P, starts_B), np.add.reduceat(apart_P > 0, starts_B, dtype=int)
         for place in np.flatnonzero(largest_B).tolist():
             batch = here[place]

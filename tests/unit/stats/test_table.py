@@ -71,7 +71,7 @@ def test_pooled_weighs_tokens_and_mean_weighs_batches():
     counts = RoutingCounts(np.array([[[0, 1]], [[1, 0]], [[0, 9]], [[0, 9]]]), np.array([1, 1, 9, 9]), 1)
     unsafe_P = np.array([False, True, False, True])
     sums = RateSums(1, 2, 1)
-    sums.add(*arm_counts(counts, unsafe_P, np.array([0, 0, 1, 1]), 2))
+    sums.add(*arm_counts(counts.counts_PLE, counts.tokens_P, unsafe_P, np.array([0, 0, 1, 1]), 2))
     assert sums.pooled().risk_diff_BLE.tolist() == [[[0.1, pytest.approx(-0.1)]]]
     assert sums.mean().risk_diff_BLE.tolist() == [[[0.5, -0.5]]]
 
@@ -84,7 +84,11 @@ def test_sums_over_batches_have_the_bits_of_all_at_once():
     sums = RateSums(3, 5, 2)
     for first, last in ((0, 4), (4, 5), (5, 15)):
         rows = slice(6 * first, 6 * last)
-        sums.add(*arm_counts(counts.of(rows), unsafe_P[rows], batch_of_P[rows] - first, last - first))
+        sums.add(
+            *arm_counts(
+                counts.counts_PLE[rows], counts.tokens_P[rows], unsafe_P[rows], batch_of_P[rows] - first, last - first
+            )
+        )
     pooled, mean = pooled_risk(counts, unsafe_P), sums.mean()
     assert sums.pooled().risk_diff_BLE.tobytes() == pooled.risk_diff_BLE.tobytes()
     for found, rates_BLE in ((mean.a_safe_n_BLE, table.a_safe_n_BLE), (mean.a_unsafe_n_BLE, table.a_unsafe_n_BLE)):
