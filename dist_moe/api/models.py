@@ -140,7 +140,7 @@ def verify(base: str | Path, model: str | Path, *masks: str | Path, trains: Trai
         >>> dist_moe.verify("base", "repaired", "runs/my-run/masks.zarr").violations
         []
     """
-    from dist_moe.workflows import export as workflow
+    from dist_moe.workflows import verify as workflow
 
     if not masks:
         raise UserError("verify needs a mask store; dist_moe.difference says of any model what differs from its base")

@@ -98,10 +98,10 @@ def _apply(call: Call) -> int:
 
 
 def _inspect_model(call: Call) -> int:
-    from dist_moe.model.model import check_model_dir
     from dist_moe.moe.summary import describe
     from dist_moe.report.model import table
     from dist_moe.weights.fetched import model_directory
+    from dist_moe.weights.model_dir import check_model_dir
 
     path = model_directory(call.args.model, "model")
     check_model_dir(path)

@@ -77,7 +77,7 @@ def _verify(call: Call) -> int:
         if getattr(args, option) is not None:
             args.parser.error(f"--{option} is for a verification without --masks")
     from dist_moe.report.verification import verification_lines
-    from dist_moe.workflows.export import verify
+    from dist_moe.workflows.verify import verify
 
     seen = verify(args.base, args.model, args.masks, args.trains or "experts")
     for line in verification_lines(seen):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import is_peft_available
 from transformers.utils.logging import disable_progress_bar
 
 from dist_moe.config.schema import ModelConfig
-from dist_moe.errors import UserError, refused_by_library, shown
+from dist_moe.errors import UserError
 from dist_moe.model.attention import refuse_attention
 from dist_moe.moe.adapters.adapt import adapt
 from dist_moe.moe.bank import ExpertLayer, take_experts, train_from
@@ -30,9 +27,8 @@ from dist_moe.moe.route_mask import RouteMask, RoutePlan
 from dist_moe.moe.tap import RoutingTap
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.placement import Placement
-from dist_moe.weights.directory import CONFIG, read_tensors
+from dist_moe.weights.model_dir import check_model_dir
 
-ADAPTER = "adapter_config.json"
 T = TypeVar("T")
 
 
@@ -136,24 +132,6 @@ class MoEModel:
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass; `batch` still decides where autograd starts."""
         checkpoint_activations(self.module)
-
-
-def check_model_dir(path: Path, *, weights: bool = True) -> None:
-    """Raise a one-line `UserError` unless the path is a model directory with complete safetensors weights; reads
-    headers only. Without `weights`, whether there are any does not matter."""
-    if not os.path.isdir(path):  # unlike Path.is_dir, false for a name that no file can have
-        raise UserError(f"model.path: no directory {shown(str(path), 200)}: expected a model in Hugging Face format")
-    with refused_by_library(f"model.path: {path} cannot be read", "get permission to read it", (OSError,)):
-        names = os.listdir(path)
-    if CONFIG not in names or not os.path.isfile(path / CONFIG):
-        raise UserError(f"model.path: {path} has no config.json: expected a model in Hugging Face format")
-    if is_peft_available() and (path / ADAPTER).is_file():
-        raise UserError(
-            f"{path / ADAPTER}: with peft installed, transformers loads this adapter with the model: merge it into the "
-            "weights (peft's merge_and_unload, then save_pretrained), or remove the file"
-        )
-    if weights:
-        read_tensors(path)
 
 
 def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = None) -> MoEModel:

@@ -21,7 +21,8 @@ from dist_moe.moe.load import empty_model, tensors_of_experts
 from dist_moe.moe.misfits import refuse_misfits
 from dist_moe.moe.parts import parts_of
 from dist_moe.weights.directory import EXPERT_NUMBER, expert_number, read_tensors
-from dist_moe.weights.layout import Converted, HubLayout, HubTensor, Place
+from dist_moe.weights.expert_tensors import HubTensor
+from dist_moe.weights.layout import Converted, HubLayout, Place
 
 
 def hub_layout(path: Path) -> HubLayout:

@@ -31,7 +31,7 @@ from dist_moe.moe.internals import WeightConversion, warn_if_untested
 from dist_moe.moe.misfits import refuse_misfits, refuse_not_finite, where
 from dist_moe.weights.configuration import ADVICE, read_config, read_generation_config, refused_by_transformers
 from dist_moe.weights.directory import CONFIG, Row, StoredTensor, read_tensors
-from dist_moe.weights.layout import HubTensor
+from dist_moe.weights.expert_tensors import HubTensor
 from dist_moe.weights.values import DTYPES
 
 

@@ -21,7 +21,7 @@ from dist_moe.moe.discover import MoELayer
 from dist_moe.moe.internals import WeightConversion
 from dist_moe.weights.configuration import ADVICE
 from dist_moe.weights.directory import CONFIG, EXPERT_NUMBER, StoredTensor, expert_number, read_json, weight_files
-from dist_moe.weights.layout import HubTensor
+from dist_moe.weights.expert_tensors import HubTensor
 from dist_moe.weights.values import DTYPES, as_tensor, finite
 
 NEXT_TOKENS = re.compile(r"(^|[._])mtp([._]|$)")

@@ -9,8 +9,8 @@ from pathlib import Path
 from dist_moe.evaluation.curve import alpha_name
 from dist_moe.evaluation.record import Evaluation
 from dist_moe.report.evaluation import HEADINGS, IN_GROUPS, shown_measure
-from dist_moe.weights.export import BASE_CARD, CARD
 from dist_moe.weights.facts import Arms, Facts, Numbers, Quoted, Selected
+from dist_moe.weights.other_files import BASE_CARD, CARD
 
 FRONT_MATTER = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
 NOT_INHERITED = re.compile(r"^(?:model-index|base_model\w*):.*\n(?:[ \t-].*\n|\n)*", re.MULTILINE)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow
 
-from dist_moe.errors import UserError, refused_by_library
+from dist_moe.errors import refused_by_library
 from dist_moe.store.zarr_metadata import parsed
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from dist_moe.files import hash_file
 from dist_moe.weights.changes import trained_places
 from dist_moe.weights.configuration import GENERATION
 from dist_moe.weights.directory import CONFIG, StoredTensor, read_json
-from dist_moe.weights.export import read_files, unread_weights
 from dist_moe.weights.layout import HubLayout, OtherTensor
 from dist_moe.weights.moved import Difference, MovedExpert, MovedTensor, Part, Reshaped, Setting
+from dist_moe.weights.other_files import read_files, unread_weights
 from dist_moe.weights.sizes import Size, Sum, comparable
 from dist_moe.weights.values import read_tensor
 

@@ -12,13 +12,10 @@ from pathlib import Path
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.files import atomic_directory
 from dist_moe.weights.changes import Change
-from dist_moe.weights.directory import AGAIN, KEPT_HASH, read_tensors, weight_files
-from dist_moe.weights.values import as_tensor, finite
+from dist_moe.weights.directory import AGAIN, read_tensors, weight_files
+from dist_moe.weights.finite import is_finite
+from dist_moe.weights.other_files import BASE_CARD, CARD, other_files
 
-CARD, BASE_CARD = "README.md", "BASE_README.md"
-PICKLED = (".bin", ".pt", ".pth")
-"""Pickled weight files, which run code when they are read; they are not copied."""
-SAFE_INDEX = ".safetensors.index.json"
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 
 
@@ -48,7 +45,7 @@ def export_checkpoint(base: Path, changes: Iterable[Change], out: Path, card: st
                 shutil.copyfile(base / name, partial / name)
         for place, data in changes:
             target = place.of(tensors)
-            if not finite(as_tensor(data, target.dtype)):
+            if not is_finite(data, target.dtype):
                 raise UserError(f"{place}: a trained value is NaN or infinite as {target.dtype}: nothing is exported")
             file = partial / target.file.relative_to(base)
             if target.file in linked:
@@ -61,26 +58,6 @@ def export_checkpoint(base: Path, changes: Iterable[Change], out: Path, card: st
             file.parent.mkdir(exist_ok=True)
             shutil.copyfile(base / name, file)
         (partial / CARD).write_text(card, encoding="utf-8")
-
-
-def other_files(path: Path) -> list[str]:
-    """Names of the files of a model directory that an export has besides its weights, sorted."""
-    files = [file for file in path.iterdir() if not file.name.endswith((".safetensors", SAFE_INDEX, *PICKLED))]
-    files += (path / "additional_chat_templates").glob("*")
-    return sorted(str(file.relative_to(path)) for file in files if file.is_file() and file.name != KEPT_HASH)
-
-
-def read_files(path: Path) -> set[str]:
-    """Names of the files of a model directory that influence the model beside its weights; no cards or hidden files."""
-    return {name for name in other_files(path) if name not in (CARD, BASE_CARD) and not name.startswith(".")}
-
-
-def unread_weights(path: Path) -> list[str]:
-    """Names of weight files in a model directory that transformers does not read, sorted."""
-    read = {path / name for name in weight_files(path).names}
-    files = [*path.rglob("*.safetensors"), *path.glob(f"*{SAFE_INDEX}")]
-    files += [file for file in path.iterdir() if file.suffix in PICKLED]
-    return sorted(str(file.relative_to(path)) for file in files if file.is_file() and file not in read)
 
 
 def _require_readable(file: Path) -> None:

@@ -12,36 +12,12 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
 from math import prod
-from pathlib import Path
 
 import torch
 
-from dist_moe.weights.directory import Row, StoredTensor, expert_number
+from dist_moe.weights.directory import Row, StoredTensor
+from dist_moe.weights.expert_tensors import ExpertTensors
 from dist_moe.weights.values import as_tensor
-
-
-@dataclass(frozen=True, slots=True)
-class HubTensor:
-    """A checkpoint tensor with expert weights: of one expert, or (if `expert` is None) of all."""
-
-    layer: int
-    expert: int | None
-    rows: int | None = None
-    """For a two-dimensional stack of all experts: number of rows of one expert. None: row e is expert e."""
-
-    @classmethod
-    def of(cls, layer: int, name: str, tensor: StoredTensor, num_dims: int, num_experts: int) -> HubTensor:
-        """From the name and shape of a tensor that becomes a weight with `num_dims` dimensions for a layer's E experts.
-
-        A tensor of all experts has one dimension less if it is a stack, [E * rows, ...].
-        """
-        expert = expert_number(name)
-        is_flat = expert is None and len(tensor.shape) == num_dims - 1
-        return cls(layer, expert, tensor.shape[0] // num_experts if is_flat else None)
-
-    def row(self, expert: int) -> Row:
-        """Position of an expert in a tensor of all experts."""
-        return expert if self.rows is None else slice(expert * self.rows, (expert + 1) * self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +62,10 @@ class Converted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HubLayout:
+class HubLayout(ExpertTensors):
     """The tensors of a model directory: which of them are experts', and what the others become."""
 
-    path: Path
-    stored: dict[str, StoredTensor]
-    """All tensors of the directory."""
-    tensors: dict[str, HubTensor]
-    """The tensors of experts."""
     num_layers: int
-    num_experts: int
-    """Number of experts in a layer."""
     expert_shapes: dict[str, list[int]]
     """Shape of each weight of one expert in memory."""
     to_hub: Callable[[int, int, dict[str, torch.Tensor]], Iterable[tuple[Place, torch.Tensor]]]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from pydantic import ConfigDict
 from safetensors import safe_open
 
@@ -20,6 +19,7 @@ from dist_moe.artefacts import EXACT, Written, check_files
 from dist_moe.errors import UserError, refused_by_library
 from dist_moe.stats.names import expert_name
 from dist_moe.weights.directory import read_header
+from dist_moe.weights.finite import is_finite
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,6 @@ NAMES = {
     "U8": "uint8",
 }
 """torch's names of the data types in a safetensors header."""
-BF16_INFINITY = 0x7F80
 Expert = tuple[int, int]
 """Layer and expert."""
 
@@ -122,17 +121,5 @@ def _check_tensors(path: Path, expected: Mapping[str, TensorFacts], advice: str)
         found = TensorFacts(NAMES.get(tensor.dtype, tensor.dtype), list(tensor.shape))
         if found != facts:
             raise UserError(f"{path}: tensor {name} is {found}, expected {facts}: {advice}")
-        if not _is_finite(tensor.bytes(), tensor.dtype):
+        if not is_finite(tensor.bytes(), tensor.dtype):
             raise UserError(f"{path}: tensor {name} has NaN or infinite values: {advice}")
-
-
-def _is_finite(data: np.ndarray, dtype: str) -> bool:
-    """Whether no value is NaN or infinite, from the raw bytes, uint8; without torch, which takes seconds to import."""
-    if not data.size:
-        return True
-    if dtype == "BF16":
-        return int((data.view(np.uint16) & 0x7FFF).max()) < BF16_INFINITY
-    if dtype in ("F16", "F32", "F64"):
-        values = data.view(NAMES[dtype])
-        return bool(np.isfinite([values.min(), values.max()]).all())
-    return True

@@ -13,9 +13,9 @@ from dist_moe.errors import refused_by_library
 from dist_moe.files import hash_file
 from dist_moe.stats.names import expert_name
 from dist_moe.weights.directory import AGAIN, StoredTensor, read_tensors, weight_files
-from dist_moe.weights.export import read_files, unread_weights
-from dist_moe.weights.layout import HubLayout, HubTensor
-from dist_moe.weights.values import as_tensor, finite
+from dist_moe.weights.expert_tensors import ExpertTensors, HubTensor
+from dist_moe.weights.finite import is_finite
+from dist_moe.weights.other_files import read_files, unread_weights
 
 BLOCK = 1 << 26
 """Number of bytes compared at a time."""
@@ -52,7 +52,7 @@ class Verification:
 
 
 def verify_checkpoint(
-    layout: HubLayout, out: Path, union_LE: np.ndarray, dense: frozenset[str] = frozenset()
+    layout: ExpertTensors, out: Path, union_LE: np.ndarray, dense: frozenset[str] = frozenset()
 ) -> Verification:
     """Compare a model directory with the base that `layout` describes; `union_LE` bool [L, E]: experts that may differ,
     `dense`: tensors that may differ, too.
@@ -87,7 +87,7 @@ def verify_checkpoint(
                 result.changed_tensors.append(name)
             if name in dense:
                 result.changed_dense.append(name)
-                if not finite(as_tensor(after.bytes(), after.dtype)):
+                if not is_finite(after.bytes(), after.dtype):
                     result.violations.append(f"{name}: has a value that is NaN or infinite")
                 continue
             if hub is None or expert is None:
@@ -99,7 +99,7 @@ def verify_checkpoint(
                 result.violations.append(f"{name} row {row}: changed, but {label} is not in the union")
                 continue
             of_expert = after if hub.expert is not None else after.rows(hub.row(expert))
-            if not finite(as_tensor(of_expert.bytes(), after.dtype)):
+            if not is_finite(of_expert.bytes(), after.dtype):
                 result.violations.append(f"{name} row {row}: {label} has a value that is NaN or infinite")
     return result
 

@@ -17,8 +17,8 @@ from dist_moe.data.encode import EncodedSet, encode, pad_token_id, tokenizer_has
 from dist_moe.data.encoded import EncodedRows
 from dist_moe.data.rows import Prompt, PromptSet, read_prompts
 from dist_moe.errors import UserError, refused_by_library, shown
-from dist_moe.model.model import check_model_dir
 from dist_moe.weights.configuration import read_config, read_generation_config
+from dist_moe.weights.model_dir import check_model_dir
 
 COPY_AGAIN = "copy or download the checkpoint again"
 

@@ -15,11 +15,11 @@ import torch
 
 from dist_moe.config.schema import Config
 from dist_moe.errors import UserError
-from dist_moe.model.model import check_model_dir
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.planning.fit import GB, smallest_ep_size, usable
 from dist_moe.training.checkpoint_index import checkpoint_directories, read_index
+from dist_moe.weights.model_dir import check_model_dir
 from dist_moe.workflows.plan import outline_of_model, setup_of, trained_by_masks
 from dist_moe.workflows.run_dir import RunDir
 

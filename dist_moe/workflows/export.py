@@ -1,12 +1,10 @@
-"""Exports a run as a Hugging Face checkpoint or as a delta, applies a delta, and verifies an export."""
+"""Exports a run as a Hugging Face checkpoint or as a delta, applies a delta, and compares a model with its base."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from dist_moe.errors import UserError
@@ -14,15 +12,11 @@ from dist_moe.evaluation.curve import alpha_name, alpha_place
 from dist_moe.evaluation.record import INDEX, read_evaluation
 from dist_moe.files import require_absent
 from dist_moe.hub.names import model_name
-from dist_moe.model.model import check_model_dir
 from dist_moe.moe.layout import hub_layout
-from dist_moe.ranges import Trains
 from dist_moe.report.card import model_card, quoted
-from dist_moe.selection.stored import open_masks
 from dist_moe.stats.names import expert_name
 from dist_moe.store.counts import Counts
 from dist_moe.store.origin import require_same_origin
-from dist_moe.training.rounds import Rounds
 from dist_moe.weights.changes import dense_places, trained_changes, trained_places
 from dist_moe.weights.delta import delta_changes, delta_places, read_facts, write_delta
 from dist_moe.weights.difference import difference as compare_models
@@ -31,9 +25,9 @@ from dist_moe.weights.export import export_checkpoint
 from dist_moe.weights.facts import Facts, Quoted
 from dist_moe.weights.fetched import model_directory
 from dist_moe.weights.layout import HubLayout
+from dist_moe.weights.model_dir import check_model_dir
 from dist_moe.weights.moved import Difference
 from dist_moe.weights.trained import ADVICE
-from dist_moe.weights.verify import Verification, verify_checkpoint
 from dist_moe.workflows.trained_run import TrainedRun
 
 log = logging.getLogger(__name__)
@@ -139,24 +133,6 @@ def _require_base(base: Path, expected: str, what: Path) -> None:
             f"{base} is not the model that {what} was trained from: its hash is {found[:12]}, expected "
             f"{expected[:12]}; restore it, or give the right one"
         )
-
-
-def verify(base: Path, out: Path, masks: Sequence[str], trains: Trains = "experts") -> Verification:
-    """Compare `out` with `base`: only what `trains` says may differ: the experts in the union of the stores, and dense
-    weights.
-
-    `masks` are the stores of all revisions of the run, `trains` is its train.trains.
-    """
-    rounds = Rounds(trains)
-    base, out = model_directory(base, "base"), model_directory(out, "model")
-    for path in (base, out):
-        check_model_dir(path)
-    stores, base_hash = [open_masks(each) for each in masks], model_hash(base)
-    for store in stores:
-        require_same_origin(store, model_hash=base_hash)
-    layout, union_LE = hub_layout(base), np.logical_or.reduce([store.union() for store in stores])
-    dense = layout.dense(routers_only=rounds.routers_only) if rounds.ever.dense else frozenset[str]()
-    return verify_checkpoint(layout, out, rounds.union(union_LE), dense)
 
 
 def difference(base: Path, model: Path) -> Difference:

@@ -7,9 +7,9 @@ import torch
 from dist_moe.config.schema import Config
 from dist_moe.conformance.packing import refuse_packing
 from dist_moe.model.attention import refuse_attention
-from dist_moe.model.model import check_model_dir
 from dist_moe.moe.load import empty_model
 from dist_moe.weights.configuration import read_config
+from dist_moe.weights.model_dir import check_model_dir
 
 
 def require_passes(config: Config, device: torch.device) -> None:

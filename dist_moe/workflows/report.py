@@ -226,6 +226,6 @@ def _texts(evaluation: Evaluation, config: Config | None) -> dict[str, str]:
 def _verification(trained: TrainedRun | None, masks: _Masks, path: Path, export: Path) -> Verification:
     if trained is None or not masks.places:
         raise UserError(f"{path}: --export needs a finished training and its masks, to say which experts may differ")
-    from dist_moe.workflows.export import verify  # reads models: a page without it is there in half the time
+    from dist_moe.workflows.verify import verify  # may read models: a page without it is there in half the time
 
     return verify(trained.config.model.path, export, masks.places)

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from dist_moe.stats.names import expert_name
 from dist_moe.store.counts import Counts
 from dist_moe.store.read import MaskStore
 from dist_moe.weights.directory import model_hash
+from dist_moe.workflows.verify import by_names
 from tests.checkpoint import save_checkpoint
 from tests.cli.test_bad_input import refused
 from tests.evaluations import value
@@ -41,6 +44,25 @@ def exported(trained, tmp_path_factory):
 def test_apply_gives_the_direct_export_card_included(trained, exported, tmp_path):
     assert run("apply", trained.model, exported / "delta", "--out", tmp_path / "applied") == 0
     assert contents(tmp_path / "applied") == contents(exported / "direct")
+
+
+def test_an_export_is_verified_without_torch_and_transformers(trained, exported):
+    """The names of its tensors tell their experts; so each flipped bit is named as modules would name it."""
+    words = ["verify", str(trained.model), str(exported / "direct"), "--masks", str(trained.masks)]
+    code = (
+        f"import sys\nfrom dist_moe.cli.main import main\nassert main({words!r}) == 0\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'scipy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_names_of_a_base_that_was_not_loaded_do_not_count(trained):
+    """Of such a base nobody has compared the tensors with a model."""
+    store = MaskStore.open(trained.masks)
+    assert by_names(trained.model, store) is not None
+    store.provenance = {name: fact for name, fact in store.provenance.items() if name != "micro_batch_tokens"}
+    assert by_names(trained.model, store) is None
 
 
 def test_export_with_links_gives_the_same_files(trained, exported, tmp_path):

@@ -90,6 +90,7 @@ def test_other_commands_show_no_settings(capsys):
         ("--print-completion bash", LIGHT),
         ("train --config nowhere.yaml", LIGHT),
         *((f"{command} nowhere", HEAVY) for command in ("inspect", "store check", "checkpoint show", "select")),
+        ("verify nowhere nowhere --masks nowhere", HEAVY),
         ("config init", {"torch", "transformers", "deepspeed"}),
     ],
 )

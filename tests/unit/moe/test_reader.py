@@ -335,7 +335,7 @@ def test_reader_an_adapter_that_transformers_would_load(base: Path, monkeypatch:
     """Only with peft installed: without it, from_pretrained does not look at the file."""
     (base / "adapter_config.json").write_text("{}")
     assert main(["inspect-model", str(base)]) == 0
-    monkeypatch.setattr("dist_moe.model.model.is_peft_available", lambda: True)
+    monkeypatch.setattr("dist_moe.weights.model_dir.find_spec", lambda name: name)
     assert main(["inspect-model", str(base)]) == 2
 
 

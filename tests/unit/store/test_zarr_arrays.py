@@ -1,9 +1,12 @@
 """Our subset of Zarr v3 against zarr-python, both ways."""
 
+import re
+
 import numpy as np
 import pytest
 import zarr
 
+from dist_moe.errors import UserError
 from dist_moe.store.zarr_arrays import (
     ArraySpec,
     array_metadata,
@@ -61,6 +64,36 @@ def test_what_zarr_writes_is_read_here(tmp_path, spec):
         index, offset = divmod(row, spec.rows_per_file)
         data = (tmp_path / spec.file(index)).read_bytes()
         np.testing.assert_array_equal(decode_rows(found, data, offset, offset + 1, "it")[0], values[row])
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"compressors": zarr.codecs.GzipCodec()}, "has the codecs ['bytes', 'gzip']: expected little-endian"),
+        ({"compressors": None}, "has the codecs ['bytes']"),
+        ({"serializer": zarr.codecs.BytesCodec(endian="big")}, "has the codecs ['bytes', 'zstd']: expected little"),
+        ({"shards": (4, 2), "compressors": zarr.codecs.GzipCodec()}, "has the codecs ['bytes', 'gzip']"),
+        ({"dtype": np.int16}, "data_type is 'int16'"),
+        ({"chunks": (2, 1)}, "only the first axis is split"),
+        ({"chunks": (2, 2), "shards": (4, 2)}, "only the first axis is split"),
+        ({"zarr_format": 2}, None),
+    ],
+)
+def test_other_forms_are_refused(tmp_path, form, said):
+    """What cannot be decoded is not decoded as something else."""
+    zarr.create_array(tmp_path, **{"shape": (8, 2), "dtype": np.int32, "chunks": (1, 2)} | form)
+    file = tmp_path / ("zarr.json" if said else ".zarray")
+    with pytest.raises(UserError, match=re.escape(said or "zarr_format is 2")):
+        parse_array_metadata(file.read_bytes())
+
+
+@pytest.mark.parametrize("spec", SPECS[3:6:2], ids=str)
+def test_a_file_of_something_else_is_refused(spec):
+    """A cut file, and one of other values, whose digests are right."""
+    data = encode_file(spec, values_of(spec)[:4])
+    for wrong in (data[:-1], data[: len(data) // 2], b"", data[4:], bytes(len(data))):
+        with pytest.raises(UserError, match="it has a file that cannot be decoded"):
+            decode_rows(spec, wrong, 0, 4, "it")
 
 
 @pytest.mark.parametrize("spec", SPECS[3:6:2], ids=str)

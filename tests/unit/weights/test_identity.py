@@ -11,8 +11,8 @@ import pytest
 
 from dist_moe.weights import identity
 from dist_moe.weights.directory import KEPT_HASH, model_hash, weight_files
-from dist_moe.weights.export import other_files
 from dist_moe.weights.identity import identify
+from dist_moe.weights.other_files import other_files
 from tests.checkpoint import save_checkpoint
 
 
