@@ -7,8 +7,9 @@
 An operation whose tensors are not all on one device is an error, as with CUDA; 0-dim CPU tensors and CPU indices pass.
 So is a grouped product with strides that CUDA's kernel refuses; its rows past the last end are NaN here. The host waits
 where it reads a value, where a shape depends on values (`nonzero`, boolean indices, `repeat_interleave`), and where it
-copies without `non_blocking`, also to the device: torch then waits for the stream. Real values are computed, so results
-can be compared with the CPU's.
+copies without `non_blocking`, also to the device: torch then waits for the stream. With `non_blocking` it waits all the
+same where the memory on its side is not pinned, as CUDA documents it: for every copy from the device, and for those to
+the device of more than 64 KB. Real values are computed, so results can be compared with the CPU's.
 
 `FakeGpu` takes torch's one free kind of device, for the whole process and for good: use it in a process of its own.
 """
@@ -33,6 +34,8 @@ NAME = "fakegpu"
 aten = torch.ops.aten
 NO_KERNEL = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view", "lift_fresh"}
 SHAPE_FROM_VALUES = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim"}
+MOST_PAGEABLE = 64 << 10
+"""Bytes of pageable memory that go to the device with the launch of the copy."""
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 
 
@@ -100,6 +103,8 @@ class Counts:
 
 
 COUNTS = Counts()
+PINNED: set[int] = set()
+"""Storages in the host's memory that are pinned."""
 
 
 class FakeTensor(torch.Tensor):
@@ -158,6 +163,18 @@ def _place() -> str:
     return "?"
 
 
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor, whose memory counts as pinned from now on."""
+    storage = tensor.untyped_storage()
+    PINNED.add(storage._cdata)
+    weakref.finalize(storage, PINNED.discard, storage._cdata)
+    return tensor
+
+
+def is_pinned(tensor: torch.Tensor) -> bool:
+    return tensor.untyped_storage()._cdata in PINNED
+
+
 def _is_fake(device: Any) -> bool:
     return device is not None and torch.device(device).type == NAME
 
@@ -173,12 +190,18 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func is aten._to_copy.default:
         wrap = to_fake or (device is None and bool(fakes))
         if to_fake != bool(fakes) and (to_fake or device is not None):
-            _copied(to_fake, bool(kwargs.get("non_blocking")))
+            # torch itself gives what comes to the host without a wait pinned memory
+            _copied(to_fake, bool(kwargs.get("non_blocking")), args[0] if to_fake else None)
     elif func is aten.copy_.default:
         target, source = args[0], args[1]
         wrap = isinstance(target, FakeTensor)
         if wrap != isinstance(source, FakeTensor):
-            _copied(wrap, len(args) > 2 and bool(args[2]))
+            _copied(wrap, len(args) > 2 and bool(args[2]), source if wrap else target)
+    elif func is aten._foreach_copy_.default and any(isinstance(t, FakeTensor) for t in args[0]):
+        wrap, non_blocking = True, bool(kwargs.get("non_blocking", len(args) > 2 and args[2]))
+        for source in args[1]:
+            if not isinstance(source, FakeTensor):  # torch copies one by one
+                _copied(True, non_blocking, source)
     elif fakes:
         wrap = _checked(func, name, args, kwargs, tensors)
     if wrap and not func.is_view and name not in NO_KERNEL:
@@ -200,9 +223,13 @@ def _inner(x: Any) -> Any:
     return x.inner if isinstance(x, FakeTensor) else x
 
 
-def _copied(to_device: bool, non_blocking: bool) -> None:
-    counted = COUNTS.uploads if to_device and non_blocking else COUNTS.waits
-    counted[_place()] += 1
+def _copied(to_device: bool, non_blocking: bool, host: torch.Tensor | None) -> None:
+    """`host` is the tensor on the host's side; None: a new one, pinned if the copy is `non_blocking`."""
+    is_free = host is None or is_pinned(host) or (to_device and host.numel() * host.element_size() <= MOST_PAGEABLE)
+    if not (non_blocking and is_free):
+        COUNTS.waits[_place()] += 1
+    elif to_device:
+        COUNTS.uploads[_place()] += 1
 
 
 def _checked(func: Any, name: str, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> bool:
@@ -252,6 +279,8 @@ class _Factories(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and _is_fake(kwargs.get("device")):
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
+        if func is torch.Tensor.pin_memory:
+            return pinned(args[0].clone())
         if func in (torch.Tensor.__setitem__, torch.Tensor.__getitem__) and isinstance(args[0], FakeTensor):
             key = tuple(map(_listed, args[1])) if isinstance(args[1], tuple) else _listed(args[1])
             return func(args[0], key, *args[2:], **kwargs)
@@ -268,6 +297,8 @@ class _Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         flat = tree_flatten((args, kwargs))[0]
+        if kwargs.get("pin_memory") and not _is_fake(kwargs.get("device")):
+            return pinned(func(*args, **kwargs | {"pin_memory": False}))
         if _is_fake(kwargs.get("device")) or any(isinstance(t, FakeTensor) for t in flat):
             return _run(func, args, kwargs)
         return func(*args, **kwargs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from dist_moe.config.schema import TrainConfig
 from dist_moe.conformance.sizes import build
@@ -13,8 +15,12 @@ from dist_moe.engines.local import LocalEngine
 from dist_moe.model.model import adopt
 from dist_moe.parallel.comm import Comm, SoloComm
 from dist_moe.parallel.mesh import Mesh
+from dist_moe.training.checkpoint import UnfinishedCheckpoint
+from dist_moe.training.checkpoint_index import Layout
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
+from dist_moe.training.save import save_experts
+from dist_moe.training.state import Position, RevisionInForce, TrainState
 from dist_moe.training.step import MaskedStep
 from tests.fake_gpu import DEVICE, Counts, FakeGpu
 
@@ -108,6 +114,50 @@ def step(
 
 def _apart(ones: list[torch.Tensor], others: list[torch.Tensor]) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(ones, others, strict=True))
+
+
+def saved(share: float, root: str) -> Result:
+    """What a checkpoint and the trained experts cost, after a step of a mask of this share of all experts; and whether
+    both are on the disk as they are on the device."""
+    with FakeGpu() as counts:
+        comm = SoloComm(DEVICE)
+        found = Stepped("qwen3_moe", comm, TrainConfig(mode="update"), random_mask(share), torch.bfloat16)
+        found.run([batch(4, 0)])
+        optimizer, layers = found.step.optimizer, found.model.layers
+        counts.reset()
+        state = TrainState.first(Position(0, 0, (0,)), 1, RevisionInForce(0, "d"), seed=0)
+        schedule = found.step.engine.schedule  # type: ignore[attr-defined]
+        layout = Layout("local", 1, 1, "p")
+        begun = UnfinishedCheckpoint(Path(root), state, optimizer, schedule, comm, {}, layout, None, copy=True)
+        done = begun.write()
+        path = begun.publish(lambda: done, keep=1)
+        save_experts(Path(root) / "experts", layers, optimizer, comm, {})
+        result = _result(counts) | {"experts": len(optimizer.changed)}
+        state_of = load_file(path / "experts-00000.safetensors")
+        weights = load_file(Path(root) / "experts" / "experts-00000.safetensors")
+        result["equal"] = all(
+            torch.equal(of_device.inner, of_disk)  # type: ignore[attr-defined]
+            for (layer, expert), one in optimizer.expert_state.items()
+            for of_device, of_disk in [
+                *((tensor, state_of[f"{layer}.{expert}.{name}"]) for name, tensor in one.tensors().items()),
+                *((row, weights[f"{layer}.{expert}.{name}"]) for name, row in layers[layer].row(expert).items()),
+            ]
+            if (layer, expert) in optimizer.changed
+        )
+    return result
+
+
+def gradients_grow() -> Result:
+    """Bytes of the gradients of a few experts, of more of them after that, and of the most that there was meanwhile."""
+    with FakeGpu() as counts:
+        found = Stepped("qwen3_moe", SoloComm(DEVICE), TrainConfig(mode="update"), random_mask(1.0), torch.bfloat16)
+        optimizer, few_LE = found.step.optimizer, found.mask_LE.clone()
+        few_LE[1:] = False
+        optimizer.begin(few_LE)
+        few = optimizer.gradient_bytes
+        counts.reset()
+        optimizer.begin(found.mask_LE)
+        return {"few": few, "many": optimizer.gradient_bytes, "peak": few + counts.peak_bytes - counts.base_bytes}
 
 
 def pass_without_tokens(family: str) -> Result:

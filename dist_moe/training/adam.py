@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.optim.adamw import adamw
 
 from dist_moe.training.checkpoint_index import STATE
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,14 @@ class AdamState:
     def num_bytes(self) -> int:
         """Beside the weights: 8 bytes a parameter of moments, and 4 of master weights where these are copies."""
         return self.exp_avg.nbytes + self.exp_avg_sq.nbytes + (0 if self.is_weight else self.master.nbytes)
+
+
+def were_updated(states: Mapping[K, AdamState]) -> dict[K, AdamState]:
+    """Those that were updated at least once, in order. The host waits once, however many there are."""
+    if not states:
+        return {}
+    steps = torch.stack([state.step for state in states.values()]).tolist()
+    return {key: state for (key, state), step in zip(states.items(), steps, strict=True) if step > 0}
 
 
 def update(states: Sequence[AdamState], grads: Sequence[torch.Tensor], group: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ schedule, is one value, `TrainState`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +28,8 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.shared_files import SharedDirectory
 from dist_moe.training.adam import AdamState
-from dist_moe.training.checkpoint_index import FORMAT, VERSION, Index, Layout, OwnedPart, checkpoint_directories
+from dist_moe.training.checkpoint_index import FORMAT, STATE, VERSION, Index, Layout, OwnedPart, checkpoint_directories
+from dist_moe.training.on_host import on_host
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.state import TrainState
 from dist_moe.weights.parts import INDEX, DensePart, TensorFacts
@@ -70,11 +71,13 @@ class UnfinishedCheckpoint:
             files={},
         )
         self._num_owned, self._state_bytes = len(optimizer.expert_state), optimizer.state_bytes
-        self._experts = {key: _on_cpu(optimizer.state_of(key), copy=copy) for key in optimizer.changed}
+        changed, dense = optimizer.changed, [*(optimizer.dense.changed if comm.rank == 0 else ())]
+        self._experts = dict(zip(changed, _on_host(map(optimizer.state_of, changed), copy=copy), strict=True))
+        of_dense = _on_host((optimizer.dense.state[name] for name in dense), copy=copy)
         self._dense = {
             f"{name}.{field}": tensor
-            for name in (optimizer.dense.changed if comm.rank == 0 else ())
-            for field, tensor in _on_cpu(optimizer.dense.state[name], copy=copy).items()
+            for name, tensors in zip(dense, of_dense, strict=True)
+            for field, tensor in tensors.items()
         }
         self._directory = SharedDirectory(root / f"step-{state.step:08}", comm)
 
@@ -124,5 +127,6 @@ class UnfinishedCheckpoint:
         return f"experts-{rank:05d}.safetensors"
 
 
-def _on_cpu(state: AdamState, *, copy: bool) -> dict[str, torch.Tensor]:
-    return {name: tensor.to("cpu", copy=copy) for name, tensor in state.tensors().items()}
+def _on_host(states: Iterable[AdamState], *, copy: bool) -> list[dict[str, torch.Tensor]]:
+    found = on_host((tensor for state in states for tensor in state.tensors().values()), copy=copy)
+    return [dict(zip(STATE, found[at : at + len(STATE)], strict=True)) for at in range(0, len(found), len(STATE))]

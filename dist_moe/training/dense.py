@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from dist_moe.parallel.comm import Comm
-from dist_moe.training.adam import AdamState
+from dist_moe.training.adam import AdamState, were_updated
 from dist_moe.training.norms import row_norms
 
 
@@ -33,7 +33,7 @@ class DenseWeights:
     @property
     def changed(self) -> list[str]:
         """Names of the weights that were updated at least once."""
-        return [name for name, state in self.state.items() if state.step > 0]
+        return [*were_updated(self.state)]
 
     def begin(self, active: bool) -> None:
         """Say whether the next step trains them."""

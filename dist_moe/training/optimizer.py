@@ -27,7 +27,7 @@ from dist_moe.errors import UserError
 from dist_moe.moe.bank import ExpertLayer
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.parallel.placement import state_replicas
-from dist_moe.training.adam import AdamState, update
+from dist_moe.training.adam import AdamState, update, were_updated
 from dist_moe.training.dense import DenseWeights
 from dist_moe.training.norms import row_norms
 
@@ -80,11 +80,13 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self.num_active_R = [0] * len(self.num_active_R)
         for key in self.active:
             self.num_active_R[self.replica_of[key]] += 1
-        if len(self._grad_buffer) < len(self.active):
-            self._grad_buffer = self._grad_buffer.new_empty(len(self.active), self._grad_buffer.shape[1])
-        self.grad_AN = self._grad_buffer[: len(self.active)].zero_()
         for layer in self.layers:
             layer.grads = {}
+        if len(self._grad_buffer) < len(self.active):
+            size = self._grad_buffer.shape[1]
+            self.grad_AN = self._grad_buffer = self._grad_buffer.new_empty(0, size)  # the smaller one goes first
+            self._grad_buffer = self._grad_buffer.new_empty(len(self.active), size)
+        self.grad_AN = self._grad_buffer[: len(self.active)].zero_()
         for (index, expert), grad in zip(self.active, self.grad_AN, strict=True):
             layer = self.layers[index]
             layer.grads[layer.local.index(expert)] = layer.layout.views(grad)
@@ -132,10 +134,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
         Only the owners among replicas are chosen anew, as for an optimizer that is created with this union; their state
         is sent to them, one layer at a time.
         """
-        stepped_LE = torch.zeros(union_LE.shape, dtype=torch.int64, device=self.mesh.world.device)
-        for key, state in self.expert_state.items():
-            stepped_LE[key] = int(state.step > 0)
-        stepped_LE = self.mesh.world.sum_(stepped_LE).cpu()
+        stepped_LE = torch.zeros(union_LE.shape, dtype=torch.int64)
+        for key in were_updated(self.expert_state):
+            stepped_LE[key] = 1
+        stepped_LE = self.mesh.world.sum_(stepped_LE.to(self.mesh.world.device)).cpu()
         before, self.replica_of = self.replica_of, self._dealt(union_LE)
         self.left |= {key for key in before if key not in self.replica_of and stepped_LE[key]}
         for layer in self.layers:
@@ -171,7 +173,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         left = sorted(self.left - self.replica_of.keys())
         dealt = zip(left, state_replicas(len(left), self.mesh.replicas.size), strict=True)
         mine = [key for key, replica in dealt if replica == self.mesh.replicas.rank]
-        return [key for key, state in self.expert_state.items() if state.step > 0 or key in self.left] + mine
+        stepped = were_updated(self.expert_state)
+        return [key for key in self.expert_state if key in stepped or key in self.left] + mine
 
     def state_of(self, key: tuple[int, int]) -> AdamState:
         """An expert's state; without moments and steps if it has left the union, or is back and was not updated

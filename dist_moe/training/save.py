@@ -13,6 +13,7 @@ from dist_moe.moe.bank import ExpertLayer
 from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.parallel.shared_files import SharedDirectory
+from dist_moe.training.on_host import on_host
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.weights.parts import TensorFacts
 from dist_moe.weights.parts_io import write_dense
@@ -25,7 +26,9 @@ def save_experts(
     """Write the trained experts and dense weights, all ranks together; returns the number of experts. `facts` are
     stored in the index."""
     directory = SharedDirectory(path, comm)
-    rows = {(layer, expert): layers[layer].row(expert) for layer, expert in optimizer.changed}
+    changed = optimizer.changed
+    flat = on_host(layers[layer].flat(expert) for layer, expert in changed)
+    rows = {key: layers[key[0]].layout.views(row) for key, row in zip(changed, flat, strict=True)}
     with together(comm), writing(path):
         part = save_part(directory.partial, comm.rank, rows)
     parts = {name: part for found in comm.gather(part) for name, part in found.items()}
@@ -38,8 +41,9 @@ def save_experts(
 
 
 def _changed_dense(optimizer: SelectiveAdamW) -> dict[str, torch.Tensor]:
-    weights = {name: optimizer.dense.weights[name].detach() for name in optimizer.dense.changed}
-    return {name: weight.cpu().contiguous().clone() for name, weight in weights.items()}
+    changed = optimizer.dense.changed
+    weights = (optimizer.dense.weights[name].detach().contiguous() for name in changed)
+    return dict(zip(changed, on_host(weights), strict=True))
 
 
 def expert_tensors(layers: tuple[ExpertLayer, ...]) -> dict[str, TensorFacts]:

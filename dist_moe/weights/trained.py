@@ -130,13 +130,13 @@ class TrainedExperts:
 
 
 def save_part(directory: Path, rank: int, experts: Mapping[Expert, Mapping[str, torch.Tensor]]) -> dict[str, Part]:
-    """Write one rank's experts; returns the file's name and contents, or None if the rank has no experts."""
+    """Write one rank's experts, which are in the host's memory; returns the file's name and contents, nothing if the
+    rank has no experts."""
     if not experts:
         return {}
     name = f"experts-{rank:05d}.safetensors"
-    cpu = {key: {n: row.cpu().contiguous().clone() for n, row in rows.items()} for key, rows in experts.items()}
     with writing(directory / name):
-        written = write_part(directory / name, cpu)
+        written = write_part(directory / name, experts)
     return {name: Part(**asdict(written), experts=[*experts])}
 
 

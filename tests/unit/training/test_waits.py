@@ -82,6 +82,22 @@ def test_launches_do_not_grow_with_the_mask(child):
     assert {name: number for name, number in more.items() if number} == {}
 
 
+def test_what_is_saved_does_not_wait_for_each_expert(child, tmp_path):
+    few, many = (child("saved", share, str(tmp_path / str(share))) for share in (0.2, 0.8))
+    assert 2 * few["experts"] < many["experts"]
+    assert ours(few["waits"]) == ours(many["waits"])
+    assert (
+        sum(ours(many["waits"]).values()) == 4
+    )  # which experts were updated, and their state; which, and their weights
+    assert few["equal"]
+    assert many["equal"]
+
+
+def test_the_gradients_of_more_experts_take_the_place_of_those_before(child):
+    found = child("gradients_grow")
+    assert 0 < found["few"] < found["many"] == found["peak"]
+
+
 def test_ranks_that_share_experts_wait_once_a_layer(child):
     found = child("passes_of_twins", "gpt_oss")
     assert ours(found["waits"]) == {next(iter(ours(found["waits"]))): found["layers"]}
