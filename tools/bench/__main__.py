@@ -4,10 +4,11 @@
     python -m tools.bench --small                seconds: does it run
     python -m tools.bench --rows step --experts 128 --hidden 2048 --dtype bfloat16
 
-Times of one machine say little, so the numbers to read are ratios: all contenders of a row run once a round, in an
-order that rotates, a ratio is taken in every round, and the table shows the smallest, the median and the largest.
-A median over its goal is SHORT, else PASS; the exit status is 0 either way. Before the clock starts, contenders must
-agree on what they compute. Rows:
+Times of one machine say little, so the numbers to read are ratios: each contender of a row has ours at its side once a
+round, in an order that changes, and the table shows the smallest ratio, the median with its interval, and the largest.
+A median over its goal is SHORT, else PASS; why it is SHORT stands below, in numbers of the same run. The exit status is
+0 either way. Before the clock starts, contenders must agree on what they compute. With `--out FILE` the numbers are
+kept, and a later run with `--previous FILE` says of each row whether its median lies in the spread of that run. Rows:
 
 - experts   all layers' experts, forward and backward, also to their inputs, on the routing of a real forward pass;
             against transformers' "grouped_mm" with whole trainable tensors, and with frozen ones (no weight gradients)
@@ -17,7 +18,11 @@ agree on what they compute. Rows:
             its own
 - ranks     the same step on several ranks, each a process, against copies of the floor that do not communicate (<= 1.10
             in mode update, 1.15 in mode route), the compact union with DDP, and the expert parallelism of transformers
-            and of DeepSpeed (<= 0.68, 0.52); with collectives, bytes sent, and the memory of the rank with most
+            and of DeepSpeed (<= 0.68, 0.52); with collectives, bytes sent, and the memory of the rank with most; and
+            the counted goals: bytes sent over those of the allowed pairs (<= 1), bytes of optimizer state a parameter
+            (<= 12, in float32 8), balance of state (<= 1.05) and of rows of experts (<= 1.10), peak memory (<= 1.05 of
+            weights, 16 B a trained parameter and the floor's activations)
+- counted   the counted goals alone, on 4 ranks
 - tap       a forward pass with counting against one without (<= 1.02)
 - permutation   the labels of a batch of 16 prompts permuted, for all experts at once, against a loop over labelings
 - store     a mask store as an analysis writes it, and one with 100,000 masks: writing, bits a mask cell (<= 1.1), files
@@ -28,6 +33,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import get_args
 
 import torch
@@ -35,36 +41,35 @@ import tyro
 
 from tools.bench.experts import bench_experts
 from tools.bench.permutation import bench_permutation
-from tools.bench.ranks import bench_ranks
+from tools.bench.ranks import bench_counted, bench_ranks
+from tools.bench.record import RecordError, beside, read, write
 from tools.bench.setup import SMALL, Mode, Options, Setup
 from tools.bench.step import bench_step
 from tools.bench.store import bench_store
+from tools.bench.table import columns, table
 from tools.bench.tap import bench_tap
-from tools.bench.timing import Comparison, Fact, table
+from tools.bench.timing import Result
 
 
-def measure_all(options: Options) -> tuple[list[Comparison], list[Fact]]:
+def measure_all(options: Options) -> list[Result]:
     """All rows that were asked for."""
     setup = Setup(options)
-    comparisons: list[Comparison] = []
-    facts: list[Fact] = []
+    results: list[Result] = []
     for mode in get_args(Mode) if "experts" in options.rows else ():
-        comparisons += bench_experts(setup, mode)
+        results += bench_experts(setup, mode)
     for mode in get_args(Mode) if "step" in options.rows else ():
-        step_comparisons, step_facts = bench_step(setup, mode)
-        comparisons += step_comparisons
-        facts += step_facts
+        results += bench_step(setup, mode)
     for mode in get_args(Mode) if "ranks" in options.rows else ():
-        rank_comparisons, rank_facts = bench_ranks(options, mode)
-        comparisons += rank_comparisons
-        facts += rank_facts
+        results += bench_ranks(options, mode)
+    for mode in get_args(Mode) if "counted" in options.rows else ():
+        results += bench_counted(options, mode)
     if "tap" in options.rows:
-        comparisons += bench_tap(setup)
+        results += bench_tap(setup)
     if "permutation" in options.rows:
-        comparisons += bench_permutation(options)
+        results += bench_permutation(options)
     if "store" in options.rows:
-        facts += bench_store(options)
-    return comparisons, facts
+        results += bench_store(options)
+    return results
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -75,10 +80,24 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main() -> None:
     options = parse(sys.argv[1:])
+    try:
+        previous = None if options.previous is None else read(options.previous)
+    except RecordError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    if options.out is not None and not options.out.parent.is_dir():
+        print(f"--out {options.out}: {options.out.parent} is no directory; name a file in one", file=sys.stderr)
+        raise SystemExit(2)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     print(describe(options), flush=True)
-    print(table(*measure_all(options)))
+    results = measure_all(options)
+    print(table(results))
+    if previous is not None:
+        header = (f"beside {options.previous}", "then (interval)", "now", "this run's median")
+        print("\n" + columns([header, *beside(previous, results)]))
+    if options.out is not None:
+        write(options.out, asdict(options), results)
 
 
 def describe(options: Options) -> str:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch.optim.adamw import adamw
 
 from dist_moe.moe.route_mask import routable
+from tools.bench.memory import bytes_outside
 from tools.bench.setup import BETAS, EPS, LR, MAX_NORM, Mode, Setup
 
 
@@ -174,8 +175,13 @@ class FloorStep:
         """The weights that batch i trains, flat, fp32."""
         return torch.cat([master for key, (master, *_) in self.union.items() if self.setup.mask(i)[key]])
 
+    def weights(self) -> list[torch.Tensor]:
+        return [*self.module.parameters(), *(layer.flat_EN for layer in self.layers)]
+
+    def vectors(self) -> list[torch.Tensor]:
+        """Master weights and moments."""
+        return [vector for state in self.union.values() for vector in state[:3]]
+
     def num_bytes(self) -> tuple[int, int]:
         """Gradients and optimizer state."""
-        fp32_weights = self.layers[0].flat_EN.dtype == torch.float32
-        states = [tensor for state in self.union.values() for tensor in state[int(fp32_weights) :]]
-        return self.grad_AN.nbytes, sum(tensor.nbytes for tensor in states)
+        return self.grad_AN.nbytes, bytes_outside(self.vectors(), self.weights())

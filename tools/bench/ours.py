@@ -10,6 +10,7 @@ from dist_moe.engines.build import EngineName, build_engine
 from dist_moe.training.promise import Promise
 from dist_moe.training.split import Split
 from dist_moe.training.step import MaskedStep
+from tools.bench.memory import bytes_outside
 from tools.bench.setup import BATCH_ROWS, Mode, Setup
 
 
@@ -41,6 +42,14 @@ class OurStep:
         mask_LE = self.setup.mask(i)
         return torch.cat([state.master for key, state in self.optimizer.expert_state.items() if mask_LE[key]])
 
+    def weights(self) -> list[torch.Tensor]:
+        model = self.step.model
+        return [*model.module.parameters(), *(bank for layer in model.layers for bank in layer.bank.values())]
+
+    def vectors(self) -> list[torch.Tensor]:
+        states = self.optimizer.expert_state.values()
+        return [each for state in states for each in (state.master, state.exp_avg, state.exp_avg_sq)]
+
     def num_bytes(self) -> tuple[int, int]:
-        """Gradients and optimizer state."""
-        return self.optimizer.grad_AN.nbytes, self.optimizer.state_bytes
+        """Gradients and optimizer state: counted, whatever the optimizer says of itself."""
+        return self.optimizer.grad_AN.nbytes, bytes_outside(self.vectors(), self.weights())

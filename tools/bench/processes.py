@@ -23,7 +23,8 @@ PATIENCE = timedelta(minutes=10)
 def on_ranks(num_ranks: int, threads: int | None, function: Callable[..., T], *args: Any) -> list[T]:
     """What `function(comm, *args)` returns on each rank: one GPU a rank if there are as many, else CPUs.
 
-    Ranks share torch's CPU threads, or have `threads` each.
+    Ranks share torch's CPU threads, or have `threads` each. Where there are as many cores, each rank has its own, as a
+    scheduler that moves two ranks onto one core makes the others wait for both.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tools.bench.rank_peers"])  # imported once, as it takes long
@@ -35,6 +36,9 @@ def on_ranks(num_ranks: int, threads: int | None, function: Callable[..., T], *a
 
 
 def _run(rank: int, num_ranks: int, store: Path, threads: int, function: Callable[..., T], args: Any) -> T:
+    cores = sorted(os.sched_getaffinity(0))
+    if num_ranks * threads <= len(cores):  # before torch starts threads, which inherit it
+        os.sched_setaffinity(0, cores[rank * threads :][:threads])
     torch.set_num_threads(threads)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks))  # as a launcher does
     on_gpus = torch.cuda.device_count() >= num_ranks

@@ -7,13 +7,16 @@ loss of the first batch, must agree. None computes a logit in vain.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import deepspeed
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -22,6 +25,7 @@ from transformers.utils import output_capturing
 
 from dist_moe.engines.deepspeed import take_over_process_group
 from dist_moe.training.loss import LabelledLogits
+from tools.bench.memory import local
 from tools.bench.peer import PeerStep
 from tools.bench.setup import BETAS, EPS, LR, MAX_NORM, Mode, PlainRouteMask, Setup
 
@@ -49,6 +53,13 @@ class Sharded:
             logits = forward(input_ids=batch.input_ids, use_cache=False).logits[0]
         targets = batch.labels.roll(-1, 1).flatten()[batch.predicting]
         return F.cross_entropy(logits.float(), targets, reduction="sum") / setup.num_answers(i) * setup.comm.size
+
+
+def why_no_native() -> str | None:
+    """Why this transformers has no expert parallelism of its own, if it has none."""
+    if "ep_size" in signature(DistributedConfig).parameters:
+        return None
+    return f"transformers {transformers.__version__} has none (its DistributedConfig has no ep_size)"
 
 
 class NativeStep(Sharded):
@@ -91,6 +102,19 @@ class NativeStep(Sharded):
         return _bytes(weight.grad for weight in self.parameters), _bytes(state)
 
 
+@contextmanager
+def _registry_like_a_dict() -> Iterator[None]:
+    """DeepSpeed 0.19 asks transformers' registry of outputs as it would a dict, which it was in older versions."""
+    registry = getattr(output_capturing, "_CanRecordRegistry", dict)
+    if registry is dict:
+        yield
+        return
+    asked = registry.get
+    registry.get = lambda self, model, default=None: asked(self, model)
+    yield
+    registry.get = asked
+
+
 class AutoEPStep(Sharded):
     """DeepSpeed's AutoEP with ZeRO-1."""
 
@@ -100,29 +124,25 @@ class AutoEPStep(Sharded):
         for layer in module.model.layers:
             layer.mlp.experts.requires_grad_(True)
         take_over_process_group()
-        registry = output_capturing._CanRecordRegistry
-        asked = registry.get
-        # DeepSpeed 0.19 asks it as it would a dict
-        registry.get = lambda self, model, default=None: asked(self, model)
-        self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=module,
-            model_parameters=[weight for weight in module.parameters() if weight.requires_grad],
-            dist_init_required=False,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "steps_per_print": None,
-                "timers": {"throughput": {"enabled": False}},
-                "zero_optimization": {"stage": 1},
-                "gradient_clipping": MAX_NORM,
-                "bf16": {"enabled": setup.options.dtype == "bfloat16"},
-                "optimizer": {
-                    "type": "AdamW",
-                    "params": {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": 0.0, "torch_adam": True},
+        with _registry_like_a_dict():
+            self.engine, self.optimizer, *_ = deepspeed.initialize(
+                model=module,
+                model_parameters=[weight for weight in module.parameters() if weight.requires_grad],
+                dist_init_required=False,
+                config={
+                    "train_micro_batch_size_per_gpu": 1,
+                    "steps_per_print": None,
+                    "timers": {"throughput": {"enabled": False}},
+                    "zero_optimization": {"stage": 1},
+                    "gradient_clipping": MAX_NORM,
+                    "bf16": {"enabled": setup.options.dtype == "bfloat16"},
+                    "optimizer": {
+                        "type": "AdamW",
+                        "params": {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": 0.0, "torch_adam": True},
+                    },
+                    "expert_parallel": {"enabled": True, "autoep_size": setup.comm.size, "preset_model": "qwen3_moe"},
                 },
-                "expert_parallel": {"enabled": True, "autoep_size": setup.comm.size, "preset_model": "qwen3_moe"},
-            },
-        )
-        registry.get = asked
+            )
         self.route_mask = self
         self.allowed_LE: torch.Tensor | None = None
         for index, layer in enumerate(module.model.layers):
@@ -151,4 +171,4 @@ class AutoEPStep(Sharded):
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     """On this rank."""
-    return sum((each.to_local() if hasattr(each, "to_local") else each).nbytes for each in tensors)
+    return sum(local(each).nbytes for each in tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -24,7 +25,7 @@ from dist_moe.training.split import Split
 from tools.bench.timing import Comparison, Contender, measure
 
 Mode = Literal["update", "route"]
-Row = Literal["experts", "step", "ranks", "tap", "permutation", "store"]
+Row = Literal["experts", "step", "ranks", "counted", "tap", "permutation", "store"]
 
 BATCH_ROWS = 16
 LR, BETAS, EPS, MAX_NORM = 1e-5, (0.9, 0.999), 1e-8, 1.0
@@ -57,12 +58,18 @@ class Options:
     """CPU threads; default: torch's own choice. In the row of ranks, each rank's; default: all are shared."""
     ranks: int = 2
     """Ranks in the row of ranks, each a process of its own."""
+    counted_ranks: int = 4
+    """Ranks in the row of counted goals, where nothing is timed."""
     permutations: int = 10_000
     """Labelings in the permutation row."""
     store_shape: tuple[int, int, int] = (2000, 48, 128)
     """Batches, layers and experts of the mask store; the default needs 3.2 GiB of memory."""
     masks_shape: tuple[int, int, int] = (100_000, 48, 128)
     """Likewise of a store in which only the masks count."""
+    out: Path | None = None
+    """A file for the numbers, as JSON."""
+    previous: Path | None = None
+    """The file of an earlier run: says of each row whether this run's median lies in the spread of that one."""
 
     @property
     def num_trained(self) -> int:
@@ -141,6 +148,11 @@ class Setup:
         train_from(model.layers, 0)
         return model
 
+    @property
+    def num_union(self) -> int:
+        """Parameters of all experts that any batch trains."""
+        return int(self.masks_BLE.any(0).sum()) * 3 * self.options.hidden * self.options.intermediate
+
     def optimizer(self, model: MoEModel) -> SelectiveAdamW:
         return SelectiveAdamW(model.layers, self.masks_BLE.any(0), self.mesh, lr=LR, max_norm=MAX_NORM)
 
@@ -161,9 +173,9 @@ class Setup:
         self, row: str, contenders: Mapping[str, Contender], goals: Mapping[str, float] = MappingProxyType({})
     ) -> list[Comparison]:
         """The first contender against each of the others. It is the caller who warms up, by checking results."""
-        seconds = measure(contenders, self.options.repetitions, self.device)
-        ours, *others = contenders
-        return [Comparison(f"{row} / {name}", seconds[ours], seconds[name], goals.get(name)) for name in others]
+        (_, ours), *others = contenders.items()
+        times = measure(ours, dict(others), self.options.repetitions, self.device)
+        return [Comparison(row, name, *times[name], goals.get(name)) for name in times]
 
     def check(self, actual: torch.Tensor | float, expected: torch.Tensor | float, scale: float = 1.0) -> None:
         """Contenders compute the same, up to rounding."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from tools.bench.floor import FloorStep
+from tools.bench.memory import Parts, optimizer_goal, peak_bytes, peak_goal
 from tools.bench.ours import OurStep
 from tools.bench.peer import PeerStep
 from tools.bench.setup import Mode, Options, Setup
-from tools.bench.timing import Comparison, Fact
+from tools.bench.timing import Fact, Result
 from tools.bench.usual import UsualStep
 
 
@@ -41,18 +41,23 @@ GOALS: dict[Mode, dict[str, float]] = {
 }
 
 
-def bench_step(setup: Setup, mode: Mode) -> tuple[list[Comparison], list[Fact]]:
+def bench_step(setup: Setup, mode: Mode) -> list[Result]:
     """A training step, and the memory that each way of doing it takes."""
     steps = {name: contender(setup, mode) for name, contender in CONTENDERS.items()}
     _check_first_steps(setup, steps)
-    comparisons = setup.compare(f"step, {mode}", steps, GOALS[mode])
-    facts = []
+    results: list[Result] = [*setup.compare(f"step, {mode}", steps, GOALS[mode])]
+    peaks = {name: peak_memory(name, mode, setup.options) for name in steps}
     for name, step in steps.items():
-        peak = peak_memory(name, mode, setup.options)
         gradients, state = (f"{num / 2**20:.1f}" for num in step.num_bytes())
-        value = f"peak {peak / 2**20:.0f}, gradients {gradients}, optimizer state {state}"
-        facts.append(Fact(f"MiB, {mode}: {name}", value))
-    return comparisons, facts
+        value = f"peak {peaks[name] / 2**20:.0f}, gradients {gradients}, optimizer state {state}"
+        results.append(Fact(f"MiB, {mode}: {name}", value))
+    (ours, floor), (our_peak, floor_peak) = ([*each.values()][:2] for each in (steps, peaks))
+    parts = Parts.of(ours), Parts.of(floor)
+    return [
+        *results,
+        peak_goal(f"step, {mode}", our_peak, parts[0], floor_peak, parts[1]),
+        optimizer_goal(f"step, {mode}", [parts[0]], setup.num_union, setup.options.dtype == "float32"),
+    ]
 
 
 def _check_first_steps(setup: Setup, steps: dict[str, Step]) -> None:
@@ -70,29 +75,14 @@ def _check_first_steps(setup: Setup, steps: dict[str, Step]) -> None:
 
 
 def peak_memory(name: str, mode: Mode, options: Options) -> int:
-    """Bytes at the highest point of the steps on all batches, in a fresh process: see `_peak_memory`."""
+    """Bytes at the highest point of the steps on all batches, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak_memory, name, mode, options).result()
 
 
 def _peak_memory(name: str, mode: Mode, options: Options) -> int:
-    """On CUDA what torch had allocated; on a CPU the process's resident memory over that of the libraries alone."""
-    libraries = status("VmRSS")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    setup = Setup(options)
-    step = CONTENDERS[name](setup, mode)
-    if setup.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:  # building a model has a peak of its own: forget it
-        Path("/proc/self/clear_refs").write_text("5")
-    for i in range(options.batches):
-        step(i)
-    return torch.cuda.max_memory_allocated() if setup.device.type == "cuda" else status("VmHWM") - libraries
-
-
-def status(key: str) -> int:
-    """Bytes, from Linux. Not getrusage: a child inherits its parent's ru_maxrss."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return peak_bytes(lambda: CONTENDERS[name](Setup(options), mode), options.batches, device)

@@ -1,85 +1,132 @@
-"""Contenders timed in turns, ratios taken in each round, and the table of both."""
+"""Contenders timed in pairs, and ratios taken in each pair."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from tools.bench.spread import Spread
 
 Contender = Callable[[int], Any]
 """Called with the number of the round, which says which batch and mask it works on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Seconds in the same rounds; `ratios` are ours / other, and their median should not be above `goal`."""
+class Times:
+    """Seconds of each round: of the clock, and of all the process's threads on CPUs."""
 
-    name: str
-    ours: Sequence[float]
-    other: Sequence[float]
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of_ranks(cls, ranks: Sequence[Times]) -> Times:
+        """The slowest rank's time in each round, and the CPU time of all of them."""
+        walls, cpus = (zip(*each, strict=True) for each in ((r.wall for r in ranks), (r.cpu for r in ranks)))
+        return cls([max(round_) for round_ in walls], [sum(round_) for round_ in cpus])
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Times in the same rounds; ratios are ours / other, and the median by the clock should not be above `goal`."""
+
+    row: str
+    other_name: str
+    ours: Times
+    other: Times
     goal: float | None = None
 
     @property
+    def name(self) -> str:
+        return f"{self.row} / {self.other_name}"
+
+    @property
     def ratios(self) -> list[float]:
-        return [a / b for a, b in zip(self.ours, self.other, strict=True)]
+        return [a / b for a, b in zip(self.ours.wall, self.other.wall, strict=True)]
+
+    @property
+    def cpu_ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.ours.cpu, self.other.cpu, strict=True)]
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of(self.ratios)
+
+    @property
+    def is_short(self) -> bool:
+        return self.goal is not None and self.spread.median > self.goal
 
     @property
     def verdict(self) -> str:
         """PASS or SHORT, with the goal; nothing where there is none."""
-        if self.goal is None:
-            return ""
-        return f"{'PASS' if median(self.ratios) <= self.goal else 'SHORT'} (goal {self.goal:.2f})"
+        return "" if self.goal is None else f"{'SHORT' if self.is_short else 'PASS'} (goal {self.goal:.2f})"
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number that should not be above `goal`; `shown` is how it is printed."""
+
+    name: str
+    value: float
+    goal: float
+    reason: str
+    """Numbers that say why it is SHORT, if it is."""
+    shown: str = ""
+
+    @property
+    def is_short(self) -> bool:
+        return self.value > self.goal
+
+    @property
+    def verdict(self) -> str:
+        return f"{'SHORT' if self.is_short else 'PASS'} (goal {self.goal:g})"
+
+    @property
+    def text(self) -> str:
+        return self.shown or f"{self.value:.3f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A number without a contender."""
+    """A number without a goal."""
 
     name: str
     value: str
 
 
+Result = Comparison | Count | Fact
+
+
 def measure(
-    contenders: Mapping[str, Contender],
+    ours: Contender,
+    others: Mapping[str, Contender],
     repetitions: int,
     device: torch.device,
     ready: Callable[[], object] = lambda: None,
-) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; the one that starts a round changes from round to round. `ready` is
+) -> dict[str, tuple[Times, Times]]:
+    """Times of ours and of each other. In each round every other one has ours at its side, so that both are timed on
+    the same state of the machine; which of the two is first, and which pair, changes from round to round. `ready` is
     called before each."""
-    names = list(contenders)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    names = list(others)
+    times = {name: (Times(), Times()) for name in names}
     for i in range(repetitions):
         start = i % len(names)
         for name in names[start:] + names[:start]:
-            _synchronize(device)
-            ready()
-            begin = time.perf_counter()
-            contenders[name](i)
-            _synchronize(device)
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
+            pair = list(zip((ours, others[name]), times[name], strict=True))
+            for contender, found in pair if i % 2 == 0 else reversed(pair):
+                _synchronize(device)
+                ready()
+                begin, begin_cpu = time.perf_counter(), time.process_time()
+                contender(i)
+                _synchronize(device)
+                found.wall.append(time.perf_counter() - begin)
+                found.cpu.append(time.process_time() - begin_cpu)
+    return times
 
 
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def table(comparisons: Sequence[Comparison], facts: Sequence[Fact]) -> str:
-    lines = []
-    if comparisons:
-        width = max(len(comparison.name) for comparison in comparisons)
-        lines.append(f"{'':<{width}}  ours ms  other ms   ratio: min  median     max  verdict")
-        for c in comparisons:
-            times = f"{1e3 * median(c.ours):>7.1f}  {1e3 * median(c.other):>8.1f}"
-            ratios = f"{min(c.ratios):>10.3f}  {median(c.ratios):>6.3f}  {max(c.ratios):>6.3f}"
-            lines.append(f"{c.name:<{width}}  {times}  {ratios}  {c.verdict}".rstrip())
-    if facts:
-        width = max(len(fact.name) for fact in facts)
-        lines += ["", *(f"{fact.name:<{width}}  {fact.value}" for fact in facts)]
-    return "\n".join(lines)
