@@ -40,20 +40,23 @@ class Placement:
 
         The experts of the masks' union are dealt in rounds; in each, every rank gets one, so that the numbers differ by
         at most one. All experts have the same size. Within a round, an expert goes to the rank that has the fewest
-        experts of the same layer and batches. The other experts then even out each layer's banks.
+        experts of the same layer and batches; among equal ones, of the same batches in all layers so far. The other
+        experts then even out each layer's banks.
         """
-        _, num_layers, num_experts = masks_BLE.shape
+        num_batches, num_layers, num_experts = masks_BLE.shape
         owner_LE = np.full((num_layers, num_experts), -1)
         owned_R, held_R = np.zeros(num_ranks, int), np.zeros(num_ranks, int)
+        overall_BR = np.zeros((num_batches, num_ranks), int)
         for layer in range(num_layers):
             mask_BE = masks_BLE[:, layer]
             times_E = mask_BE.sum(0)
-            here_R, active_BR = np.zeros(num_ranks, int), np.zeros((len(mask_BE), num_ranks), int)
+            here_R, active_BR = np.zeros(num_ranks, int), np.zeros((num_batches, num_ranks), int)
             for expert in np.argsort(-times_E, kind="stable")[: np.count_nonzero(times_E)].tolist():
-                batches = mask_BE[:, expert]
-                together_R = active_BR[batches].sum(0)
-                rank = _least(together_R, here_R, among=owned_R == owned_R.min())
+                batches = np.flatnonzero(mask_BE[:, expert])
+                together_R = active_BR[batches].sum(0), overall_BR[batches].sum(0)
+                rank = _least(*together_R, here_R, among=owned_R == owned_R.min())
                 active_BR[batches, rank] += 1
+                overall_BR[batches, rank] += 1
                 owner_LE[layer, expert] = rank
                 owned_R[rank] += 1
                 here_R[rank] += 1
@@ -97,6 +100,6 @@ def state_replicas(num_experts: int, num_replicas: int) -> list[int]:
     return [i % num_replicas for i in range(num_experts)]
 
 
-def _least(first_R: np.ndarray, then_R: np.ndarray, *, among: np.ndarray) -> int:
-    """The rank with the lowest `first_R`; among equal ones the lowest `then_R`, then the lowest number."""
-    return int(next(rank for rank in np.lexsort((then_R, first_R)) if among[rank]))
+def _least(*numbers_R: np.ndarray, among: np.ndarray) -> int:
+    """The rank with the lowest first number; among equal ones the lowest second, and so on, then the lowest rank."""
+    return int(next(rank for rank in np.lexsort(numbers_R[::-1]) if among[rank]))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from dist_moe.parallel.comm import GroupComm
@@ -24,9 +25,9 @@ class Counted:
 
     sent: float
     """Bytes of ours, in a step on each batch."""
-    pairs_BLE: torch.Tensor
+    pairs_BLE: np.ndarray
     """Of this rank's tokens."""
-    held_LE: torch.Tensor
+    held_LE: np.ndarray
     """The experts that are here."""
     ours: Parts
     floor: Parts
@@ -38,9 +39,10 @@ def counted_goals(
     """`our_peaks` and `floor_peaks`: bytes, of each rank."""
     ranks = on_ranks(num_ranks, options.threads, count, options, mode)
     row, setup = f"step on {num_ranks} ranks, {mode}", Setup(options)
-    owner_LE = torch.stack([rank.held_LE for rank in ranks]).long().argmax(0)
-    assert torch.stack([rank.held_LE for rank in ranks]).sum(0).eq(1).all(), "an expert is not on exactly one rank"
-    pairs_RBLE = torch.stack([rank.pairs_BLE for rank in ranks])
+    held_RLE = torch.from_numpy(np.stack([rank.held_LE for rank in ranks]))
+    assert held_RLE.sum(0).eq(1).all(), "an expert is not on exactly one rank"
+    owner_LE = held_RLE.long().argmax(0)
+    pairs_RBLE = torch.from_numpy(np.stack([rank.pairs_BLE for rank in ranks]))
     row_bytes = options.hidden * getattr(torch, options.dtype).itemsize
     of_pairs = sum(
         bytes_of_pairs(pairs_RBLE[:, batch], owner_LE, mask_LE.any(1), row_bytes)
@@ -68,12 +70,12 @@ def count(comm: GroupComm, options: Options, mode: Mode) -> Counted:
     with Traffic(comm.rank, comm.size) as traffic:
         for batch in range(options.batches):
             ours.step(batch)
-    held_LE = torch.zeros(options.layers, options.experts, dtype=torch.bool)
+    held_LE = np.zeros((options.layers, options.experts), np.bool_)
     for layer in ours.step.step.model.layers:
         held_LE[layer.index, layer.local] = True
     return Counted(
         sent=traffic.num_bytes,
-        pairs_BLE=pairs,
+        pairs_BLE=pairs.numpy(),
         held_LE=held_LE,
         ours=Parts.of(ours.step),
         floor=Parts.of(floor.step),

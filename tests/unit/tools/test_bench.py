@@ -16,34 +16,47 @@ from tools.bench.__main__ import parse
 from tools.bench.experts import bench_experts
 from tools.bench.setup import SMALL, Options, Row, Setup
 from tools.bench.step import CONTENDERS, bench_step, peak_memory
-from tools.bench.timing import Comparison, Fact, measure, table
+from tools.bench.table import table
+from tools.bench.timing import Comparison, Fact, Times, measure
 
 CPU = torch.device("cpu")
 
 
-def test_every_contender_runs_once_a_round_and_each_starts_one() -> None:
+def times(*wall: float, cpu: tuple[float, ...] = ()) -> Times:
+    return Times([*wall], [*(cpu or wall)])
+
+
+def test_each_other_contender_has_ours_at_its_side_and_order_changes() -> None:
     calls: list[tuple[int, str]] = []
-    contenders = {name: lambda i, name=name: calls.append((i, name)) for name in "abc"}
-    seconds = measure(contenders, 3, CPU)
-    assert calls == [(i, name) for i, names in enumerate(("abc", "bca", "cab")) for name in names]
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+    ours, *others = (lambda i, name=name: calls.append((i, name)) for name in "oab")
+    found = measure(ours, dict(zip("ab", others, strict=True)), 3, CPU)
+    assert calls == [(i, name) for i, names in enumerate(("oaob", "boao", "oaob")) for name in names]
+    assert {name: [len(each.wall) for each in pair] for name, pair in found.items()} == {"a": [3, 3], "b": [3, 3]}
 
 
 def test_seconds_are_those_of_the_contender(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that ticks once a look: each contender takes one tick, and `slow` looks five times itself."""
-    ticks = count()
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
-    contenders = {"slow": lambda i: [next(ticks) for _ in range(5)], "quick": lambda i: None}
-    assert measure(contenders, 2, CPU) == {"slow": [6, 6], "quick": [1, 1]}
+    """On clocks that tick once a look: `slow` looks five times at the clock and twice at CPU time itself."""
+    wall, cpu = count(), count()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(cpu))
+    slow = lambda i: [next(clock) for clock in (wall, wall, wall, wall, wall, cpu, cpu)]  # noqa: E731
+    assert measure(slow, {"quick": lambda i: None}, 2, CPU) == {
+        "quick": (Times([6, 6], [3, 3]), Times([1, 1], [1, 1])),
+    }
 
 
 def test_ratios_are_taken_in_each_round() -> None:
     """Medians of 2 and 2 s, but a median ratio of 0.5: rounds are compared, not medians."""
-    row = Comparison("row", ours=[1.0, 2.0, 3.0], other=[2.0, 8.0, 2.0])
+    row = Comparison("row", "other", times(1, 2, 3, cpu=(3, 3, 3)), times(2, 8, 2, cpu=(1, 2, 3)))
     assert row.ratios == [0.5, 0.25, 1.5]
-    text = table([row], [Fact("size", "7 MiB")]).splitlines()
-    assert text[1].split() == ["row", "2000.0", "2000.0", "0.250", "0.500", "1.500"]
+    text = table([row, Fact("size", "7 MiB")]).splitlines()
+    values = ["row", "/", "other", "2000.0", "2000.0", "0.250", "0.500", "(0.250", "to", "1.500)", "1.500", "1.500"]
+    assert text[1].split() == values
     assert text[-1].split() == ["size", "7", "MiB"]
+
+
+def test_the_slowest_rank_counts_and_the_work_of_all() -> None:
+    assert Times.of_ranks([times(1, 5, cpu=(1, 2)), times(3, 4, cpu=(2, 2))]) == Times([3, 5], [3, 4])
 
 
 @pytest.mark.parametrize(
@@ -71,9 +84,9 @@ def test_rows_are_padded_and_masks_differ_from_layer_to_layer() -> None:
 
 @pytest.mark.parametrize(("goal", "verdict"), [(0.5, "PASS (goal 0.50)"), (0.49, "SHORT (goal 0.49)"), (None, "")])
 def test_the_median_is_judged(goal: float | None, verdict: str) -> None:
-    row = Comparison("row", [1.0, 2.0, 3.0], [2.0, 8.0, 2.0], goal)
+    row = Comparison("row", "other", times(1, 2, 3), times(2, 8, 2), goal)
     assert row.verdict == verdict
-    assert table([row], []).splitlines()[1].endswith(verdict or "1.500")
+    assert table([row]).splitlines()[1].endswith(verdict or "0.500")
 
 
 @pytest.mark.parametrize("contest", [bench_experts, bench_step])
@@ -134,7 +147,7 @@ def test_peak_memory_is_that_of_the_contender_alone(monkeypatch: pytest.MonkeyPa
 def test_small_run_prints_every_row_of_one_process() -> None:
     """Sizes are known: gradients of 6 of 32 experts; 8 bytes of state, of ours for the union only."""
     arguments = [sys.executable, "-m", "tools.bench", "--small", "--threads", "1", "--repetitions", "2"]
-    rows = [row for row in get_args(Row) if row != "ranks"]
+    rows = [row for row in get_args(Row) if row not in ("ranks", "counted")]
     done = subprocess.run([*arguments, "--rows", *rows], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
@@ -152,6 +165,9 @@ def test_small_run_prints_every_row_of_one_process() -> None:
         for found, share in zip(state.values(), expected, strict=True):
             assert found == pytest.approx(share * weights / mebibyte, abs=0.06)
         assert f"gradients {4 * weights * 6 / 32 / mebibyte:.1f}," in lines[f"MiB, {mode}: ours"]
+        bytes_a_parameter = lines[f"step, {mode}: bytes of optimizer state a parameter of the union"]
+        assert bytes_a_parameter.split()[-4:] == ["8.000", "PASS", "(goal", "8)"]
+        assert any(line.startswith(f"step, {mode}: peak memory / ") for line in lines)
     assert lines["forward, counting / not counting"].endswith("(goal 1.02)")
     assert "200 permutations of 16 x 6,144 / a loop over them" in lines
     assert 0 < float(lines["masks: bits a mask cell"].removeprefix("masks: bits a mask cell").split()[0]) < 20

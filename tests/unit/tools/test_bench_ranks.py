@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from dist_moe.parallel.comm import GroupComm
 from tests.ranks.harness import run_ranks
-from tools.bench.ranks import CONTENDERS
+from tools.bench.rank_contenders import CONTENDERS, absent
 from tools.bench.setup import SMALL, Setup
 from tools.bench.traffic import Traffic
 
@@ -59,21 +59,31 @@ def test_what_a_rank_sends_is_counted() -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.long
 def test_small_run_on_ranks_prints_every_contender() -> None:
-    """Their losses agree, or it would end. Each rank keeps state of half the experts, of the union or of all."""
+    """Their losses agree, or it would end. Each rank keeps state of half the experts, of the union or of all. A peer
+    that the installed transformers does not have is named."""
     arguments = [sys.executable, "-m", "tools.bench", "--small", "--rows", "ranks", "--threads", "1"]
     done = subprocess.run([*arguments, "--repetitions", "2"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    lines = dict(line.split("  ", 1) for line in done.stdout.splitlines() if line.startswith("step on 2 ranks"))
+    rows = (line.split("  ", 1) for line in done.stdout.splitlines() if line.startswith("step on 2 ranks"))
+    lines = {name: rest[0] for name, *rest in rows if rest}  # without the reasons at the end
     expert, every = 3 * SMALL.hidden * SMALL.intermediate, SMALL.layers * SMALL.experts
     union = int(Setup(SMALL).masks_BLE.any(0).sum())
+    values = [8 * -(-union // 2)] * 3 + [8 * union] * 2 + [8 * every / 2, 12 * every / 2]
     for mode in ("update", "route"):
-        for name in list(CONTENDERS)[1:]:
-            assert f"step on 2 ranks, {mode} / {name}" in lines
-        state = [_number(lines[f"step on 2 ranks, {mode}: {name}"], "state") for name in CONTENDERS]
-        values = [8 * -(-union // 2)] * 3 + [8 * union] * 2 + [8 * every / 2, 12 * every / 2]
-        for found, expected in zip(state, values, strict=True):
-            assert found == pytest.approx(expected * expert / 2**20, abs=0.06)
-        assert _number(lines[f"step on 2 ranks, {mode}: floor, no communication"], "sent") == 0
+        row = f"step on 2 ranks, {mode}"
+        for name, expected in zip(CONTENDERS, values, strict=True):
+            if name in absent():
+                assert lines[f"{row}: {name}"].strip() == f"not measured: {absent()[name]}"
+                continue
+            assert name == "ours" or f"{row} / {name}" in lines
+            assert _number(lines[f"{row}: {name}"], "state") == pytest.approx(expected * expert / 2**20, abs=0.06)
+        assert _number(lines[f"{row}: floor, no communication"], "sent") == 0
+        assert "(goal 1.1" in lines[f"{row} / floor, no communication"]
+        for goal in ("bytes sent / bytes of allowed pairs", "rows of experts, max / mean of ranks"):
+            assert "(goal 1" in lines[f"{row}: {goal}"]
+        assert "  PASS (goal 8)" in lines[f"{row}: bytes of optimizer state a parameter of the union"]
+        assert "  PASS (goal 1.05)" in lines[f"{row}: parameters with optimizer state, max / mean"]
+        assert "(goal 1.05)" in next(lines[name] for name in lines if name.startswith(f"{row}: peak memory / "))
 
 
 def _number(line: str, name: str) -> float:
