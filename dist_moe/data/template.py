@@ -1,4 +1,8 @@
-"""Renders a chat template as transformers does, except that the date is fixed."""
+"""Renders a chat template as transformers does, except that the date is fixed.
+
+It is transformers' own compiled template that renders. `apply_chat_template` would give it the same text of the same
+messages, and takes twice as long, as it copies and looks into everything at each call.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,8 @@ class ChatTemplate:
             compiled = _compile_jinja_template(self.text)
         self.variables = dict(variables or {})
         _check_variables(self.variables, compiled, self.text, tokenizer)
-        compiled.globals["strftime_now"] = self._now  # transformers keeps what it has compiled, and renders that
+        compiled.globals["strftime_now"] = self._now
+        self._compiled, self._given = compiled, {**tokenizer.special_tokens_map, **self.variables}
 
     def render(self, messages: Sequence[Message], source: str, *, to_answer: bool) -> str:
         """The text of a conversation; with `to_answer` up to where the model starts to answer.
@@ -62,11 +67,9 @@ class ChatTemplate:
             f"{source}: the chat template fails on this row",
             "change the row, or the template (the tokenizer's own, or data.chat_template)",
         ):
-            text = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.text, tokenize=False, add_generation_prompt=to_answer, **self.variables
+            return self._compiled.render(
+                messages=turns, tools=None, documents=None, add_generation_prompt=to_answer, **self._given
             )
-        assert isinstance(text, str)  # tokenize=False
-        return text
 
     def marked(self, messages: Sequence[Message], source: str, *, to_answer: bool) -> str:
         """Like `render`, with a `MARK` in place of each message's text; computed once for each sequence of roles."""
