@@ -19,9 +19,11 @@ from dist_moe.stats.proportions import LEVEL
 from dist_moe.stats.resamples import bootstrap_weights
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""Weights [N, P], how often each row counts -> [N, K]; NaN where a statistic has no value."""
+"""Weights, whole numbers as float64 [N, P], how often each row counts -> [N, K]; NaN where a statistic has no value."""
 CELLS_AT_ONCE = 4_000_000
 """Weights in memory at a time."""
+PAIRS_AT_ONCE = 4096
+"""Of up to so many pairs of an unsafe and a safe row, each is looked at; of more, rows are sorted."""
 
 
 def intervals(
@@ -36,7 +38,7 @@ def intervals(
     found = []
     for start in range(0, num_resamples, at_once):
         number = min(at_once, num_resamples - start)
-        found.append(statistic(bootstrap_weights(unsafe_P, design, number, generator)))
+        found.append(statistic(bootstrap_weights(unsafe_P, design, number, generator).astype(np.float64)))
     values_NK = np.concatenate(found)
     ends_2K = np.full((2, values_NK.shape[1]), np.nan)
     missing_NK = np.isnan(values_NK)
@@ -56,14 +58,21 @@ def ratio(weights_NP: np.ndarray, numerator_P: np.ndarray, denominator_P: np.nda
 
 
 def area_under_curve(weights_NP: np.ndarray, scores_P: np.ndarray, unsafe_P: np.ndarray) -> np.ndarray:
-    """[N]: the chance that an unsafe row has a higher score than a safe one, a tie being half; NaN without both."""
-    order = np.argsort(scores_P, kind="stable")
-    sorted_P, unsafe_P = scores_P[order], unsafe_P[order]
-    weights_NP = weights_NP[:, order].astype(np.float64)
-    starts_G = np.flatnonzero(np.concatenate([[True], sorted_P[1:] != sorted_P[:-1]]))
-    unsafe_NG = np.add.reduceat(weights_NP * unsafe_P, starts_G, axis=1)
-    safe_NG = np.add.reduceat(weights_NP * ~unsafe_P, starts_G, axis=1)
-    below_NG = np.cumsum(safe_NG, axis=1) - safe_NG
-    pairs_N = unsafe_NG.sum(axis=1) * safe_NG.sum(axis=1)
-    won_N = (unsafe_NG * (below_NG + safe_NG / 2)).sum(axis=1)
+    """[N]: the chance that an unsafe row has a higher score than a safe one, a tie being half; NaN without both.
+
+    Sums of halves of whole numbers are exact in any order, so both ways give the same bits.
+    """
+    unsafe_NU, safe_NS = weights_NP[:, unsafe_P], weights_NP[:, ~unsafe_P]
+    pairs_N = unsafe_NU.sum(axis=1) * safe_NS.sum(axis=1)
+    score_U, score_S = scores_P[unsafe_P], scores_P[~unsafe_P]
+    if len(score_U) * len(score_S) <= PAIRS_AT_ONCE:
+        below_SU = (score_S[:, None] < score_U) + (score_S[:, None] == score_U) / 2
+        below_NU = safe_NS @ below_SU
+    else:
+        sums_NS1 = np.zeros((len(safe_NS), len(score_S) + 1))
+        order = np.argsort(score_S, kind="stable")
+        np.cumsum(safe_NS[:, order], axis=1, out=sums_NS1[:, 1:])
+        first_U, last_U = (np.searchsorted(score_S[order], score_U, side) for side in ("left", "right"))
+        below_NU = (sums_NS1[:, first_U] + sums_NS1[:, last_U]) / 2
+    won_N = (unsafe_NU * below_NU).sum(axis=1)
     return np.where(pairs_N == 0, np.nan, won_N / np.where(pairs_N == 0, 1, pairs_N))

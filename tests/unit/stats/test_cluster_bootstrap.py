@@ -59,6 +59,23 @@ def test_the_area_is_the_share_of_pairs_and_ties_are_halves():
     assert found[2] == pytest.approx((0 * 1 + 0.5 * 3) / 4)
 
 
+@pytest.mark.parametrize("num_scores", [3, 1000])
+@pytest.mark.parametrize("num_rows", [12, 300])
+def test_the_area_of_few_and_of_many_rows_is_that_of_whole_numbers(num_rows, num_scores, monkeypatch):
+    """Pairs are looked at, or rows sorted; the counts of pairs won are added as Python's integers here."""
+    scores = GENERATOR.integers(0, num_scores, num_rows).astype(float)
+    unsafe = GENERATOR.random(num_rows) < 0.4
+    weights = GENERATOR.integers(0, 4, (5, num_rows))
+    expected = []
+    for row in weights.tolist():
+        arms = [[(s, w) for s, w, u in zip(scores, row, unsafe, strict=True) if u == arm] for arm in (True, False)]
+        won = sum(a * b * (2 * (s > t) + (s == t)) for s, a in arms[0] for t, b in arms[1])
+        expected.append(won / 2 / (sum(w for _, w in arms[0]) * sum(w for _, w in arms[1])))
+    for most in (0, 10**6):
+        monkeypatch.setattr("dist_moe.stats.cluster_bootstrap.PAIRS_AT_ONCE", most)
+        assert area_under_curve(weights.astype(float), scores, unsafe).tolist() == expected
+
+
 def test_what_has_no_value_has_no_interval():
     found = intervals(lambda w: ratio(w, LOSS * 0, TOKENS * 0)[:, None], KINSHIP, UNSAFE, 50, (1, "x"))
     assert np.isnan(found).all()
