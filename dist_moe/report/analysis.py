@@ -45,7 +45,7 @@ def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
         smallest = store.statistics["smallest_p_value"][:]
         ends = dict.fromkeys(f"{value:.2g}" for value in (smallest.min(), smallest.max()))
         yield f"Smallest p-value that is possible in a batch: {' to '.join(ends)}"
-    if 1 < len(store.batches) <= MOST_BATCHES:
+    if len(store.batches) > 1:
         yield from _overlap(store, seed)
     selected = len(overall(store))
     table = counts.aggregated
@@ -111,8 +111,9 @@ def _overlap(store: MaskStore, seed: int) -> Iterator[str]:
     masks_BLE = store.masks[:]
     found = category_specificity(masks_BLE, store.categories, 1000, np.random.default_rng([seed, *b"specificity"]))
     if found is not None:
+        of = f"{found.num_batches} batches drawn, " if found.num_batches < len(masks_BLE) else ""
         yield (
-            f"Similarity of the batches' masks (mean Jaccard): {found.within:.3f} within categories, "
+            f"Similarity of the batches' masks ({of}mean Jaccard): {found.within:.3f} within categories, "
             f"{found.between:.3f} between; p = {found.p:.3g} with permuted categories"
         )
     growth = union_growth(masks_BLE)

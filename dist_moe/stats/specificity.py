@@ -16,6 +16,12 @@ class Specificity:
     between: float
     p: float
     """One-sided p-value: fraction of shuffles of the batches' categories in which within - between is as large."""
+    num_batches: int
+    """Batches that were compared: all, or a sample of them."""
+
+
+MOST_BATCHES = 1000
+"""Of more batches, so many are drawn and compared, as the number of pairs grows with the square."""
 
 
 def category_specificity(
@@ -24,8 +30,12 @@ def category_specificity(
     """Compare overlap within categories with overlap between categories.
 
     p = (1 + #{>= observed}) / (1 + N). Batches share no prompt, so their masks are exchangeable if categories do not
-    matter. None unless there are pairs of both kinds.
+    matter; those of a sample are, too, and its means are those of all batches but for chance. None unless there are
+    pairs of both kinds.
     """
+    if len(categories) > MOST_BATCHES:
+        drawn = np.sort(generator.choice(len(categories), MOST_BATCHES, replace=False))
+        masks_BLE, categories = masks_BLE[drawn], [categories[batch] for batch in drawn.tolist()]
     first, second = np.triu_indices(len(categories), k=1)
     jaccard_BB = jaccard_matrix(masks_BLE)
     jaccard_Q = jaccard_BB[first, second]
@@ -41,7 +51,7 @@ def category_specificity(
         sum_within = jaccard_BB.ravel()[batch_B[one_W] * len(categories) + batch_B[other_W]].sum()
         shuffled = sum_within / len(one_W) - (total - sum_within) / (len(first) - len(one_W))
         reached += shuffled >= within - between - 1e-12
-    return Specificity(within, between, (1 + reached) / (1 + num_permutations))
+    return Specificity(within, between, (1 + reached) / (1 + num_permutations), len(categories))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,8 @@ class UnionGrowth:
 
 
 EXPERTS_AT_ONCE = 1024
+SMALLEST = 1e-200
+"""Chances below this count as 0."""
 
 
 def union_growth(masks_BLE: np.ndarray) -> UnionGrowth:
@@ -65,17 +77,24 @@ def union_growth(masks_BLE: np.ndarray) -> UnionGrowth:
     mask with at least one of the two. Mean and variance are sums of these probabilities.
     """
     num_batches = len(masks_BLE)
-    drawn_B, masks_M1 = np.arange(num_batches), np.arange(num_batches + 1)[:, None]
-    # The chance that the next batch misses them too; a product of these, and 0 from n = B - m + 1 on.
-    missed_MB = np.cumprod(np.maximum(num_batches - masks_M1 - drawn_B, 0) / (num_batches - drawn_B), axis=1)
     of_expert_BX = masks_BLE.reshape(num_batches, -1)
     of_expert_BX = of_expert_BX[:, of_expert_BX.any(axis=0)].astype(np.float32)  # exact to 2^24 batches
     masks_X = of_expert_BX.sum(axis=0).astype(np.int64)
+    num_experts_M = np.bincount(masks_X, minlength=num_batches + 1)
     num_pairs_M = np.zeros(num_batches + 1, np.int64)
     for start in range(0, len(masks_X), EXPERTS_AT_ONCE):
         some = slice(start, start + EXPERTS_AT_ONCE)
         both_YX = (of_expert_BX[:, some].T @ of_expert_BX).astype(np.int64)
         num_pairs_M += np.bincount((masks_X[some, None] + masks_X - both_YX).ravel(), minlength=num_batches + 1)
-    missing_B = np.bincount(masks_X, minlength=num_batches + 1) @ missed_MB
-    variance_B = num_pairs_M @ missed_MB - missing_B**2
+    missing_B, both_missing_B = np.zeros(num_batches), np.zeros(num_batches)
+    present_M = np.flatnonzero(num_pairs_M)  # with an expert itself as a pair, these are all numbers of masks
+    missed_M = np.ones(len(present_M))
+    for drawn in range(num_batches):
+        # The chance that the next batch misses them too; a product of these, and 0 from n = B - m + 1 on.
+        missed_M *= np.maximum(num_batches - present_M - drawn, 0) / (num_batches - drawn)
+        left = np.count_nonzero(missed_M > SMALLEST)  # less for a larger m, so the others are the last ones
+        present_M, missed_M = present_M[:left], missed_M[:left]
+        missing_B[drawn] = num_experts_M[present_M] @ missed_M
+        both_missing_B[drawn] = num_pairs_M[present_M] @ missed_M
+    variance_B = both_missing_B - missing_B**2
     return UnionGrowth(len(masks_X) - missing_B, np.sqrt(np.maximum(variance_B, 0.0)))

@@ -37,8 +37,6 @@ from dist_moe.training.steps import read_steps
 from tools.growth import made, start
 
 Work = Callable[[], object]
-PAIRS_LIMIT = 1000
-"""Up to this number of batches the product compares all pairs."""
 TESTED = 10
 """Statistics are computed for one in so many batches: each batch takes the same time."""
 
@@ -197,7 +195,7 @@ def placement(given: Given) -> Work:
 
 def evaluation(given: Given) -> Work:
     rows = made.evaluated(given.num_batches)
-    return lambda: groups_of(rows, ["phrases"], Resampling(100, 0))
+    return lambda: groups_of(rows, ["phrases"], Resampling(2000, 0))
 
 
 def report(given: Given) -> Work:
@@ -242,5 +240,3 @@ CASES: dict[str, Callable[[Given], Work]] = {
     "tables of an evaluation": evaluation,
     "report page": report,
 }
-OF_PAIRS = ("category specificity", "growth of the union")
-"""Compare batches with each other, so the product does them up to `PAIRS_LIMIT` batches."""

@@ -16,7 +16,8 @@ from dist_moe.stats.specificity import union_growth
 from dist_moe.store.read import MaskStore
 
 MOST_BATCHES = 300
-MOST_GROWTH = 2000
+MOST_POINTS = 400
+"""Of a line."""
 
 
 def overlap(run: RunContents, key: str) -> Section | None:
@@ -40,8 +41,7 @@ def overlap(run: RunContents, key: str) -> Section | None:
         unions_CLE = _unions(masks, categories, names)
         labels = [(str(number), name) for number, name in enumerate(names, 1)]
         parts.append(matrix(jaccard_matrix(unions_CLE), labels, "categories (union of each)", f"{key}-categories"))
-    if num_batches <= MOST_GROWTH:
-        parts.append(_growth(masks.masks[:], f"{key}-growth"))
+    parts.append(_growth(masks.masks[:], f"{key}-growth"))
     if num_batches > MOST_BATCHES:
         parts.append(paragraph(f"For all pairs of {num_batches} batches see dist-moe inspect with the view overlap."))
     body = Markup('<div class="charts">{}</div>').format(joined(parts[1:]))
@@ -60,14 +60,14 @@ def _unions(masks: MaskStore, categories: np.ndarray, names: Sequence[str]) -> n
 
 def _growth(masks_BLE: np.ndarray, key: str) -> Markup:
     found = union_growth(masks_BLE)
-    numbers = [*range(1, len(masks_BLE) + 1)]
+    numbers_N = np.unique(np.linspace(1, len(masks_BLE), MOST_POINTS).round().astype(int))
     stored = np.logical_or.accumulate(masks_BLE.reshape(len(masks_BLE), -1), axis=0).sum(axis=1)
     low, high = found.mean_B - found.deviation_B, found.mean_B + found.deviation_B
     total = masks_BLE[0].size
     lines = [
-        Line("mean of all choices, and one standard deviation", numbers, found.mean_B.tolist(), low.tolist(),
-             high.tolist()),
-        Line("in the order of the batches", numbers, stored.tolist()),
+        Line("mean of all choices, and one standard deviation", numbers_N.tolist(),
+             *(values_B[numbers_N - 1].tolist() for values_B in (found.mean_B, low, high))),
+        Line("in the order of the batches", numbers_N.tolist(), stored[numbers_N - 1].tolist()),
     ]  # fmt: skip
     description = (
         f"One batch has {found.mean_B[0]:.1f} experts in the mean, all {len(masks_BLE)} together have "

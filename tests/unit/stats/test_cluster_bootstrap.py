@@ -65,7 +65,9 @@ def test_the_area_of_few_and_of_many_rows_is_that_of_whole_numbers(num_rows, num
     """Pairs are looked at, or rows sorted; the counts of pairs won are added as Python's integers here."""
     scores = GENERATOR.integers(0, num_scores, num_rows).astype(float)
     unsafe = GENERATOR.random(num_rows) < 0.4
+    unsafe[:2] = True, False
     weights = GENERATOR.integers(0, 4, (5, num_rows))
+    weights[:, :2] = 1  # so that there is a pair
     expected = []
     for row in weights.tolist():
         arms = [[(s, w) for s, w, u in zip(scores, row, unsafe, strict=True) if u == arm] for arm in (True, False)]

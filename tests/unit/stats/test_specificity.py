@@ -39,6 +39,22 @@ def test_categories_that_share_nothing_are_told_from_noise():
     assert category_specificity(masks_BLE, shuffled, 200, generator).p > 0.05
 
 
+def test_of_more_batches_some_are_compared_and_their_means_are_those_of_all(monkeypatch):
+    generator = np.random.default_rng(0)
+    categories = [name for name in "abc" for _ in range(100)]
+    likely_CX = np.repeat(np.where(generator.random((3, 60)) < 0.2, 0.8, 0.05), 100, axis=0)
+    masks_BLE = (generator.random((300, 60)) < likely_CX).reshape(300, 3, 20)
+    whole = category_specificity(masks_BLE, categories, 50, np.random.default_rng(0))
+    monkeypatch.setattr(specificity, "MOST_BATCHES", 100)
+    some = category_specificity(masks_BLE, categories, 50, np.random.default_rng(0))
+    assert (whole.num_batches, some.num_batches) == (300, 100)
+    assert (some.within, some.between) == pytest.approx((whole.within, whole.between), abs=0.02)
+    assert some.within - some.between > 0.1
+    assert some.p == whole.p == 1 / 51
+    shuffled = np.random.default_rng(1).permutation(categories)
+    assert category_specificity(masks_BLE, shuffled, 200, np.random.default_rng(0)).p > 0.05
+
+
 @pytest.mark.parametrize("categories", [("a",) * 4, ("a", "b", "c", "d")])
 def test_without_pairs_of_both_kinds_there_is_no_answer(categories):
     assert category_specificity(MASKS_BLE, categories, 10, np.random.default_rng(0)) is None
