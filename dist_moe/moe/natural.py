@@ -11,13 +11,13 @@ A token that has chosen none of the batch's experts is left alone. So is one tha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from dist_moe.moe.discover import MoELayer
-from dist_moe.moe.routing import TOPKS, Applied, Routing, lowest
+from dist_moe.moe.routing import TOPKS, Applied, InForce, Routing, lowest
 
 GATHERS = (torch.gather, torch.Tensor.gather)
 SCORES = (
@@ -28,29 +28,39 @@ SCORES = (
 """What makes scores of logits: afterwards, nothing is 0 and no more the lowest value."""
 
 
+class Memory(NamedTuple):
+    """Equal for two views of the same memory, if it was not written in between."""
+
+    address: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    version: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Memory:
+        return cls(tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor._version)
+
+
 class Natural(Routing):
     """Shapes as in `Watching`; k experts are what a token has chosen."""
 
-    def __init__(self, layer: MoELayer, batch_E: torch.Tensor, masked_T: torch.Tensor | None) -> None:
-        """`batch_E` are the batch's experts; all of them: nothing is dropped. `masked_T`: for which tokens."""
+    def __init__(self, layer: MoELayer, plan: InForce, masked_T: torch.Tensor | None) -> None:
+        """`masked_T`: to which tokens the plan applies; None: to all."""
         super().__init__(layer)
-        num_others = self.router_shape[0] - self.num_experts
-        self.batch_E, self.masked_T = batch_E, masked_T
-        self.batch_W = F.pad(batch_E, (0, num_others), value=False)
-        self.null_W = F.pad(torch.zeros_like(batch_E), (0, num_others), value=True)
+        self.plan, self.masked_T = plan, masked_T
+        self.batch_E = plan.allowed_LE[layer.index]
         self.scored = False
         self.index: torch.Tensor | None = None
         """Of the last choice among all experts."""
-        self.kept_TE = torch.ones_like(batch_E)[None]
+        self.dropping_T: torch.Tensor | None = None
+        self._looked_up: tuple[Memory, torch.Tensor, torch.Tensor | None] | None = None
 
     def enforce(self, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
-        kept_Tk, is_dropped_T = self._kept(index_Tk, weights_Tk != 0)
-        self.kept_TE = self.batch_E | ~is_dropped_T[:, None]
-        return weights_Tk.masked_fill(~kept_Tk, 0)
+        dropped_Tk, self.dropping_T = self._dropped(index_Tk, weights_Tk != 0)
+        return weights_Tk.masked_fill(dropped_Tk, 0)
 
     def _applied(self) -> Applied:
-        everything = torch.ones_like(self.batch_E)[None]
-        return Applied(everything, ~everything, 0.0, self.kept_TE)
+        return Applied(self.plan.everything_1E, self.plan.nothing_1E, 0.0, self.batch_E, self.dropping_T)
 
     def _given(self, logits: torch.Tensor) -> torch.Tensor:
         self.scored = False
@@ -72,18 +82,33 @@ class Natural(Routing):
         assert self.index is not None
         values_Tk = values.reshape(-1, values.shape[-1])
         is_logits = self._is_logits(source)
-        is_chosen_Tk = torch.ones_like(values_Tk, dtype=torch.bool) if is_logits else values_Tk != 0
-        kept_Tk, _ = self._kept(self.index.reshape(values_Tk.shape), is_chosen_Tk)
-        return values_Tk.masked_fill(~kept_Tk, lowest(values) if is_logits else 0).view_as(values)
+        dropped_Tk, _ = self._dropped(self.index.reshape(values_Tk.shape), None if is_logits else values_Tk != 0)
+        return values_Tk.masked_fill(dropped_Tk, lowest(values) if is_logits else 0).view_as(values)
 
-    def _kept(self, index_Tk: torch.Tensor, is_chosen_Tk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which of the chosen experts stay, and the tokens [T] of which others are dropped."""
-        index_Tk = index_Tk.clamp(max=len(self.batch_W) - 1)
-        inside_Tk = self.batch_W[index_Tk] & is_chosen_Tk
-        is_dropped_T = inside_Tk.any(1)
+    def _dropped(self, index_Tk: torch.Tensor, is_chosen_Tk: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of the experts are dropped, and the tokens [T] of which some may be. `is_chosen_Tk`: which of them are
+        chosen; None: all."""
+        inside_Tk, is_other_Tk = self._look_up(index_Tk)
+        if is_chosen_Tk is not None:
+            inside_Tk = inside_Tk & is_chosen_Tk
+        dropping_T = inside_Tk.any(1)
         if self.masked_T is not None:
-            is_dropped_T = is_dropped_T & self.masked_T
-        return inside_Tk | self.null_W[index_Tk] | ~is_dropped_T[:, None], is_dropped_T
+            dropping_T = dropping_T & self.masked_T
+        dropped_Tk = ~inside_Tk & dropping_T[:, None]
+        return dropped_Tk if is_other_Tk is None else dropped_Tk & ~is_other_Tk, dropping_T
+
+    def _look_up(self, index_Tk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Which are the batch's experts; and which are none of the routed ones, if the router scores such at all."""
+        memory = Memory.of(index_Tk)
+        if self._looked_up is not None and self._looked_up[0] == memory:
+            return self._looked_up[1:]
+        if self.router_shape[0] == self.num_experts:
+            inside_Tk, is_other_Tk = self.batch_E[index_Tk], None
+        else:
+            is_other_Tk = index_Tk >= self.num_experts
+            inside_Tk = self.batch_E[index_Tk.clamp(max=self.num_experts - 1)] & ~is_other_Tk
+        self._looked_up = memory, inside_Tk, is_other_Tk
+        return inside_Tk, is_other_Tk
 
     def _is_logits(self, source: torch.Tensor) -> bool:
         """Whether these are the router's logits, of whatever data type, and not what a family has made of them."""

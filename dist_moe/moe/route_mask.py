@@ -18,9 +18,9 @@ nothing else to choose), and costs nothing. With an all-true mask the result is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,7 @@ from torch import nn
 from dist_moe.moe.discover import MoELayer
 from dist_moe.moe.internals import named_arguments
 from dist_moe.moe.natural import Natural
-from dist_moe.moe.routing import TOPKS, Applied, Routing, Watching, lowest
+from dist_moe.moe.routing import TOPKS, Applied, InForce, Routing, Watching, lowest
 
 Fill = Literal["natural", "shrink", "best", "bias"]
 Scope = Literal["all", "unsafe"]
@@ -53,18 +53,26 @@ class RoutePlan:
     fill: Fill = "shrink"
     bias: float = 0.0
     scope: Scope = "all"
-    num_allowed_L: Sequence[int] = ()
-    """How many experts are allowed in each layer, for a plan in force: the host must not ask the device for it."""
 
     def most_active(self, layer: int) -> int | None:
         """The most experts that a token can have in a layer, of k or more; None: k."""
         is_fewer = self.fill == "shrink" and self.scope == "all"
         return int(self.allowed_LE[layer].sum()) if is_fewer else None
 
-    def on(self, device: torch.device) -> RoutePlan:
-        """The plan as it is put in force."""
-        allowed_LE = self.allowed_LE.to(device, non_blocking=True)
-        return replace(self, allowed_LE=allowed_LE, num_allowed_L=self.allowed_LE.sum(1).tolist())
+    def on(self, device: torch.device, most_scored: int) -> InForce:
+        """The plan as it is put in force. `most_scored`: no router scores more experts, routed or not."""
+        num_experts = self.allowed_LE.shape[1]
+        allowed_LW = F.pad(self.allowed_LE, (0, most_scored - num_experts), value=True).to(device, non_blocking=True)
+        everything_1E = torch.ones(1, num_experts, dtype=torch.bool, device=device)
+        return InForce(
+            fill=self.fill,
+            bias=self.bias,
+            num_allowed_L=self.allowed_LE.sum(1).tolist(),
+            allowed_LE=allowed_LW[:, :num_experts],
+            forbidden_LW=~allowed_LW,
+            everything_1E=everything_1E,
+            nothing_1E=~everything_1E,
+        )
 
 
 def routable(mask_LE: torch.Tensor) -> torch.Tensor:
@@ -82,13 +90,14 @@ class RouteMask:
 
     def __init__(self, layers: tuple[MoELayer, ...], top_k: int, device: torch.device) -> None:
         self.top_k = top_k
-        self.plan: RoutePlan | None = None
+        self.plan: InForce | None = None
         self.masked_T: torch.Tensor | None = None
         self.applied: list[Applied | None] = [None] * len(layers)
         self._device, self._shape_LE = device, (len(layers), layers[0].num_experts)
+        self._most_scored = max(layer.router_shape[0] for layer in layers)
         self._routing: dict[int, Watching] = {}
         self._read: list[torch.Tensor] | None = None
-        self._silence: RoutePlan | None = None
+        self._silence: InForce | None = None
         for layer in layers:
             layer.block.register_forward_pre_hook(self._enter(layer))
             layer.router.register_forward_pre_hook(self._at_router(layer, True))
@@ -98,7 +107,7 @@ class RouteMask:
 
     def set(self, plan: RoutePlan | None) -> None:
         """Put a plan in force, for all tokens; None: no mask."""
-        self.plan = None if plan is None else plan.on(self._device)
+        self.plan = None if plan is None else plan.on(self._device, self._most_scored)
         self.masked_T = None
         self.applied = [None] * len(self.applied)
 
@@ -122,7 +131,7 @@ class RouteMask:
         """
         assert self._silence is None
         assert not silent_LE.all(1).any(), "a layer has no expert left"
-        self._silence = RoutePlan(~silent_LE, "shrink").on(self._device)
+        self._silence = RoutePlan(~silent_LE, "shrink").on(self._device, self._most_scored)
         try:
             yield
         finally:
@@ -147,17 +156,19 @@ class RouteMask:
     def applied_LE(self) -> torch.Tensor:
         """bool [L, E]: the experts that the routers have left to every token in their last pass."""
         everything_E = torch.ones(self._shape_LE[1], dtype=torch.bool, device=self._device)
-        return torch.stack([everything_E if a is None else (a.allowed_TE & a.kept_TE).all(0) for a in self.applied])
+        return torch.stack([everything_E if a is None else a.to_all_E() for a in self.applied])
 
-    def _new(self, layer: MoELayer, plan: RoutePlan) -> Routing:
+    def _new(self, layer: MoELayer, plan: InForce) -> Routing:
         if plan.fill == "natural":
-            return Natural(layer, plan.allowed_LE[layer.index], self.masked_T)
+            return Natural(layer, plan, self.masked_T)
         return Masked(layer, plan, self.masked_T, self.top_k)
 
     def _enter(self, layer: MoELayer) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
             self.applied[layer.index] = None
             plan = self.plan or self._silence
+            if plan is not None and plan.is_open(layer.index):
+                plan = None
             if plan is None and self._read is None:
                 return
             routing = Watching(layer) if plan is None else self._new(layer, plan)
@@ -203,18 +214,18 @@ class RouteMask:
 class Masked(Routing):
     """While entered, applies one layer's plan to the router's logits and to top-k over experts."""
 
-    def __init__(self, layer: MoELayer, plan: RoutePlan, masked_T: torch.Tensor | None, top_k: int) -> None:
+    def __init__(self, layer: MoELayer, plan: InForce, masked_T: torch.Tensor | None, top_k: int) -> None:
         super().__init__(layer)
-        self.plan = plan
-        self.allowed_E = plan.allowed_LE[layer.index]
+        self.plan, at = plan, slice(layer.index, layer.index + 1)
+        num_scored = self.router_shape[0]
         self.num_missing = top_k - plan.num_allowed_L[layer.index] if plan.fill == "best" else 0
-        num_others = self.router_shape[0] - self.num_experts
-        self.allowed = F.pad(self.allowed_E, (0, num_others), value=True)[None]
-        """bool [1, W], or [T, W] where tokens differ: `scope: unsafe`, and `best`, which adds others for each token."""
-        self.lifted = F.pad(self.allowed_E & ~self.allowed_E.all(), (0, num_others))[None]
+        self.forbidden = plan.forbidden_LW[at, :num_scored]
+        """bool [1, W], or [T, W] where tokens differ: `scope: unsafe`, and `best`, which allows each token others."""
+        self.lifted_TE = plan.allowed_LE[at] if plan.fill == "bias" else plan.nothing_1E
         if masked_T is not None:
-            self.allowed = self.allowed | ~masked_T[:, None]
-            self.lifted = self.lifted & masked_T[:, None]
+            self.forbidden = self.forbidden & masked_T[:, None]
+            if plan.fill == "bias":
+                self.lifted_TE = self.lifted_TE & masked_T[:, None]
 
     def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.plan.fill != "bias":
@@ -225,28 +236,27 @@ class Masked(Routing):
         return func(*args, **kwargs)
 
     def _applied(self) -> Applied:
-        allowed_TE, lifted_TE = self.allowed[:, : self.num_experts], self.lifted[:, : self.num_experts]
-        everything = torch.ones_like(self.allowed_E)[None]
-        if self.plan.fill == "bias":
-            return Applied(torch.ones_like(allowed_TE), lifted_TE, self.plan.bias, everything)
-        return Applied(allowed_TE, torch.zeros_like(lifted_TE), 0.0, everything)
+        plan = self.plan
+        allowed_TE = plan.everything_1E if plan.fill == "bias" else ~self.forbidden[:, : self.num_experts]
+        bias = plan.bias if plan.fill == "bias" else 0.0
+        return Applied(allowed_TE, self.lifted_TE, bias, plan.everything_1E[0], None)
 
     def enforce(self, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
         if self.plan.fill == "bias":
             return weights_Tk
-        allowed = self.allowed[:, : self.num_experts].expand(len(index_Tk), -1)
-        kept = allowed.gather(1, index_Tk.clamp(max=self.num_experts - 1)) | (index_Tk >= self.num_experts)
-        return weights_Tk.masked_fill(~kept, 0)
+        forbidden = self.forbidden.expand(len(index_Tk), -1)
+        return weights_Tk.masked_fill(forbidden.gather(1, index_Tk), 0)
 
     def _given(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [..., W]."""
         flat_TW = logits.reshape(-1, logits.shape[-1])
         if self.plan.fill == "bias":
-            return (flat_TW + self.plan.bias * self.lifted.to(flat_TW.dtype)).view_as(logits)
+            lifted = F.pad(self.lifted_TE, (0, self.router_shape[0] - self.num_experts))
+            return (flat_TW + self.plan.bias * lifted.to(flat_TW.dtype)).view_as(logits)
         if self.num_missing > 0:
-            others_TW = flat_TW.detach().masked_fill(self.allowed, torch.finfo(logits.dtype).min)
+            others_TW = flat_TW.detach().masked_fill(~self.forbidden, torch.finfo(logits.dtype).min)
             best = others_TW.topk(self.num_missing).indices
-            self.allowed = self.allowed.expand(len(flat_TW), -1).scatter(1, best, True)
+            self.forbidden = self.forbidden.expand(len(flat_TW), -1).scatter(1, best, False)
         return self._forbid(logits)
 
     def _top_k(self, func: Callable[..., Any], scores: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -260,12 +270,13 @@ class Masked(Routing):
 
     def _top_k_of_groups(self, func: Callable[..., Any], scores_TGM: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The values rank the groups by their sum: forbidden experts add 0, and a group of only such is last."""
-        allowed_TGM = self.allowed[:, : self.num_experts].reshape(-1, *scores_TGM.shape[1:]).expand_as(scores_TGM)
-        values, index = func(scores_TGM.masked_fill(~allowed_TGM, lowest(scores_TGM)), *args, **kwargs)
-        lacking = allowed_TGM.any(-1, keepdim=True) & ~allowed_TGM.gather(-1, index)
+        forbidden = self.forbidden[:, : self.num_experts].reshape(-1, *scores_TGM.shape[1:])
+        forbidden_TGM = forbidden.expand_as(scores_TGM)
+        values, index = func(scores_TGM.masked_fill(forbidden_TGM, lowest(scores_TGM)), *args, **kwargs)
+        lacking = ~forbidden_TGM.all(-1, keepdim=True) & forbidden_TGM.gather(-1, index)
         return torch.return_types.topk((values.masked_fill(lacking, 0), index))
 
     def _forbid(self, scores: torch.Tensor) -> torch.Tensor:
         """scores [..., W or E], with the lowest value on forbidden experts."""
         flat_TW = scores.reshape(-1, scores.shape[-1])
-        return flat_TW.masked_fill(~self.allowed[:, : flat_TW.shape[1]], lowest(scores)).view_as(scores)
+        return flat_TW.masked_fill(self.forbidden[:, : flat_TW.shape[1]], lowest(scores)).view_as(scores)

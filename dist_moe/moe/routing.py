@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,40 @@ class Applied:
     lifted_TE: torch.Tensor
     """Experts whose logits were lifted by `bias`."""
     bias: float
-    kept_TE: torch.Tensor
-    """Experts that stay active where they are chosen."""
+    kept_E: torch.Tensor
+    """bool: experts that stay active where they are chosen."""
+    dropping_T: torch.Tensor | None
+    """bool: tokens of whose choice the other experts were dropped; None: all experts stay active everywhere."""
+
+    @classmethod
+    def nothing(cls, everything_E: torch.Tensor) -> Applied:
+        """No mask at all; `everything_E` is all true."""
+        everything_1E = everything_E[None]
+        return cls(everything_1E, ~everything_1E, 0.0, everything_E, None)
+
+    def to_all_E(self) -> torch.Tensor:
+        """bool: experts that every token could choose and would have kept."""
+        allowed_E = self.allowed_TE.all(0)
+        return allowed_E if self.dropping_T is None else allowed_E & (self.kept_E | ~self.dropping_T.any())
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A plan (route_mask.py) on its device, with what each layer and pass needs of it, which is made once."""
+
+    fill: str
+    bias: float
+    num_allowed_L: Sequence[int]
+    """Known to the host, which must not ask the device for it."""
+    allowed_LE: torch.Tensor
+    forbidden_LW: torch.Tensor
+    """The others of the E experts; false for whatever routers score beside these."""
+    everything_1E: torch.Tensor
+    nothing_1E: torch.Tensor
+
+    def is_open(self, layer: int) -> bool:
+        """Whether a layer is left as it is."""
+        return self.num_allowed_L[layer] == self.allowed_LE.shape[1]
 
 
 class Watching(TorchFunctionMode):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from dist_moe.moe.routing import Applied
 from dist_moe.parallel.comm import Comm
 from dist_moe.stats.masks import mask_hash
 from dist_moe.stats.names import expert_name
+from dist_moe.training.calls import Call, Calls, Rule
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promises
 from dist_moe.training.rounds import EXPERTS, Trained
@@ -50,12 +50,11 @@ class MaskMonitor:
     ) -> None:
         self.model, self.optimizer, self.comm = model, optimizer, comm
         self.settings, self.promises = settings, promises
-        shape_LE = (model.shape.num_layers, model.shape.num_experts)
-        self._sent_LE = torch.zeros(shape_LE, dtype=torch.int64, device=comm.device)
-        self._outside_LE = torch.zeros_like(self._sent_LE)
-        self._misrouted_L = torch.zeros_like(self._sent_LE[:, 0])
-        self._rows_2 = torch.zeros_like(self._sent_LE[0, :2])
-        self._live_T: torch.Tensor | None = None
+        self._shape_LE = (model.shape.num_layers, model.shape.num_experts)
+        self._calls = Calls(*self._shape_LE, comm.device)
+        self._no_mask = Applied.nothing(torch.ones(self._shape_LE[1], dtype=torch.bool, device=comm.device))
+        self._rows_2 = torch.zeros(2, dtype=torch.int64, device=comm.device)
+        self._watching = False
         slot_LE = torch.stack([layer.key_E - layer.comm.rank * layer.num_slots for layer in model.layers])
         num_slots = model.layers[0].num_slots
         self._is_local_LE, self._slot_LE = (slot_LE >= 0) & (slot_LE < num_slots), slot_LE.clamp(0, num_slots - 1)
@@ -69,48 +68,50 @@ class MaskMonitor:
         self._promise, self._trained = self.promises(batch_id), trained
         mask_LE = torch.from_numpy(self._promise.mask_LE)
         self._moving_LE = self._promise.mask_LE & trained.experts
-        self._rule = _rule(mask_LE, self.model.shape.top_k, self.settings).to(self.comm.device)
-        for counted in (self._sent_LE, self._outside_LE, self._misrouted_L, self._rows_2):
-            counted.zero_()
-        torch._foreach_zero_([layer.received_S for layer in self.model.layers])
+        rule = Rule.of(mask_LE, self.model.shape.top_k, self.settings)
+        self._calls.begin(rule.to(self.comm.device), self.settings.route_bias)
+        torch._foreach_zero_([self._rows_2, *(layer.received_S for layer in self.model.layers)])
         try:
             yield
         finally:
-            self._live_T = None
+            self._watching = False
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Context manager for a forward pass that is not part of the step."""
-        before, self._live_T = self._live_T, None
+        before, self._watching = self._watching, False
         received = [layer.received_S.clone() for layer in self.model.layers]
         try:
             yield
         finally:
-            self._live_T = before
+            self._watching = before
             for layer, received_S in zip(self.model.layers, received, strict=True):
                 layer.received_S.copy_(received_S)
 
     def watch(self, batch: TokenBatch) -> None:
         """Announce the rows of the next forward pass, and of its recomputation in the backward pass."""
-        self._live_T = batch.live.reshape(-1)
-        everywhere = self.settings.scope == "all"
-        self._masked_T = self._live_T & (batch.is_unsafe.reshape(-1) | everywhere)
+        live_T, unsafe_T = batch.live.reshape(-1), batch.is_unsafe.reshape(-1)
+        self._calls.tokens(live_T, live_T if self.settings.scope == "all" else live_T & unsafe_T)
+        self._watching = True
         begins = batch.own & batch.begins
         self._rows_2 += torch.stack([begins.sum(), (begins & batch.is_unsafe).sum()])
 
     def check(self) -> str:
         """Assert that the step is as the store says for the batch; returns the hash of the experts that were seen."""
         promise = self._promise
+        self._calls.look()
         mine = [*self._wrong_buffers(), *self._wrong_dense()]
-        told = torch.zeros(self._sent_LE.numel() + 1, dtype=torch.int64)  # what the host knows: movable, number wrong
+        num_layers, num_experts = self._shape_LE
+        # what the host knows: movable, number wrong
+        told = torch.zeros(num_layers * num_experts + 1, dtype=torch.int64)
         for layer, expert in self.optimizer.owned_active:
-            told[layer * self._sent_LE.shape[1] + expert] += 1
+            told[layer * num_experts + expert] += 1
         told[-1] = len(mine)
-        tables = (self._sent_LE, self._received_LE(), self._outside_LE)
-        parts = [*(table.flatten() for table in tables), self._misrouted_L, self._rows_2]
+        tables = (self._calls.sent_LE, self._received_LE(), self._calls.outside_LE)
+        parts = [*(table.flatten() for table in tables), self._calls.misrouted_L, self._rows_2]
         parts.append(told.to(self.comm.device, non_blocking=True))
         seen = self.comm.sum_(torch.cat(parts)).cpu().split([part.numel() for part in parts])
-        sent, received, outside, movable = (part.view(self._sent_LE.shape) for part in (*seen[:3], seen[5][:-1]))
+        sent, received, outside, movable = (part.view(self._shape_LE) for part in (*seen[:3], seen[5][:-1]))
         misrouted, (num_rows, num_unsafe), num_wrong = seen[3], seen[4].tolist(), int(seen[5][-1])
         if num_wrong:
             raise AssertionError(next(lines[0] for lines in self.comm.gather(mine) if lines))
@@ -131,47 +132,13 @@ class MaskMonitor:
 
     def _at_experts(self, index: int) -> Any:
         def hook(experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._live_T is None:
+            if not self._watching:
                 return
             named = named_arguments(args, kwargs)
-            has_own_T = self._count_sent(index, named["top_k_index"], named["top_k_weights"])
-            self._misrouted_L[index] += (self._is_misrouted(index, has_own_T) & self._live_T).sum()
+            applied = self.model.route_mask.applied[index] or self._no_mask
+            self._calls.add(Call(index, named["top_k_index"], named["top_k_weights"].detach(), applied))
 
         return hook
-
-    def _count_sent(self, index: int, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
-        """Count where a layer's tokens go, and find tokens that go to more experts outside the mask than allowed.
-
-        Returns which of the masked tokens go to an expert of the batch: bool [T].
-        """
-        assert self._live_T is not None
-        num_experts = self._sent_LE.shape[1]
-        used_Tk = (weights_Tk != 0) & (index_Tk < num_experts) & self._live_T[:, None]
-        expert_Tk = index_Tk.clamp(max=num_experts - 1)
-        masked_Tk = used_Tk & self._masked_T[:, None]
-        has_own_T = (masked_Tk & self._rule.kept_LE[index][expert_Tk]).any(1)
-        outside_Tk = masked_Tk & ~self._rule.allowed_LE[index][expert_Tk]
-        outside_Tk = outside_Tk & (outside_Tk.sum(1, keepdim=True) > self._rule.num_added_L[index])
-        outside_Tk = outside_Tk | (masked_Tk & ~self._rule.kept_LE[index][expert_Tk] & has_own_T[:, None])
-        for counted, pairs_Tk in ((self._sent_LE, used_Tk), (self._outside_LE, outside_Tk)):
-            counted[index].scatter_add_(0, expert_Tk.reshape(-1), pairs_Tk.reshape(-1).long())
-        return has_own_T
-
-    def _is_misrouted(self, index: int, has_own_T: torch.Tensor) -> torch.Tensor:
-        """Tokens [T] to which a layer's router applied another mask than it should."""
-        allowed_E, lifted_E = self._rule.allowed_LE[index], self._rule.lifted_LE[index]
-        everything, nothing = torch.ones_like(allowed_E)[None], torch.zeros_like(allowed_E)[None]
-        applied = self.model.route_mask.applied[index] or Applied(everything, nothing, 0.0, everything)
-        kept_TE = self._rule.kept_LE[index] | ~has_own_T[:, None]
-        free = applied.allowed_TE.all(1) & ~applied.lifted_TE.any(1)
-        lacks = (allowed_E & ~applied.allowed_TE).any(1)
-        adds_others = (applied.allowed_TE & ~allowed_E).sum(1) != self._rule.num_added_L[index]
-        lifts_others = (applied.lifted_TE != lifted_E).any(1)
-        if applied.bias != self.settings.route_bias:
-            lifts_others = lifts_others | lifted_E.any()
-        return torch.where(self._masked_T, lacks | adds_others | lifts_others, ~free) | (
-            applied.kept_TE != kept_TE
-        ).any(1)
 
     def _received_LE(self) -> torch.Tensor:
         """Number of rows that each of this rank's experts received."""
@@ -210,38 +177,6 @@ class MaskMonitor:
             used = in_use(self.model.module, name)
             if used is not self.model.dense[name] or used is not dense.weights.get(name):
                 yield f"rank {rank}: the model does not compute with the {name} that would be updated"
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """What routing may do under the mask, layer by layer."""
-
-    allowed_LE: torch.Tensor
-    """Experts that can be chosen."""
-    num_added_L: torch.Tensor
-    """Number of additional experts."""
-    lifted_LE: torch.Tensor
-    kept_LE: torch.Tensor
-    """Where a token is sent to one of these, it is sent to no other."""
-
-    def to(self, device: torch.device) -> _Rule:
-        return _Rule(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
-
-
-def _rule(mask_LE: torch.Tensor, top_k: int, settings: TrainConfig) -> _Rule:
-    """The rule of docs/design.md. A layer whose mask is empty or full is not restricted, nor is any layer in mode
-    update."""
-    is_masked_L1 = mask_LE.any(1, keepdim=True) & ~mask_LE.all(1, keepdim=True) & (settings.mode == "route")
-    named_LE, nothing_LE = torch.where(is_masked_L1, mask_LE, True), torch.zeros_like(mask_LE)
-    num_missing_L = (top_k - named_LE.sum(1)).clamp(min=0)
-    none_L, everything_LE = torch.zeros_like(num_missing_L), torch.ones_like(mask_LE)
-    if settings.fill == "natural":
-        return _Rule(everything_LE, none_L, nothing_LE, named_LE)
-    if settings.fill == "bias":
-        return _Rule(everything_LE, none_L, mask_LE & is_masked_L1, everything_LE)
-    if settings.fill == "best":
-        return _Rule(named_LE, num_missing_L, nothing_LE, everything_LE)
-    return _Rule(named_LE, none_L, nothing_LE, everything_LE)
 
 
 def _is_row(views: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:

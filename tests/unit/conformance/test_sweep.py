@@ -185,16 +185,16 @@ def test_route_fails_without_a_mask(specimen: Specimen, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        (lambda kept_Tk, dropped_T: (torch.ones_like(kept_Tk), dropped_T), "keeps a forbidden expert"),
-        (lambda kept_Tk, dropped_T: (kept_Tk & (kept_Tk.cumsum(1) < 2), dropped_T), "(natural)"),
+        (lambda dropped_Tk, dropping_T: (torch.zeros_like(dropped_Tk), dropping_T), "keeps a forbidden expert"),
+        (lambda dropped_Tk, dropping_T: (dropped_Tk | ((~dropped_Tk).cumsum(1) > 1), dropping_T), "(natural)"),
     ],
     ids=["nothing is dropped", "the batch's second expert is dropped"],
 )
 def test_route_fails_on_another_natural_choice(
     specimen: Specimen, monkeypatch: pytest.MonkeyPatch, broken: Any, says: str
 ) -> None:
-    kept = Natural._kept
-    monkeypatch.setattr(Natural, "_kept", lambda self, *given: broken(*kept(self, *given)))
+    dropped = Natural._dropped
+    monkeypatch.setattr(Natural, "_dropped", lambda self, *given: broken(*dropped(self, *given)))
     with pytest.raises(CheckError) as error:
         checks.route(specimen)
     assert says in str(error.value)
