@@ -72,6 +72,8 @@ class Counts:
     """Copies to the device for which the host does not wait."""
     launches: Counter[str] = field(default_factory=Counter)
     """Operations with a kernel, by name."""
+    places: Counter[str] = field(default_factory=Counter)
+    """The same by line of code."""
     num_bytes: int = 0
     """Of all tensors that are alive."""
     peak_bytes: int = 0
@@ -81,7 +83,7 @@ class Counts:
 
     def reset(self) -> None:
         """Count from here on; what is alive stays counted as memory."""
-        for counted in (self.waits, self.uploads, self.launches):
+        for counted in (self.waits, self.uploads, self.launches, self.places):
             counted.clear()
         gc.collect()
         self.peak_bytes = self.base_bytes = self.num_bytes
@@ -206,6 +208,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         wrap = _checked(func, name, args, kwargs, tensors)
     if wrap and not func.is_view and name not in NO_KERNEL:
         COUNTS.launches[name] += 1
+        COUNTS.places[_place()] += 1
     inner_kwargs = tree_map(_inner, kwargs)
     if to_fake:
         inner_kwargs["device"] = torch.device("cpu")

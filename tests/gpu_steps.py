@@ -60,9 +60,16 @@ class Stepped:
     """A tiny model of a family and its step on a device."""
 
     def __init__(
-        self, family: str, comm: Comm, settings: TrainConfig, mask_LE: torch.Tensor, dtype: torch.dtype
+        self,
+        family: str,
+        comm: Comm,
+        settings: TrainConfig,
+        mask_LE: torch.Tensor,
+        dtype: torch.dtype,
+        **changes: Any,
     ) -> None:
-        self.model = adopt(build(family).to(dtype), comm)
+        """`changes` are of the model's configuration."""
+        self.model = adopt(build(family, **changes).to(dtype), comm)
         self.mask_LE = mask_LE[: self.model.shape.num_layers, : self.model.shape.num_experts].clone()
         optimizer = SelectiveAdamW(self.model.layers, self.mask_LE, Mesh.one_replica(comm), lr=1e-3, max_norm=1.0)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -92,14 +99,15 @@ def step(
     num_micro: int = 1,
     share: float = 0.35,
     compare: bool = False,
+    **changes: Any,
 ) -> Result:
-    """What a step costs on the fake GPU. To compare: its loss there and on the CPU, how far the weights have moved, and
-    how far apart they are afterwards."""
+    """What a step costs on the fake GPU, of a model with changes of its configuration. To compare: its loss there and
+    on the CPU, how far the weights have moved, and how far apart they are afterwards."""
     config, kind = TrainConfig(**settings), getattr(torch, dtype)
     batches = [batch(4, seed) for seed in range(num_micro)]
     mask_LE = random_mask(share)
     with FakeGpu() as counts:
-        found = Stepped(family, SoloComm(DEVICE), config, mask_LE, kind)
+        found = Stepped(family, SoloComm(DEVICE), config, mask_LE, kind, **changes)
         counts.reset()
         loss = found.run(batches)
         result = _result(counts) | {"active": int(found.mask_LE.sum())}
@@ -197,5 +205,6 @@ def _result(counts: Counts) -> Result:
         "waits": dict(counts.waits),
         "uploads": dict(counts.uploads),
         "launches": dict(counts.launches),
+        "places": dict(counts.places),
         "peak_bytes": counts.peak_bytes - counts.base_bytes,
     }

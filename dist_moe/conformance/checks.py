@@ -92,7 +92,7 @@ def route(specimen: Specimen) -> None:
 def _masked(specimen: Specimen, model: MoEModel, plan: RoutePlan, what: str) -> torch.Tensor:
     """Forward and backward under a plan; the tokens that each expert received, [L, E]."""
     for layer in model.layers:
-        layer.received_S.zero_()
+        layer.ended_S.zero_()
     model.route_mask.set(plan)
     logits = specimen.logits(model.module)
     logits.float().square().mean().backward()

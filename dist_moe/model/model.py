@@ -90,7 +90,7 @@ class MoEModel:
             stack.enter_context(self.route_mask.restored())
             for layer in self.layers:
                 stack.enter_context(layer.restored())
-                layer.grads = {}
+                layer.grads, layer.unwritten = {}, set()
                 layer.most_active = None if route is None else route.most_active(layer.index)
             train_from(self.layers, len(self.layers) if first_layer is None else first_layer)
             if dense:

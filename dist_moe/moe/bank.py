@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dist_moe.moe.discover import EXPERT_WEIGHTS, MoELayer
@@ -45,6 +46,21 @@ class FlatLayout:
         return {name: flat[..., start:stop].unflatten(-1, shape) for name, shape, start, stop in self.parts}
 
 
+class Numbers:
+    """0, 1, 2, ... on a device, made once for all layers and passes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._made: dict[torch.dtype, torch.Tensor] = {}
+
+    def __call__(self, num: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """The first `num` of them; to be read only."""
+        made = self._made.get(dtype)
+        if made is None or len(made) < num:
+            self._made[dtype] = made = torch.arange(num, dtype=dtype, device=self._device)
+        return made[:num]
+
+
 @dataclass(slots=True)
 class ExpertLayer:
     """One layer's experts on this rank."""
@@ -54,8 +70,11 @@ class ExpertLayer:
     comm: Comm
     local: list[int]
     """This rank's experts, in the order of their slots."""
-    key_E: torch.Tensor
-    """rank * num_slots + slot of each expert. Sorting by it groups tokens by rank, then by expert."""
+    keys: torch.Tensor
+    """int32 [E + 1]: rank * num_slots + slot of each expert, and for what is nobody's the first key past all of these.
+    Sorting by it groups tokens by rank, then by expert."""
+    scores_others: bool
+    """Whether routers may choose what is no expert of the E: null experts, with numbers from E on."""
     num_slots: int
     flat_SN: torch.Tensor
     """Of each slot, all weights."""
@@ -64,8 +83,9 @@ class ExpertLayer:
     layout: FlatLayout
     transposed: bool
     """Weights are [in, out] instead of [out, in]."""
-    received_S: torch.Tensor
-    """int64: how many rows each slot's expert has received, from all ranks, since this was last zeroed."""
+    numbers: Numbers
+    ended_S: torch.Tensor
+    """int64: where each slot's rows ended, summed over all passes since this was last zeroed."""
     live_T: torch.Tensor | None = None
     """bool [T]: the real tokens; others (padding) are not sent to any expert. None: all are real."""
     num_live: int | None = None
@@ -77,6 +97,18 @@ class ExpertLayer:
     grads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     """Slot -> weight name -> fp32 view in which the gradient is summed. Contains only the batch's trained experts.
     Which these are must be known before the forward pass."""
+    unwritten: set[str] = field(default_factory=set)
+    """Names of weights whose views in `grads` have no values yet: the first gradient is written there, not added."""
+
+    @property
+    def key_E(self) -> torch.Tensor:
+        """A view of the experts' keys."""
+        return self.keys[:-1]
+
+    @property
+    def received_S(self) -> torch.Tensor:
+        """int64: how many rows each slot's expert has received, from all ranks, since `ended_S` was last zeroed."""
+        return torch.diff(self.ended_S, prepend=self.ended_S.new_zeros(1))
 
     @property
     def up_name(self) -> str:
@@ -112,11 +144,11 @@ class ExpertLayer:
     def restored(self) -> Iterator[None]:
         """Context manager: on leaving, what was set for a batch before entering is set again, also after an
         exception."""
-        before = self.live_T, self.num_live, self.most_active, self.anchor, self.grads
+        before = self.live_T, self.num_live, self.most_active, self.anchor, self.grads, self.unwritten
         try:
             yield
         finally:
-            self.live_T, self.num_live, self.most_active, self.anchor, self.grads = before
+            self.live_T, self.num_live, self.most_active, self.anchor, self.grads, self.unwritten = before
 
 
 def expert_weights(experts: nn.Module) -> list[str]:
@@ -126,9 +158,9 @@ def expert_weights(experts: nn.Module) -> list[str]:
 
 def train_from(layers: tuple[ExpertLayer, ...], first_layer: int) -> None:
     """Make autograd run from this MoE layer on: no activations are kept below it. Must be the same on all ranks."""
+    anchor = torch.zeros((), device=layers[0].comm.device, requires_grad=True)
     for layer in layers:
-        anchored = layer.index >= first_layer
-        layer.anchor = torch.zeros((), device=layer.comm.device, requires_grad=True) if anchored else None
+        layer.anchor = anchor if layer.index >= first_layer else None
 
 
 def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm) -> tuple[ExpertLayer, ...]:
@@ -136,7 +168,7 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
 
     Afterwards the modules have no expert parameters; their forward uses the "dist_moe" experts implementation.
     """
-    taken = []
+    taken, numbers = [], Numbers(comm.device)
     for layer in layers:
         weights = {name: layer.experts.get_parameter(name).detach() for name in expert_weights(layer.experts)}
         layout = FlatLayout.of(weights)
@@ -148,19 +180,22 @@ def take_experts(layers: tuple[MoELayer, ...], placement: Placement, comm: Comm)
             del layer.experts._parameters[name]
         num_slots = placement.num_slots
         key_E = placement.owner_LE[layer.index] * num_slots + placement.slot_LE[layer.index]
+        keys = F.pad(key_E, (0, 1), value=comm.size * num_slots).to(torch.int32)
         taken.append(
             ExpertLayer(
                 index=layer.index,
                 module=layer.experts,
                 comm=comm,
                 local=placement.local(layer.index, comm.rank),
-                key_E=key_E.to(comm.device),
+                keys=keys.to(comm.device),
+                scores_others=layer.router_shape[0] > layer.num_experts or layer.num_null_experts > 0,
                 num_slots=num_slots,
                 flat_SN=flat_SN,
                 bank=bank,
                 layout=layout,
                 transposed=bool(layer.experts.is_transposed),
-                received_S=torch.zeros(num_slots, dtype=torch.int64, device=comm.device),
+                numbers=numbers,
+                ended_S=torch.zeros(num_slots, dtype=torch.int64, device=comm.device),
             )
         )
         setattr(layer.experts, ATTRIBUTE, taken[-1])

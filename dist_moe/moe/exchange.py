@@ -29,11 +29,12 @@ class Here:
         self.most_tokens = layer.most_tokens(len(key_Tk))
         self.most_pairs = layer.most_pairs(*key_Tk.shape)
         self._slot_Tk = key_Tk
+        self.is_one_Uk = key_Tk < layer.num_slots
 
     def there(
         self, hidden_TH: torch.Tensor, weights_Tk: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return hidden_TH, weights_Tk, self._slot_Tk
+        return hidden_TH, weights_Tk * self.is_one_Uk, self._slot_Tk
 
     def grads_there(self, dout_TH: torch.Tensor) -> torch.Tensor:
         return dout_TH
@@ -49,6 +50,8 @@ class Exchange:
     """No more tokens arrive than this, as far as the host knows."""
     most_pairs: int
     """They have no more experts here than this, together."""
+    is_one_Uk: torch.Tensor
+    """bool: which of their experts are here; after `there`."""
 
     def __init__(self, key_Tk: torch.Tensor, layer: ExpertLayer) -> None:
         """Every key is that of `ExpertLayer.key_E`; a pair that is dropped has the first one past all of them.
@@ -70,7 +73,7 @@ class Exchange:
         order = order[: sum(self.send)]
         self._token_n = order // width
         self._is_sent_Tw = to_Tw < size
-        self._row_Tw = torch.zeros_like(to_Tw)
+        self._row_Tw = torch.zeros_like(to_Tw, dtype=torch.int64)
         self._row_Tw.view(-1)[order] = torch.arange(len(order), device=order.device)
 
     def there(
@@ -84,9 +87,10 @@ class Exchange:
         widths = [hidden_TH.shape[1], *(2 * key_Tk.shape[1:])]
         columns_TX = torch.cat([hidden_TH, weights_Tk.to(hidden_TH.dtype), key_Tk], 1)
         hidden_UH, weights_Uk, key_Uk = self._sent(columns_TX).split(widths, 1)
-        slot_Uk = key_Uk.contiguous().view(integer).long() - self.comm.rank * self.num_slots
-        is_here_Uk = (slot_Uk >= 0) & (slot_Uk < self.num_slots)
-        return hidden_UH, weights_Uk.masked_fill(~is_here_Uk, 0), slot_Uk.masked_fill(~is_here_Uk, self.num_slots)
+        slot_Uk = key_Uk.contiguous().view(integer).to(self._key_Tk.dtype) - self.comm.rank * self.num_slots
+        self.is_one_Uk = (slot_Uk >= 0) & (slot_Uk < self.num_slots)
+        is_none_Uk = ~self.is_one_Uk
+        return hidden_UH, weights_Uk.masked_fill(is_none_Uk, 0), slot_Uk.masked_fill(is_none_Uk, self.num_slots)
 
     def grads_there(self, dout_TH: torch.Tensor) -> torch.Tensor:
         """[T, H] -> [U, H]."""
@@ -120,5 +124,5 @@ def one_at_least(rows: torch.Tensor) -> torch.Tensor:
 
 def _counts(sorted_n: torch.Tensor, size: int) -> torch.Tensor:
     """How often each of 0 ... size - 1 is there, [size]."""
-    ends = torch.searchsorted(sorted_n, torch.arange(size, device=sorted_n.device), right=True)
+    ends = torch.searchsorted(sorted_n, torch.arange(size, dtype=sorted_n.dtype, device=sorted_n.device), right=True)
     return torch.diff(ends, prepend=ends.new_zeros(1))

@@ -38,23 +38,21 @@ class _Rows:
 
     def __init__(self, slot_Uk: torch.Tensor, exchange: Here | Exchange, layer: ExpertLayer) -> None:
         """A slot past the last one is nobody's."""
-        self.layer, device = layer, slot_Uk.device
+        self.layer = layer
         slot, order = torch.sort(slot_Uk.reshape(-1), stable=True)
-        ends_S = torch.searchsorted(slot, torch.arange(layer.num_slots, device=device), right=True)
-        layer.received_S += torch.diff(ends_S, prepend=ends_S.new_zeros(1))
+        ends_S = torch.searchsorted(slot, layer.numbers(layer.num_slots, slot.dtype), right=True, out_int32=True)
+        layer.ended_S += ends_S
         num_rows = known(ends_S[-1], exchange.most_pairs)
         self.most_tokens = exchange.most_tokens
         self.slot_m = slot[:num_rows]
-        self.ends = ends_S[: len(layer.local)].to(torch.int32)
+        self.ends = ends_S[: len(layer.local)]
         # the first row is computed, also where it is a dropped pair's
         self.ends[-1:].clamp_(min=min(1, num_rows))
         self.pair_m = order[:num_rows]
         self.token_m = self.pair_m // slot_Uk.shape[1]
-        self.is_one_Uk = slot_Uk < layer.num_slots
-        self.row_Uk = torch.zeros_like(slot_Uk)
-        self.row_Uk.view(-1)[self.pair_m] = torch.arange(num_rows, device=device).where(
-            self.slot_m < layer.num_slots, 0
-        )
+        self.is_one_Uk = exchange.is_one_Uk
+        place = torch.empty_like(order).scatter_(0, order, layer.numbers(len(order)))
+        self.row_Uk = place.view_as(slot_Uk) * self.is_one_Uk
 
     def per_token(self, rows_m: torch.Tensor) -> torch.Tensor:
         """[m] -> [U, k], 0 where there is no row."""
@@ -70,7 +68,7 @@ class _Rows:
         if not slots:
             return None
         most = min(len(self.slot_m), self.most_tokens * len(slots))  # no token is sent to an expert twice
-        return trained_rows(slots, self.ends, self.slot_m, self.layer.num_slots, most)
+        return trained_rows(slots, self.ends, self.slot_m, self.layer, most)
 
 
 class _Linear:
@@ -97,9 +95,15 @@ class _Linear:
     def add_weight_grads(self, trained: TrainedRows, rows: Rows, dout: Rows) -> None:
         """Add the gradients of the trained experts, from their own rows, to their buffers."""
         left, right = (rows, dout) if self.layer.transposed else (dout, rows)
-        trained.add_products([grads[self.name] for grads in self.layer.grads.values()], left, right)
+        trained.add_products(*self._grads(self.name), left, right)
         if self.bias is not None:
-            trained.add_sums([grads[f"{self.name}_bias"] for grads in self.layer.grads.values()], dout)
+            trained.add_sums(*self._grads(f"{self.name}_bias"), dout)
+
+    def _grads(self, name: str) -> tuple[list[torch.Tensor], bool]:
+        """The buffers of a weight's gradients, and whether they have no values yet."""
+        is_first = name in self.layer.unwritten
+        self.layer.unwritten.discard(name)
+        return [grads[name] for grads in self.layer.grads.values()], is_first
 
     def _per_row(self, bias: torch.Tensor) -> torch.Tensor:
         """[slots, b] -> [m, b]."""
@@ -165,17 +169,19 @@ def experts_forward(
 ) -> torch.Tensor:
     """hidden [T, H], experts and weights [T, k] -> [T, H], through the module's `ExpertLayer`."""
     layer: ExpertLayer = getattr(module, ATTRIBUTE)
-    keep_Tk = (top_k_weights != 0) & (top_k_index < len(layer.key_E))  # past E: a family's null experts
+    keep_Tk = top_k_weights != 0
+    if layer.scores_others:
+        keep_Tk = keep_Tk & (top_k_index < len(layer.key_E))
+        top_k_index = top_k_index.clamp(max=len(layer.key_E))
     if layer.live_T is not None:
         keep_Tk = keep_Tk & layer.live_T[:, None]
     # most families' top-k is sorted, so what a mask leaves without weight is in the last columns: cut them, where
     # other ranks do not expect them
     k = num_columns(keep_Tk) if layer.comm.size == 1 else keep_Tk.shape[1]
-    keep_Tk = keep_Tk[:, :k]
-    weights_Tk = top_k_weights[:, :k] * keep_Tk
-    key_Tk = layer.key_E[top_k_index[:, :k].clamp(max=len(layer.key_E) - 1)]
-    key_Tk = key_Tk.masked_fill(~keep_Tk, layer.comm.size * layer.num_slots)
-    return _Experts.apply(hidden_states, weights_Tk, layer.anchor, key_Tk, layer)
+    if k < keep_Tk.shape[1]:
+        keep_Tk, top_k_index, top_k_weights = (x[:, :k] for x in (keep_Tk, top_k_index, top_k_weights))
+    key_Tk = torch.where(keep_Tk, layer.keys[top_k_index], layer.keys[-1])
+    return _Experts.apply(hidden_states, top_k_weights, layer.anchor, key_Tk, layer)
 
 
 def use_banks(model: PreTrainedModel) -> None:

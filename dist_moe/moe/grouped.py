@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from dist_moe.moe.bank import ExpertLayer
+
 Rows = tuple[torch.Tensor, ...]
 """Rows of the trained experts: one tensor for each of them, or one of all."""
 
@@ -77,33 +79,37 @@ class TrainedRows:
         is_small = 2 * sum(map(len, chosen)) < len(rows)
         return tuple(map(torch.clone, chosen)) if is_small else chosen
 
-    def add_products(self, grads: Sequence[torch.Tensor], left: Rows, right: Rows) -> None:
-        """Add left^T right of each expert to its gradient, fp32 [a, b]; an expert without rows adds nothing."""
+    def add_products(self, grads: Sequence[torch.Tensor], is_first: bool, left: Rows, right: Rows) -> None:
+        """Add left^T right of each expert to its gradient, fp32 [a, b], or write it there if it is the first; of an
+        expert without rows it is 0."""
         for grad, a, b in zip(grads, left, right, strict=True):
             if not len(a):
-                continue
-            if grad.dtype == a.dtype:
-                grad.addmm_(a.t(), b)
+                _add(grad, None, is_first)
+            elif grad.dtype != a.dtype:
+                _add(grad, a.t() @ b, is_first)
+            elif is_first:
+                torch.mm(a.t(), b, out=grad)
             else:
-                grad += a.t() @ b
+                grad.addmm_(a.t(), b)
 
-    def add_sums(self, grads: Sequence[torch.Tensor], rows: Rows) -> None:
-        """Add the sum of each expert's rows to its gradient, fp32 [b]."""
+    def add_sums(self, grads: Sequence[torch.Tensor], is_first: bool, rows: Rows) -> None:
+        """Likewise the sum of each expert's rows to its gradient, fp32 [b]."""
         for grad, mine in zip(grads, rows, strict=True):
-            if len(mine):
-                grad += mine.sum(0, dtype=grad.dtype)
+            _add(grad, mine.sum(0, dtype=grad.dtype) if len(mine) else None, is_first)
 
 
 class GatheredRows(TrainedRows):
     """On a GPU: one gather of all of them, whose sizes stay on the device, and one product."""
 
-    def __init__(self, slots: Sequence[int], slot_m: torch.Tensor, num_slots: int, most: int) -> None:
-        """`slot_m` is each row's slot, `num_slots` where it has none. `most`: no more rows are trained ones'."""
-        rank_S = torch.full((num_slots + 1,), len(slots))
-        rank_S[torch.tensor(slots)] = torch.arange(len(slots))
-        rank_m, order = torch.sort(rank_S.to(slot_m.device, non_blocking=True)[slot_m], stable=True)
+    def __init__(self, slots: Sequence[int], slot_m: torch.Tensor, layer: ExpertLayer, most: int) -> None:
+        """`slot_m` is each row's slot, the layer's `num_slots` where it has none. `most`: no more rows are trained
+        ones'."""
+        rank_S = torch.full((layer.num_slots + 1,), len(slots), dtype=torch.int16)
+        rank_S[torch.tensor(slots)] = torch.arange(len(slots), dtype=torch.int16)
+        rank_S = rank_S.to(slot_m.device, non_blocking=True)
+        rank_m, order = torch.sort(rank_S.index_select(0, slot_m), stable=True)
         self.index = order[:most]
-        every = torch.arange(len(slots), device=slot_m.device)
+        every = layer.numbers(len(slots), rank_m.dtype)
         self.ends = torch.searchsorted(rank_m, every, right=True, out_int32=True)
 
     def of(self, rows: torch.Tensor) -> Rows:
@@ -112,21 +118,47 @@ class GatheredRows(TrainedRows):
     def kept(self, rows: torch.Tensor) -> Rows:
         return self.of(rows)
 
-    def add_products(self, grads: Sequence[torch.Tensor], left: Rows, right: Rows) -> None:
-        if len(self.index):
-            product = F.grouped_mm(left[0].t(), right[0], offs=self.ends)
-            torch._foreach_add_(list(grads), list(product.to(grads[0].dtype).unbind(0)))
+    def add_products(self, grads: Sequence[torch.Tensor], is_first: bool, left: Rows, right: Rows) -> None:
+        products = F.grouped_mm(left[0].t(), right[0], offs=self.ends) if len(self.index) else None
+        _add_all(grads, products, is_first)
 
-    def add_sums(self, grads: Sequence[torch.Tensor], rows: Rows) -> None:
+    def add_sums(self, grads: Sequence[torch.Tensor], is_first: bool, rows: Rows) -> None:
         # a product with ones adds in the same order each time; eight columns, as its strides are multiples of 16 bytes
         ones = rows[0].new_ones(len(rows[0]), 8)
-        columns = [grad.new_zeros(*grad.shape, 8) for grad in grads]
-        self.add_products(columns, rows, (ones,))
-        torch._foreach_add_(list(grads), [column[:, 0] for column in columns])
+        columns = F.grouped_mm(rows[0].t(), ones, offs=self.ends)[..., 0] if len(ones) else None
+        _add_all(grads, columns, is_first)
+
+
+def _add(grad: torch.Tensor, found: torch.Tensor | None, is_first: bool) -> None:
+    """Add what was found to a gradient, or write it there if it is the first; None: it is 0."""
+    if found is not None:
+        _ = grad.copy_(found) if is_first else grad.add_(found)
+    elif is_first:
+        grad.zero_()
+
+
+def _add_all(grads: Sequence[torch.Tensor], found: torch.Tensor | None, is_first: bool) -> None:
+    """Likewise to several, [n, ...] together: in one kernel where they lie in memory at equal distances."""
+    block = _block(grads)
+    if block is not None:
+        _add(block, found, is_first)
+    elif found is not None:
+        (torch._foreach_copy_ if is_first else torch._foreach_add_)([*grads], [*found.to(grads[0].dtype).unbind(0)])
+    elif is_first:
+        torch._foreach_zero_([*grads])
+
+
+def _block(grads: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Buffers [...] at equal distances in memory as one, [n, ...]; None: they are not."""
+    first, places = grads[0], [grad.data_ptr() for grad in grads]
+    step = places[1] - places[0] if len(places) > 1 else first.nbytes
+    if step < first.nbytes or places != [places[0] + i * step for i in range(len(places))]:
+        return None
+    return first.as_strided((len(grads), *first.shape), (step // first.element_size(), *first.stride()))
 
 
 def trained_rows(
-    slots: Sequence[int], ends: torch.Tensor, slot_m: torch.Tensor, num_slots: int, most: int
+    slots: Sequence[int], ends: torch.Tensor, slot_m: torch.Tensor, layer: ExpertLayer, most: int
 ) -> TrainedRows:
-    """The rows of the experts in these slots, among rows that are sorted by slot."""
-    return TrainedRows(slots, ends) if is_free(ends) else GatheredRows(slots, slot_m, num_slots, most)
+    """The rows of the experts in these slots of a layer, among rows that are sorted by slot."""
+    return TrainedRows(slots, ends) if is_free(ends) else GatheredRows(slots, slot_m, layer, most)

@@ -52,8 +52,13 @@ def were_updated(states: Mapping[K, AdamState]) -> dict[K, AdamState]:
     return {key: state for (key, state), step in zip(states.items(), steps, strict=True) if step > 0}
 
 
-def update(states: Sequence[AdamState], grads: Sequence[torch.Tensor], group: Mapping[str, Any]) -> None:
-    """One step of each state by its gradient, with the settings of an optimizer's parameter group."""
+def update(
+    states: Sequence[AdamState], grads: Sequence[torch.Tensor], group: Mapping[str, Any], divisor: float = 1.0
+) -> None:
+    """One step of each state by its gradient, which is divided by `divisor` in place, with the settings of an
+    optimizer's parameter group."""
+    device = states[0].master.device
+    scale = None if divisor == 1 else torch.tensor(divisor).to(device, non_blocking=True)
     adamw(
         [s.master for s in states],
         [grad.to(s.master.device) for grad, s in zip(grads, states, strict=True)],
@@ -62,6 +67,7 @@ def update(states: Sequence[AdamState], grads: Sequence[torch.Tensor], group: Ma
         [],
         [s.step for s in states],
         fused=True,
+        grad_scale=scale,
         amsgrad=False,
         beta1=group["betas"][0],
         beta2=group["betas"][1],

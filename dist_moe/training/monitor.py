@@ -55,7 +55,7 @@ class MaskMonitor:
         self._no_mask = Applied.nothing(torch.ones(self._shape_LE[1], dtype=torch.bool, device=comm.device))
         self._rows_2 = torch.zeros(2, dtype=torch.int64, device=comm.device)
         self._watching = False
-        slot_LE = torch.stack([layer.key_E - layer.comm.rank * layer.num_slots for layer in model.layers])
+        slot_LE = torch.stack([layer.key_E.long() - layer.comm.rank * layer.num_slots for layer in model.layers])
         num_slots = model.layers[0].num_slots
         self._is_local_LE, self._slot_LE = (slot_LE >= 0) & (slot_LE < num_slots), slot_LE.clamp(0, num_slots - 1)
         for index, layer in enumerate(model.layers):
@@ -70,7 +70,7 @@ class MaskMonitor:
         self._moving_LE = self._promise.mask_LE & trained.experts
         rule = Rule.of(mask_LE, self.model.shape.top_k, self.settings)
         self._calls.begin(rule.to(self.comm.device), self.settings.route_bias)
-        torch._foreach_zero_([self._rows_2, *(layer.received_S for layer in self.model.layers)])
+        torch._foreach_zero_([self._rows_2, *(layer.ended_S for layer in self.model.layers)])
         try:
             yield
         finally:
@@ -80,13 +80,12 @@ class MaskMonitor:
     def aside(self) -> Iterator[None]:
         """Context manager for a forward pass that is not part of the step."""
         before, self._watching = self._watching, False
-        received = [layer.received_S.clone() for layer in self.model.layers]
+        ended = [layer.ended_S.clone() for layer in self.model.layers]
         try:
             yield
         finally:
             self._watching = before
-            for layer, received_S in zip(self.model.layers, received, strict=True):
-                layer.received_S.copy_(received_S)
+            torch._foreach_copy_([layer.ended_S for layer in self.model.layers], ended)
 
     def watch(self, batch: TokenBatch) -> None:
         """Announce the rows of the next forward pass, and of its recomputation in the backward pass."""
@@ -142,7 +141,8 @@ class MaskMonitor:
 
     def _received_LE(self) -> torch.Tensor:
         """Number of rows that each of this rank's experts received."""
-        received_LS = torch.stack([layer.received_S for layer in self.model.layers])
+        ended_LS = torch.stack([layer.ended_S for layer in self.model.layers])
+        received_LS = torch.diff(ended_LS, prepend=torch.zeros_like(ended_LS[:, :1]))
         return received_LS.gather(1, self._slot_LE) * self._is_local_LE
 
     def _wrong_buffers(self) -> Iterator[str]:

@@ -67,7 +67,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         """Experts of this rank that were updated and have lost their state since, because they left the union."""
         self.active: list[tuple[int, int]] = []
         self.num_active_R = [0] * mesh.replicas.size
-        # kept from step to step: on a CPU fresh memory of this size costs more than zeroing it
+        # kept from step to step: on a CPU fresh memory of this size costs more than the pass that fills it
         self._grad_buffer = torch.empty(0, layers[0].layout.size, device=device)
         self.last_norm = 0.0
         self.num_stepped = 0
@@ -81,15 +81,25 @@ class SelectiveAdamW(torch.optim.Optimizer):
         for key in self.active:
             self.num_active_R[self.replica_of[key]] += 1
         for layer in self.layers:
-            layer.grads = {}
+            layer.grads, layer.unwritten = {}, {*layer.bank}
         if len(self._grad_buffer) < len(self.active):
             size = self._grad_buffer.shape[1]
-            self.grad_AN = self._grad_buffer = self._grad_buffer.new_empty(0, size)  # the smaller one goes first
+            self._grad_buffer = self._grad_buffer.new_empty(0, size)  # the smaller one goes first
             self._grad_buffer = self._grad_buffer.new_empty(len(self.active), size)
-        self.grad_AN = self._grad_buffer[: len(self.active)].zero_()
-        for (index, expert), grad in zip(self.active, self.grad_AN, strict=True):
+        for (index, expert), grad in zip(self.active, self._grad_buffer[: len(self.active)], strict=True):
             layer = self.layers[index]
             layer.grads[layer.local.index(expert)] = layer.layout.views(grad)
+
+    @property
+    def grad_AN(self) -> torch.Tensor:
+        """The gradients of `active`, [A, N]. The first backward pass after `begin` writes them, the others add; those
+        that none has written are 0 from here on."""
+        for layer in self.layers:
+            for name in layer.unwritten:
+                for views in layer.grads.values():
+                    views[name].zero_()
+            layer.unwritten = set()
+        return self._grad_buffer[: len(self.active)]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a step has no closure to re-evaluate
@@ -108,17 +118,15 @@ class SelectiveAdamW(torch.optim.Optimizer):
             raise UserError(
                 f"gradient norm is {self.last_norm}: this step changed no weight; lower train.lr or train in float32"
             )
-        if 0 < self.max_norm < self.last_norm + 1e-6:
-            grads *= self.max_norm / (self.last_norm + 1e-6)
-            for grad in dense_grads.values():
-                grad *= self.max_norm / (self.last_norm + 1e-6)
+        # of the gradients, so that the norm of all is at most max_norm
+        divisor = max(1.0, (self.last_norm + 1e-6) / self.max_norm) if self.max_norm > 0 else 1.0
         self.num_stepped = int((norms_LE > 0).sum())
         grads = grads.to(self.state_device)  # all at once, where state is kept apart
         stepping = {key: grad for key, grad in zip(owned, grads, strict=True) if norms_LE[key] > 0}
         of_dense = {name: dense_grads[name] for name, norm in norms_of_dense.items() if norm > 0}
         states = [self.expert_state[key] for key in stepping] + [self.dense.state[name] for name in of_dense]
         if states:
-            update(states, [*stepping.values(), *of_dense.values()], self.param_groups[0])
+            update(states, [*stepping.values(), *of_dense.values()], self.param_groups[0], divisor)
         states_of = {key: self.expert_state[key] for key in stepping}
         self._write({key: state.master for key, state in states_of.items() if not state.is_weight})
         for name in of_dense:

@@ -65,7 +65,7 @@ def test_padding_is_not_sent_to_experts_and_changes_nothing_else():
     alone = model.module(input_ids=ids[:1, :7], use_cache=False).logits
     sent_alone = torch.stack([layer.received_S for layer in model.layers]).clone()
     for layer in model.layers:
-        layer.received_S.zero_()
+        layer.ended_S.zero_()
     padded = ids[:1].clone()
     live = torch.arange(12)[None] < 7
     with model.batch(live):

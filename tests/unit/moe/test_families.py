@@ -82,7 +82,7 @@ def test_in_bfloat16_only_allowed_experts_get_tokens_and_all_stays_finite(family
     for num_allowed in (0, 1, 2, 6):
         allowed = routable(masks(model.shape.num_layers, num_allowed))
         for layer in model.layers:
-            layer.received_S.zero_()
+            layer.ended_S.zero_()
         model.route_mask.set(RoutePlan(allowed))
         out = logits(model.module)
         out.float().square().mean().backward()

@@ -76,6 +76,20 @@ class Stepped:
         return moved
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_nothing_of_the_step_before_is_in_the_gradients(family):
+    """The buffer is kept from step to step, and the first gradient is written where the others are added: experts
+    without a token, which nothing is written for, have none either."""
+    fresh, kept = Stepped(family), Stepped(family)
+    kept.step.optimizer._grad_buffer = torch.full((100, kept.model.layers[0].layout.size), float("nan"))
+    for stepped in (fresh, kept):
+        stepped.run([False])
+    assert kept.step.optimizer.num_stepped < len(kept.step.optimizer.active)
+    assert torch.equal(kept.step.optimizer.grad_AN, fresh.step.optimizer.grad_AN)
+    for one, other in zip(fresh.model.layers, kept.model.layers, strict=True):
+        assert torch.equal(one.flat_SN, other.flat_SN)
+
+
 @pytest.mark.parametrize("family", by_family(sorted(set(FAMILY_CONFIGS) - LEFT_OUT)))
 def test_only_the_masks_experts_have_gradients_and_move(family):
     stepped = Stepped(family)

@@ -29,6 +29,12 @@ PER_STEP = 4
 """The monitor's table, the norms, the numbers of tokens, and the losses: each is read once a step."""
 
 
+LAUNCHES = {"update": 49, "natural": 67, "shrink": 60}
+"""Operations with a kernel that we add to a MoE layer of qwen3_moe in a micro-batch, forward and backward, at most."""
+STEP = 41
+"""And those of a step, whatever its layers and micro-batches, at most."""
+
+
 @pytest.fixture(scope="module")
 def child():
     with ProcessPoolExecutor(1, mp_context=server()) as pool:
@@ -96,6 +102,21 @@ def test_what_is_saved_does_not_wait_for_each_expert(child, tmp_path):
 def test_the_gradients_of_more_experts_take_the_place_of_those_before(child):
     found = child("gradients_grow")
     assert 0 < found["few"] < found["many"] == found["peak"]
+
+
+def launches(child, way, *, layers, num_micro):
+    """Our own, as the waits of `ours`."""
+    found = child("step", "qwen3_moe", WAYS[way], num_micro=num_micro, num_hidden_layers=layers)
+    return sum(ours(found["places"]).values())
+
+
+@pytest.mark.parametrize("way", sorted(LAUNCHES))
+def test_launches_of_an_experts_layer(child, way):
+    micro_batch = {
+        n: launches(child, way, layers=n, num_micro=2) - launches(child, way, layers=n, num_micro=1) for n in (3, 4)
+    }
+    assert micro_batch[4] - micro_batch[3] <= LAUNCHES[way]
+    assert 2 * launches(child, way, layers=3, num_micro=1) - launches(child, way, layers=3, num_micro=2) <= STEP
 
 
 def test_ranks_that_share_experts_wait_once_a_layer(child):
