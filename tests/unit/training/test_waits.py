@@ -31,7 +31,7 @@ PER_STEP = 4
 
 LAUNCHES = {"update": 49, "natural": 67, "shrink": 60}
 """Operations with a kernel that we add to a MoE layer of qwen3_moe in a micro-batch, forward and backward, at most."""
-STEP = 41
+STEP = 39
 """And those of a step, whatever its layers and micro-batches, at most."""
 
 
