@@ -1,34 +1,27 @@
-"""Zarr v3 arrays as bytes: the contents of each file of an array, and back.
+"""Zarr v3 arrays as bytes: the contents of each file of an array, and back, with zarr-python on files in memory.
 
 So a file's digest can be compared before anything is decoded, and a file is written completely by whoever has its rows.
 Only the first axis is split. A plain array has one chunk per file; a sharded one has a chunk for each row, so that a
 row can be decoded alone.
-
-zarr-python writes, on files in memory. Reading is done here, for the few forms that are written: zarr-python hands each
-chunk to a thread of its own and back, which takes five times as long as decoding it, and its import takes as long as
-that of pandas.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow
+import zarr
+from zarr.buffer.cpu import Buffer
+from zarr.codecs import BytesCodec, Endian, ShardingCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
-from dist_moe.errors import refused_by_library
-from dist_moe.store.zarr_metadata import parsed
-
-if TYPE_CHECKING:
-    import zarr
+from dist_moe.errors import UserError, refused_by_library, shown
 
 ZSTD_LEVEL = 3
+CHUNKS_AT_ONCE = 1024
+"""zarr-python's default of 1 makes a task of each row."""
 METADATA = "zarr.json"
-ABSENT = 2**64 - 1
-"""Place and length, in a shard's index, of a chunk that is not written: its values are 0."""
-CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +72,23 @@ def parse_array_metadata(data: bytes) -> ArraySpec:
     Raises:
         UserError: it is not as this package writes it.
     """
-    found = parsed(data, f"its {METADATA}")
-    return ArraySpec(
-        np.dtype(found.data_type), tuple(found.shape), found.file_shape[0], found.chunk_shape[0], found.is_sharded
+    with refused_by_library(f"its {METADATA} is no array's", "it cannot be read"):
+        array = zarr.open_array(MemoryStore({METADATA: Buffer.from_bytes(data)}), mode="r")
+    codecs = (
+        [*array.serializer.codecs]
+        if isinstance(array.serializer, ShardingCodec)
+        else [array.serializer, *array.compressors]
     )
+    values, *others = codecs
+    if not isinstance(values, BytesCodec) or values.endian == Endian.big or [*map(type, others)] != [ZstdCodec]:
+        found = [codec.to_dict() for codec in codecs]
+        raise UserError(f"its {METADATA} has the codecs {shown(found)}: expected little-endian bytes and zstd")
+    file, chunk = array.shards or array.chunks, array.chunks
+    if not array.shape or not file[1:] == chunk[1:] == array.shape[1:]:
+        raise UserError(
+            f"its {METADATA} has chunks {shown(chunk)} in files {shown(file)}: only the first axis is split"
+        )
+    return ArraySpec(array.dtype, array.shape, file[0], chunk[0], array.shards is not None)
 
 
 def encode_file(spec: ArraySpec, rows: np.ndarray) -> bytes:
@@ -101,37 +107,26 @@ def decode_rows(spec: ArraySpec, data: bytes, start: int, stop: int, what: str) 
     Raises:
         UserError: the file holds something else.
     """
-    rows = np.zeros((stop - start, *spec.shape[1:]), spec.dtype)
-    with refused_by_library(f"{what} has a file that cannot be decoded", "restore it from a copy"):
-        if not spec.sharded:
-            rows[:] = _decoded(spec, memoryview(data))[start:stop]
-            return rows
-        for row, (place, length) in zip(rows, _index(spec, data)[start:stop].tolist(), strict=True):
-            if (place, length) != (ABSENT, ABSENT):
-                row[:] = _decoded(spec, memoryview(data)[place : place + length])[0]
+    if not data:  # zarr-python takes it for one that was never written, whose values are 0
+        raise UserError(f"{what} has a file that cannot be decoded (it is empty): restore it from a copy")
+    array, files = _opened(spec.one_file)
+    files[spec.file(0)] = Buffer.from_bytes(data)
+    decoding = refused_by_library(f"{what} has a file that cannot be decoded", "restore it from a copy")
+    with zarr.config.set({"codec_pipeline.batch_size": CHUNKS_AT_ONCE}), decoding:
+        rows = np.asarray(array[start:stop])
+    del files[spec.file(0)]
     return rows
 
 
-def _index(spec: ArraySpec, data: bytes) -> np.ndarray:
-    """Place and length of each chunk in a shard, uint64 [rows, 2]; they are at its end, before their checksum."""
-    size = spec.rows_per_file * 16
-    return np.frombuffer(data, "<u8", 2 * spec.rows_per_file, len(data) - CHECKSUM_BYTES - size).reshape(-1, 2)
+@lru_cache
+def _opened(spec: ArraySpec) -> tuple[zarr.Array, dict[str, Any]]:
+    """An array without rows, and where they are to be put: opening it takes a third of the time of reading a row."""
+    files: dict[str, Any] = {METADATA: Buffer.from_bytes(array_metadata(spec))}
+    return zarr.open_array(MemoryStore(files), mode="r"), files
 
 
-def _decoded(spec: ArraySpec, chunk: memoryview) -> np.ndarray:
-    """The rows of one chunk."""
-    shape = (spec.rows_per_chunk, *spec.shape[1:])
-    num_bytes = spec.dtype.itemsize * math.prod(shape)
-    values = pyarrow.decompress(chunk, decompressed_size=num_bytes, codec="zstd")
-    return np.frombuffer(values, spec.dtype.newbyteorder("<")).reshape(shape)
-
-
-def _create(spec: ArraySpec, files: dict[str, Any]) -> "zarr.Array":
+def _create(spec: ArraySpec, files: dict[str, Any]) -> zarr.Array:
     """The array, without rows yet; what it writes goes into `files`."""
-    import zarr  # whoever only reads does without
-    from zarr.codecs import ZstdCodec
-    from zarr.storage import MemoryStore
-
     return zarr.create_array(
         MemoryStore(files),
         shape=spec.shape,

@@ -1,4 +1,4 @@
-"""Our subset of Zarr v3 against zarr-python, both ways."""
+"""Arrays as files, against zarr-python on a directory, both ways."""
 
 import re
 
@@ -69,13 +69,11 @@ def test_what_zarr_writes_is_read_here(tmp_path, spec):
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ({"compressors": zarr.codecs.GzipCodec()}, "has the codecs ['bytes', 'gzip']: expected little-endian"),
-        ({"compressors": None}, "has the codecs ['bytes']"),
-        ({"serializer": zarr.codecs.BytesCodec(endian="big")}, "has the codecs ['bytes', 'zstd']: expected little"),
-        ({"shards": (4, 2), "compressors": zarr.codecs.GzipCodec()}, "has the codecs ['bytes', 'gzip']"),
-        ({"dtype": np.int16}, "data_type is 'int16'"),
+        ({"compressors": zarr.codecs.GzipCodec()}, "has the codecs [{'name': 'bytes',"),
+        ({"compressors": None}, "expected little-endian bytes and zstd"),
+        ({"serializer": zarr.codecs.BytesCodec(endian="big")}, "{'endian': 'big'}"),
+        ({"shards": (4, 2), "compressors": zarr.codecs.GzipCodec()}, "expected little-endian bytes and zstd"),
         ({"chunks": (2, 1)}, "only the first axis is split"),
-        ({"chunks": (2, 2), "shards": (4, 2)}, "only the first axis is split"),
         ({"zarr_format": 2}, None),
     ],
 )
@@ -83,7 +81,7 @@ def test_other_forms_are_refused(tmp_path, form, said):
     """What cannot be decoded is not decoded as something else."""
     zarr.create_array(tmp_path, **{"shape": (8, 2), "dtype": np.int32, "chunks": (1, 2)} | form)
     file = tmp_path / ("zarr.json" if said else ".zarray")
-    with pytest.raises(UserError, match=re.escape(said or "zarr_format is 2")):
+    with pytest.raises(UserError, match=re.escape(said or "is no array's")):
         parse_array_metadata(file.read_bytes())
 
 
