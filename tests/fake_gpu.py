@@ -282,8 +282,6 @@ class _Factories(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and _is_fake(kwargs.get("device")):
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
-        if func is torch.Tensor.pin_memory:
-            return pinned(args[0].clone())
         if func in (torch.Tensor.__setitem__, torch.Tensor.__getitem__) and isinstance(args[0], FakeTensor):
             key = tuple(map(_listed, args[1])) if isinstance(args[1], tuple) else _listed(args[1])
             return func(args[0], key, *args[2:], **kwargs)
@@ -312,6 +310,8 @@ class FakeGpu:
 
     def __enter__(self) -> Counts:
         COUNTS.reset()
+        self._pin_memory = torch.Tensor.pin_memory
+        torch.Tensor.pin_memory = lambda tensor: pinned(tensor.clone())  # type: ignore[method-assign,assignment]  # also in other threads
         self._modes = [_Factories(), _Dispatch()]
         for mode in self._modes:
             mode.__enter__()
@@ -320,3 +320,4 @@ class FakeGpu:
     def __exit__(self, *error: Any) -> None:
         for mode in reversed(self._modes):
             mode.__exit__(*error)
+        torch.Tensor.pin_memory = self._pin_memory  # type: ignore[method-assign]

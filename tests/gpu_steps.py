@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from dist_moe.parallel.comm import Comm, SoloComm
 from dist_moe.parallel.mesh import Mesh
 from dist_moe.training.checkpoint import UnfinishedCheckpoint
 from dist_moe.training.checkpoint_index import Layout
+from dist_moe.training.feed import BatchFeed
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.promise import Promise
 from dist_moe.training.save import save_experts
+from dist_moe.training.split import Rows, Split
 from dist_moe.training.state import Position, RevisionInForce, TrainState
 from dist_moe.training.step import MaskedStep
 from tests.fake_gpu import DEVICE, Counts, FakeGpu
@@ -122,6 +125,23 @@ def step(
 
 def _apart(ones: list[torch.Tensor], others: list[torch.Tensor]) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(ones, others, strict=True))
+
+
+def fed(*, ahead: bool) -> Result:
+    """What a step of many rows waits for, whose batch was made ready ahead or not."""
+    ids = torch.randint(3, 120, (300, 30), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [Encoded(tuple(r[:20]), tuple(r[20:]), unsafe=i % 2 == 1) for i, r in enumerate(ids)]
+    of_batches = Rows(lambda _: rows, Split.of(300, 1, None), 0, 0)
+    with FakeGpu() as counts:
+        settings = TrainConfig(mode="update")
+        found = Stepped("qwen3_moe", SoloComm(DEVICE), settings, random_mask(0.35), torch.bfloat16)
+        masks: Any = SimpleNamespace(digest="m", masks=[found.mask_LE.numpy()])
+        feed = BatchFeed(of_batches, DEVICE if ahead else CPU)
+        feed.begin(masks, 0)
+        ready = feed.take(masks, 0)
+        counts.reset()
+        found.run(ready.micro_batches)
+    return _result(counts) | {"bytes": ready.micro_batches[0].input_ids.nbytes}
 
 
 def saved(share: float, root: str) -> Result:

@@ -6,7 +6,7 @@ Legend: R rows, S padded length; packed, R is 1, and S the number of all rows' t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from itertools import accumulate
@@ -135,9 +135,16 @@ class TokenBatch:
         return of[which]
 
     def to(self, device: torch.device | str) -> TokenBatch:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> TokenBatch:
+        """A copy in pinned memory, from where `to` does not wait for a GPU."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> TokenBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        return TokenBatch(**values | {name: x.to(device, non_blocking=True) for name, x in tensors.items()})
+        return TokenBatch(**values | {name: function(tensor) for name, tensor in tensors.items()})
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, *, pairs: bool = False, packed: bool = False) -> TokenBatch:

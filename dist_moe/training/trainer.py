@@ -14,12 +14,12 @@ import torch
 from dist_moe.store.read import MaskStore
 from dist_moe.trackers.tracker import Place, Tracker
 from dist_moe.training.adjustments import Adjustment
+from dist_moe.training.feed import BatchFeed
 from dist_moe.training.promise import stored_promises
 from dist_moe.training.revisions import MaskRevisions
 from dist_moe.training.rounds import Rounds
 from dist_moe.training.saving import CheckpointSaver
 from dist_moe.training.schedule import Schedule, Scheduled
-from dist_moe.training.split import Rows
 from dist_moe.training.state import Done, RevisionInForce, TrainState
 from dist_moe.training.step import MaskedStep
 from dist_moe.training.stop import StopRequest
@@ -62,7 +62,7 @@ class Trainer:
     masks: MaskRevisions
     rounds: Rounds
     """What each step trains."""
-    rows: Rows
+    feed: BatchFeed
     trackers: Sequence[Tracker]
     """They get the record of each step, in this order."""
     place: Place
@@ -120,13 +120,13 @@ class Trainer:
         batch, lr = store.batches[scheduled.batch], self.step.optimizer.param_groups[0]["lr"]
         is_audited = self._is_audited(scheduled.step)
         take = self.step.audited if is_audited else self.step
-        mask_LE, rows = torch.from_numpy(store.masks[scheduled.batch]), self.rows.of(scheduled.batch)
-        weight = self.state.batch_weights[scheduled.batch]
-        local = self.rows.local(rows)
+        ready = self.feed.take(store, scheduled.batch)
+        self._begin_next(scheduled, in_force)
+        mask_LE, local, weight = ready.mask_LE, ready.micro_batches, self.state.batch_weights[scheduled.batch]
         with self.watch:
             result = take(batch.id, mask_LE, local, weight, self.rounds.at(scheduled.step))
         seconds = time.perf_counter() - started
-        done = Done(result.num_tokens, result.num_loss_tokens, len(rows))
+        done = Done(result.num_tokens, result.num_loss_tokens, ready.num_rows)
         self.state = self.state.after(scheduled.step, scheduled.position, in_force, done)
         self._record(
             {
@@ -139,7 +139,7 @@ class Trainer:
                 "trains": self.rounds.name_at(scheduled.step),
                 "mask_revision": in_force.number,
                 "weight": weight,
-                "num_rows": len(rows),
+                "num_rows": ready.num_rows,
                 **asdict(result),
                 "is_empty": not bool(mask_LE.any()),
                 "lr": lr,
@@ -149,6 +149,12 @@ class Trainer:
             },
             num_own_tokens=sum(int(micro_batch.own.sum()) for micro_batch in local),
         )
+
+    def _begin_next(self, scheduled: Scheduled, in_force: RevisionInForce) -> None:
+        """Let the batch after this one be made ready; an adjustment between both may choose another."""
+        following = self.schedule.next(self.state.after(scheduled.step, scheduled.position, in_force, Done()))
+        if following is not None:
+            self.feed.begin(self.masks.stores[self.masks.at(following.step).number], following.batch)
 
     def _revised(self, step: int) -> RevisionInForce:
         """The masks of a step. If they differ from those of the last step, update optimizer and promises first."""

@@ -26,6 +26,7 @@ from dist_moe.trackers.tracker import Place
 from dist_moe.training.adjustments import read_adjustments
 from dist_moe.training.checkpoint_index import Checkpoint, Layout
 from dist_moe.training.engine import Engine
+from dist_moe.training.feed import BatchFeed
 from dist_moe.training.ledger import check_ledger
 from dist_moe.training.promise import stored_promises
 from dist_moe.training.restore import load_checkpoint
@@ -104,7 +105,7 @@ def _train(config: Config, comm: Comm, stop: StopRequest, told: RankLog) -> None
         step=MaskedStep(model, optimizer, engine, comm, config.train, stored_promises(in_force)),
         masks=masks,
         rounds=given.rounds,
-        rows=parts.rows,
+        feed=BatchFeed(parts.rows, comm.device),
         trackers=[Metrics(), told, *given.trackers],
         place=Place(work.path, comm.rank, schedule.num_steps),
         saver=saver,

@@ -1,13 +1,17 @@
 """`train.revisions`: other masks in the middle of a run, through the commands."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dist_moe.cli.main import main
+from dist_moe.training.feed import BatchFeed
 from dist_moe.training.optimizer import SelectiveAdamW
 from dist_moe.training.step import MaskedStep
+from dist_moe.workflows import train as workflow
 from tests.cli.test_resume import result
 from tests.wiring import Store
 
@@ -82,6 +86,23 @@ def test_stopped_after_each_step_and_gone_on_has_the_same_bits(trained, masks, u
     assert main(arguments(trained, masks, run_dir, "--train.audit", "1")) == 0
     assert f"From step {CHANGE + 1} on masks of {masks[1]}: " in capsys.readouterr().out
     assert result(run_dir) == (undisturbed.experts, undisturbed.metrics)
+
+
+def test_batches_that_are_made_ready_ahead_train_the_same_bits(trained, masks, undisturbed, tmp_path, monkeypatch):
+    """As on a GPU, where another thread makes them; also the first batch after a revision, which has other masks."""
+    made_by = []
+
+    def pin(tensor):
+        made_by.append(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(workflow, "BatchFeed", lambda rows, device: BatchFeed(rows, torch.device("meta")))
+    run_dir = tmp_path / "run"
+    assert main(arguments(trained, masks, run_dir, "--train.audit", "1")) == 0
+    assert result(run_dir) == (undisturbed.experts, undisturbed.metrics)
+    of_a_step = len(made_by) // STEPS
+    assert [name.startswith("next batch") for name in made_by] == [False] * of_a_step + [True] * of_a_step * (STEPS - 1)
 
 
 @pytest.mark.parametrize(("where", "name"), [(SelectiveAdamW, "reconcile"), (MaskedStep, "promise")])

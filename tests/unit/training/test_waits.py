@@ -88,6 +88,13 @@ def test_launches_do_not_grow_with_the_mask(child):
     assert {name: number for name, number in more.items() if number} == {}
 
 
+def test_a_batch_that_was_made_ready_is_not_waited_for(child):
+    found, pageable = child("fed", ahead=True), child("fed", ahead=False)
+    assert found["bytes"] > 64 << 10
+    assert sum(ours(found["waits"]).values()) == PER_STEP
+    assert sum(ours(pageable["waits"]).values()) > PER_STEP
+
+
 def test_what_is_saved_does_not_wait_for_each_expert(child, tmp_path):
     few, many = (child("saved", share, str(tmp_path / str(share))) for share in (0.2, 0.8))
     assert 2 * few["experts"] < many["experts"]
