@@ -46,4 +46,4 @@ def _goals(results: Sequence[Result]) -> str:
     if not judged:
         return ""
     lines = [f"{r.name}: {reason(r, results)}" for r in short]
-    return "\n".join([f"Of {len(judged)} goals {len(judged) - len(short)} PASS and {len(short)} are SHORT:", *lines])
+    return "\n".join([f"Of {len(judged)} goals {len(judged) - len(short)} PASS, {len(short)} are SHORT.", *lines])

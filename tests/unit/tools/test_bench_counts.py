@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tests.ranks.harness import run_ranks
 from tools.bench.memory import Parts, bytes_outside, optimizer_goal, owned_goal, peak_goal, storage_bytes
 from tools.bench.ours import OurStep
 from tools.bench.pairs import bytes_of_pairs, pairs_BLE, sent_goal, tokens_goal
+from tools.bench.processes import on_ranks
 from tools.bench.rank_contenders import NATIVE, absent
 from tools.bench.rank_counts import Counted, count
 from tools.bench.setup import SMALL, Mode, Options, Setup
@@ -74,6 +77,27 @@ def test_pairs_of_plain_routing_are_the_rows_that_our_experts_get(mode: Mode) ->
         rows_LE = torch.stack([layer.received_S[: SMALL.experts] for layer in ours.step.model.layers])
         assert torch.equal(rows_LE, found[batch])
     assert found.sum() > 0
+
+
+def cores(comm: GroupComm) -> set[int]:
+    """Also those of a thread that is started later, as torch's are."""
+    found: list[set[int]] = []
+    thread = Thread(target=lambda: found.append(os.sched_getaffinity(0)))
+    thread.start()
+    thread.join()
+    assert found[0] == os.sched_getaffinity(0)
+    return found[0]
+
+
+@pytest.mark.long
+def test_ranks_do_not_share_cores_where_there_are_enough() -> None:
+    there = os.sched_getaffinity(0)
+    assert len(there) >= 2
+    first, second = on_ranks(2, 1, cores)
+    assert len(first) == len(second) == 1
+    assert first != second
+    assert first | second <= there
+    assert on_ranks(2, len(there), cores) == [there, there]
 
 
 def both_modes(comm: GroupComm, options: Options) -> list[Counted]:

@@ -64,7 +64,7 @@ def test_all_goals_are_listed_and_each_short_one_has_its_reason() -> None:
         ["sent", "0.500", "PASS", "(goal", "1)"],
         ["state", "9.000", "SHORT", "(goal", "8)"],
     ]
-    assert "Of 3 goals 1 PASS and 2 are SHORT:" in text
+    assert "Of 3 goals 1 PASS, 2 are SHORT.\n" in text
     assert text.endswith("state: one byte more")
     assert "step / floor: in CPU time" in text
     assert "never" not in text
