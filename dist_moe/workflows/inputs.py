@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dist_moe.parallel.comm import Comm
 from dist_moe.parallel.launch import together
 from dist_moe.report.data import batch_lines, data_lines
 from dist_moe.store.origin import NO_WEIGHTS
+from dist_moe.store.source import is_url
 from dist_moe.weights.directory import has_weights
 from dist_moe.weights.identity import shared_model_hash
 from dist_moe.workflows.encoding import Encoding, read_encoded
@@ -99,7 +101,7 @@ class Inputs(TokenRows):
 def read_inputs(config: Config, comm: Comm, *, weights: bool = True) -> Inputs:
     """Read and check everything but the weights, and log what the user should know of the data. Called by all ranks.
 
-    Rows that an earlier command of this run has kept are not made again. Without `weights`, the model directory needs
+    Rows that an earlier command has kept are not made again. Without `weights`, the model directory needs
     none, and `model_hash` is `NO_WEIGHTS` if it has none.
 
     Raises:
@@ -108,7 +110,7 @@ def read_inputs(config: Config, comm: Comm, *, weights: bool = True) -> Inputs:
     with together(comm) as same:
         encoding = Encoding.of(config, weights=weights)
         key = rows_key(config, encoding)
-        known = None if key is None else kept_rows(RunDir(config.run_dir).rows, key, config.data)
+        known = None if key is None else _known_rows(config, key)
         dealt = known or made_rows(config, encoding)
         rows = _token_rows(config, encoding, dealt.prompts, dealt.encoded, dealt.tokens_hash)
         for line in batch_lines(dealt.plan):
@@ -122,6 +124,15 @@ def read_inputs(config: Config, comm: Comm, *, weights: bool = True) -> Inputs:
         model_hash = NO_WEIGHTS
     unkept = None if key is None or known is not None else UnkeptRows(key, dealt)
     return Inputs(**rows, plan=dealt.plan, model_hash=model_hash, unkept=unkept)
+
+
+def _known_rows(config: Config, key: str) -> DealtRows | None:
+    """What this run has kept, or the one whose masks are trained: all variants of a comparison have one count."""
+    runs, masks = [config.run_dir], config.train.masks
+    if masks is not None and not is_url(masks):
+        runs.append(Path(masks).parent)
+    found = (kept_rows(RunDir(run).rows, key, config.data) for run in runs)
+    return next((rows for rows in found if rows is not None), None)
 
 
 def keep_inputs(inputs: Inputs, config: Config, comm: Comm) -> None:

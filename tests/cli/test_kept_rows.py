@@ -44,6 +44,21 @@ def test_training_from_kept_rows_has_the_same_bits_and_says_the_same(
     assert trained(counted, capsys) == made
 
 
+def test_a_run_with_masks_of_another_has_its_rows(
+    counted: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is in a comparison, whose variants are trained with masks of one count."""
+    here = trained(counted, capsys)
+    monkeypatch.delattr(inputs, "made_rows")
+    there = counted.run_dir.parent / "variant"
+    words = ["--run-dir", str(there), "--train.masks", str(counted.run_dir / "masks.zarr")]
+    assert main(["train", "--config", str(counted.config), *words]) == 0
+    experts = load_file(there / "experts" / "experts-00000.safetensors")
+    assert {name: weight.numpy().tobytes() for name, weight in experts.items()} == here[0]
+    assert not (there / "rows.safetensors").exists()
+    shutil.rmtree(there)
+
+
 def test_a_row_that_is_refused_later_is_refused_although_rows_are_kept(
     counted: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,10 @@
-"""How CPU time, and what a training step exchanges, grow with batches, experts and ranks.
+"""How CPU time, and what a training step holds and exchanges, grow with batches, experts, trained share and ranks.
 
     OMP_NUM_THREADS=1 python -m tools.growth batches              in minutes
     OMP_NUM_THREADS=1 python -m tools.growth batches --out docs   with the picture of docs/growth.md
     python -m tools.growth batches --sizes 100 1000 --cases "inspect diff" "report page"
     python -m tools.growth experts
+    python -m tools.growth share
     python -m tools.growth ranks --sizes 8 64
 
 Inputs are made up (tools/growth/made.py) and go through the package's own functions. A case is left out at a size at
@@ -14,13 +15,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dist_moe.config.schema import TrainConfig
 from tools.growth.batches import CASES, Given
 from tools.growth.ranks import steps
 from tools.growth.table import cpu_seconds, draw, exponent, table
 
-SIZES = {"batches": (100, 1000, 4000, 10000), "experts": (8, 32, 128, 512), "ranks": (8, 16, 32, 64, 128)}
+SIZES = {
+    "batches": (10, 100, 1000, 10000),
+    "experts": (8, 32, 128, 512),
+    "share": (1, 5, 10, 25, 50, 100),
+    "ranks": (1, 2, 4, 8, 16, 32, 64, 128),
+}
+AXES = {"share": "% of the experts that are trained"}
+UNITS = {"batches": "CPU seconds"}
+NUM_STEPS = 8
+"""Of which the quickest counts."""
 
 
 def over_batches(names: list[str], sizes: list[int], most_s: float) -> dict[str, dict[int, float]]:
@@ -47,12 +58,23 @@ def _expected(times: dict[int, float], size: int) -> float:
 
 def over_experts(sizes: list[int]) -> dict[str, dict[int, float]]:
     """A training step on one rank, by the number of experts of a layer; a quarter of them are trained."""
-    times: dict[str, dict[int, float]] = {"a training step, s": {}, "experts' weights, MB": {}}
-    for size in sizes:
-        (rank,) = steps(1, 1, num_experts=size, num_rows=64, settings=TrainConfig())
-        times["a training step, s"][size] = rank.seconds
-        times["experts' weights, MB"][size] = rank.bank_bytes / 1e6
-    return times
+    return _of_a_step({size: {"num_experts": size} for size in sizes})
+
+
+def over_shares(sizes: list[int]) -> dict[str, dict[int, float]]:
+    """A training step on one rank, by the share of a layer's 128 experts that is trained, in percent."""
+    return _of_a_step({size: {"num_experts": 128, "share": size / 100} for size in sizes})
+
+
+def _of_a_step(cases: dict[int, dict[str, Any]]) -> dict[str, dict[int, float]]:
+    names = ("a training step, ms", "experts' weights, kB", "gradients, kB", "optimizer state, kB")
+    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    for size, words in cases.items():
+        (rank,) = steps(1, 1, num_rows=64, settings=TrainConfig(), num_steps=NUM_STEPS, **words)
+        values = rank.seconds * 1e6, rank.bank_bytes, rank.gradient_bytes, rank.state_bytes
+        for name, value in zip(names, values, strict=True):
+            found[name][size] = value / 1e3
+    return found
 
 
 def over_ranks(sizes: list[int]) -> dict[str, dict[int, float]]:
@@ -82,12 +104,14 @@ def main() -> None:
     sizes = sorted(args.sizes or SIZES[args.what])
     if args.what == "batches":
         found, unit = over_batches(args.cases, sizes, args.most), "{:.2f}"
+    elif args.what == "ranks":
+        found, unit = over_ranks(sizes), "{:,.0f}"
     else:
-        found = over_experts(sizes) if args.what == "experts" else over_ranks(sizes)
-        unit = "{:,.3f}" if args.what == "experts" else "{:,.0f}"
-    print(table(found, sizes, args.what, unit))
+        found, unit = (over_experts if args.what == "experts" else over_shares)(sizes), "{:,.1f}"
+    axis = AXES.get(args.what, args.what)
+    print(table(found, sizes, axis, unit))
     if args.out is not None:
-        draw(found, args.what, args.out / f"growth-{args.what}.svg", "CPU seconds" if args.what == "batches" else "")
+        draw(found, axis, args.out / f"growth-{args.what}.svg", UNITS.get(args.what, ""))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,11 @@ class RankStep:
     collectives: Mapping[str, int]
     bytes_sent: int
     bank_bytes: int
+    gradient_bytes: int
+    """Of the batch's experts."""
     state_bytes: int
     seconds: float
-    """CPU time of the thread."""
+    """CPU time of the thread, the least of the steps after the first."""
     loss: float
     weights: Mapping[tuple[int, int], torch.Tensor]
     """The trained experts that this rank holds: by layer and expert, all weights of one in a row."""
@@ -56,11 +58,18 @@ def batch_of(num_rows: int) -> list[Encoded]:
 
 
 def steps(
-    num_ranks: int, ep_size: int, *, num_experts: int, num_rows: int, settings: TrainConfig, num_steps: int = 2
+    num_ranks: int,
+    ep_size: int,
+    *,
+    num_experts: int,
+    num_rows: int,
+    settings: TrainConfig,
+    share: float = 0.25,
+    num_steps: int = 2,
 ) -> Sequence[RankStep]:
-    """Take steps on a batch of a small model, whose mask has a quarter of the experts; each rank's last one."""
+    """Take steps on a batch of a small model, whose mask has a share of each layer's experts; each rank's last one."""
     order_LE = torch.rand(NUM_LAYERS, num_experts, generator=torch.Generator().manual_seed(2)).argsort(1)
-    mask_LE = order_LE < num_experts // 4
+    mask_LE = order_LE < max(1, round(share * num_experts))
     rows = batch_of(num_rows)
     promise = Promise.of(mask_LE.numpy(), [row.unsafe for row in rows])
     torch.manual_seed(0)
@@ -75,17 +84,20 @@ def steps(
         engine = LocalEngine(model.module, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0))
         step = MaskedStep(model, optimizer, engine, mesh.world, settings, lambda _: promise)
         local = Split.of(num_rows, mesh.world.size, None).local(rows, mesh.world.rank, 0)
+        seconds = []
         for _ in range(num_steps):
             calls.clear()
             sent.clear()
             start = time.thread_time()
             result = step("the batch", mask_LE, local)
+            seconds.append(time.thread_time() - start)
         return RankStep(
             collectives=dict(calls),
             bytes_sent=sent.total(),
             bank_bytes=sum(weight.nbytes for layer in model.layers for weight in layer.bank.values()),
+            gradient_bytes=optimizer.grad_AN.nbytes,
             state_bytes=optimizer.state_bytes,
-            seconds=time.thread_time() - start,
+            seconds=min(seconds[1:]),
             loss=result.loss,
             weights={
                 (layer.index, expert): torch.cat([weight[slot].flatten() for weight in layer.bank.values()])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.growth.__main__ import over_batches, over_experts
+from tools.growth.__main__ import over_batches, over_experts, over_shares
 from tools.growth.table import draw, exponent, in_words, table
 
 
@@ -27,4 +27,17 @@ def test_cases_are_measured_and_drawn(tmp_path):
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in times]
     draw(times, "batches", tmp_path / "growth.svg")
     assert "inspect summary" in (tmp_path / "growth.svg").read_text()
-    assert list(over_experts([8])["experts' weights, MB"]) == [8]
+
+
+def test_a_step_holds_gradients_and_state_of_what_is_trained():
+    """Each expert has 3 matrices of 16 x 8 float32 values; a quarter is trained, or the given share. Adam has two
+    moments of each."""
+    of_expert = 3 * 16 * 8 * 4 / 1e3
+    found = over_experts([8]) | {f"share: {name}": each for name, each in over_shares([1, 50]).items()}
+    assert found["experts' weights, kB"] == {8: 2 * 8 * of_expert}
+    assert found["gradients, kB"] == {8: 2 * 2 * of_expert}
+    assert found["optimizer state, kB"] == {8: 2 * 2 * 2 * of_expert}
+    assert found["share: experts' weights, kB"] == dict.fromkeys((1, 50), 2 * 128 * of_expert)
+    assert found["share: gradients, kB"] == pytest.approx({1: 2 * of_expert, 50: 2 * 64 * of_expert})
+    assert found["share: optimizer state, kB"] == pytest.approx({1: 4 * of_expert, 50: 4 * 64 * of_expert})
+    assert all(value > 0 for value in found["a training step, ms"].values())
