@@ -139,7 +139,8 @@ def read_structure(directory: Path) -> tuple[OlderStructure, Facts]:
         lists, table, all_prompts = (pd.read_parquet(directory / name) for name in (LISTS, TABLE, GLOBAL))
         with np.load(directory / MASKS, allow_pickle=False) as archive:
             masks_BLE = archive["batch_expert_masks"]
-        found = tuple(_pairs(lists[lists["batch"] == batch]) for batch in range(len(facts.batch_ids)))
+        of_batch = {batch: _pairs(part) for batch, part in lists.groupby("batch")}
+        found = tuple(of_batch.get(batch, ()) for batch in range(len(facts.batch_ids)))
         structure = OlderStructure(
             batch_unsafe_experts=found,
             batch_expert_masks=masks_BLE,
