@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from dist_moe.config.objective import active_terms
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import IGNORED, TokenBatch
 from dist_moe.model.model import MoEModel
+from dist_moe.moe.compiled import CompiledParts
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.objective import Over, Rows
 from dist_moe.parallel.comm import Comm
@@ -59,6 +61,7 @@ class MaskedStep:
         self.monitor = MaskMonitor(model, optimizer, comm, settings, promises)
         self.passes = Passes(model, engine, self.monitor, self.objective)
         self.audit = StepAudit(model, optimizer, engine, comm)
+        self.compiled = CompiledParts(model.module) if settings.compile else None
 
     def promise(self, promises: Promises) -> None:
         """Use other masks from the next step on; the optimizer is reconciled with their union."""
@@ -107,6 +110,7 @@ class MaskedStep:
         with (
             self.model.batch(route=plan, first_layer=first_layer, dense=trained.dense),
             self.monitor.during(batch_id, trained),
+            nullcontext() if self.compiled is None else self.compiled.in_force(),
         ):
             contrasts = self._contrasts(micro_batches, plan, numbers)
             self.optimizer.begin(moving_LE, dense=trained.dense)

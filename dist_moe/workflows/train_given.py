@@ -9,6 +9,7 @@ import numpy as np
 
 from dist_moe.config.objective import pair_terms, router_terms
 from dist_moe.config.schema import Config, TrainConfig
+from dist_moe.conformance.compiling import refuse_compiling
 from dist_moe.data.encoded import NONE
 from dist_moe.data.named import by_batch
 from dist_moe.engines.build import EngineName, engine_name
@@ -73,6 +74,9 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         require_passes(config, comm.device)
         rounds = require_trainable(config, name)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
+        if config.train.compile:
+            sharded = deepspeed_settings.get("zero_optimization", {}).get("stage") == 3
+            refuse_compiling(config, comm.device, sharded=sharded)
         masks = _read_masks(config)
         same["the digest of each mask store"] = [store.digest for store in masks.stores]
     inputs = read_inputs(config, comm)

@@ -68,6 +68,7 @@ class Case:
     packed: bool = False
     trains: str = "experts"
     rounds: tuple[str, ...] = ()
+    compile: bool = False
     long: bool = False
     """Whether each of its features is in another case, too, so that it is of the long tail."""
 
@@ -182,6 +183,9 @@ CASES = [
     Case(trains="routers", family="gpt_oss", engine="fsdp", masks="adversarial", rows=1),
     Case(trains="experts_and_routers", family="gpt_oss", zero=3, mode="update", micro_batch_size=2, drift=5.0),
     Case(trains="experts_and_dense", family="mixtral", mode="update", micro_batch_size=2, checkpointing=True, kl=1.0),
+    # parts of a layer without experts, compiled
+    Case(compile=True, family="olmoe", kl=0.5, micro_batch_size=2, long=True),
+    Case(compile=True, engine="fsdp", mode="update", checkpointing=True, long=True),
 ]
 
 
@@ -346,7 +350,7 @@ def train_case(comm, case):
         answers=Answers(weight=case.answers),
         dpo=DPO(weight=case.dpo),
     )
-    settings = TrainConfig(mode=case.mode, fill=case.fill, scope=case.scope, objective=objective)
+    settings = TrainConfig(mode=case.mode, fill=case.fill, scope=case.scope, objective=objective, compile=case.compile)
     step = MaskedStep(model, optimizer, engine, comm, settings, promise)
     results, leaks, moved = [], [], 0
     for i, mask in enumerate(masks):
@@ -448,7 +452,17 @@ OF_REFERENCE = (
 
 def expected_of(case: Case) -> Expected:
     """Made once for all runs that differ in what plain training does not know."""
-    of_ours = ("micro_batch_size", "checkpointing", "placement", "ep_size", "engine", "zero", "dtype", "long")
+    of_ours = (
+        "micro_batch_size",
+        "checkpointing",
+        "placement",
+        "ep_size",
+        "engine",
+        "zero",
+        "dtype",
+        "compile",
+        "long",
+    )
     return _expected_of(replace(case, **{name: getattr(CASES[0], name) for name in of_ours}))
 
 
