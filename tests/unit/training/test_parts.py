@@ -7,6 +7,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from dist_moe.objective import Inputs
 from dist_moe.objective.cross_entropy import CrossEntropy
 from dist_moe.objective.kl_to_base import KLToBase
+from dist_moe.planning.live import LiveBytes
 from dist_moe.training import parts
 
 M, V = 23, 64
@@ -38,3 +39,17 @@ def test_the_same_bits_and_less_is_kept(term, dtype, monkeypatch):
     assert (seen, seen_again[:5]) == ([M], [5, 5, 5, 5, 3])
     assert kept >= M * V
     assert kept_again < M * V / 4
+
+
+def test_a_part_is_there_at_a_time(monkeypatch):
+    """Beside the logits: three values of four bytes for each, or for those of a part, and gradients in two bytes, of
+    parts and of all."""
+    peaks = []
+    for limit in (M * V, 2 * V):
+        monkeypatch.setattr(parts, "LIMIT", limit)
+        given = inputs(torch.bfloat16)
+        with LiveBytes() as live:
+            parts.in_parts(CrossEntropy().losses, given).sum().backward()
+        peaks.append(live.peak)
+    assert 12 * M * V <= peaks[0] <= 12.5 * M * V
+    assert 4 * M * V <= peaks[1] <= 4.5 * M * V
