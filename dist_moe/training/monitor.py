@@ -27,6 +27,7 @@ from torch import nn
 from dist_moe.config.schema import TrainConfig
 from dist_moe.data.tokens import TokenBatch
 from dist_moe.model.model import MoEModel
+from dist_moe.moe.bank import FlatLayout
 from dist_moe.moe.dense import in_use
 from dist_moe.moe.internals import named_arguments
 from dist_moe.moe.routing import Applied
@@ -55,6 +56,7 @@ class MaskMonitor:
         self._no_mask = Applied.nothing(torch.ones(self._shape_LE[1], dtype=torch.bool, device=comm.device))
         self._rows_2 = torch.zeros(2, dtype=torch.int64, device=comm.device)
         self._watching = False
+        self._modules = [*model.module.modules()]  # to walk through the tree, with names, takes five times as long
         slot_LE = torch.stack([layer.key_E.long() - layer.comm.rank * layer.num_slots for layer in model.layers])
         num_slots = model.layers[0].num_slots
         self._is_local_LE, self._slot_LE = (slot_LE >= 0) & (slot_LE < num_slots), slot_LE.clamp(0, num_slots - 1)
@@ -154,13 +156,14 @@ class MaskMonitor:
         dealt = sorted(expected, key=lambda key: (optimizer.replica_of.get(key, 0), key))
         if optimizer.active != dealt or len(optimizer.grad_AN) != len(dealt):
             yield f"rank {rank}: gradients are kept for {_names(optimizer.active)}, expected {_names(dealt)}"
-        row_of = dict(zip(optimizer.active, optimizer.grad_AN, strict=False))
+        address, grad_AN = optimizer.grad_AN.data_ptr(), optimizer.grad_AN
+        row_of = {key: address + row * grad_AN[0].nbytes for row, key in enumerate(optimizer.active[: len(grad_AN)])}
         for layer in self.model.layers:
             found = {(layer.index, layer.local[slot]): views for slot, views in layer.grads.items()}
             if found.keys() != {key for key in expected if key[0] == layer.index}:
                 yield f"rank {rank}: layer {layer.index} sums gradients of {_names(found)}"
             for key, views in found.items():
-                if key in row_of and not _is_row(views, layer.layout.views(row_of[key])):
+                if key in row_of and not _are_at(row_of[key], views, layer.layout, grad_AN.dtype):
                     yield f"rank {rank}: the gradient buffer of {expert_name(*key)} is another expert's"
 
     def _wrong_dense(self) -> Iterator[str]:
@@ -170,22 +173,28 @@ class MaskMonitor:
         if [*dense.grads] != expected or (self._trained.dense and not expected):
             yield f"rank {rank}: gradients are kept of {len(dense.grads)} dense weights, expected {len(expected)}"
         known = {id(weight) for weight in self.model.dense.values()} if self._trained.dense else set()
-        for name, weight in (*self.model.module.named_parameters(), *self.model.dense.items()):
-            if weight.requires_grad != (id(weight) in known):
-                yield f"rank {rank}: {name} has gradients: {weight.requires_grad}, but the step trains {self._trained}"
+        weights = (w for module in self._modules for w in module._parameters.values() if w is not None)
+        if any(weight.requires_grad != (id(weight) in known) for weight in (*weights, *self.model.dense.values())):
+            for name, weight in (*self.model.module.named_parameters(), *self.model.dense.items()):
+                if weight.requires_grad != (id(weight) in known):
+                    has = weight.requires_grad
+                    yield f"rank {rank}: {name} has gradients: {has}, but the step trains {self._trained}"
         for name in expected:
             used = in_use(self.model.module, name)
             if used is not self.model.dense[name] or used is not dense.weights.get(name):
                 yield f"rank {rank}: the model does not compute with the {name} that would be updated"
 
 
-def _is_row(views: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    """Whether views are the same memory, value for value."""
-
-    def place(view: torch.Tensor) -> tuple[Any, ...]:
-        return view.data_ptr(), view.dtype, view.shape, view.stride()
-
-    return views.keys() == expected.keys() and all(place(views[name]) == place(expected[name]) for name in expected)
+def _are_at(address: int, views: dict[str, torch.Tensor], layout: FlatLayout, dtype: torch.dtype) -> bool:
+    """Whether these are the views of a flat vector at an address, value for value."""
+    return views.keys() == {name for name, *_ in layout.parts} and all(
+        view.data_ptr() == address + start * dtype.itemsize
+        and view.dtype == dtype
+        and view.shape == shape
+        and view.is_contiguous()
+        for name, shape, start, _ in layout.parts
+        for view in [views[name]]
+    )
 
 
 def _names(keys: Iterable[tuple[int, int]]) -> str:

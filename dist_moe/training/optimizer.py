@@ -86,9 +86,11 @@ class SelectiveAdamW(torch.optim.Optimizer):
             size = self._grad_buffer.shape[1]
             self._grad_buffer = self._grad_buffer.new_empty(0, size)  # the smaller one goes first
             self._grad_buffer = self._grad_buffer.new_empty(len(self.active), size)
-        for (index, expert), grad in zip(self.active, self._grad_buffer[: len(self.active)], strict=True):
+        every = self.layers[0].layout.views(self._grad_buffer[: len(self.active)])
+        views = zip(*(block.unbind(0) for block in every.values()), strict=True)
+        for (index, expert), of_one in zip(self.active, views, strict=True):
             layer = self.layers[index]
-            layer.grads[layer.local.index(expert)] = layer.layout.views(grad)
+            layer.grads[layer.local.index(expert)] = dict(zip(every, of_one, strict=True))
 
     @property
     def grad_AN(self) -> torch.Tensor:
