@@ -28,17 +28,23 @@ SCORES = (
 """What makes scores of logits: afterwards, nothing is 0 and no more the lowest value."""
 
 
-class Memory(NamedTuple):
-    """Equal for two views of the same memory, if it was not written in between."""
+class LookedUp(NamedTuple):
+    """What `Natural` has found for a choice of experts."""
 
-    address: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    index_Tk: torch.Tensor
+    """Held, so that no other tensor can come to lie where it does."""
     version: int
+    inside_Tk: torch.Tensor
+    is_other_Tk: torch.Tensor | None
 
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Memory:
-        return cls(tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor._version)
+    def is_of(self, index_Tk: torch.Tensor) -> bool:
+        """Whether these are the same values: another view of the same memory, which was not written in between."""
+        mine = self.index_Tk
+        return (
+            index_Tk.data_ptr() == mine.data_ptr()
+            and (index_Tk.dtype, index_Tk.shape, index_Tk.stride()) == (mine.dtype, mine.shape, mine.stride())
+            and index_Tk._version == self.version
+        )
 
 
 class Natural(Routing):
@@ -53,7 +59,7 @@ class Natural(Routing):
         self.index: torch.Tensor | None = None
         """Of the last choice among all experts."""
         self.dropping_T: torch.Tensor | None = None
-        self._looked_up: tuple[Memory, torch.Tensor, torch.Tensor | None] | None = None
+        self._looked_up: LookedUp | None = None
 
     def enforce(self, index_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:
         dropped_Tk, self.dropping_T = self._dropped(index_Tk, weights_Tk != 0)
@@ -99,15 +105,14 @@ class Natural(Routing):
 
     def _look_up(self, index_Tk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Which are the batch's experts; and which are none of the routed ones, if the router scores such at all."""
-        memory = Memory.of(index_Tk)
-        if self._looked_up is not None and self._looked_up[0] == memory:
-            return self._looked_up[1:]
+        if self._looked_up is not None and self._looked_up.is_of(index_Tk):
+            return self._looked_up.inside_Tk, self._looked_up.is_other_Tk
         if self.router_shape[0] == self.num_experts:
             inside_Tk, is_other_Tk = self.batch_E[index_Tk], None
         else:
             is_other_Tk = index_Tk >= self.num_experts
             inside_Tk = self.batch_E[index_Tk.clamp(max=self.num_experts - 1)] & ~is_other_Tk
-        self._looked_up = memory, inside_Tk, is_other_Tk
+        self._looked_up = LookedUp(index_Tk, index_Tk._version, inside_Tk, is_other_Tk)
         return inside_Tk, is_other_Tk
 
     def _is_logits(self, source: torch.Tensor) -> bool:

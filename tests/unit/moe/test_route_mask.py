@@ -1,10 +1,13 @@
 """Routing masks against a reference written from the definition, with plain torch, from the router's own weight."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from dist_moe.conformance.sizes import build
 from dist_moe.model.model import adopt
+from dist_moe.moe.natural import Natural
 from dist_moe.moe.route_mask import RoutePlan, routable
 from dist_moe.parallel.comm import SoloComm
 from tests.tiny import CONFIGS, FAMILIES, E, K, L, random_masks, tiny_model, token_ids
@@ -112,3 +115,17 @@ def test_few_tokens_route_as_among_many(num_tokens):
         torch.testing.assert_close(
             torch.zeros(num_tokens, E).scatter_add(1, index_few, weights_few), dense[:num_tokens]
         )
+
+
+def test_a_choice_that_lies_where_another_has_lain_is_looked_up_anew():
+    mask = torch.zeros(1, E, dtype=torch.bool)
+    mask[0, 0] = True
+    layer = SimpleNamespace(router_shape=(E, 4), num_experts=E, index=0)
+    natural = Natural(layer, RoutePlan(mask, "natural").on(CPU.device, E), None)
+    num_tokens = 100_000  # of so much memory, the next tensor gets what the last one has given back
+    place = torch.empty(num_tokens, 2, dtype=torch.int64)
+    for made in (torch.Tensor.contiguous, place.copy_):
+        for expert in range(E):
+            chosen = torch.tensor([expert, (expert + 1) % E])
+            dropped = natural.enforce(made(chosen.repeat(num_tokens, 1)), torch.ones(num_tokens, 2)) == 0
+            assert (dropped == ((chosen == 0).any() & (chosen != 0))).all()
