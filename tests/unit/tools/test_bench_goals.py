@@ -91,6 +91,24 @@ def test_a_run_is_laid_beside_an_earlier_one(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_keeps_its_numbers_and_the_next_says_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, options = tmp_path / "run.json", ["bench", "--small", "--rows", "tap", "--repetitions", "2"]
+    monkeypatch.setattr("sys.argv", [*options, "--out", str(path)])
+    main()
+    kept = json.loads(path.read_text())
+    assert kept["options"]["rows"] == ["tap"]
+    assert kept["ratios"]["forward, counting / not counting"]["median"] > 0
+    assert "beside" not in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*options, "--previous", str(path)])
+    main()
+    header, row = capsys.readouterr().out.splitlines()[-2:]
+    assert header.split("  ")[0] == f"beside {path}"
+    assert row.startswith("forward, counting / not counting  ")
+    assert row.endswith(("in the interval", "in the rounds' range", "OUTSIDE"))
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", json.dumps({"ratios": {"a": 1}, "counts": {}})])
 def test_a_file_that_no_run_has_written_is_one_line(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
