@@ -35,6 +35,7 @@ SECTIONS = {
     "usual": 70,
     "qwen3": 130,
     "demo": 90,
+    "host": 120,
 }
 """Name of the module with the section -> seconds at most."""
 Line = dict[str, Any]

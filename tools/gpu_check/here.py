@@ -96,8 +96,8 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
-def token_batch(vocabulary: int, *, rows: int = 4, length: int = 24, seed: int = 1) -> TokenBatch:
+def token_batch(vocabulary: int, *, rows: int = 4, length: int = 24, seed: int = 1, packed: bool = False) -> TokenBatch:
     """Rows of different lengths, every other one unsafe."""
     ids = torch.randint(3, vocabulary - 3, (rows, length), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = [(row[: length // 3], row[length // 3 : length - i % 4]) for i, row in enumerate(ids)]
-    return collate([Encoded(tuple(a), tuple(b), unsafe=i % 2 == 1) for i, (a, b) in enumerate(cut)], pad_id=0)
+    return collate([Encoded(tuple(a), tuple(b), unsafe=i % 2 == 1) for i, (a, b) in enumerate(cut)], 0, packed=packed)

@@ -52,13 +52,23 @@ def run_largest(here: Here, name: str, sizes: list[tuple[int | None, int]]) -> N
 class Ours:
     """A model with its optimizer, batches and masks."""
 
-    def __init__(self, here: Here, section: str, name: str, layers: int | None, rows: int) -> None:
+    def __init__(
+        self,
+        here: Here,
+        section: str,
+        name: str,
+        layers: int | None,
+        rows: int,
+        state_device: torch.device | None = None,
+    ) -> None:
         self.here, self.section, self.config = here, section, large.config_of(name, here, layers)
         self.rate, self.comm = here.matmul_rate(), SoloComm(here.device)
         self.model = adopt(large.build(self.config, here), self.comm)
         self.masks_BLE = large.masks(self.config)
         mesh = Mesh.one_replica(self.comm)
-        self.optimizer = SelectiveAdamW(self.model.layers, self.masks_BLE.any(0), mesh, lr=1e-6, max_norm=1.0)
+        self.optimizer = SelectiveAdamW(
+            self.model.layers, self.masks_BLE.any(0), mesh, lr=1e-6, max_norm=1.0, state_device=state_device
+        )
         self.engine = LocalEngine(self.model.module, self.optimizer, LambdaLR(self.optimizer, lambda _: 1.0))
         self.batches = large.batches(name, self.config, here, rows)
         self.unsafe = [bool(row) for batch in self.batches for row in batch.is_unsafe[:, 0]]

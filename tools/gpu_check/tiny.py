@@ -25,22 +25,30 @@ ROWS = 4
 class Tiny:
     """Each step has a mask and rows of its own; the second mask leaves the first layer without an expert."""
 
-    def __init__(self, family: str, mode: Any, dtype: torch.dtype, comm: Comm, engine: EngineName) -> None:
+    def __init__(
+        self,
+        family: str,
+        mode: Any,
+        dtype: torch.dtype,
+        comm: Comm,
+        engine: EngineName,
+        state_device: torch.device | None = None,
+    ) -> None:
         self.model = adopt(build(family).to(comm.device, dtype), comm)
         shape = (4, self.model.shape.num_layers, self.model.shape.num_experts)
         self.masks_BLE = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.35
         self.masks_BLE[1, 0] = False
+        mesh, settings = Mesh.one_replica(comm), {"lr": 1e-3, "eps": 1e-6, "max_norm": 1.0}
         self.optimizer = SelectiveAdamW(
-            self.model.layers, self.masks_BLE.any(0), Mesh.one_replica(comm), lr=1e-3, eps=1e-6, max_norm=1.0
+            self.model.layers, self.masks_BLE.any(0), mesh, **settings, state_device=state_device
         )
         schedule = LambdaLR(self.optimizer, lambda _: 1.0)
         host = build_engine(engine, self.model, self.optimizer, schedule, comm, {}, Split.of(ROWS, 1, None))
-        settings = TrainConfig(mode=mode)
-        self._step = MaskedStep(self.model, self.optimizer, host, comm, settings, self._promise)
+        self._step = MaskedStep(self.model, self.optimizer, host, comm, TrainConfig(mode=mode), self._promise)
 
     def _promise(self, batch_id: str) -> Promise:
         return Promise.of(self.masks_BLE[int(batch_id)].numpy(), [i % 2 == 1 for i in range(ROWS)])
 
-    def step(self, i: int) -> float:
+    def step(self, i: int, *, packed: bool = False) -> float:
         """The loss."""
-        return self._step(str(i), self.masks_BLE[i], [token_batch(VOCAB, rows=ROWS, seed=i)]).loss
+        return self._step(str(i), self.masks_BLE[i], [token_batch(VOCAB, rows=ROWS, seed=i, packed=packed)]).loss
