@@ -1,10 +1,11 @@
 """Zarr v3 arrays as bytes: the contents of each file of an array, and back, with zarr-python on files in memory.
 
 So a file's digest can be compared before anything is decoded, and a file is written completely by whoever has its rows.
-Only the first axis is split. A plain array has one chunk per file; a sharded one has a chunk for each row, so that a
-row can be decoded alone.
+Only the first axis is split. A plain array has one chunk per file; a sharded one has chunks of few rows, so that a row
+can be decoded without the others of its file.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,8 +20,10 @@ from zarr.storage import MemoryStore
 from dist_moe.errors import UserError, refused_by_library, shown
 
 ZSTD_LEVEL = 3
+CHUNK_BYTES = 1 << 18
+"""A chunk of so many takes little longer to decode than a task for it takes to come and go."""
 CHUNKS_AT_ONCE = 1024
-"""zarr-python's default of 1 makes a task of each row."""
+"""zarr-python's default of 1 makes a task of each chunk."""
 METADATA = "zarr.json"
 
 
@@ -53,8 +56,10 @@ def plain(dtype: Any, shape: Sequence[int], rows_per_file: int | None = None) ->
 
 
 def sharded(dtype: Any, shape: Sequence[int], rows_per_file: int) -> ArraySpec:
-    """An array with one chunk per row, and many rows in a file."""
-    return ArraySpec(np.dtype(dtype), tuple(shape), rows_per_file, 1, sharded=True)
+    """An array with many rows in a file, and chunks of as many rows as `CHUNK_BYTES` hold, or of one."""
+    spec = ArraySpec(np.dtype(dtype), tuple(shape), rows_per_file, 1, sharded=True)
+    most = min(rows_per_file, max(1, CHUNK_BYTES // (spec.dtype.itemsize * math.prod(spec.shape[1:]))))
+    return replace(spec, rows_per_chunk=max(n for n in range(1, most + 1) if rows_per_file % n == 0))
 
 
 @lru_cache

@@ -26,6 +26,8 @@ SPECS = [
     sharded(np.float64, (10, 2, 3), 4),
     sharded(np.int32, (9, 2, 2, 3), 3),
     sharded(np.float32, (2, 2, 5), 4),
+    ArraySpec(np.dtype(np.int32), (9, 2, 3), rows_per_file=4, rows_per_chunk=1, sharded=True),
+    ArraySpec(np.dtype(np.float32), (9, 2, 3), rows_per_file=6, rows_per_chunk=2, sharded=True),
 ]
 
 
@@ -46,6 +48,16 @@ def test_zarr_reads_what_is_written_here(tmp_path, spec):
     assert array[:].dtype == spec.dtype
     assert array[:].tobytes() == values.tobytes()
     assert parse_array_metadata(array_metadata(spec)) == spec
+
+
+def test_chunks_are_of_a_quarter_of_a_mebibyte_or_of_a_row():
+    def rows(*shape: int, per_file: int) -> int:
+        return sharded(np.int32, shape, per_file).rows_per_chunk
+
+    assert rows(4000, 16, 8, 32, per_file=64) == 16
+    assert rows(4000, 16, 48, 128, per_file=64) == 1
+    assert rows(30, 16, 8, 32, per_file=30) == 15  # all chunks of a file have as many rows
+    assert rows(10, 1, 1, 1, per_file=10) == 10
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -85,7 +97,7 @@ def test_other_forms_are_refused(tmp_path, form, said):
         parse_array_metadata(file.read_bytes())
 
 
-@pytest.mark.parametrize("spec", SPECS[3:6:2], ids=str)
+@pytest.mark.parametrize("spec", [*SPECS[3:6:2], *SPECS[-2:]], ids=str)
 def test_a_file_of_something_else_is_refused(spec):
     """A cut file, and one of other values, whose digests are right."""
     data = encode_file(spec, values_of(spec)[:4])
@@ -94,7 +106,7 @@ def test_a_file_of_something_else_is_refused(spec):
             decode_rows(spec, wrong, 0, 4, "it")
 
 
-@pytest.mark.parametrize("spec", SPECS[3:6:2], ids=str)
+@pytest.mark.parametrize("spec", [*SPECS[3:6:2], *SPECS[-2:]], ids=str)
 def test_any_run_of_rows(spec):
     values = values_of(spec)[:4]
     data = encode_file(spec, values)
