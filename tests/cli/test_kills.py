@@ -62,7 +62,7 @@ def judge(out, name, num_kills, num_steps):
     assert metrics == expected_metrics
     assert [line["step"] for line in metrics] == list(range(1, num_steps + 1))
     names = sorted(path.name for path in (out / name).iterdir())
-    assert names == ["checkpoints", "experts", "logs", "metrics.jsonl", "rows.safetensors", "train.yaml"]
+    assert names == ["checkpoints", "experts", "logs", "metrics.jsonl", "train.yaml"]
     assert status(out / name).state == "finished"
     assert len(list((out / name / "checkpoints").iterdir())) == 2
     logs = [(out / f"{name}-{i:03}.log").read_text() for i in range(num_kills)]
