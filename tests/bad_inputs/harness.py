@@ -66,7 +66,8 @@ def check(case: Case, capsys) -> str:
     assert not missing, f"{missing} not in: {errors[0]}"
     after = contents(Path())
     allowed = {name for name in after if name not in before and name.startswith(case.new or ("\0",))}
-    assert {name: after[name] for name in after if name not in allowed} == before
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} - allowed
+    assert not changed, changed
     return errors[0]
 
 
