@@ -28,6 +28,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from dist_moe.engines.deepspeed_config import is_zero3
 from dist_moe.engines.local import stored_tensors
 from dist_moe.engines.zero import PartitionedDense
 
@@ -56,7 +57,7 @@ class DeepSpeedEngine:
     ) -> None:
         take_over_process_group()
         zero = user_config.get("zero_optimization", {})
-        self.partitioned = PartitionedDense(module, zero, micro_batch_size) if zero.get("stage") == 3 else None
+        self.partitioned = PartitionedDense(module, zero, micro_batch_size) if is_zero3(user_config) else None
         config = {
             "steps_per_print": None,
             "timers": {"throughput": {"enabled": False}},

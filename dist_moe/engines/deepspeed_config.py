@@ -36,3 +36,8 @@ def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
             "dist_moe itself shards the experts and their optimizer state"
         )
     return config
+
+
+def is_zero3(config: dict[str, Any]) -> bool:
+    """Whether the contents of such a file ask for ZeRO-3, which shards the dense weights."""
+    return bool(config.get("zero_optimization", {}).get("stage", 0) == 3)

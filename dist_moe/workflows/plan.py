@@ -11,7 +11,7 @@ from dist_moe.config.attention import masks_rows
 from dist_moe.config.load import load_config
 from dist_moe.config.objective import needs_base
 from dist_moe.config.schema import Config
-from dist_moe.engines.deepspeed_config import read_deepspeed_config
+from dist_moe.engines.deepspeed_config import is_zero3, read_deepspeed_config
 from dist_moe.errors import UserError, shown
 from dist_moe.planning.fit import GPU_SIZES, Trained, divisors, room, smallest_ep_size
 from dist_moe.planning.memory import Setup
@@ -202,5 +202,4 @@ def _ep_size(config: Config, outline: Outline, num_ranks: int) -> tuple[int, boo
 
 
 def _shards_dense(config: Config) -> bool:
-    zero = read_deepspeed_config(config.train.deepspeed_config).get("zero_optimization", {})
-    return config.engine == "fsdp" or zero.get("stage", 0) == 3
+    return is_zero3(read_deepspeed_config(config.train.deepspeed_config)) or config.engine == "fsdp"

@@ -13,7 +13,7 @@ from dist_moe.conformance.compiling import refuse_compiling
 from dist_moe.data.encoded import NONE
 from dist_moe.data.named import by_batch
 from dist_moe.engines.build import EngineName, engine_name
-from dist_moe.engines.deepspeed_config import read_deepspeed_config
+from dist_moe.engines.deepspeed_config import is_zero3, read_deepspeed_config
 from dist_moe.errors import UserError, shown
 from dist_moe.model.model import MoEModel, load_model
 from dist_moe.moe.discover import require_routers
@@ -75,8 +75,7 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         rounds = require_trainable(config, name)
         deepspeed_settings = read_deepspeed_config(config.train.deepspeed_config)
         if config.train.compile:
-            sharded = deepspeed_settings.get("zero_optimization", {}).get("stage") == 3
-            refuse_compiling(config, comm.device, sharded=sharded)
+            refuse_compiling(config, comm.device, sharded=is_zero3(deepspeed_settings))
         masks = _read_masks(config)
         same["the digest of each mask store"] = [store.digest for store in masks.stores]
     inputs = read_inputs(config, comm)
