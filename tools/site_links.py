@@ -1,4 +1,5 @@
-"""For mkdocs (mkdocs.yml): the README is the site's first page, and files outside docs/ are named, not linked."""
+"""For mkdocs (mkdocs.yml): the README is the site's first page, files outside docs/ are named, not linked, and the
+search finds numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +13,24 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 CODE = re.compile(r"`[^`\n]+`")
 README = Path(__file__).parents[1] / "README.md"
 
+# lunr takes two nodes of its index for the same one when their edges, written without a mark between them, read alike
+# ("1" to 23 and "12" to 3): with many numbers on the pages, words are lost and searches fail
+# (https://github.com/olivernn/lunr.js/issues/503).
+EDGES = ("e=e+s+o.id}return e", 'e=e+s+o.id+";"}return e')
+
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the README."""
     files.append(File.generated(config, "index.md", content=README.read_text(encoding="utf-8")))
     return files
+
+
+def on_post_build(config: Any) -> None:
+    """Mend the search of the theme."""
+    for path in Path(config.site_dir).glob("assets/javascripts/workers/search.*.min.js"):
+        text = path.read_text(encoding="utf-8")
+        assert text.count(EDGES[0]) == 1, f"{path.name}: lunr is another than EDGES of {Path(__file__).name} mends"
+        path.write_text(text.replace(*EDGES), encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
