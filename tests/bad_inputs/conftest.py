@@ -1,11 +1,13 @@
 """A finished run on a tiny model, made once; every case works on a copy of it."""
 
+import math
 import os
 import shutil
 
 import pytest
 
 from dist_moe.cli.main import main
+from dist_moe.weights import identity
 from tests.checkpoint import prompt_rows, save_checkpoint, write_config, write_jsonl
 from tests.unit.store.pickles.examples import analysis, write_pickle
 
@@ -32,6 +34,13 @@ def finished(tmp_path_factory):
     finally:
         os.chdir(before)
     return root
+
+
+@pytest.fixture(autouse=True)
+def hashes_are_not_stored(monkeypatch):
+    """A model's hash is stored beside it once its files are ten seconds old, by a command that is refused later too:
+    then a case that took longer would find a file more."""
+    monkeypatch.setattr(identity, "SETTLED_S", math.inf)
 
 
 @pytest.fixture
