@@ -134,10 +134,13 @@ class MoEModel:
         checkpoint_activations(self.module)
 
 
-def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = None) -> MoEModel:
+def load_model(
+    config: ModelConfig, comm: Comm, placement: Placement | None = None, *, packed: bool = False
+) -> MoEModel:
     """Load the base model's dense weights and this rank's experts.
 
     `placement` says how each layer's experts are split over the ranks of `comm`; None: in equal contiguous blocks.
+    `packed` is the setting `data.packing`.
     """
     check_model_dir(config.path)
     disable_progress_bar()  # one bar a rank would be noise
@@ -151,7 +154,9 @@ def load_model(config: ModelConfig, comm: Comm, placement: Placement | None = No
     fill(module, layers, config.path, owned)
     if config.kernels == "liger":
         use_liger(module, comm.device)
-    return _assemble(module, layers, placement, comm, num_parameters)
+    model = _assemble(module, layers, placement, comm, num_parameters)
+    model.packed = packed
+    return model
 
 
 def adopt(module: PreTrainedModel, comm: Comm, placement: Placement | None = None) -> MoEModel:

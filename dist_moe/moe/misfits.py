@@ -22,7 +22,8 @@ from dist_moe.moe.internals import WeightConversion
 from dist_moe.weights.configuration import ADVICE
 from dist_moe.weights.directory import CONFIG, EXPERT_NUMBER, StoredTensor, expert_number, read_json, weight_files
 from dist_moe.weights.expert_tensors import HubTensor
-from dist_moe.weights.values import DTYPES, as_tensor, finite
+from dist_moe.weights.finite import is_finite
+from dist_moe.weights.values import DTYPES, finite
 
 NEXT_TOKENS = re.compile(r"(^|[._])mtp([._]|$)")
 """Part of the names of multi-token-prediction tensors, for which no model class has a place."""
@@ -160,7 +161,7 @@ def refuse_not_finite(model: PreTrainedModel, stored: dict[str, StoredTensor], t
             continue
         for name in (name for name, its in target_of.items() if its == target):
             tensor = stored[name]
-            if not finite(as_tensor(tensor.bytes(), tensor.dtype)):
+            if not is_finite(tensor.bytes(), tensor.dtype):
                 raise UserError(f"{tensor.file}: tensor {name} has a value that is NaN or infinite: {ADVICE}")
         raise UserError(
             f"{target}: a value of the checkpoint is infinite as {weight.dtype}: choose another model.dtype"

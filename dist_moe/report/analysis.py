@@ -50,7 +50,7 @@ def report(store: MaskStore, settings: StatisticsConfig) -> Iterator[str]:
     selected = len(overall(store))
     table = counts.aggregated
     if settings.permutations and can_be_pooled(counts.index, settings):
-        pooled = pooled_evidence(counts.index, counts.of_batches(range(len(counts.index))), settings, seed)
+        pooled = pooled_evidence(counts.index, counts.of_batches(range(len(counts.index)), tables=()), settings, seed)
         table = add_statistics(table, pooled, stored_rule(store))
     yield (f"Global unsafe experts (by threshold and top_k, all prompts pooled): {selected}; top 10 by risk_diff:")
     yield _table(table, 10)

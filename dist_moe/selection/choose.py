@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import reduce
 from operator import add
-
-import numpy as np
 
 from dist_moe.artefacts import checked
 from dist_moe.errors import UserError
 from dist_moe.rules import Rule
 from dist_moe.rules.controls import Control
-from dist_moe.rules.rule import OfDifference, Unselected
+from dist_moe.rules.rule import Unselected
 from dist_moe.selection.evidence import evidence_of_each
 from dist_moe.selection.statistics import batch_results, statistic_kinds
 from dist_moe.selection.stored import stored_rule
-from dist_moe.stats.evidence import Population
-from dist_moe.stats.masks import ExpertMasks
+from dist_moe.stats.evidence import Evidence, Population
 from dist_moe.stats.population import PopulationSums
 from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.store import Counts, MaskPlan, MaskResults, MaskStore
@@ -69,7 +66,7 @@ def settings_of(masks: MaskStore) -> StatisticsConfig:
 
 def sums_of(counts: Counts, batches: range, rule: Rule, *, prefix: str = "") -> PopulationSums:
     """What consecutive batches contribute to the sums over all batches that the rule needs."""
-    found = counts.of_batches(batches, tables=False, prefix=prefix)
+    found = counts.of_batches(batches, tables=rule.counted_as.needs & TABLES.keys(), prefix=prefix)
     each = evidence_of_each(counts.index.of(batches), found, StatisticsConfig(), seed=0)
     needs_union = "union" in rule.needs
     return reduce(add, (PopulationSums.of(one, rule.counted_as.select(one) if needs_union else None) for one in each))
@@ -90,7 +87,7 @@ def selected(
     progress: bool,
 ) -> MaskResults:
     """Masks and statistics of consecutive batches."""
-    index, found = counts.index.of(batches), counts.of_batches(batches)
+    index, found = counts.index.of(batches), counts.of_batches(batches, tables=rule.needs & TABLES.keys())
     return batch_results(found, index, rule, settings, seed_of(counts), population, show_progress=progress)
 
 
@@ -132,26 +129,25 @@ def share_selected(masks: MaskStore, counts: Counts) -> float | None:
         return None
     settings, both = settings_of(masks), 0
     for step in counts.steps():
-        itself = masks_by(counts, rule.counted_as, settings, step, None).masks_BLE
-        both += int((itself & masks.masks[step.start : step.stop]).sum())
+        itself = evidence_for(rule.counted_as, counts, settings, step, None)
+        each = zip(itself, masks.masks[step.start : step.stop], strict=True)
+        both += sum(int((rule.counted_as.select(batch) & mask_LE).sum()) for batch, mask_LE in each)
     return both / int(masks.signs_B3.sum())
 
 
-def masks_by(
-    counts: Counts,
+def evidence_for(
     rule: Rule,
+    counts: Counts,
     settings: StatisticsConfig,
     batches: range,
     population: Population | None,
     *,
     prefix: str = "",
-) -> ExpertMasks:
-    """The masks without statistics. With `prefix` "prefill_", from that table instead of the counts.
+) -> Iterator[Evidence]:
+    """What the rule needs to select the experts of each of these batches in turn; keep only one. With `prefix`
+    "prefill_", from that table instead of the counts.
 
     `population` may be None if the rule does not need one.
     """
-    if isinstance(rule, OfDifference):
-        return ExpertMasks(np.array([rule.choose(diff_LE) for diff_LE in counts.risk(batches, prefix).risk_diff_BLE]))
-    found = counts.of_batches(batches, tables=not prefix, prefix=prefix)
-    each = evidence_of_each(counts.index.of(batches), found, settings, seed_of(counts), population)
-    return ExpertMasks(np.array([rule.select(batch) for batch in each]))
+    found = counts.of_batches(batches, tables=rule.needs & TABLES.keys(), prefix=prefix)
+    return evidence_of_each(counts.index.of(batches), found, settings, seed_of(counts), population)

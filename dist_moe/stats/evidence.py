@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -39,8 +39,8 @@ class Evidence:
     """Counts of P prompts, each with at least one counted token."""
     unsafe_P: np.ndarray
     """bool [P]."""
-    design: Design
-    """Which rows are independent, and which labels can be exchanged."""
+    designed: Callable[[], Design]
+    """Gives `design`, on first use: a rule without tests and draws needs none, and it takes longer than the rates."""
     settings: StatisticsConfig
     seed: int
     batch: int
@@ -57,9 +57,13 @@ class Evidence:
 
     def of(self, rows_P: np.ndarray) -> Evidence:
         """Some of the prompts, bool [P]; units must be complete."""
-        return replace(
-            self, counts=self.counts.of(rows_P), unsafe_P=self.unsafe_P[rows_P], design=self.design.of(rows_P)
-        )
+        counts, unsafe_P = self.counts.of(rows_P), self.unsafe_P[rows_P]
+        return replace(self, counts=counts, unsafe_P=unsafe_P, designed=lambda: self.design.of(rows_P))
+
+    @cached_property
+    def design(self) -> Design:
+        """Which rows are independent, and which labels can be exchanged; under other labels the same."""
+        return self.designed()
 
     @cached_property
     def can_be_halved(self) -> bool:
@@ -162,6 +166,6 @@ def evidence(
     """The Evidence of one batch. Rows without a counted token are left out, because they have no rate; their
     partners then count as unpaired."""
     kept_P = counts.tokens_P > 0
-    unsafe_P = unsafe_P[kept_P]
-    design = kinship.of(kept_P).design(unsafe_P)
-    return Evidence(counts.of(kept_P), unsafe_P, design, settings, seed, batch, population)
+    if not kept_P.all():
+        counts, unsafe_P, kinship = counts.of(kept_P), unsafe_P[kept_P], kinship.of(kept_P)
+    return Evidence(counts, unsafe_P, cache(lambda: kinship.design(unsafe_P)), settings, seed, batch, population)

@@ -1,6 +1,6 @@
 """Reads a counts store: the measurements of each prompt, and the rates computed from them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,17 +56,18 @@ class Counts(Store):
         """Further measurements of each prompt, by name: float32 or int32, [P, L, E] or [P]."""
         return {name: self._by_prompt(name) for name in self.table_names}
 
-    def of_batches(self, batches: range, *, tables: bool = True, prefix: str = "") -> RoutingCounts:
-        """The counts of the prompts of consecutive batches; see `of_prompts`."""
-        return self.of_prompts(self.index.rows(batches), tables=tables, prefix=prefix)
+    def of_batches(self, batches: range, *, tables: Collection[str], prefix: str = "") -> RoutingCounts:
+        """The counts of the prompts of consecutive batches; with `prefix` "prefill_", from that table.
 
-    def of_prompts(self, prompts: slice, *, tables: bool = False, prefix: str = "") -> RoutingCounts:
-        """The counts of consecutive prompts, with or without tables; with `prefix` "prefill_", from that table.
+        Args:
+            batches: their numbers.
+            tables: names of the tables to read as well.
 
         Raises:
             UserError: a value is impossible; names array, batch, prompt and expert.
         """
-        others = {name: rows[prompts] for name, rows in self.tables.items()} if tables else {}
+        prompts = self.index.rows(batches)
+        others = {name: self.tables[name][prompts] for name in tables}
         counts_PLE, tokens_P = self._checked(prompts, others, prefix)
         return RoutingCounts(counts_PLE.astype(np.int64), tokens_P, self.experts_per_token, others)
 
@@ -89,7 +90,7 @@ class Counts(Store):
         """The counts and tokens of both arms of consecutive batches: `stats.table.arm_counts`.
 
         Raises:
-            UserError: as `of_prompts`.
+            UserError: as `of_batches`.
         """
         rows = self.index.rows(batches)
         batch_of_P = self.index.batch_of_P[rows] - batches.start
@@ -99,7 +100,7 @@ class Counts(Store):
         """Rates of consecutive batches; with `prefix` "prefill_", from that table.
 
         Raises:
-            UserError: as `of_prompts`, or an arm of a batch has no counted token.
+            UserError: as `of_batches`, or an arm of a batch has no counted token.
         """
         return rates(*self.arms(batches, prefix), [self.index.name(batch) for batch in batches])
 

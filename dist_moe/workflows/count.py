@@ -173,8 +173,7 @@ def _count(config: Config, counting: Counting, mesh: Mesh) -> None:
     job = "" if config.analysis.part is None else f"part-{config.analysis.part.replace('/', '-of-')}-"
     with RankLog(config.run_dir, comm, "count", "parts", job=job) as told:
         with together(comm):
-            model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep)
-            model.packed = config.data.packing
+            model = load_model(replace(config.model, dtype=_dtype(config)), mesh.ep, packed=config.data.packing)
         for line in forward_passes(model):
             log.info(line)
         started = time.time()

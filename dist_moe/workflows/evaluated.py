@@ -158,9 +158,7 @@ class Evaluated:
         return model, {"before": Subject(other), "after": Subject(model)}
 
     def _loaded(self, path: Path, mesh: Mesh) -> MoEModel:
-        model = load_model(replace(self.config.model, path=path), mesh.ep)
-        model.packed = self.config.data.packing
-        return model
+        return load_model(replace(self.config.model, path=path), mesh.ep, packed=self.config.data.packing)
 
     def trained_prompts(self) -> TrainedPrompts | str:
         """The rows that the run was trained on, or why they are not known."""

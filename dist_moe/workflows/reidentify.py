@@ -160,7 +160,8 @@ def _write_counts(path: Path, before: Counts, found: RoutingCounts, batches: Seq
     )
     writer = StoreWriter(path, plan, sync=False)
     for block in writer.missing:
-        writer.write(block, _replaced(before.of_batches(block), index.rows(block).start, found, rows))
+        there = before.of_batches(block, tables=before.table_names)
+        writer.write(block, _replaced(there, index.rows(block).start, found, rows))
     writer.seal()
 
 

@@ -86,8 +86,8 @@ def read_given(config: Config, work: RunDir, mesh: Mesh) -> Given:
         adjusting = read_adjusting(config, inputs, masks.first, work)
         facts = resume_facts(config, inputs, masks, adjusting.rows.rows.prompts.data_hash if adjusting else "")
         found = unfinished_run(work, config, facts, masks) if comm.rank == 0 else None
-        model = load_model(config.model, mesh.ep, place_experts(config, masks, mesh.ep.size))
-        model.packed = config.data.packing
+        placement = place_experts(config, masks, mesh.ep.size)
+        model = load_model(config.model, mesh.ep, placement, packed=config.data.packing)
         _require_offered(config.train, rounds, model)
     if config.train.activation_checkpointing:
         model.checkpoint_activations()

@@ -239,12 +239,12 @@ VALUES = {
     ),
     "a gate of NaN": (
         recount("prompt_gates", one(np.nan, 1, 2, 0, 1)),
-        f"inspect {STORE} diff name=significant",
+        f"inspect {STORE} diff name=esft_gate",
         ("prompt_gates is nan, L00_E01, for batch 1, its prompt 2",),
     ),
     "a negative gate": (
         recount("prompt_gates", one(-1, 0, 0, 0, 1)),
-        f"inspect {STORE} diff name=significant",
+        f"inspect {STORE} diff name=esft_gate",
         ("prompt_gates is -1.0, L00_E01, for batch 0",),
     ),
 }

@@ -94,7 +94,7 @@ def other_stores(folder: Path, like: Path) -> Path:
     facts = {name: getattr(counts, name) for name in names}
 
     def neighbours(batches: range) -> RoutingCounts:
-        found = counts.of_batches(batches)
+        found = counts.of_batches(batches, tables=())
         return replace(found, counts_PLE=np.roll(found.counts_PLE, 1, axis=2))
 
     return write(folder, CountsPlan(**facts, provenance=counts.provenance | {"seed": 1}), neighbours)

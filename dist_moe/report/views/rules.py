@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dist_moe.errors import UserError
 from dist_moe.report.views.compare import differences
 from dist_moe.report.views.view import View
 from dist_moe.rules import Rule
-from dist_moe.selection.choose import TABLES, mask_plan, masks_by, population_of, settings_of, sums_of
+from dist_moe.selection.choose import TABLES, evidence_for, mask_plan, population_of, settings_of, sums_of
 from dist_moe.selection.stored import stored_rule
 from dist_moe.selection.words import changed_rule
 from dist_moe.store.read import MaskStore
@@ -58,9 +59,13 @@ def _against(store: MaskStore, rule: Rule, facts: dict[str, Any], *, prefix: str
         population = population_of(sums_of(counts, batches, rule, prefix=prefix) for batches in counts.steps())
     batches, experts = [], []
     for start, stop in store.masks.slabs(0, len(store.masks)):
-        risk_diff_BLE = counts.risk_diff[start:stop]
-        others = masks_by(counts, rule, settings, range(start, stop), population, prefix=prefix).masks_BLE
-        of_batches, of_experts = differences(store, range(start, stop), store.masks[start:stop], others)
+        each = evidence_for(rule, counts, settings, range(start, stop), population, prefix=prefix)
+        others_BLE, risk_diff_BLE = (
+            np.array(found) for found in zip(*((rule.select(one), one.risk_diff_LE) for one in each), strict=True)
+        )
+        if prefix:
+            risk_diff_BLE = counts.risk_diff[start:stop]
+        of_batches, of_experts = differences(store, range(start, stop), store.masks[start:stop], others_BLE)
         where = of_experts["batch"] - start, of_experts["layer"], of_experts["expert"]
         batches.append(of_batches)
         experts.append(of_experts.assign(risk_diff=risk_diff_BLE[where]))

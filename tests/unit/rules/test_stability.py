@@ -19,7 +19,8 @@ def batch():
     one, *others = [batch_of(seed, index=seed) for seed in range(3)]
     gates_PLE = one.counts.counts_PLE * np.random.default_rng(0).random(one.counts.counts_PLE.shape)
     tables = {"gates": gates_PLE, "gradients": gates_PLE[::-1]}
-    one = replace(one, design=paired(one.unsafe_P, PAIRS_P), counts=replace(one.counts, tables=tables))
+    design = paired(one.unsafe_P, PAIRS_P)
+    one = replace(one, designed=lambda: design, counts=replace(one.counts, tables=tables))
     return populated([one, *others])[0]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dist_moe.selection.choose import masks_by, population_of, selected, sums_of
+from dist_moe.selection.choose import evidence_for, population_of, selected, sums_of
 from dist_moe.selection.evidence import evidence_of_each
 from dist_moe.stats.settings import StatisticsConfig
 from dist_moe.store import Counts
@@ -25,7 +25,7 @@ def test_draws_follow_from_the_seed_of_the_run_that_counted(counts, name):
     population = population_of(sums_of(counts, batches, rule) for batches in counts.steps())
 
     def of_seed(seed):
-        found = counts.of_batches(all_batches)
+        found = counts.of_batches(all_batches, tables=())
         batches = list(evidence_of_each(counts.index, found, SETTINGS, seed, population))
         return np.array([rule.select(batch) for batch in batches]), np.array([rule.stability(b) for b in batches])
 
@@ -33,6 +33,7 @@ def test_draws_follow_from_the_seed_of_the_run_that_counted(counts, name):
     masks_BLE, stability_BLE = of_seed(PROVENANCE["seed"])
     assert (results.masks.masks_BLE == masks_BLE).all()
     assert (results.statistics["stability"] == stability_BLE.astype(np.float32)).all()
-    assert (masks_by(counts, rule, SETTINGS, all_batches, population).masks_BLE == masks_BLE).all()
+    each = evidence_for(rule, counts, SETTINGS, all_batches, population)
+    assert (np.array([rule.select(batch) for batch in each]) == masks_BLE).all()
     if name == "random":
         assert (of_seed(PROVENANCE["seed"] + 1)[0] != masks_BLE).any(), "the seed makes no difference"

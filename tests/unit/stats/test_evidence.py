@@ -9,7 +9,7 @@ from tests.unit.stats.prompts import batch_of, paired, slow_risk_diff
 
 PAIRS_P = np.tile([1, 2, 3, 4, 5, 0, 0, 0], 2)
 UNPAIRED = batch_of(0)
-BATCH = replace(UNPAIRED, design=paired(UNPAIRED.unsafe_P, PAIRS_P))
+BATCH = replace(UNPAIRED, designed=lambda: paired(UNPAIRED.unsafe_P, PAIRS_P))
 
 
 def test_intervals_are_of_pairs():

@@ -198,7 +198,7 @@ def test_nothing_damaged_is_decoded(path, array, use):
         ("prompt_counts", lambda counts: counts.risk_diff[0]),
         ("prompt_counts", lambda counts: counts.aggregated),
         ("prompt_tokens", lambda counts: counts.prompts),
-        ("prompt_gates", lambda counts: counts.of_batches(range(1))),
+        ("prompt_gates", lambda counts: counts.of_batches(range(1), tables=["gates"])),
         ("prompt_batch", lambda counts: counts.index),
         ("batch_ids", lambda counts: counts.mean_of_batches),
     ],
