@@ -3,8 +3,9 @@
     python -m tools.gpu_check [--budget 360] [--only parity,engines,...] [--out FILE] [--dry]
 
 One JSON line a check, printed when it is known, so that a run that is cut off has still reported; "ok" is true, false,
-or null (a number without a limit). The exit status is 1 if a check is false. Each section is a process of its own with
-its own time limit, so one that crashes or hangs costs the others nothing. No network is needed: models are made from
+or null (a number without a limit). The exit status is 1 if a check is false. Sections come in the order of what matters
+most. Each is a process of its own with its own time limit, so one that crashes or hangs costs the others nothing but
+time; one for which too little is left is left out, and named. No network is needed: models are made from
 configurations, with random weights. `--dry` runs the same code with tiny shapes on a CPU.
 """
 
@@ -12,32 +13,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from tools.gpu_check.section import Section
+
 IN_DRY = 4
-"""How much longer a section may take on a CPU."""
+"""How much longer everything may take on a CPU."""
 SECTIONS = {
-    "versions": 60,
-    "parity": 80,
-    "engines": 80,
-    "products": 60,
-    "olmoe": 90,
-    "usual": 70,
-    "qwen3": 130,
-    "demo": 90,
-    "host": 120,
+    "versions": 10,
+    "parity": 35,
+    "olmoe": 25,
+    "qwen3": 65,
+    "usual": 35,
+    "compile": 60,
+    "engines": 45,
+    "host": 65,
+    "products": 20,
+    "demo": 60,
 }
-"""Name of the module with the section -> seconds at most."""
+"""Name of the module with the section -> its budget in seconds: it is left out if less is left, and ended after twice
+as many. All but the last together are six minutes."""
 Line = dict[str, Any]
 
 
@@ -46,25 +46,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true", help="tiny shapes, on a CPU")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas: %(default)s")
-    parser.add_argument("--budget", type=float, default=360, help="seconds for everything")
+    parser.add_argument(
+        "--budget", type=float, default=360, help=f"seconds; in --dry {IN_DRY} times as many: %(default)s"
+    )
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file too")
     parser.add_argument("--section", help=argparse.SUPPRESS)
-    parser.add_argument("--limit", type=float, default=60, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.section:
-        from tools.gpu_check.here import Here
-
-        import_module(f"tools.gpu_check.{args.section}").run(Here(dry=args.dry, seconds=args.limit))
-        return 0
+        return run_here(args.section, dry=args.dry)
     wanted = args.only.split(",")
     unknown = [name for name in wanted if name not in SECTIONS]
     if unknown:
         parser.error(f"--only: no section {unknown[0]!r}: choose among {', '.join(SECTIONS)}")
-    return run_all(wanted, time.monotonic() + args.budget, args)
+    return run_all(wanted, args)
 
 
-def run_all(wanted: list[str], deadline: float, args: argparse.Namespace) -> int:
+def run_here(name: str, *, dry: bool) -> int:
+    """A section, in this process, which waits for its limit on stdin; without one it ends."""
+    from tools.gpu_check.here import Here
+
+    section = import_module(f"tools.gpu_check.{name}")
+    limit = sys.stdin.readline()
+    if limit:
+        section.run(Here(dry=dry, seconds=float(limit)))
+    return 0
+
+
+def run_all(wanted: list[str], args: argparse.Namespace) -> int:
+    """While a section runs, the next one's process imports what it needs."""
     lines: list[Line] = []
+    longer = IN_DRY if args.dry else 1
+    deadline = time.monotonic() + longer * args.budget
 
     def take(line: Line) -> None:
         text = json.dumps(line)
@@ -74,46 +86,30 @@ def run_all(wanted: list[str], deadline: float, args: argparse.Namespace) -> int
             with args.out.open("a", encoding="utf-8") as out:
                 out.write(text + "\n")
 
-    for name in wanted:
-        limit = SECTIONS[name] * (IN_DRY if args.dry else 1)
-        run_section(name, min(limit, deadline - time.monotonic()), args.dry, take)
+    def fits(name: str | None) -> bool:
+        return name is not None and deadline - time.monotonic() >= longer * SECTIONS[name]
+
+    ready, left_out = None, []
+    for name, following in zip_longest(wanted, wanted[1:]):
+        section, ready = ready, None
+        if not fits(name):
+            left_out.append(name)
+            left = f"{longer * SECTIONS[name]} s are needed, {max(0, deadline - time.monotonic()):.0f} are left"
+            take({"section": name, "check": "section", "ok": None, "skipped": left})
+            if section is not None:
+                section.dismiss()
+            continue
+        section = section or Section(name, dry=args.dry)
+        if following is not None and fits(following):
+            ready = Section(following, dry=args.dry)
+        section.run(min(2 * longer * SECTIONS[name], deadline - time.monotonic()), take)
     bad = [line for line in lines if line["ok"] is False]
     print(f"\n{len(lines)} lines, {len(bad)} not ok")
+    if left_out:
+        print(f"left out for want of time: --only {','.join(left_out)}")
     for line in bad:
         print("NOT OK", json.dumps(line)[:400])
     return 1 if bad else 0
-
-
-def run_section(name: str, limit: float, dry: bool, take: Callable[[Line], None]) -> None:
-    """One section in a process group of its own, which is ended at the limit."""
-    if limit < 5:
-        take({"section": name, "check": "section", "ok": None, "skipped": "no time left"})
-        return
-    started = time.monotonic()
-    command = [sys.executable, "-m", "tools.gpu_check", "--section", name, "--limit", str(limit)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if dry:
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            command + ["--dry"] * dry,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        timer = threading.Timer(limit, lambda: os.killpg(process.pid, signal.SIGKILL))
-        timer.start()
-        assert process.stdout is not None
-        for text in process.stdout:
-            if text.startswith("{"):
-                take(json.loads(text))
-        status = process.wait()
-        timer.cancel()
-        errors.seek(0)
-        line = {"section": name, "check": "section", "ok": status == 0, "seconds": round(time.monotonic() - started, 1)}
-        take(line if status == 0 else line | {"status": status, "stderr": errors.read()[-1500:]})
 
 
 if __name__ == "__main__":

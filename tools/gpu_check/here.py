@@ -6,6 +6,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,11 @@ class Here:
         self.device = torch.device("cuda", 0) if self.cuda else torch.device("cpu")
         if self.cuda:
             torch.cuda.set_device(self.device)
+
+    @property
+    def liger(self) -> bool:
+        """Whether there is Liger Kernel, which is for GPUs."""
+        return self.cuda and find_spec("liger_kernel") is not None
 
     @property
     def left(self) -> float:

@@ -7,4 +7,4 @@ from tools.gpu_check.ours import run_largest
 
 
 def run(here: Here) -> None:
-    run_largest(here, "olmoe", [(None, 16), (None, 8), (None, 4)])
+    run_largest(here, "olmoe", "olmoe", [(None, 16), (None, 8), (None, 4)])

@@ -6,11 +6,12 @@ import gc
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 from torch.optim.lr_scheduler import LambdaLR
 from torch.profiler import ProfilerActivity, profile
 
@@ -27,21 +28,25 @@ from tools.gpu_check import large
 from tools.gpu_check.here import Here, guarded, report
 
 MODES = ("update", "route")
-WITH_LIGER = {"qwen3"}
-"""Shapes of model types for which there is Liger Kernel."""
 
 
-def run_largest(here: Here, name: str, sizes: list[tuple[int | None, int]]) -> None:
-    """The first of these sizes (layers, rows at once) that fits into memory."""
+def run_largest(
+    here: Here,
+    section: str,
+    shape: str,
+    sizes: list[tuple[int | None, int]],
+    kernels: Sequence[str] = ("torch",),
+    modes: Sequence[str] = MODES,
+) -> None:
+    """The first of these sizes (layers, rows at once) that fits into memory, with each of `kernels` in each mode."""
     for layers, rows in sizes:
-        with guarded(name, f"{layers or 'all'} layers, {rows} rows at once") as attempt:
-            ours = Ours(here, name, name, layers, rows)
-            for mode in MODES:
-                ours.run(mode)
-            if name in WITH_LIGER and here.cuda:
-                use_liger(ours.model.module, here.device)
-                for mode in MODES:
-                    ours.run(mode, "liger")
+        with guarded(section, f"{layers or 'all'} layers, {rows} rows at once") as attempt:
+            ours = Ours(here, section, shape, layers, rows)
+            for each in kernels:
+                if each == "liger":
+                    use_liger(ours.model.module, here.device)
+                for mode in modes:
+                    ours.run(mode, each)
         if not attempt.failed:
             return
         ours = None
@@ -86,17 +91,22 @@ class Ours:
         )
 
     def run(self, mode: Any, kernels: str = "torch") -> None:
-        """One mode; `kernels` says what computes norms."""
+        """One mode; `kernels` says what computes norms: torch, liger, or compiled (`train.compile`)."""
         if self.here.left < 12 and not self.here.dry:
             report(self.section, f"step {mode}", skipped="no time left")
             return
-        step = MaskedStep(self.model, self.optimizer, self.engine, self.comm, TrainConfig(mode=mode), self._promise)
+        settings = TrainConfig(mode=mode, compile=kernels == "compiled")
+        warm = len(self.masks_BLE) if settings.compile else 1  # layers below the lowest expert have graphs of their own
+        step = MaskedStep(self.model, self.optimizer, self.engine, self.comm, settings, self._promise)
 
         def one(i: int) -> StepResult:
             return step(str(i), self._mask(i), self.batches)
 
-        one(0)
+        before, begun = _graphs(), time.perf_counter()
+        for i in range(warm):
+            one(i)
         self.here.sync()
+        first = {"first_s": time.perf_counter() - begun, "graphs": _graphs() - before}
         if self.here.cuda:
             torch.cuda.reset_peak_memory_stats()
         times: list[float] = []
@@ -106,9 +116,10 @@ class Ours:
             result = one(len(times))
             self.here.sync()
             times.append(time.perf_counter() - started)
-        self._report(mode, kernels, times, result, len(times) - 1)
-        if kernels == "torch":
-            waits(self.here, self.section, mode, lambda: one(0), self.config.num_hidden_layers * len(self.batches))
+        self._report(mode, kernels, times, result, **first, graphs_later=_graphs() - before - first["graphs"])
+        if kernels != "liger":
+            num_layers = self.config.num_hidden_layers * len(self.batches)
+            waits(self.here, self.section, mode, kernels, lambda: one(0), num_layers)
         if mode == "update":
             launches(self.here, self.section, kernels, lambda: one(1))
 
@@ -119,8 +130,8 @@ class Ours:
     def _promise(self, batch_id: str) -> Promise:
         return Promise.of(self._mask(int(batch_id)).numpy(), self.unsafe)
 
-    def _report(self, mode: str, kernels: str, times: list[float], result: StepResult, last: int) -> None:
-        seconds, mask_LE = sorted(times)[len(times) // 2], self._mask(last)
+    def _report(self, mode: str, kernels: str, times: list[float], result: StepResult, **more: float) -> None:
+        seconds, mask_LE = sorted(times)[len(times) // 2], self._mask(len(times) - 1)
         received = torch.stack([layer.received_S for layer in self.model.layers]).cpu()
         first = int(torch.nonzero(mask_LE.any(1))[0])
         pairs, active = float(received.sum()), float(received[mask_LE].sum())
@@ -128,11 +139,14 @@ class Ours:
         report(
             self.section,
             "step",
+            more["graphs"] > 0 and more["graphs_later"] == 0 if kernels == "compiled" else None,
             mode=mode,
             kernels=kernels,
             seconds=seconds,
             fastest=min(times),
             slowest=max(times),
+            **more,
+            steps_per_s=1 / seconds,
             tokens_per_s=result.num_tokens / seconds,
             teraflop=needed / 1e12,
             of_matmul_rate=needed / seconds / self.rate,
@@ -142,11 +156,17 @@ class Ours:
         )
 
 
-def waits(here: Here, section: str, mode: str, call: Callable[[], object], num_layers: int) -> None:
+def _graphs() -> int:
+    """How many torch's compiler has made in this process."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+def waits(here: Here, section: str, mode: str, kernels: str, call: Callable[[], object], num_layers: int) -> None:
     """Where the host waits for the device in a step, as torch says it."""
+    how = {"mode": mode, "kernels": kernels}
     if not here.cuda:
         call()
-        report(section, "waits", mode=mode, skipped="no GPU")
+        report(section, "waits", **how, skipped="no GPU")
         return
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -159,7 +179,7 @@ def waits(here: Here, section: str, mode: str, call: Callable[[], object], num_l
     places = Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found)
     in_layers = sum(number for place, number in places.items() if place.startswith(("experts.py", "grouped.py")))
     number = sum(places.values())
-    report(section, "waits", in_layers == 0, mode=mode, number=number, a_layer=number / num_layers, places=dict(places))
+    report(section, "waits", in_layers == 0, **how, number=number, a_layer=number / num_layers, places=dict(places))
 
 
 def launches(here: Here, section: str, kernels: str, call: Callable[[], object]) -> None:

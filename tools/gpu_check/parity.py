@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from dist_moe.conformance.sizes import VOCAB, build
-from dist_moe.model.model import MoEModel, adopt
+from dist_moe.model.model import adopt
 from dist_moe.moe.bank import train_from
 from dist_moe.moe.liger import use_liger
 from dist_moe.parallel.comm import SoloComm
 from dist_moe.training.loss import token_losses
+from tools.gpu_check.freeze import freeze
 from tools.gpu_check.here import Here, guarded, relative, report, token_batch
-from tools.gpu_check.tiny import Tiny
 
 FAMILIES = ("qwen3_moe", "olmoe", "mixtral", "deepseek_v3", "gpt_oss")
 Found = tuple[torch.Tensor, dict[tuple[int, str], torch.Tensor]]
@@ -27,8 +27,8 @@ def run(here: Here) -> None:
         for mode in ("update", "route"):
             for dtype in (torch.float32, torch.bfloat16):
                 with guarded("parity", f"freeze {family} {mode} {dtype}"):
-                    _freeze(here, family, mode, dtype)
-    if here.cuda:
+                    freeze(here, "parity", family, mode, dtype)
+    if here.liger:
         with guarded("parity", "qwen3_moe liger"):  # last, as its rotary embeddings stay in this process
             _parity(here, "qwen3_moe", torch.float32, liger=True)
 
@@ -78,39 +78,3 @@ def _ours(family: str, dtype: torch.dtype, device: torch.device, *, liger: bool)
     loss = _loss(model.module, device)
     loss.backward()
     return loss, {(x.index, n): torch.stack([g[n] for g in x.grads.values()]) for x in model.layers for n in x.bank}
-
-
-def _freeze(here: Here, family: str, mode: str, dtype: torch.dtype) -> None:
-    """Four steps: which bits move outside the step's mask, and whether they are the same when it is done again."""
-    results = []
-    for _ in range(2):
-        tiny = Tiny(family, mode, dtype, SoloComm(here.device), "local")
-        leaks = moved = 0
-        losses = []
-        for i in range(len(tiny.masks_BLE)):
-            before = _bits(tiny)
-            losses.append(tiny.step(i))
-            changed = {key for key, tensors in _bits(tiny).items() if not all(map(torch.equal, tensors, before[key]))}
-            inside = {tuple(key) for key in tiny.masks_BLE[i].nonzero().tolist()}
-            leaks, moved = leaks + len(changed - inside), moved + len(changed)
-        results.append((leaks, moved, losses, _weights(tiny.model)))
-    (leaks, moved, losses, weights), again = results[0], results[1]
-    same = losses == again[2] and all(map(torch.equal, weights, again[3]))
-    ok = leaks == 0 and moved > 0 and same
-    report(
-        "parity", f"freeze {family} {mode} {dtype}", ok, leaks=leaks, moved=moved, same_bits_again=same, losses=losses
-    )
-
-
-def _weights(model: MoEModel) -> list[torch.Tensor]:
-    return [bank for layer in model.layers for bank in layer.bank.values()]
-
-
-def _bits(tiny: Tiny) -> dict[tuple[int, ...], list[torch.Tensor]]:
-    """Copies of weights and optimizer state by (layer, expert); under (-1, -1) the dense weights."""
-    layers = tiny.model.layers
-    found = {(layer.index, e): list(layer.row(e).values()) for layer in layers for e in layer.local}
-    for key, state in tiny.optimizer.expert_state.items():
-        found[key] += [state.master, state.exp_avg, state.exp_avg_sq, state.step]
-    found[-1, -1] = list(tiny.model.module.state_dict().values())
-    return {key: [tensor.clone() for tensor in tensors] for key, tensors in found.items()}

@@ -16,4 +16,5 @@ def run(here: Here) -> None:
     if here.cuda:
         free = torch.cuda.mem_get_info()[0] / 2**30
         layers = min(48, int((free - GIB_BESIDE) / GIB_PER_LAYER))
-    run_largest(here, "qwen3", [(layers, 2), (layers, 1), (layers and layers * 3 // 4, 1)])
+    sizes = [(layers, 2), (layers, 1), (layers and layers * 3 // 4, 1)]
+    run_largest(here, "qwen3", "qwen3", sizes, ("torch", "liger") if here.liger else ("torch",))

@@ -33,6 +33,8 @@ class Tiny:
         comm: Comm,
         engine: EngineName,
         state_device: torch.device | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.model = adopt(build(family).to(comm.device, dtype), comm)
         shape = (4, self.model.shape.num_layers, self.model.shape.num_experts)
@@ -44,7 +46,8 @@ class Tiny:
         )
         schedule = LambdaLR(self.optimizer, lambda _: 1.0)
         host = build_engine(engine, self.model, self.optimizer, schedule, comm, {}, Split.of(ROWS, 1, None))
-        self._step = MaskedStep(self.model, self.optimizer, host, comm, TrainConfig(mode=mode), self._promise)
+        settings_of_step = TrainConfig(mode=mode, compile=compiled)
+        self._step = MaskedStep(self.model, self.optimizer, host, comm, settings_of_step, self._promise)
 
     def _promise(self, batch_id: str) -> Promise:
         return Promise.of(self.masks_BLE[int(batch_id)].numpy(), [i % 2 == 1 for i in range(ROWS)])
@@ -52,3 +55,10 @@ class Tiny:
     def step(self, i: int, *, packed: bool = False) -> float:
         """The loss."""
         return self._step(str(i), self.masks_BLE[i], [token_batch(VOCAB, rows=ROWS, seed=i, packed=packed)]).loss
+
+    def look(self, length: int) -> None:
+        """Let compiled parts see other rows first: a forward pass without gradients."""
+        assert self._step.compiled is not None
+        batch = token_batch(VOCAB, rows=2, length=length, seed=9).to(self.model.layers[0].comm.device)
+        with torch.no_grad(), self._step.compiled.in_force():
+            self.model.module(**batch.inputs)
