@@ -49,6 +49,8 @@ class Case:
     answer: int = 32
     share: float = 0.3
     packed: bool = False
+    ragged: bool = False
+    """Whether rows, and their answers, are shorter one after the other, down to a quarter."""
 
     def __str__(self) -> str:
         """What differs from other cases."""
@@ -56,11 +58,21 @@ class Case:
         return " ".join(str(value) if value is not True else name for name, value, default in given if value != default)
 
     @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Of each row: its prompt's and its answer's."""
+        shares = [1 - 0.75 * i / (self.rows - 1) if self.ragged else 1.0 for i in range(self.rows)]
+        answers = [round(share * self.answer) for share in shares]
+        return [(round(share * self.length) - num, num) for share, num in zip(shares, answers, strict=True)]
+
+    @property
     def setup(self) -> Setup:
+        pass_rows = self.lengths[: self.micro_batch_size]  # the longest come first
         return Setup(
             num_ranks=1, ep_size=1, checkpointing=self.checkpointing, batch_size=self.rows,
             micro_batch_size=self.micro_batch_size, row_tokens=self.length, answer_tokens=self.answer, audits=False,
             masks_rows=self.packed,
+            live_tokens=sum(prompt + answer for prompt, answer in pass_rows) if self.ragged else None,
+            loss_tokens=sum(answer for _, answer in pass_rows) if self.ragged else None,
         )  # fmt: skip
 
 
@@ -78,8 +90,10 @@ def traced(family: str, dtype: str) -> Outline:
 
 def rows_of(case: Case) -> list[Encoded]:
     ids = torch.randint(3, 120, (case.rows, case.length), generator=torch.Generator().manual_seed(1)).tolist()
-    cut = case.length - case.answer
-    return [Encoded(tuple(r[:cut]), tuple(r[cut:]), unsafe=i % 2 == 1) for i, r in enumerate(ids)]
+    return [
+        Encoded(tuple(r[:prompt]), tuple(r[prompt : prompt + answer]), unsafe=i % 2 == 1)
+        for i, (r, (prompt, answer)) in enumerate(zip(ids, case.lengths, strict=True))
+    ]
 
 
 class Run:

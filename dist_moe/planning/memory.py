@@ -48,6 +48,10 @@ class Setup:
     """Those of them that are trained."""
     sequences: int = 1
     """Of a row: 2 if a rejected answer is read too."""
+    live_tokens: int | None = None
+    """Of all rows of a pass at most, without padding; None: all rows are as long as the longest."""
+    loss_tokens: int | None = None
+    """Of all rows of a pass at most, those that are trained; None: all rows have `answer_tokens`."""
     masks_rows: bool = False
     """Whether the rows of a pass are packed, and kept apart by a mask: numbers for all pairs of their tokens."""
     audits: bool = True
@@ -69,6 +73,10 @@ class Setup:
     def at_once(self) -> int:
         """Rows in one pass."""
         return min(self.micro_batch_size or self.rows, self.rows)
+
+    def live(self, tokens: int) -> int:
+        """Of so many positions of a pass, those that experts compute on: no padding."""
+        return min(tokens, tokens if self.live_tokens is None else self.live_tokens)
 
     def arriving(self, top_k: int) -> float:
         """Tokens that arrive at a rank, for each of its own, as each goes once to every rank that has experts of it."""
@@ -147,8 +155,10 @@ def _of_passes(outline: Outline, setup: Setup, share: Share) -> float:
     if outline.rows_alone:
         rows = 1
     tokens = rows * length
+    live = setup.live(tokens)
+    padding = (tokens - live) * outline.top_k * outline.up_width * outline.item_bytes  # which experts leave out
     by_layer = _by_layer(outline.layers)
-    of_masks = iter(_kept(outline, setup, tokens, active) for active in share.active)
+    of_masks = iter(_kept(outline, setup, live, active) - padding for active in share.active)
     pairs = tokens * tokens if setup.masks_rows else 0
     kept = [
         (each.kept(rows, length) + outline.item_bytes * pairs, next(of_masks) if each.is_moe else 0.0)
@@ -185,7 +195,7 @@ def _kept_by_experts(outline: Outline, tokens: int) -> float:
 
 def _spare(outline: Outline, setup: Setup, share: Share, rows: int) -> float:
     """What the backward pass of a MoE layer holds for a while: at its end, or where gradients of weights are made."""
-    tokens, row = rows * setup.row_tokens, outline.hidden_size * outline.item_bytes
+    tokens, row = setup.live(rows * setup.row_tokens), outline.hidden_size * outline.item_bytes
     received, active = tokens * outline.top_k * _spread(setup), max(share.active)
     arriving = tokens * setup.arriving(outline.top_k)
     base = max(cost(rows, setup.row_tokens) for cost in outline.spare) * _spread(setup)
@@ -199,7 +209,8 @@ def _spare(outline: Outline, setup: Setup, share: Share, rows: int) -> float:
 
 def _losses(outline: Outline, setup: Setup, rows: int) -> float:
     """Logits at the loss tokens, and what the losses make of them (training/parts.py)."""
-    values, item = rows * setup.answer_tokens * outline.vocab_size, outline.item_bytes
+    losses, item = rows * setup.answer_tokens, outline.item_bytes
+    values = min(losses, losses if setup.loss_tokens is None else setup.loss_tokens) * outline.vocab_size
     in_float = 12 if not setup.needs_base else 24
     copies = item if item < 4 else 0
     logits = item * (2 if setup.needs_base else 1)

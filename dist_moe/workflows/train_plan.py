@@ -14,6 +14,7 @@ import torch
 from dist_moe.config.attention import masks_rows
 from dist_moe.config.objective import needs_base, pair_terms
 from dist_moe.config.schema import Config
+from dist_moe.data.batches import BatchPlan
 from dist_moe.errors import UserError
 from dist_moe.files import write_text_atomic, writing
 from dist_moe.parallel.launch import together
@@ -24,6 +25,7 @@ from dist_moe.planning.outline import Outline, recognised
 from dist_moe.planning.share import of_masks
 from dist_moe.planning.trace import outline_of_path
 from dist_moe.report.plan import compared_line
+from dist_moe.training.split import Split
 from dist_moe.weights.directory import CONFIG
 from dist_moe.workflows.run_dir import RunDir
 from dist_moe.workflows.train_given import Given
@@ -105,7 +107,7 @@ class MemoryWatch:
     def _predicted(self) -> list[Memory]:
         """Nothing where the model cannot be planned, which is no reason to end its training."""
         try:
-            return _predicted(self._config, self._given, self._mesh)
+            return _predicted(self._config, self._given, self._mesh, self._parts.rows.split)
         except UserError as error:
             log.warning(f"No plan to compare with: {error}")
             return []
@@ -132,10 +134,11 @@ def _with_total(memory: Memory | Measured) -> dict[str, int | None]:
     return asdict(memory) | {"total": memory.total}
 
 
-def _predicted(config: Config, given: Given, mesh: Mesh) -> list[Memory]:
+def _predicted(config: Config, given: Given, mesh: Mesh, split: Split) -> list[Memory]:
     """Of all ranks, in world order."""
     outline, model = _outline(config), given.model
     rows = given.inputs.encoded.rows
+    has_pairs = bool(pair_terms(config.train.objective))
     masks_BLE = np.concatenate([store.masks[:] for store in given.masks.stores])
     setup = Setup(
         num_ranks=mesh.world.size,
@@ -148,13 +151,21 @@ def _predicted(config: Config, given: Given, mesh: Mesh) -> list[Memory]:
         row_tokens=int(rows.num_tokens_R.max()),
         answer_tokens=int(rows.column("response").max()),
         masks_rows=masks_rows(config),
-        sequences=2 if pair_terms(config.train.objective) else 1,
+        sequences=2 if has_pairs else 1,
+        live_tokens=None if has_pairs else most_in_pass(rows.num_tokens_R, given.inputs.plan, split),
+        loss_tokens=None if has_pairs else most_in_pass(rows.column("response"), given.inputs.plan, split),
         audits=config.train.audit > 0,
         needs_base=needs_base(config.train.objective),
         dense_parameters=sum(weight.numel() for weight in model.dense.values()),
     )
     shares = of_masks(masks_BLE, model.placement.owner_LE.numpy(), setup.num_ranks, setup.ep_size)
     return [training_memory(outline, setup, share) for share in shares]
+
+
+def most_in_pass(number_R: np.ndarray, plan: BatchPlan, split: Split) -> int:
+    """No pass of any batch has more, where so many are of each row."""
+    of_batches = np.split(number_R[np.array(plan.taken_P)], plan.index.starts_B1[1:-1])
+    return max(int(np.sort(numbers)[-split.most_rows :].sum()) for numbers in of_batches)
 
 
 def _outline(config: Config) -> Outline:

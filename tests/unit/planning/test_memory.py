@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from dist_moe.planning.memory import LIMIT
+from dist_moe.planning.memory import LIMIT, Setup, training_memory
+from dist_moe.planning.outline import known_model
+from dist_moe.planning.share import assumed
 from dist_moe.training import parts
 from tests.planned import Case, on_cpu, on_fake_gpu
 
@@ -18,6 +20,7 @@ CASES = [
     Case("qwen3_moe"),
     Case("qwen3_moe", checkpointing=True),
     Case("gpt_oss", mode="route", micro_batch_size=2),
+    Case("qwen3_moe", rows=8, length=192, answer=96, share=0.1, ragged=True),
     *(
         pytest.param(Case(family, **more), marks=pytest.mark.long)
         for family in ("qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss")
@@ -52,6 +55,16 @@ def test_the_mask_between_packed_rows_is_planned(dtype, checkpointing):
     planned_padded, taken_padded = on_cpu(replace(packed, packed=False))
     more = planned.activations - planned_padded.activations
     assert 1.0 <= more / (taken["activations"] - taken_padded["activations"]) <= 1.3
+
+
+def test_logits_are_planned_for_the_tokens_that_are_trained():
+    """Each takes its logit in bfloat16, a copy of it, and three numbers in float32."""
+    outline = known_model("olmoe-1b-7b").outline
+    every = Setup(num_ranks=1, ep_size=1, batch_size=4, row_tokens=128, answer_tokens=128, audits=False)
+    share = assumed(outline.num_layers, outline.num_experts, 8, 1, 1, 1)
+    planned = [training_memory(outline, replace(every, loss_tokens=num), share) for num in (None, 400)]
+    fewer = planned[0].activations - planned[1].activations
+    assert fewer == pytest.approx(1.15 * (4 * 128 - 400) * 50_304 * (2 + 2 + 12), rel=1e-6)
 
 
 def test_the_limit_of_a_part_of_the_losses_is_that_of_training():
