@@ -6,6 +6,7 @@ can be decoded without the others of its file.
 """
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +26,9 @@ CHUNK_BYTES = 1 << 18
 CHUNKS_AT_ONCE = 1024
 """zarr-python's default of 1 makes a task of each chunk."""
 METADATA = "zarr.json"
+DECODES = threading.Lock()
+"""One thread decodes at a time, as all have the opened arrays and zarr-python's configuration in common: beside a step
+on a GPU another thread reads the next batch's mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +118,13 @@ def decode_rows(spec: ArraySpec, data: bytes, start: int, stop: int, what: str) 
     """
     if not data:  # zarr-python takes it for one that was never written, whose values are 0
         raise UserError(f"{what} has a file that cannot be decoded (it is empty): restore it from a copy")
-    array, files = _opened(spec.one_file)
-    files[spec.file(0)] = Buffer.from_bytes(data)
     decoding = refused_by_library(f"{what} has a file that cannot be decoded", "restore it from a copy")
-    with zarr.config.set({"codec_pipeline.batch_size": CHUNKS_AT_ONCE}), decoding:
-        rows = np.asarray(array[start:stop])
-    del files[spec.file(0)]
+    with DECODES:
+        array, files = _opened(spec.one_file)
+        files[spec.file(0)] = Buffer.from_bytes(data)
+        with zarr.config.set({"codec_pipeline.batch_size": CHUNKS_AT_ONCE}), decoding:
+            rows = np.asarray(array[start:stop])
+        del files[spec.file(0)]
     return rows
 
 

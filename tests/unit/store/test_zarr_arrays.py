@@ -1,6 +1,7 @@
 """Arrays as files, against zarr-python on a directory, both ways."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -113,3 +114,13 @@ def test_any_run_of_rows(spec):
     for start in range(4):
         for stop in range(start, 5):
             np.testing.assert_array_equal(decode_rows(spec, data, start, stop, "it"), values[start:stop])
+
+
+def test_threads_that_read_files_of_one_shape_get_their_own():
+    spec = sharded(np.int32, (2, 8, 5), 2)
+    values = [np.full(spec.shape, number, np.int32) for number in range(4)]
+    files = [encode_file(spec, each) for each in values]
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda i: decode_rows(spec, files[i % 4], i % 2, i % 2 + 1, "x"), range(400))
+        for i, rows in enumerate(found):
+            np.testing.assert_array_equal(rows, values[i % 4][:1])
