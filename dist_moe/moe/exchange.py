@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from dist_moe.moe import kernels
 from dist_moe.moe.bank import ExpertLayer
+from dist_moe.moe.grouped import take
 
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a value, what has as many."""
@@ -103,7 +104,7 @@ class Exchange:
         return combine(rows_nX, self._row_Tw, self._is_sent_Tw).split(widths, 1)
 
     def _sent(self, rows_TX: torch.Tensor) -> torch.Tensor:
-        return self.comm.swap_rows(rows_TX[self._token_n], self.send, self.recv)
+        return self.comm.swap_rows(take(rows_TX, self._token_n), self.send, self.recv)
 
 
 def combine(rows_nX: torch.Tensor, row_Tk: torch.Tensor, weights_Tk: torch.Tensor) -> torch.Tensor:

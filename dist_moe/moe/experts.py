@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from dist_moe.moe import gate
 from dist_moe.moe.bank import ATTRIBUTE, ExpertLayer
 from dist_moe.moe.exchange import Exchange, Here, combine, one_at_least
-from dist_moe.moe.grouped import Rows, TrainedRows, grouped_mm, known, num_columns, trained_rows
+from dist_moe.moe.grouped import Rows, TrainedRows, grouped_mm, known, num_columns, take, trained_rows
 from dist_moe.moe.internals import use_experts
 
 IMPLEMENTATION = "dist_moe"
@@ -124,7 +124,7 @@ class _Experts(torch.autograd.Function):
         hidden_UH, weights_Uk, slot_Uk = exchange.there(hidden_TH, weights_Tk)
         rows = _Rows(slot_Uk, exchange, layer)
         up, down = _Linear(rows, layer.up_name), _Linear(rows, "down_proj")
-        inputs = hidden_UH[rows.token_m]
+        inputs = take(hidden_UH, rows.token_m)
         pre = up(inputs)
         y_mH = down(gate.activate(layer, pre))
         if any(ctx.needs_input_grad):
@@ -145,7 +145,7 @@ class _Experts(torch.autograd.Function):
         down: _Linear = ctx.down
         trained: TrainedRows | None = ctx.trained
         weights_m1 = weights_Uk.reshape(-1)[rows.pair_m, None].to(dout_TH.dtype)
-        dy_mH = exchange.grads_there(dout_TH)[rows.token_m]
+        dy_mH = take(exchange.grads_there(dout_TH), rows.token_m)
         # a routing weight scales its row's gradient after the GEMM, where it is I wide, not H, and where the
         # unscaled gradient gives the weight's own
         din = down.input_grad(dy_mH)

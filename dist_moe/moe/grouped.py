@@ -30,6 +30,11 @@ def known(number: torch.Tensor, most: int) -> int:
     return int(number) if is_free(number) else most
 
 
+def take(rows_TX: torch.Tensor, index_m: torch.Tensor) -> torch.Tensor:
+    """rows[index], [m, X]. On a CPU, where indexing copies value by value, in less than half of its time."""
+    return rows_TX.index_select(0, index_m) if is_free(rows_TX) else rows_TX[index_m]
+
+
 def num_columns(keep_Tk: torch.Tensor) -> int:
     """How many of the first columns have all that is kept: at least one, and all k where the host cannot know."""
     if not is_free(keep_Tk):

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from dist_moe.moe.grouped import take
+
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """logits [R, S, V], labels [R, S] (not shifted; -100: no loss) -> losses [n] in fp32.
@@ -62,7 +64,7 @@ class LabelledLogits:
         """hidden [R, S, H] -> [1, n, H]."""
         if self._at_n is None:
             return None
-        return (args[0].flatten(0, 1)[self._at_n][None], *args[1:])
+        return (take(args[0].flatten(0, 1), self._at_n)[None], *args[1:])
 
 
 def positions(labels: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ class Experts(torch.autograd.Function):
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         token_n = order // k
-        rows = x_TH[token_n]
+        rows = x_TH.index_select(0, token_n)
         pre = F.grouped_mm(rows, layer.up.mT, offs=ends)
         gate, up = pre.chunk(2, -1)
         y = F.grouped_mm(F.silu(gate) * up, layer.down.mT, offs=ends)
@@ -64,7 +64,7 @@ class Experts(torch.autograd.Function):
     def backward(ctx: Any, *douts: torch.Tensor) -> Any:
         rows, pre, weights_Tk, order, back, token_n, ends = ctx.saved_tensors
         layer, size = ctx.layer, pre.shape[1] // 2
-        dy = douts[0][token_n]
+        dy = douts[0].index_select(0, token_n)
         dh = F.grouped_mm(dy, layer.down, offs=ends)
         gate, up = pre.chunk(2, -1)
         act = F.silu(gate)
