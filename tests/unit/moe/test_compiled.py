@@ -23,6 +23,7 @@ from dist_moe.training.promise import Promise
 from dist_moe.training.step import MaskedStep
 from tests.checkpoint import save_checkpoint
 
+pytestmark = pytest.mark.timeout(900)  # g++ compiles dozens of files, which on a busy machine has taken minutes
 CPU = SoloComm(torch.device("cpu"))
 LENGTHS = [(2 + i % 4, 8 + 3 * i) for i in range(20)]
 """Rows, and tokens of the longest."""

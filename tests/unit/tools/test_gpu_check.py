@@ -16,6 +16,7 @@ def check(*arguments):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1000)
 def test_every_section_runs_to_its_end(tmp_path):
     done, lines = check("--out", str(tmp_path / "lines.jsonl"))
     assert done.returncode == 0, done.stdout
