@@ -5,10 +5,12 @@
     python -m tools.bench --rows step --experts 128 --hidden 2048 --dtype bfloat16
 
 Times of one machine say little, so the numbers to read are ratios: each contender of a row has ours at its side once a
-round, in an order that changes, and the table shows the smallest ratio, the median with its interval, and the largest.
-A median over its goal is SHORT, else PASS; why it is SHORT stands below, in numbers of the same run. The exit status is
-0 either way. Before the clock starts, contenders must agree on what they compute. With `--out FILE` the numbers are
-kept, and a later run with `--previous FILE` says of each row whether its median lies in the spread of that run. Rows:
+round, in an order that changes. All rows are measured in several launches, each a fresh process. The table shows the
+smallest ratio, the median of the launches' medians with the interval in which a second run's is to be expected, and
+the largest. A median over its goal is SHORT, else PASS; why it is SHORT stands below, in numbers of the same run. The
+exit status is 0 either way. Before the clock starts, contenders must agree on what they compute. With `--out FILE` the
+numbers are kept, and a later run with `--previous FILE` says of each row whether its median lies in that interval.
+Rows:
 
 - experts   all layers' experts, forward and backward, also to their inputs, on the routing of a real forward pass;
             against transformers' "grouped_mm" with whole trainable tensors, and with frozen ones (no weight gradients)
@@ -16,7 +18,8 @@ kept, and a later run with `--previous FILE` says of each row whether its median
             experts with torch's AdamW (<= 0.92 in mode update, 0.62 in mode route), and the usual way: whole expert
             tensors, gradients times the mask, torch's AdamW; with the peak memory of each, measured in a process of
             its own
-- ranks     the same step on several ranks, each a process, against copies of the floor that do not communicate (<= 1.10
+- larger    the same step against floor and peer with the same goals, in a model with experts of four times the size
+- ranks     the step on several ranks, each a process, against copies of the floor that do not communicate (<= 1.10
             in mode update, 1.15 in mode route), the compact union with DDP, and the expert parallelism of transformers
             and of DeepSpeed (<= 0.68, 0.52); with collectives, bytes sent, and the memory of the rank with most; and
             the counted goals: bytes sent over those of the allowed pairs (<= 1), bytes of optimizer state a parameter
@@ -34,42 +37,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import get_args
 
 import torch
 import tyro
 
-from tools.bench.experts import bench_experts
-from tools.bench.permutation import bench_permutation
-from tools.bench.ranks import bench_counted, bench_ranks
+from tools.bench.launches import measure_all
 from tools.bench.record import RecordError, beside, read, write
-from tools.bench.setup import SMALL, Mode, Options, Setup
-from tools.bench.step import bench_step
-from tools.bench.store import bench_store
+from tools.bench.setup import SMALL, Options
 from tools.bench.table import columns, table
-from tools.bench.tap import bench_tap
-from tools.bench.timing import Result
-
-
-def measure_all(options: Options) -> list[Result]:
-    """All rows that were asked for."""
-    setup = Setup(options)
-    results: list[Result] = []
-    for mode in get_args(Mode) if "experts" in options.rows else ():
-        results += bench_experts(setup, mode)
-    for mode in get_args(Mode) if "step" in options.rows else ():
-        results += bench_step(setup, mode)
-    for mode in get_args(Mode) if "ranks" in options.rows else ():
-        results += bench_ranks(options, mode)
-    for mode in get_args(Mode) if "counted" in options.rows else ():
-        results += bench_counted(options, mode)
-    if "tap" in options.rows:
-        results += bench_tap(setup)
-    if "permutation" in options.rows:
-        results += bench_permutation(options)
-    if "store" in options.rows:
-        results += bench_store(options)
-    return results
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -88,6 +63,9 @@ def main() -> None:
     if options.out is not None and not options.out.parent.is_dir():
         print(f"--out {options.out}: {options.out.parent} is no directory; name a file in one", file=sys.stderr)
         raise SystemExit(2)
+    if options.launches < 2:
+        print(f"--launches {options.launches}: an interval needs 2 or more", file=sys.stderr)
+        raise SystemExit(2)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     print(describe(options), flush=True)
@@ -105,7 +83,8 @@ def describe(options: Options) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     o = options
     return (
-        f"torch {torch.__version__} on {device}, {o.dtype}, {o.repetitions} rounds; ratios are ours / other\n"
+        f"torch {torch.__version__} on {device}, {o.dtype}; ratios are ours / other\n"
+        f"{o.launches} launches of {o.repetitions} rounds; "
         f"{o.layers} layers, H {o.hidden}, I {o.intermediate}, E {o.experts}, k {o.top_k}, {o.tokens} positions, "
         f"{o.padding:.0%} of them padding, {o.num_trained} trained experts a batch, {o.batches} masks\n"
     )

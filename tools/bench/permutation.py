@@ -15,7 +15,7 @@ PROMPTS, LAYERS, EXPERTS, TOP_K = 16, 48, 128, 8
 TIE = 1e-12
 
 
-def bench_permutation(options: Options) -> list[Comparison]:
+def bench_permutation(options: Options, launch: int) -> list[Comparison]:
     """Both draw the same labelings, and must find the same family-wise p."""
     generator = np.random.default_rng(0)
     tokens_P = generator.integers(16, 64, PROMPTS)
@@ -56,5 +56,5 @@ def bench_permutation(options: Options) -> list[Comparison]:
     found = np.sort(ours(0).family_p_LE.ravel())[:8]
     assert np.allclose(found, np.sort(loop(0))), "another family-wise p"
     other = "a loop over them"
-    times = measure(ours, {other: loop}, options.repetitions, torch.device("cpu"))
+    times = measure(ours, {other: loop}, options.rounds(launch), torch.device("cpu"))
     return [Comparison(f"{number:,} permutations of {PROMPTS} x {LAYERS * EXPERTS:,}", other, *times[other])]

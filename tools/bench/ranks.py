@@ -23,8 +23,6 @@ GOALS: dict[Mode, dict[str, float]] = {
     "update": {FLOOR: 1.10, NATIVE: PEERS["update"], AUTO: PEERS["update"]},
     "route": {FLOOR: 1.15, NATIVE: PEERS["route"], AUTO: PEERS["route"]},
 }
-CLOSE = 3
-"""Times as many rounds against the floor, to which ours is near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +36,17 @@ class Report:
     """Bytes of gradients and of optimizer state."""
 
 
-def bench_ranks(options: Options, mode: Mode) -> list[Result]:
-    """Of the slowest rank in each round; bytes and memory of the rank with most."""
+def bench_ranks(options: Options, mode: Mode, launch: int) -> list[Result]:
+    """Of the slowest rank in each round; from the first launch, bytes and memory of the rank with most, too."""
     row, missing = f"step on {options.ranks} ranks, {mode}", absent()
     names = [name for name in CONTENDERS if name not in missing]
-    ranks = on_ranks(options.ranks, options.threads, _compete, names, options, mode)
+    ranks = on_ranks(options.ranks, options.threads, _compete, names, options, mode, launch)
     results: list[Result] = []
     for name in names[1:]:
         ours, other = (Times.of_ranks(each) for each in zip(*(rank.times[name] for rank in ranks), strict=True))
         results.append(Comparison(row, name, ours, other, GOALS[mode].get(name)))
+    if launch > 0:
+        return results
     highest = {name: peaks(options.ranks, name, options, mode) for name in names}
     results += [Fact(f"{row}: {name}", _facts(name, ranks, max(highest[name]))) for name in names]
     results += [Fact(f"{row}: {name}", f"not measured: {why}") for name, why in missing.items()]
@@ -70,15 +70,15 @@ def _facts(name: str, ranks: list[Report], peak: int) -> str:
     return f"{collectives} collectives, MiB " + ", ".join(f"{key} {value / 2**20:.1f}" for key, value in mib.items())
 
 
-def _compete(comm: GroupComm, names: list[str], options: Options, mode: Mode) -> Report:
+def _compete(comm: GroupComm, names: list[str], options: Options, mode: Mode, launch: int) -> Report:
     """Ours is kept; of the others there is one at a time, as all together need much memory."""
     ours, report = Contender(OURS, options, mode, comm), Report()
     expected = _first_steps(OURS, ours, comm, report)
     for name in names[1:]:
         other = Contender(name, options, mode, comm)
         ours.setup.check(_first_steps(name, other, comm, report), expected)
-        rounds = options.repetitions * (CLOSE if name == FLOOR else 1)
-        report.times.update(measure(ours.step, {name: other.step}, rounds, comm.device, ready=comm.barrier))
+        pair = {name: other.step}
+        report.times.update(measure(ours.step, pair, options.rounds(launch), comm.device, ready=comm.barrier))
         report.held[name] = other.step.num_bytes()
         del other
         gc.collect()

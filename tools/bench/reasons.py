@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 
-from tools.bench.spread import Spread
 from tools.bench.timing import Comparison, Count, Result
 
 FLOOR = "floor"
@@ -25,14 +23,14 @@ def _parts(c: Comparison, results: Sequence[Result]) -> list[str]:
         is_out_of_reach = "above the goal, which is out of reach here" if share > c.goal else "within the goal"
         parts.append(f"the floor itself is at {share:.2f} of it, {is_out_of_reach}")
         parts.append(f"ours is at {floor.spread.median:.2f} of the floor")
-    cpu = Spread.of(c.cpu_ratios)
+    cpu = c.cpu_spread
     found = "within the goal, so the rest is waiting" if cpu.median <= c.goal else "so most of it is work"
     parts.append(f"in CPU time {cpu.median:.3f} ({cpu.low:.3f} to {cpu.high:.3f}), {found}")
     if spread.low <= c.goal:
-        parts.append(f"the goal lies in the interval {spread.low:.3f} to {spread.high:.3f}: the rounds decide nothing")
+        parts.append(f"the goal lies in the interval {spread.low:.3f} to {spread.high:.3f}: a second run may PASS")
     return parts
 
 
 def _floor_share(floor: Comparison, other: Comparison) -> float:
     """The time of the floor over that of the other, each relative to ours at its side."""
-    return median(other.ratios) / median(floor.ratios)
+    return other.spread.median / floor.spread.median

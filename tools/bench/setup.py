@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from dist_moe.training.split import Split
 from tools.bench.timing import Comparison, Contender, measure
 
 Mode = Literal["update", "route"]
-Row = Literal["experts", "step", "ranks", "counted", "tap", "permutation", "store"]
+Row = Literal["experts", "step", "larger", "ranks", "counted", "tap", "permutation", "store"]
 
 BATCH_ROWS = 16
 LR, BETAS, EPS, MAX_NORM = 1e-5, (0.9, 0.999), 1e-8, 1.0
@@ -52,8 +52,10 @@ class Options:
     batches: int = 4
     """Different batches, each with its own random mask; optimizer state exists for the union."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    repetitions: int = 11
-    """Rounds of each comparison, after one to warm up."""
+    launches: int = 4
+    """Fresh processes, one after another, that measure all rows anew; 2 at least."""
+    repetitions: int = 2
+    """Rounds of each comparison in each launch, after one to warm up."""
     threads: int | None = None
     """CPU threads; default: torch's own choice. In the row of ranks, each rank's; default: all are shared."""
     ranks: int = 2
@@ -69,12 +71,22 @@ class Options:
     out: Path | None = None
     """A file for the numbers, as JSON."""
     previous: Path | None = None
-    """The file of an earlier run: says of each row whether this run's median lies in the spread of that one."""
+    """The file of an earlier run: says of each row whether this run's median lies in the interval of that one."""
 
     @property
     def num_trained(self) -> int:
         """Experts that a batch trains, of all layers together."""
         return max(1, round(self.share * self.layers * self.experts))
+
+    @property
+    def larger(self) -> Options:
+        """Experts of four times the size, in half as many layers. By default that is half of OLMoE-1B-7B in each
+        dimension of a layer (hidden size 2048, expert size 1024, 64 experts, k = 8), where the default is a quarter."""
+        return replace(self, layers=-(-self.layers // 2), hidden=2 * self.hidden, intermediate=2 * self.intermediate)
+
+    def rounds(self, launch: int) -> range:
+        """Of a launch: each goes on where the one before ended, so that all batches have their turn."""
+        return range(launch * self.repetitions, (launch + 1) * self.repetitions)
 
 
 SMALL = Options(
@@ -86,7 +98,7 @@ SMALL = Options(
     tokens=128,
     share=0.2,
     batches=2,
-    repetitions=3,
+    launches=2,
     permutations=200,
     store_shape=(40, 4, 16),
     masks_shape=(200, 4, 16),
@@ -96,9 +108,9 @@ SMALL = Options(
 class Setup:
     """The same model twice, as ours and as transformers', with the batches and masks of all rounds."""
 
-    def __init__(self, options: Options, mesh: Mesh | None = None) -> None:
+    def __init__(self, options: Options, mesh: Mesh | None = None, launch: int = 0) -> None:
         """With a mesh of several ranks, what this rank has of them."""
-        self.options = options
+        self.options, self.launch = options, launch
         here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.mesh = mesh or Mesh.one_replica(SoloComm(here))
         self.comm = self.mesh.world
@@ -174,7 +186,7 @@ class Setup:
     ) -> list[Comparison]:
         """The first contender against each of the others. It is the caller who warms up, by checking results."""
         (_, ours), *others = contenders.items()
-        times = measure(ours, dict(others), self.options.repetitions, self.device)
+        times = measure(ours, dict(others), self.options.rounds(self.launch), self.device)
         return [Comparison(row, name, *times[name], goals.get(name)) for name in times]
 
     def check(self, actual: torch.Tensor | float, expected: torch.Tensor | float, scale: float = 1.0) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Protocol
 
 import torch
+from transformers import Qwen3MoeConfig
 
 from tools.bench.floor import FloorStep
 from tools.bench.memory import Parts, optimizer_goal, peak_bytes, peak_goal
@@ -29,11 +30,12 @@ class Step(Protocol):
         """Gradients and optimizer state."""
 
 
+USUAL = "whole tensors, gradients x mask"
 CONTENDERS = {
     "ours": OurStep,
     "floor": FloorStep,
     "peer, compact union": PeerStep,
-    "whole tensors, gradients x mask": UsualStep,
+    USUAL: UsualStep,
 }
 GOALS: dict[Mode, dict[str, float]] = {
     "update": {"floor": 1.0, "peer, compact union": 0.92},
@@ -42,10 +44,12 @@ GOALS: dict[Mode, dict[str, float]] = {
 
 
 def bench_step(setup: Setup, mode: Mode) -> list[Result]:
-    """A training step, and the memory that each way of doing it takes."""
+    """A training step; in the first launch the memory that each way of doing it takes, too."""
     steps = {name: contender(setup, mode) for name, contender in CONTENDERS.items()}
     _check_first_steps(setup, steps)
     results: list[Result] = [*setup.compare(f"step, {mode}", steps, GOALS[mode])]
+    if setup.launch > 0:
+        return results
     peaks = {name: peak_memory(name, mode, setup.options) for name in steps}
     for name, step in steps.items():
         gradients, state = (f"{num / 2**20:.1f}" for num in step.num_bytes())
@@ -60,14 +64,35 @@ def bench_step(setup: Setup, mode: Mode) -> list[Result]:
     ]
 
 
+def bench_larger(options: Options, mode: Mode, launch: int) -> list[Result]:
+    """A training step with larger experts, without the usual way, whose whole tensors would need much memory."""
+    setup = Setup(options.larger, launch=launch)
+    steps = {name: contender(setup, mode) for name, contender in CONTENDERS.items() if name != USUAL}
+    _check_first_steps(setup, steps)
+    o, row = setup.options, f"step of larger experts, {mode}"
+    results: list[Result] = [*setup.compare(row, steps, GOALS[mode])]
+    sizes = f"{o.layers} layers, H {o.hidden}, I {o.intermediate}"
+    shares = (f"{expert_share(each):.0%}" for each in (setup.config, Setup(options).config))
+    text = "{} of a token's products in a layer are of experts, {} in the other rows".format(*shares)
+    return [*results, Fact(f"{row}: {sizes}", text)] if launch == 0 else results
+
+
+def expert_share(config: Qwen3MoeConfig) -> float:
+    """Of the products of weights that a token takes part in, in a layer: those of experts."""
+    experts = 3 * config.num_experts_per_tok * config.hidden_size * config.moe_intermediate_size
+    heads = 2 * (config.num_attention_heads + config.num_key_value_heads)
+    attention = heads * config.head_dim * config.hidden_size
+    return experts / (experts + attention + config.num_experts * config.hidden_size)
+
+
 def _check_first_steps(setup: Setup, steps: dict[str, Step]) -> None:
-    ours, floor, peer, usual = steps.values()
+    ours, floor, *others = steps.values()
     before = ours.trained(0).clone(), floor.trained(0).clone()
     loss, norm = ours(0)
-    for other in (floor, peer, usual):
+    for other in (floor, *others):
         other_loss, other_norm = other(0)
         setup.check(loss, other_loss)
-        if other is not peer:  # which trains more than the batch's experts
+        if not isinstance(other, PeerStep):  # which trains more than the batch's experts
             setup.check(norm, other_norm)
     moved, expected = (step.trained(0) - start for step, start in zip((ours, floor), before, strict=True))
     # AdamW's first step is a sign: where a gradient is all rounding, so is the sign

@@ -33,8 +33,9 @@ def bench_store(options: Options) -> list[Result]:
     counts, sparse = _counts(plan), SparseMasks(*options.masks_shape)
     risk = risk_table(counts, plan.index.unsafe_P, plan.index.batch_of_P, len(plan.index), plan.index.ids)
     of_counts = partial(plan.cut, counts), risk.risk_diff_BLE.__getitem__
-    results = _measure("counts", plan, *of_counts, Counts, _rates, options.repetitions)
-    results += _measure("masks", sparse.plan, sparse.results, sparse.mask, MaskStore, _masks, options.repetitions)
+    num_rounds = options.launches * options.repetitions
+    results = _measure("counts", plan, *of_counts, Counts, _rates, num_rounds)
+    results += _measure("masks", sparse.plan, sparse.results, sparse.mask, MaskStore, _masks, num_rounds)
     return results
 
 

@@ -29,9 +29,9 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
         times = f"{1e3 * median(c.ours.wall):>7.1f}  {1e3 * median(c.other.wall):>8.1f}"
         interval = f"({spread.low:.3f} to {spread.high:.3f})"
         ratios = f"{spread.smallest:>10.3f}  {spread.median:>6.3f}  {interval:<16}  {spread.largest:>6.3f}"
-        lines.append(f"{c.name:<{width}}  {times}  {ratios}  {median(c.cpu_ratios):>11.3f}  {c.verdict}".rstrip())
-    numbers = sorted({len(c.ratios) for c in comparisons})
-    return "\n".join([*lines, *map(describe_interval, numbers)])
+        lines.append(f"{c.name:<{width}}  {times}  {ratios}  {c.cpu_spread.median:>11.3f}  {c.verdict}".rstrip())
+    launches = sorted({(c.num_launches, len(c.ratios) // c.num_launches) for c in comparisons})
+    return "\n".join([*lines, *(describe_interval(*each) for each in launches)])
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,16 +28,31 @@ class Times:
         walls, cpus = (zip(*each, strict=True) for each in ((r.wall for r in ranks), (r.cpu for r in ranks)))
         return cls([max(round_) for round_ in walls], [sum(round_) for round_ in cpus])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Times]) -> Times:
+        """One after the other."""
+        return cls(
+            [second for each in parts for second in each.wall], [second for each in parts for second in each.cpu]
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Times in the same rounds; ratios are ours / other, and the median by the clock should not be above `goal`."""
+    """Times in the same rounds; ratios are ours / other, and their median by the clock should not be above `goal`."""
 
     row: str
     other_name: str
     ours: Times
     other: Times
     goal: float | None = None
+    num_launches: int = 1
+    """Fresh processes; the rounds of one stand after those of another, and each has as many."""
+
+    @classmethod
+    def of_launches(cls, launches: Sequence[Comparison]) -> Comparison:
+        """One row's, of each launch."""
+        ours, other = (Times.joined([getattr(each, side) for each in launches]) for side in ("ours", "other"))
+        return replace(launches[0], ours=ours, other=other, num_launches=len(launches))
 
     @property
     def name(self) -> str:
@@ -53,7 +68,11 @@ class Comparison:
 
     @property
     def spread(self) -> Spread:
-        return Spread.of(self.ratios)
+        return Spread.of(self.ratios, self.num_launches)
+
+    @property
+    def cpu_spread(self) -> Spread:
+        return Spread.of(self.cpu_ratios, self.num_launches)
 
     @property
     def is_short(self) -> bool:
@@ -103,7 +122,7 @@ Result = Comparison | Count | Fact
 def measure(
     ours: Contender,
     others: Mapping[str, Contender],
-    repetitions: int,
+    rounds: range,
     device: torch.device,
     ready: Callable[[], object] = lambda: None,
 ) -> dict[str, tuple[Times, Times]]:
@@ -112,7 +131,7 @@ def measure(
     called before each."""
     names = list(others)
     times = {name: (Times(), Times()) for name in names}
-    for i in range(repetitions):
+    for i in rounds:
         start = i % len(names)
         for name in names[start:] + names[:start]:
             pair = list(zip((ours, others[name]), times[name], strict=True))

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import count
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import pytest
 import torch
 
-from tools.bench import floor, setup, timing
+from tools.bench import floor, launches, setup, timing
 from tools.bench.__main__ import parse
 from tools.bench.experts import bench_experts
+from tools.bench.launches import together
 from tools.bench.setup import SMALL, Options, Row, Setup
 from tools.bench.step import CONTENDERS, bench_step, peak_memory
 from tools.bench.table import table
 from tools.bench.timing import Comparison, Fact, Times, measure
 
 CPU = torch.device("cpu")
+
+
+class Told(NamedTuple):
+    pid: int
+    launch: int
 
 
 def times(*wall: float, cpu: tuple[float, ...] = ()) -> Times:
@@ -29,7 +36,7 @@ def times(*wall: float, cpu: tuple[float, ...] = ()) -> Times:
 def test_each_other_contender_has_ours_at_its_side_and_order_changes() -> None:
     calls: list[tuple[int, str]] = []
     ours, *others = (lambda i, name=name: calls.append((i, name)) for name in "oab")
-    found = measure(ours, dict(zip("ab", others, strict=True)), 3, CPU)
+    found = measure(ours, dict(zip("ab", others, strict=True)), range(3), CPU)
     assert calls == [(i, name) for i, names in enumerate(("oaob", "boao", "oaob")) for name in names]
     assert {name: [len(each.wall) for each in pair] for name, pair in found.items()} == {"a": [3, 3], "b": [3, 3]}
 
@@ -40,19 +47,49 @@ def test_seconds_are_those_of_the_contender(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(timing.time, "process_time", lambda: next(cpu))
     slow = lambda i: [next(clock) for clock in (wall, wall, wall, wall, wall, cpu, cpu)]  # noqa: E731
-    assert measure(slow, {"quick": lambda i: None}, 2, CPU) == {
+    assert measure(slow, {"quick": lambda i: None}, range(2), CPU) == {
         "quick": (Times([6, 6], [3, 3]), Times([1, 1], [1, 1])),
     }
 
 
 def test_ratios_are_taken_in_each_round() -> None:
     """Medians of 2 and 2 s, but a median ratio of 0.5: rounds are compared, not medians."""
-    row = Comparison("row", "other", times(1, 2, 3, cpu=(3, 3, 3)), times(2, 8, 2, cpu=(1, 2, 3)))
-    assert row.ratios == [0.5, 0.25, 1.5]
+    launch = Comparison("row", "other", times(1, 2, 3, cpu=(3, 3, 3)), times(2, 8, 2, cpu=(1, 2, 3)))
+    assert launch.ratios == [0.5, 0.25, 1.5]
+    row = Comparison.of_launches([launch, launch])
     text = table([row, Fact("size", "7 MiB")]).splitlines()
-    values = ["row", "/", "other", "2000.0", "2000.0", "0.250", "0.500", "(0.250", "to", "1.500)", "1.500", "1.500"]
+    values = ["row", "/", "other", "2000.0", "2000.0", "0.250", "0.500", "(0.500", "to", "0.500)", "1.500", "1.500"]
     assert text[1].split() == values
     assert text[-1].split() == ["size", "7", "MiB"]
+
+
+def test_rounds_of_launches_stand_one_after_the_other_and_their_medians_count() -> None:
+    """Two quick launches with one slow round and a slow launch: 0.5, 0.5 and 2, where all rounds' median is 1."""
+    seconds = [(0.5, 0.5, 3.0, 1.0), (0.5, 0.5, 3.0, 1.0), (2.0, 2.0, 2.0, 1.0)]
+    launches = [Comparison("row", "o", times(*wall[:3], cpu=wall[1:]), times(1, 1, 1), 0.6) for wall in seconds]
+    row = Comparison.of_launches(launches)
+    assert row.num_launches == 3
+    assert row.ratios == [second for wall in seconds for second in wall[:3]]
+    assert row.cpu_ratios == [second for wall in seconds for second in wall[1:]]
+    assert (row.spread.median, row.cpu_spread.median, row.verdict) == (0.5, 1.0, "PASS (goal 0.60)")
+    assert (row.spread.smallest, row.spread.largest) == (0.5, 3.0)
+
+
+def test_a_run_has_the_first_launchs_counts_and_all_launches_rounds() -> None:
+    """Also where a launch has its rows in another order."""
+    one, two = (Comparison("row", name, times(1), times(2)) for name in "ab")
+    found = together([[one, two, Fact("size", "1")], [two, one]])
+    assert found == [Comparison.of_launches([one] * 2), Comparison.of_launches([two] * 2), Fact("size", "1")]
+
+
+def test_launches_are_fresh_processes_and_go_on_with_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process tells its number and the rounds it would measure."""
+    assert [list(replace(SMALL, repetitions=3).rounds(launch)) for launch in range(2)] == [[0, 1, 2], [3, 4, 5]]
+    monkeypatch.setattr(launches, "measure_launch", told)
+    monkeypatch.setattr(launches, "together", lambda results: results)
+    (first, *_), (second, *_) = launches.measure_all(replace(SMALL, rows=("tap",)))
+    assert len({os.getpid(), first.pid, second.pid}) == 3
+    assert [first.launch, second.launch] == [0, 1]
 
 
 def test_the_slowest_rank_counts_and_the_work_of_all() -> None:
@@ -84,9 +121,13 @@ def test_rows_are_padded_and_masks_differ_from_layer_to_layer() -> None:
 
 @pytest.mark.parametrize(("goal", "verdict"), [(0.5, "PASS (goal 0.50)"), (0.49, "SHORT (goal 0.49)"), (None, "")])
 def test_the_median_is_judged(goal: float | None, verdict: str) -> None:
-    row = Comparison("row", "other", times(1, 2, 3), times(2, 8, 2), goal)
+    row = Comparison.of_launches([Comparison("row", "other", times(1, 2, 3), times(2, 8, 2), goal)] * 2)
     assert row.verdict == verdict
     assert table([row]).splitlines()[1].endswith(verdict or "0.500")
+
+
+def told(options: Options, launch: int) -> list[Told]:
+    return [Told(os.getpid(), launch)]
 
 
 @pytest.mark.parametrize("contest", [bench_experts, bench_step])
@@ -160,6 +201,9 @@ def test_small_run_prints_every_row_of_one_process() -> None:
         assert lines[f"step, {mode} / floor"].endswith("(goal 1.00)")
         assert lines[f"step, {mode} / peer, compact union"].endswith(f"(goal {'0.92' if mode == 'update' else '0.62'})")
         assert f"step, {mode} / whole tensors, gradients x mask" in done.stdout
+        larger = f"step of larger experts, {mode}"
+        assert lines[f"{larger} / floor"].endswith("(goal 1.00)")
+        assert lines[f"{larger} / peer, compact union"].endswith(f"(goal {'0.92' if mode == 'update' else '0.62'})")
         state = {name: float(lines[f"MiB, {mode}: {name}"].split()[-1]) for name in CONTENDERS}
         expected = [8 * union, 8 * union, 8 * union, 8]
         for found, share in zip(state.values(), expected, strict=True):
