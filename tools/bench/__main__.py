@@ -42,6 +42,7 @@ import torch
 import tyro
 
 from tools.bench.launches import measure_all
+from tools.bench.markdown import markdown
 from tools.bench.record import RecordError, beside, read, write
 from tools.bench.setup import SMALL, Options
 from tools.bench.table import columns, table
@@ -70,7 +71,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     print(describe(options), flush=True)
     results = measure_all(options)
-    print(table(results))
+    print((markdown if options.markdown else table)(results))
     if previous is not None:
         header = (f"beside {options.previous}", "then (interval)", "now", "this run's median")
         print("\n" + columns([header, *beside(previous, results)]))

@@ -44,7 +44,7 @@ def bench_ranks(options: Options, mode: Mode, launch: int) -> list[Result]:
     results: list[Result] = []
     for name in names[1:]:
         ours, other = (Times.of_ranks(each) for each in zip(*(rank.times[name] for rank in ranks), strict=True))
-        results.append(Comparison(row, name, ours, other, GOALS[mode].get(name)))
+        results.append(Comparison(row, name, ours, other, GOALS[mode].get(name), is_on_ranks=True))
     if launch > 0:
         return results
     highest = {name: peaks(options.ranks, name, options, mode) for name in names}

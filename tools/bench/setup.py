@@ -70,6 +70,8 @@ class Options:
     """Likewise of a store in which only the masks count."""
     out: Path | None = None
     """A file for the numbers, as JSON."""
+    markdown: bool = False
+    """Print tables for docs/benchmarks.md."""
     previous: Path | None = None
     """The file of an earlier run: says of each row whether this run's median lies in the interval of that one."""
 

@@ -45,6 +45,7 @@ class Comparison:
     ours: Times
     other: Times
     goal: float | None = None
+    is_on_ranks: bool = False
     num_launches: int = 1
     """Fresh processes; the rounds of one stand after those of another, and each has as many."""
 
@@ -79,9 +80,14 @@ class Comparison:
         return self.goal is not None and self.spread.median > self.goal
 
     @property
+    def word(self) -> str:
+        """PASS or SHORT; nothing where there is no goal."""
+        return "" if self.goal is None else "SHORT" if self.is_short else "PASS"
+
+    @property
     def verdict(self) -> str:
-        """PASS or SHORT, with the goal; nothing where there is none."""
-        return "" if self.goal is None else f"{'SHORT' if self.is_short else 'PASS'} (goal {self.goal:.2f})"
+        """With the goal."""
+        return "" if self.goal is None else f"{self.word} (goal {self.goal:.2f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +106,12 @@ class Count:
         return self.value > self.goal
 
     @property
+    def word(self) -> str:
+        return "SHORT" if self.is_short else "PASS"
+
+    @property
     def verdict(self) -> str:
-        return f"{'SHORT' if self.is_short else 'PASS'} (goal {self.goal:g})"
+        return f"{self.word} (goal {self.goal:g})"
 
     @property
     def text(self) -> str:

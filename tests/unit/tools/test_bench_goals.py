@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,20 @@ from scipy.special import stdtrit
 
 from tools.bench.__main__ import main
 from tools.bench.launches import measure_launch, together
+from tools.bench.markdown import markdown
 from tools.bench.reasons import reason
 from tools.bench.record import beside, read, write
 from tools.bench.spread import Spread, quantile
 from tools.bench.table import table
-from tools.bench.timing import Comparison, Count, Times
+from tools.bench.timing import Comparison, Count, Fact, Times
 
 
 def compared(other: str, ratios: list[float], goal: float | None, cpu: float = 1.0) -> Comparison:
     """Ours takes as many seconds as the ratio, the other 1; each ratio is of a launch."""
     ones = [1.0] * len(ratios)
-    return Comparison("step", other, Times(ratios, [cpu] * len(ratios)), Times(ones, ones), goal, len(ratios))
+    return Comparison(
+        "step", other, Times(ratios, [cpu] * len(ratios)), Times(ones, ones), goal, num_launches=len(ratios)
+    )
 
 
 def old_interval(ratios: list[float]) -> tuple[float, float]:
@@ -110,6 +113,32 @@ def test_all_goals_are_listed_and_each_short_one_has_its_reason() -> None:
     assert text.endswith("state: one byte more")
     assert "step / floor: in CPU time" in text
     assert "never" not in text
+
+
+def test_tables_for_the_page() -> None:
+    """Nothing varies, so intervals have no width; what is SHORT has its reason below."""
+    on_ranks = replace(compared("peer", [0.5] * 3, None), is_on_ranks=True)
+    sent, peak = Count("sent", 0.5, 1.0, "never"), Fact("peak", "7 MiB")
+    header = "| row | ours ms | other ms | ratio: min | median (interval) | max | in CPU time | goal | verdict |"
+    assert markdown([compared("floor", [1.2] * 3, 1.0), on_ranks, sent, peak]).splitlines() == [
+        header,
+        "| --- " * 9 + "|",
+        "| step / floor | 1200.0 | 1000.0 | 1.200 | 1.200 (1.200 to 1.200) | 1.200 | 1.000 | 1.00 | SHORT |",
+        "",
+        header,
+        "| --- " * 9 + "|",
+        "| step / peer | 500.0 | 1000.0 | 0.500 | 0.500 (0.500 to 0.500) | 0.500 | 1.000 |  |  |",
+        "",
+        "| counted | number | goal | verdict |",
+        "| --- | --- | --- | --- |",
+        "| sent | 0.500 | 1 | PASS |",
+        "",
+        "| measured once |  |",
+        "| --- | --- |",
+        "| peak | 7 MiB |",
+        "",
+        "- *step / floor*: in CPU time 1.000 (1.000 to 1.000), within the goal, so the rest is waiting",
+    ]
 
 
 def test_a_run_is_laid_beside_an_earlier_one(tmp_path: Path) -> None:

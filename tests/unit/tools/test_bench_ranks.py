@@ -56,7 +56,7 @@ def test_what_a_rank_sends_is_counted() -> None:
     ]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.long
 def test_small_run_on_ranks_prints_every_contender() -> None:
     """Their losses agree, or it would end. Each rank keeps state of half the experts, of the union or of all. A peer
