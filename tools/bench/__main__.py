@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Options:
 def main() -> None:
     options = parse(sys.argv[1:])
     try:
-        previous = None if options.previous is None else read(options.previous)
+        previous = None if options.previous is None else read(options.previous, asdict(options))
     except RecordError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

@@ -11,9 +11,12 @@ from typing import Any
 from tools.bench.spread import Spread
 from tools.bench.timing import Comparison, Count, Result
 
+FREE = ("rows", "out", "previous", "markdown")
+"""Options that change no number."""
+
 
 class RecordError(ValueError):
-    """A file that no run has written."""
+    """A file that no run like this one has written."""
 
 
 def write(path: Path, options: Mapping[str, Any], results: Sequence[Result]) -> None:
@@ -24,8 +27,8 @@ def write(path: Path, options: Mapping[str, Any], results: Sequence[Result]) -> 
     path.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> tuple[dict[str, Spread], dict[str, float]]:
-    """Ratios and counted numbers of a run.
+def read(path: Path, options: Mapping[str, Any]) -> tuple[dict[str, Spread], dict[str, float]]:
+    """Ratios and counted numbers of a run with the same options.
 
     Raises:
         RecordError: with one line that says so.
@@ -33,9 +36,16 @@ def read(path: Path) -> tuple[dict[str, Spread], dict[str, float]]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         ratios = {str(name): Spread(**values) for name, values in record["ratios"].items()}
-        return ratios, {str(name): float(value) for name, value in record["counts"].items()}
+        counts = {str(name): float(value) for name, value in record["counts"].items()}
+        theirs = dict(record["options"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} is no file that --out has written ({error}); give --previous one that is") from error
+    ours = json.loads(json.dumps(dict(options), default=str))
+    for name in [name for name in ours if name not in FREE and ours[name] != theirs.get(name)]:
+        raise RecordError(
+            f"{path} is of a run with {name} {theirs.get(name)}, this one has {ours[name]}; give both the same"
+        )
+    return ratios, counts
 
 
 def beside(previous: tuple[dict[str, Spread], dict[str, float]], results: Sequence[Result]) -> list[tuple[str, ...]]:

@@ -16,6 +16,7 @@ from tools.bench.launches import measure_launch, together
 from tools.bench.markdown import markdown
 from tools.bench.reasons import reason
 from tools.bench.record import beside, read, write
+from tools.bench.setup import SMALL
 from tools.bench.spread import Spread, quantile
 from tools.bench.table import table
 from tools.bench.timing import Comparison, Count, Fact, Times
@@ -155,7 +156,7 @@ def test_a_run_is_laid_beside_an_earlier_one(tmp_path: Path) -> None:
         Count("c", 8, 8, ""),
     ]
     spread = earlier[0].spread
-    assert beside(read(tmp_path / "run.json"), later) == [
+    assert beside(read(tmp_path / "run.json", {"ranks": 2, "rows": ("tap",)}), later) == [
         ("step / floor", f"1.300 ({spread.low:.3f} to {spread.high:.3f})", "1.350", "in the interval"),
         ("step / peer", "-", "1.000", "not there"),
         ("sent", "100", "110", "+10.0%"),
@@ -185,7 +186,9 @@ def test_a_run_keeps_its_numbers_and_the_next_says_where_it_lies(
     assert row.endswith(("in the interval", "OUTSIDE"))
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", json.dumps({"ratios": {"a": 1}, "counts": {}})])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "{}", json.dumps({"ratios": {"a": 1}, "counts": {}, "options": {}})]
+)
 def test_a_file_that_no_run_has_written_is_one_line(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +204,28 @@ def test_a_file_that_no_run_has_written_is_one_line(
     assert said.err.startswith(f"{path} is no file that --out has written (")
     assert said.err.endswith("); give --previous one that is\n")
     assert said.err.count("\n") == 1
+
+
+def test_a_run_with_other_options_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it printed, and of which rows, is no such option."""
+    path = tmp_path / "run.json"
+    write(path, {**asdict(replace(SMALL, small=True, markdown=True, rows=("store",))), "threads": 4}, [])
+    monkeypatch.setattr("sys.argv", ["bench", "--small", "--previous", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"{path} is of a run with threads 4, this one has None; give both the same\n")
+
+
+def test_one_launch_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "--small", "--launches", "1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", "--launches 1: an interval needs 2 or more\n")
 
 
 def test_a_directory_that_is_not_there_is_said_before_anything_runs(
