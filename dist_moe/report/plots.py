@@ -14,7 +14,8 @@ import numpy as np
 
 from dist_moe.errors import UserError
 from dist_moe.files import replacing_files
-from dist_moe.report.views.overlap import MOST_BATCHES, growth
+from dist_moe.report.views.overlaps import MOST_BATCHES
+from dist_moe.report.views.sizes import growth
 from dist_moe.selection.structure import overall
 from dist_moe.stats.overlap import jaccard_matrix
 from dist_moe.store.read import MaskStore
@@ -112,7 +113,7 @@ def overlap_figure(store: MaskStore) -> Figure:
 
 def growth_figure(store: MaskStore) -> Figure:
     """Experts in the union of the first batches, in the stored order and in the mean over all orders."""
-    union_B = growth(store).tables["union growth"]["union_experts"].to_numpy()
+    union_B = np.array(growth(store).tables["union growth"]["union_experts"])
     numbers_B = np.arange(1, len(union_B) + 1)
     num_LE = _times_selected(store)
     figure, axes = _figure(store, "union of the first batches' unsafe experts", 7, 4.2)
@@ -152,7 +153,7 @@ def mean_growth(num_X: np.ndarray, num_batches: int) -> np.ndarray:
 
 def _times_selected(store: MaskStore) -> np.ndarray:
     num_LE = np.zeros(store.masks.shape[1:], np.int64)
-    for start, stop in store.masks.slabs(0, len(store.masks)):
+    for start, stop in store.masks.blocks(0, len(store.masks)):
         num_LE += store.masks[start:stop].sum(axis=0)
     return num_LE
 

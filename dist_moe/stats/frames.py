@@ -1,12 +1,20 @@
-"""Risk tables as pandas tables: one line for each expert, largest risk_diff first."""
+"""Risk tables as pandas tables: one line for each expert, largest risk_diff first.
+
+pandas takes long to import, and not every reader of a store makes a table.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from dist_moe.stats.names import expert_name
 from dist_moe.stats.order import selection_order
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def risk_frame(a_safe_n_LE: np.ndarray, a_unsafe_n_LE: np.ndarray, risk_diff_LE: np.ndarray) -> pd.DataFrame:
@@ -14,6 +22,8 @@ def risk_frame(a_safe_n_LE: np.ndarray, a_unsafe_n_LE: np.ndarray, risk_diff_LE:
 
     Columns: layer, expert, Layer_Expert ("L08_E42"), a_safe_n, a_unsafe_n, risk_diff.
     """
+    import pandas as pd
+
     order = selection_order(risk_diff_LE)
     layers, experts = np.divmod(order, risk_diff_LE.shape[1])
     return pd.DataFrame(
@@ -33,6 +43,8 @@ def lists_frame(batches: Sequence[Sequence[tuple[int, int]]]) -> pd.DataFrame:
 
     Columns: batch, rank (place in the list), layer, expert, Layer_Expert.
     """
+    import pandas as pd
+
     rows = [
         (batch, rank, layer, expert, expert_name(layer, expert))
         for batch, pairs in enumerate(batches)

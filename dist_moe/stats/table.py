@@ -5,7 +5,7 @@ experts, and its risk_diff to 0. Sums of counts are exact until the single divis
 order of prompts nor on the number of processes that counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,20 +54,21 @@ def risk_table(
         UserError: an arm of a batch has no counted token, so that its rates do not exist.
     """
     assert len(batch_names) == num_batches
-    return rates(*arm_counts(counts.counts_PLE, counts.tokens_P, unsafe_P, batch_of_P, num_batches), batch_names)
+    arms = arm_counts(counts.counts_PLE, counts.tokens_P, unsafe_P, batch_of_P, num_batches)
+    return rates(*arms, batch_names.__getitem__)
 
 
-def rates(counts_ABLE: np.ndarray, tokens_AB: np.ndarray, batch_names: Sequence[str]) -> RiskTable:
-    """Rates of each batch, from its `arm_counts`.
+def rates(counts_ABLE: np.ndarray, tokens_AB: np.ndarray, name_of: Callable[[int], str]) -> RiskTable:
+    """Rates of each batch, from its `arm_counts`. `name_of` is asked for the name of a batch that has none.
 
     Raises:
         UserError: as `risk_table`.
     """
     empty = np.argwhere(tokens_AB.T == 0)
     if len(empty):
-        batch, arm = empty[0]
+        batch, arm = empty[0].tolist()
         raise UserError(
-            f"{batch_names[batch]}: its {('safe', 'unsafe')[arm]} prompts have no counted token, so they have no rate: "
+            f"{name_of(batch)}: its {('safe', 'unsafe')[arm]} prompts have no counted token, so they have no rate: "
             "choose another analysis.tokens, or give these rows what it counts: a response, or with tokens: span a span"
         )
     rates_ABLE = counts_ABLE / tokens_AB[:, :, None, None]
@@ -87,12 +88,14 @@ def arm_counts(
     assert unsafe_P.shape == batch_of_P.shape == tokens_P.shape == counts_PLE.shape[:1]
     assert ((batch_of_P >= 0) & (batch_of_P < num_batches)).all()
     order = np.argsort(batch_of_P, kind="stable")
-    values_PX = counts_PLE.reshape(len(counts_PLE), -1)[order].astype(np.float64)
+    values_PX = counts_PLE.reshape(len(counts_PLE), -1)
+    if (np.diff(batch_of_P) < 0).any():
+        values_PX = values_PX[order]
     arms_AP = np.stack([~unsafe_P, unsafe_P])[:, order].astype(np.float64)
     sums_BAX = np.empty((num_batches, 2, values_PX.shape[1]))
     starts = np.searchsorted(batch_of_P[order], np.arange(num_batches + 1)).tolist()
     for batch, rows in enumerate(map(slice, starts, starts[1:])):
-        np.matmul(arms_AP[:, rows], values_PX[rows], out=sums_BAX[batch])
+        np.matmul(arms_AP[:, rows], values_PX[rows].astype(np.float64), out=sums_BAX[batch])
     tokens_AB = np.zeros((2, num_batches), np.int64)
     np.add.at(tokens_AB, (unsafe_P.astype(np.intp), batch_of_P), tokens_P)
     counts_ABX = sums_BAX.transpose(1, 0, 2).astype(np.int64, order="C")

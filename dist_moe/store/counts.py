@@ -1,12 +1,13 @@
 """Reads a counts store: the measurements of each prompt, and the rates computed from them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from dist_moe.data.index import BatchIndex
 from dist_moe.stats.counts import RoutingCounts
@@ -21,7 +22,8 @@ from dist_moe.store.source import Source
 from dist_moe.store.store import Store
 from dist_moe.store.values import wrong_measurement
 
-BATCHES_AT_ONCE = 64
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Counts(Store):
@@ -66,7 +68,7 @@ class Counts(Store):
         Raises:
             UserError: a value is impossible; names array, batch, prompt and expert.
         """
-        prompts = self.index.rows(batches)
+        prompts = self._rows(batches)
         others = {name: self.tables[name][prompts] for name in tables}
         counts_PLE, tokens_P = self._checked(prompts, others, prefix)
         return RoutingCounts(counts_PLE.astype(np.int64), tokens_P, self.experts_per_token, others)
@@ -92,9 +94,9 @@ class Counts(Store):
         Raises:
             UserError: as `of_batches`.
         """
-        rows = self.index.rows(batches)
-        batch_of_P = self.index.batch_of_P[rows] - batches.start
-        return arm_counts(*self._checked(rows, {}, prefix), self.index.unsafe_P[rows], batch_of_P, len(batches))
+        rows, sizes_B = self._rows(batches), np.diff(self._starts_B1[batches.start : batches.stop + 1])
+        batch_of_P = np.repeat(np.arange(len(batches)), sizes_B)
+        return arm_counts(*self._checked(rows, {}, prefix), self._unsafe_P[rows], batch_of_P, len(batches))
 
     def risk(self, batches: range, prefix: str = "") -> RiskTable:
         """Rates of consecutive batches; with `prefix` "prefill_", from that table.
@@ -102,7 +104,7 @@ class Counts(Store):
         Raises:
             UserError: as `of_batches`, or an arm of a batch has no counted token.
         """
-        return rates(*self.arms(batches, prefix), [self.index.name(batch) for batch in batches])
+        return rates(*self.arms(batches, prefix), lambda batch: self.index.name(batches[batch]))
 
     @property
     def a_safe_n(self) -> Rows:
@@ -122,23 +124,38 @@ class Counts(Store):
     @cached_property
     def index(self) -> BatchIndex:
         """All batches, and the prompts in them."""
-        batch_of_P, num_batches = self._shapes.array("prompt_batch")[:], len(self.batch_ids)
-        if (np.diff(batch_of_P) < 0).any() or ((batch_of_P < 0) | (batch_of_P >= num_batches)).any():
-            raise damaged(str(self.path), f"array prompt_batch is not of batches 0 to {num_batches - 1} in their order")
         known = self.files.array_digests.keys() >= KINSHIP
         return BatchIndex(
             ids=self.batch_ids,
             categories=self.categories,
-            starts_B1=np.searchsorted(batch_of_P, np.arange(num_batches + 1)),
-            prompt_ids=self._texts("prompt_ids", len(batch_of_P)),
-            unsafe_P=self._shapes.array("prompt_unsafe")[:],
+            starts_B1=self._starts_B1,
+            prompt_ids=self._texts("prompt_ids", int(self._starts_B1[-1])),
+            unsafe_P=self._unsafe_P,
             cluster_P=self._shapes.array("prompt_clusters")[:] if known else None,
             pair_P=self._shapes.array("prompt_pairs")[:] if known else None,
         )
 
     @cached_property
+    def _starts_B1(self) -> np.ndarray:
+        """int64 [B + 1]: where the prompts of each batch begin; the last entry is P. Reads no text."""
+        batch_of_P, num_batches = self._shapes.array("prompt_batch")[:], self._shapes.size("B")
+        if (np.diff(batch_of_P) < 0).any() or ((batch_of_P < 0) | (batch_of_P >= num_batches)).any():
+            raise damaged(str(self.path), f"array prompt_batch is not of batches 0 to {num_batches - 1} in their order")
+        return np.searchsorted(batch_of_P, np.arange(num_batches + 1))
+
+    def _rows(self, batches: range) -> slice:
+        """The prompts of consecutive batches."""
+        return slice(int(self._starts_B1[batches.start]), int(self._starts_B1[batches.stop]))
+
+    @cached_property
+    def _unsafe_P(self) -> np.ndarray:
+        return self._shapes.array("prompt_unsafe")[:]
+
+    @cached_property
     def prompts(self) -> pd.DataFrame:
         """A table with a row for each prompt: id, unsafe, batch, tokens (number of counted ones)."""
+        import pandas as pd
+
         index = self.index
         columns = {"id": index.prompt_ids, "unsafe": index.unsafe_P, "batch": index.batch_of_P.astype(np.int32)}
         return pd.DataFrame(columns | {"tokens": self.prompt_tokens[:]})
@@ -186,17 +203,18 @@ class Counts(Store):
         return sums
 
     def _blocks(self, batches: range) -> Iterator[range]:
-        """Consecutive batches in blocks that need little memory, each of one file."""
-        for start, stop in self._shapes.array(prompt_array("counts")).slabs(batches.start, batches.stop):
-            for first in range(start, stop, BATCHES_AT_ONCE):
-                yield range(first, min(first + BATCHES_AT_ONCE, stop))
+        """Consecutive batches in blocks that need little memory, each of whole files or a part of one."""
+        counts = self._shapes.array(prompt_array("counts"))
+        for start, stop in counts.blocks(batches.start, batches.stop):
+            for first in range(start, stop, counts.rows_at_once):
+                yield range(first, min(first + counts.rows_at_once, stop))
 
     def _computed(self, rows: Callable[[range], np.ndarray]) -> Rows:
         return ComputedRows(self.shape_BLE, rows, self._shapes.array(prompt_array("counts")))
 
     def _by_prompt(self, name: str) -> Rows:
         stored: StoredRows = self._shapes.array(prompt_array(name))
-        return PromptRows(stored, self.index.starts_B1)
+        return PromptRows(stored, self._starts_B1)
 
 
 def _single_row_frame(table: RiskTable) -> pd.DataFrame:

@@ -1,13 +1,14 @@
 """Reading a mask store: which experts each batch may train, by which rule, and from which counts."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from dist_moe.errors import UserError
 from dist_moe.stats.frames import risk_frame
@@ -21,6 +22,9 @@ from dist_moe.store.root import MaskAttributes
 from dist_moe.store.rows import MaskRows, Rows
 from dist_moe.store.source import Source, is_url, open_source
 from dist_moe.store.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COUNTS_NAME = "counts.zarr"
 
@@ -65,7 +69,7 @@ class MaskStore(Store):
         signs = self.signs_B3.sum(axis=1)
         if (wrong := np.nonzero(self.arms_B2.min(axis=1) < 0)[0]).size:
             raise damaged(str(self.path), f"array batch_prompts is below 0 for batch {wrong[0]}")
-        for start, stop in self.masks.slabs(0, len(self.masks)):
+        for start, stop in self.masks.blocks(0, len(self.masks)):
             found = self.masks[start:stop].sum(axis=(1, 2))
             if (found != signs[start:stop]).any():
                 batch = start + int(np.argmax(found != signs[start:stop]))

@@ -1,5 +1,6 @@
 """Stored arrays that are read lazily, by indexing: `rows[b]`, `rows[2:5]` and `rows[:, 3, 7]` give NumPy arrays."""
 
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -8,6 +9,8 @@ import numpy as np
 
 from dist_moe.store.zarr_arrays import ArraySpec, decode_rows
 
+BLOCK_BYTES = 16 * 2**20
+"""Reading less at once takes longer; reading more does not take less time."""
 Key = int | slice | tuple[int | slice | np.ndarray, ...]
 
 
@@ -25,6 +28,23 @@ class Rows(ABC):
     def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Splits rows `start` to `stop` at file boundaries, so that each part (start, stop) reads one file."""
 
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Splits rows at file boundaries into parts (start, stop) of at most `BLOCK_BYTES`, or of one file."""
+        most = self.rows_at_once
+        first = last = start
+        for _, end in self.slabs(start, stop):
+            if first < last and end - first > most:
+                yield first, last
+                first = last
+            last = end
+        if first < last:
+            yield first, last
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows `BLOCK_BYTES` hold, at least 1."""
+        return max(1, BLOCK_BYTES // (self.dtype.itemsize * max(1, math.prod(self.shape[1:]))))
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -36,8 +56,8 @@ class Rows(ABC):
             inner = (slice(None), *rest)
             if not rest:
                 return self.read(start, max(start, stop))[::step]
-            # One slab at a time, so that a column of a large array needs no more memory than itself.
-            parts = [self.read(*slab)[inner] for slab in self.slabs(start, stop)]
+            # One block at a time, so that a column of a large array needs little more memory than itself.
+            parts = [self.read(*block)[inner] for block in self.blocks(start, stop)]
             return np.concatenate(parts or [self.read(0, 0)[inner]])[::step]
         row = operator.index(first)
         if not -len(self) <= row < len(self):
@@ -62,12 +82,13 @@ class StoredRows(Rows):
             start = end
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for first, last in self.slabs(start, stop):
-            file, offset = divmod(first, self.spec.rows_per_file)
-            data = self._read_file(self.spec.file(file))
-            rows[first - start : last - start] = decode_rows(self.spec, data, offset, offset + last - first, self._what)
-        return rows
+        parts = [self._decoded(*block) for block in self.blocks(start, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *parts])
+
+    def _decoded(self, start: int, stop: int) -> np.ndarray:
+        files = range(start // self.spec.rows_per_file, -(-stop // self.spec.rows_per_file))
+        read = {file: self._read_file(self.spec.file(file)) for file in files}
+        return decode_rows(self.spec, read, start, stop, self._what)
 
 
 class ComputedRows(Rows):
@@ -80,6 +101,10 @@ class ComputedRows(Rows):
 
     def slabs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         return self._like.slabs(start, stop)
+
+    @property
+    def rows_at_once(self) -> int:
+        return self._like.rows_at_once
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self._rows(range(start, stop)) if start < stop else np.empty((0, *self.shape[1:]))
@@ -116,7 +141,8 @@ class PromptRows(Rows):
         first, last = self._batches(start, stop)
         padded = self._by_batch.read(first, last)
         num_prompts_B = np.diff(self._starts_B1[first : last + 1])
-        rows = padded[np.arange(padded.shape[1]) < num_prompts_B[:, None]]
+        is_prompt_BS = np.arange(padded.shape[1]) < num_prompts_B[:, None]
+        rows = padded.reshape(-1, *padded.shape[2:]) if is_prompt_BS.all() else padded[is_prompt_BS]
         skipped = start - int(self._starts_B1[first])
         return rows[skipped : skipped + stop - start]
 

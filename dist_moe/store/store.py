@@ -4,17 +4,20 @@ Opening reads and verifies only the root's metadata, whatever the size. Each fil
 read; `check` compares all of them.
 """
 
+from __future__ import annotations
+
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from dist_moe.store.files import CheckedFiles, Damage, damaged
 from dist_moe.store.layout import Kind
 from dist_moe.store.root import Attributes, read_root
 from dist_moe.store.shapes import Shapes
 from dist_moe.store.source import Source, open_source
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Store:
@@ -93,6 +96,8 @@ class Store:
     @property
     def arrays(self) -> pd.DataFrame:
         """A line for each array: name, dtype, shape."""
+        import pandas as pd
+
         return pd.DataFrame(self.files.facts())
 
     @cached_property
@@ -108,7 +113,7 @@ class Store:
     @property
     def shape_BLE(self) -> tuple[int, int, int]:
         """[B, L, E]."""
-        return len(self.batch_ids), len(self.layer_names), self.num_experts
+        return self._shapes.size("B"), len(self.layer_names), self.num_experts
 
     def _texts(self, name: str, number: int) -> tuple[str, ...]:
         """An array of texts, with this number of entries."""

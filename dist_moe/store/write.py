@@ -190,11 +190,9 @@ class StoreWriter(Generic[R]):
 
     def _stored(self, name: str) -> np.ndarray:
         """An array of results, from what all processes have written."""
-        spec, rows = self._specs[name], []
-        for step in range(self.num_steps):
-            data = (self.path / name / spec.file(step)).read_bytes()
-            rows.append(decode_rows(spec, data, 0, len(self.batches(step)), f"{self.path}: array {name}"))
-        return np.concatenate(rows)
+        spec = self._specs[name]
+        files = {step: (self.path / name / spec.file(step)).read_bytes() for step in range(self.num_steps)}
+        return decode_rows(spec, files, 0, spec.shape[0], f"{self.path}: array {name}")
 
     def _put(self, key: str, data: bytes) -> None:
         path = self.path / key

@@ -50,7 +50,7 @@ def trained_or_open(run: RunContents) -> tuple[np.ndarray, str] | None:
 def _times(masks: MaskStore) -> np.ndarray:
     """In how many masks each expert is, int [L, E]."""
     num_LE = np.zeros(masks.masks.shape[1:], np.int64)
-    for start, stop in masks.masks.slabs(0, len(masks.masks)):
+    for start, stop in masks.masks.blocks(0, len(masks.masks)):
         num_LE += masks.masks[start:stop].sum(axis=0)
     return num_LE
 

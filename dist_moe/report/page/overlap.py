@@ -51,7 +51,7 @@ def overlap(run: RunContents, key: str) -> Section | None:
 def _unions(masks: MaskStore, categories: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """bool [categories, L, E]: experts of at least one of a category's batches; reads some batches at a time."""
     unions_CLE = np.zeros((len(names), *masks.masks.shape[1:]), np.bool_)
-    for start, stop in masks.masks.slabs(0, len(masks.masks)):
+    for start, stop in masks.masks.blocks(0, len(masks.masks)):
         some_BLE = masks.masks[start:stop]
         for number, name in enumerate(names):
             unions_CLE[number] |= some_BLE[categories[start:stop] == name].any(axis=0)

@@ -1,13 +1,20 @@
 """What a view is, and how a batch is looked up."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dist_moe.errors import UserError
 from dist_moe.store.read import BatchInfo, MaskStore
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+Table: TypeAlias = "pd.DataFrame | Mapping[str, np.ndarray | Sequence[Any]]"
+"""Columns of one length by name; a table of pandas is one, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +22,7 @@ class View:
     """An answer: named facts (JSON values), and tables by title, the main table first."""
 
     facts: Mapping[str, Any]
-    tables: Mapping[str, pd.DataFrame]
+    tables: Mapping[str, Table]
 
 
 def find_batch(store: MaskStore, key: str) -> BatchInfo:

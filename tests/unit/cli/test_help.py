@@ -12,6 +12,7 @@ from dist_moe.cli.settings import FILE, as_stored, shown_settings
 from dist_moe.cli.verify import TRAINS
 from dist_moe.config.describe import described
 from dist_moe.ranges import Trains
+from tests.unit.store.example import write_example
 
 LIGHT = {"torch", "transformers", "zarr", "deepspeed", "numpy", "pandas", "scipy", "pydantic", "ruamel"} | {
     "annotated_types"
@@ -95,13 +96,24 @@ def test_other_commands_show_no_settings(capsys):
     ],
 )
 def test_help_and_what_is_like_it_load_nothing_large(words, heavy):
+    assert loaded(words.split(), heavy) == "[]"
+
+
+@pytest.mark.parametrize("view", ["summary", "layers", "growth"])
+def test_views_that_are_shown_first_take_no_pandas(tmp_path, view):
+    path = write_example(tmp_path / "masks.zarr")
+    assert loaded(["inspect", str(path), view], HEAVY | {"pandas", "pyarrow", "zarr"}) == "['zarr']"
+
+
+def loaded(words, heavy):
+    """Which of some packages a command has loaded."""
     code = (
         "import sys\nfrom dist_moe.cli.main import main\n"
-        f"try: main({words.split()!r})\nexcept SystemExit: pass\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
         f"print(sorted({{m.split('.')[0] for m in sys.modules}} & {heavy!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]"
+    return done.stdout.splitlines()[-1]
 
 
 def test_importing_the_package_loads_nothing_but_the_standard_library():

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dist_moe.errors import UserError
@@ -27,7 +28,7 @@ def store(tmp_path):
 
 
 def rows(table, *columns):
-    return table[list(columns)].to_numpy().tolist()
+    return pd.DataFrame(table)[list(columns)].to_numpy().tolist()
 
 
 def test_summary(store):
@@ -54,12 +55,12 @@ def test_summary(store):
         "warnings": [],
         "provenance": PROVENANCE,
     }
-    assert view.tables["batches"].to_numpy().tolist() == [
+    assert pd.DataFrame(view.tables["batches"]).to_numpy().tolist() == [
         [0, BATCH_IDS[0], "hexes", 1, 1, 1],
         [1, BATCH_IDS[1], "hexes", 2, 0, 2],
         [2, BATCH_IDS[2], "heists", 1, 1, 1],
     ]
-    assert view.tables["layers"].to_numpy().tolist() == [
+    assert pd.DataFrame(view.tables["layers"]).to_numpy().tolist() == [
         [0, "model.layers.1.mlp", 1, 2 / 3, 1, 2],
         [1, "model.layers.2.mlp", 1, 2 / 3, 1, 2],
     ]
@@ -189,7 +190,7 @@ def test_check(store):
 
 def test_layers(store):
     view = views.layers(store)
-    table, distribution = view.tables.values()
+    table, distribution = map(pd.DataFrame, view.tables.values())
     # Experts a layer (0 | 1): 1 | 0, 1 | 1, 0 | 1; k = 2, and a layer without an expert keeps all.
     assert rows(table, "min_experts", "median_experts", "max_experts", "union_experts") == [[0, 1, 1, 1], [0, 1, 1, 1]]
     assert rows(table, "batches_with_none", "batches_below_k") == [[1, 2], [1, 2]]

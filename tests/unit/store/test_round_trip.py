@@ -17,8 +17,8 @@ from dist_moe.stats.counts import RoutingCounts
 from dist_moe.stats.masks import ExpertMasks
 from dist_moe.stats.order import unsafe_experts
 from dist_moe.stats.table import risk_table
-from dist_moe.store import BatchInfo, CountsPlan, MaskPlan, MaskResults, MaskStore, write_store
-from dist_moe.store import counts as counts_module
+from dist_moe.store import BatchInfo, Counts, CountsPlan, MaskPlan, MaskResults, MaskStore, write_store
+from dist_moe.store import rows as rows_module
 from tests.unit.store.example import (
     BATCH_IDS,
     CATEGORIES,
@@ -163,6 +163,15 @@ def test_unsafe_experts_are_those_of_the_mask_in_order_of_risk(tmp_path):
     assert max(len(experts) for experts in expected) == 7
 
 
+def test_a_batch_of_rates_reads_no_text(store, monkeypatch):
+    """Texts of all batches and prompts take longer to read than one batch's counts."""
+    counts, read = Counts.open(store.path.parent / "counts.zarr"), []
+    from_source = counts.files.source.read
+    monkeypatch.setattr(counts.files.source, "read", lambda key: read.append(key.partition("/")[0]) or from_source(key))
+    np.testing.assert_array_equal(counts.risk_diff[1], store.counts.risk_diff[1])
+    assert {*read} == {"prompt_counts", "prompt_tokens", "prompt_batch", "prompt_unsafe"}
+
+
 def test_batch_table(store):
     table = store.batch_table(1)
     assert table.columns.tolist() == ["layer", "expert", "Layer_Expert", "a_safe_n", "a_unsafe_n", "risk_diff"]
@@ -173,9 +182,11 @@ def test_batch_table(store):
 
 
 # With 1 prompt at a time, slabs of the pooled sum have an empty arm.
-@pytest.mark.parametrize("batches_at_once", [1, 2, 64])
+@pytest.mark.parametrize("batches_at_once", [0, 1, 2, 64])
 def test_aggregated_is_pooled_over_all_prompts(store, monkeypatch, batches_at_once):
-    monkeypatch.setattr(counts_module, "BATCHES_AT_ONCE", batches_at_once)
+    counts = Counts.open(store.path.parent / "counts.zarr")
+    row_bytes = 4 * counts.index.sizes_B.max() * np.prod(counts.shape_BLE[1:])
+    monkeypatch.setattr(rows_module, "BLOCK_BYTES", batches_at_once * row_bytes)
     table = store.counts.aggregated
     assert table["Layer_Expert"].tolist() == [
         *("L00_E02", "L01_E03", "L00_E03", "L01_E01", "L01_E02", "L00_E00", "L00_E01", "L01_E00")

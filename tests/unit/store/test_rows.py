@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from dist_moe.store import rows as rows_module
 from dist_moe.store.rows import MaskRows, PromptRows, Rows, StoredRows
 from dist_moe.store.zarr_arrays import ArraySpec, encode_file, plain, sharded
 
@@ -64,3 +65,14 @@ def test_a_column_is_read_file_by_file():
     rows, _ = cases()["rates"]
     assert list(rows.slabs(0, 7)) == [(0, 3), (3, 6), (6, 7)]
     assert list(rows.slabs(2, 5)) == [(2, 3), (3, 5)]
+
+
+def test_files_are_read_together_as_many_as_fit(monkeypatch):
+    rows, values = cases()["rates"]
+    row_bytes = values[0].nbytes
+    expected = {7: [(0, 7)], 6: [(0, 6), (6, 7)], 5: [(0, 3), (3, 7)], 3: [(0, 3), (3, 6), (6, 7)]}
+    for fit, blocks in (expected | {2: expected[3], 0: expected[3]}).items():
+        monkeypatch.setattr(rows_module, "BLOCK_BYTES", fit * row_bytes)
+        assert list(rows.blocks(0, 7)) == blocks, fit
+        np.testing.assert_array_equal(rows[1:], values[1:])
+    assert list(rows.blocks(4, 4)) == []

@@ -74,9 +74,9 @@ def test_what_zarr_writes_is_read_here(tmp_path, spec):
     found = parse_array_metadata((tmp_path / "zarr.json").read_bytes())
     assert found == spec
     for row in range(len(values)):
-        index, offset = divmod(row, spec.rows_per_file)
+        index = row // spec.rows_per_file
         data = (tmp_path / spec.file(index)).read_bytes()
-        np.testing.assert_array_equal(decode_rows(found, data, offset, offset + 1, "it")[0], values[row])
+        np.testing.assert_array_equal(decode_rows(found, {index: data}, row, row + 1, "it")[0], values[row])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_file_of_something_else_is_refused(spec):
     data = encode_file(spec, values_of(spec)[:4])
     for wrong in (data[:-1], data[: len(data) // 2], b"", data[4:], bytes(len(data))):
         with pytest.raises(UserError, match="it has a file that cannot be decoded"):
-            decode_rows(spec, wrong, 0, 4, "it")
+            decode_rows(spec, {0: wrong}, 0, 4, "it")
 
 
 @pytest.mark.parametrize("spec", [*SPECS[3:6:2], *SPECS[-2:]], ids=str)
@@ -113,7 +113,7 @@ def test_any_run_of_rows(spec):
     data = encode_file(spec, values)
     for start in range(4):
         for stop in range(start, 5):
-            np.testing.assert_array_equal(decode_rows(spec, data, start, stop, "it"), values[start:stop])
+            np.testing.assert_array_equal(decode_rows(spec, {0: data}, start, stop, "it"), values[start:stop])
 
 
 def test_threads_that_read_files_of_one_shape_get_their_own():
@@ -121,6 +121,6 @@ def test_threads_that_read_files_of_one_shape_get_their_own():
     values = [np.full(spec.shape, number, np.int32) for number in range(4)]
     files = [encode_file(spec, each) for each in values]
     with ThreadPoolExecutor(4) as threads:
-        found = threads.map(lambda i: decode_rows(spec, files[i % 4], i % 2, i % 2 + 1, "x"), range(400))
+        found = threads.map(lambda i: decode_rows(spec, {0: files[i % 4]}, i % 2, i % 2 + 1, "x"), range(400))
         for i, rows in enumerate(found):
             np.testing.assert_array_equal(rows, values[i % 4][:1])

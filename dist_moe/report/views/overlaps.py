@@ -95,30 +95,3 @@ def categories(store: MaskStore) -> View:
     shared = shared_experts(by_category)
     facts = {"categories": len(rows), "experts_in_several_categories": len(shared)}
     return View(facts, {"categories": pd.DataFrame(rows), "experts in several categories": shared})
-
-
-def growth(store: MaskStore) -> View:
-    """How the union grows batch by batch, and how much of each batch was new."""
-    seen_LE = np.zeros(store.masks.shape[1:], np.bool_)
-    new_B, union_B = [], []
-    for start, stop in store.masks.slabs(0, len(store.masks)):
-        for mask_LE in store.masks[start:stop]:
-            new_B.append(int((mask_LE & ~seen_LE).sum()))
-            seen_LE |= mask_LE
-            union_B.append(int(seen_LE.sum()))
-    table = pd.DataFrame(
-        {
-            "batch": np.arange(len(new_B)),
-            "category": store.categories,
-            "new_experts": new_B,
-            "union_experts": union_B,
-            "union_share": np.array(union_B) / seen_LE.size,
-        }
-    )
-    facts = {
-        "batches": len(table),
-        "union_experts": union_B[-1],
-        "all_experts": seen_LE.size,
-        "batches_that_add_none": int((table["new_experts"] == 0).sum()),
-    }
-    return View(facts, {"union growth": table})
