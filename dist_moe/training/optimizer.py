@@ -6,8 +6,9 @@ on one rank of the job, the owner among the replicas that hold the expert. A ste
 experts, and no other bit. Zeroed gradients would not achieve that: Adam's momentum and weight decay still change a
 parameter long after its last gradient.
 
-There are three collectives in a step, whatever the mask: gradients to the owners among the replicas, a table of norms,
-and new weights back to the replicas. With one replica there is only the table. Dense weights add one: their gradients.
+There are four collectives in a step, whatever the mask: gradients to the owners among the replicas, a table of norms,
+and new weights back to the replicas, which takes two. With one replica there is only the table. Dense
+weights add one: their gradients.
 
 Some runs train dense weights too (dense.py); they are clipped by the same norm and updated in the same call.
 

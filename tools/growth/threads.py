@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dist_moe.parallel.comm import gathered
 from dist_moe.parallel.mesh import Mesh
 
 T = TypeVar("T")
@@ -79,8 +80,7 @@ class ThreadComm:
         return parts.view(self.size, counts[self.rank], *rows.shape[1:]).sum(0)
 
     def gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        self._note("rows", (self.size - 1) * rows.nbytes)
-        return torch.cat(self._meeting.exchange(self.rank, rows))
+        return rows if self.size == 1 else gathered(self, rows, counts)
 
     def gather(self, value: T) -> list[T]:
         self._note("objects", 0)

@@ -35,8 +35,8 @@ def test_the_collectives_of_a_step_are_as_many_on_many_ranks(taken):
     counts = {num_ranks: {frozenset(rank.collectives.items()) for rank in ranks} for num_ranks, ranks in taken.items()}
     assert counts[1] == {frozenset()}
     (eight,), (many,) = counts[8], counts[64]
-    # with replicas, gradients go to the owners and new weights come back
-    assert Counter(dict(many)) - Counter(dict(eight)) == {"rows": 2}
+    # with replicas, gradients go to the owners, and new weights come back by two exchanges
+    assert Counter(dict(many)) - Counter(dict(eight)) == {"rows": 3}
     assert dict(eight)["counts"] <= 2  # one exchange a layer
 
 
@@ -55,6 +55,19 @@ def test_what_a_rank_sends_grows_with_its_own_rows_only(taken):
     of the rows each."""
     most = {num_ranks: max(rank.bytes_sent for rank in taken[num_ranks]) for num_ranks in (8, 64)}
     assert most[64] < most[8]
+
+
+@pytest.mark.parametrize("counts", [[1, *[0] * 7], [1, 1, 1, *[0] * 5], [3, 3, *[2] * 6], [0] * 8])
+def test_no_rank_sends_its_rows_to_each_of_many_ranks(counts):
+    rows = torch.arange(sum(counts) * 7.0).view(-1, 7)
+
+    def work(mesh, calls, sent):
+        mine = rows.split(counts)[mesh.replicas.rank]
+        torch.testing.assert_close(mesh.replicas.gather_rows(mine, counts), rows, rtol=0, atol=0)
+        return sent.total()
+
+    most = max(on_threads(8, 1, work))
+    assert most <= 2 * rows.nbytes
 
 
 def test_an_error_on_one_thread_ends_all_and_is_told():
