@@ -61,7 +61,7 @@ def table(times: Times, sizes: Sequence[int], what: str, unit: str = "{:.2f}") -
 
 
 def draw(times: Times, what: str, path: Path, unit: str = "CPU seconds") -> None:
-    """All cases in one picture, both axes logarithmic."""
+    """All cases in one picture, both axes logarithmic; a 0 has no place on them, and none in the picture."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -70,9 +70,10 @@ def draw(times: Times, what: str, path: Path, unit: str = "CPU seconds") -> None
         axes = figure.subplots()
         marks = "os^vD<>P*X"
         for number, (name, found) in enumerate(times.items()):
+            shown = {size: value for size, value in found.items() if value > 0}
             axes.plot(
-                [*found],
-                [max(value, 1e-3) for value in found.values()],
+                [*shown],
+                [*shown.values()],
                 marker=marks[number % len(marks)],
                 color=f"C{number % 10}",
                 linestyle=("-", "--", ":")[number // 10],

@@ -41,3 +41,9 @@ def test_a_step_holds_gradients_and_state_of_what_is_trained():
     assert found["share: gradients, kB"] == pytest.approx({1: 2 * of_expert, 50: 2 * 64 * of_expert})
     assert found["share: optimizer state, kB"] == pytest.approx({1: 4 * of_expert, 50: 4 * 64 * of_expert})
     assert all(value > 0 for value in found["a training step, ms"].values())
+
+
+def test_a_zero_is_not_drawn_as_another_number(tmp_path):
+    draw({"bytes": {1: 0.0, 2: 5.0, 4: 7.0}}, "ranks", tmp_path / "with.svg")
+    draw({"bytes": {2: 5.0, 4: 7.0}}, "ranks", tmp_path / "without.svg")
+    assert (tmp_path / "with.svg").read_bytes() == (tmp_path / "without.svg").read_bytes()
