@@ -86,7 +86,7 @@ def one_rank(comm, run_dir):
 
 
 def two_ranks(comm, run_dir):
-    def failing(*arguments):
+    def failing(*arguments, **settings):
         raise UserError("the disk of this node is gone")
 
     lines, load_model = [refused(comm, run_dir, ep_size=3)], models.load_model

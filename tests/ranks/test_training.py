@@ -536,13 +536,13 @@ def test_of_all_replicas_one_rank_owns_an_experts_state(ranks, num_ranks, number
 
 @of_runs([run for run in RUNS if run[0] > 1])
 def test_an_optimizer_step_takes_the_same_collectives_whatever_the_mask(ranks, num_ranks, number):
-    """One, two more among replicas of experts, and one more if the step trains routers."""
+    """One, three more among replicas of experts, and one more if the step trains routers."""
     case = CASES[number]
     num_replicas = num_ranks // (case.ep_size or num_ranks)
     with_routers = [
         case.trains != "experts" and (not case.rounds or step % 3 == 2) for step in range(len(masks_of(case)))
     ]
-    expected = [(3 if num_replicas > 1 else 1) + routers for routers in with_routers]
+    expected = [(4 if num_replicas > 1 else 1) + routers for routers in with_routers]
     for answer in ranks(num_ranks, number):
         assert answer["collectives"] == expected
 

@@ -74,13 +74,14 @@ def test_memory_does_not_grow_with_the_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "batches_per_file", lambda num_batches: 1)
     model = SimpleNamespace(rows_alone=False, originals=None)
     for module, name, function in (
-        (count, "load_model", lambda *_: model),
+        (count, "load_model", lambda *_, **settings: model),
         (count, "count_rows", counted),
         (analyze, "_publish", seal),
     ):
         monkeypatch.setattr(module, name, function)
     peak_bytes(tmp_path, 1)  # what is imported and cached once
-    few, many = peak_bytes(tmp_path, 4), peak_bytes(tmp_path, 14)
+    # Python's table of names grows once in a while, by megabytes: then only one of two measurements has that.
+    few, many = (min(peak_bytes(tmp_path / again, number) for again in "12") for number in (4, 14))
     counts_of_a_batch = 8 * SIZE * L * E
     assert few > counts_of_a_batch, "nothing was measured"
     assert many - few < counts_of_a_batch / 2
