@@ -26,7 +26,7 @@ Rows:
             (<= 12, in float32 8), balance of state (<= 1.05) and of rows of experts (<= 1.10), peak memory (<= 1.05 of
             weights, 16 B a trained parameter and the floor's activations)
 - counted   the counted goals alone, on 4 ranks
-- tap       a forward pass with counting against one without (<= 1.02)
+- tap       forward passes with counting against ones without (<= 1.02)
 - permutation   the labels of a batch of 16 prompts permuted, for all experts at once, against a loop over labelings
 - store     a mask store as an analysis writes it, and one with 100,000 masks: writing, bits a mask cell (<= 1.1), files
             (hundreds), opening it and reading one batch's mask with no page of it in memory (<= 5 ms)

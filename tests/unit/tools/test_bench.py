@@ -212,7 +212,7 @@ def test_small_run_prints_every_row_of_one_process() -> None:
         bytes_a_parameter = lines[f"step, {mode}: bytes of optimizer state a parameter of the union"]
         assert bytes_a_parameter.split()[-4:] == ["8.000", "PASS", "(goal", "8)"]
         assert any(line.startswith(f"step, {mode}: peak memory / ") for line in lines)
-    assert lines["forward, counting / not counting"].endswith("(goal 1.02)")
+    assert lines["4 forward passes, counting / not counting"].endswith("(goal 1.02)")
     assert "200 permutations of 16 x 6,144 / a loop over them" in lines
     assert 0 < float(lines["masks: bits a mask cell"].removeprefix("masks: bits a mask cell").split()[0]) < 20
     for name, goal_ms in (("counts", 15), ("masks", 5)):

@@ -176,13 +176,13 @@ def test_a_run_keeps_its_numbers_and_the_next_says_where_it_lies(
     main()
     kept = json.loads(path.read_text())
     assert kept["options"]["rows"] == ["tap"]
-    assert kept["ratios"]["forward, counting / not counting"]["median"] > 0
+    assert kept["ratios"]["4 forward passes, counting / not counting"]["median"] > 0
     assert "beside" not in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", [*options, "--previous", str(path)])
     main()
     header, row = capsys.readouterr().out.splitlines()[-2:]
     assert header.split("  ")[0] == f"beside {path}"
-    assert row.startswith("forward, counting / not counting  ")
+    assert row.startswith("4 forward passes, counting / not counting  ")
     assert row.endswith(("in the interval", "OUTSIDE"))
 
 
