@@ -76,7 +76,7 @@ class Setup:
 
     def live(self, tokens: int) -> int:
         """Of so many positions of a pass, those that experts compute on: no padding."""
-        return min(tokens, tokens if self.live_tokens is None else self.live_tokens)
+        return _at_most(tokens, self.live_tokens)
 
     def arriving(self, top_k: int) -> float:
         """Tokens that arrive at a rank, for each of its own, as each goes once to every rank that has experts of it."""
@@ -209,8 +209,8 @@ def _spare(outline: Outline, setup: Setup, share: Share, rows: int) -> float:
 
 def _losses(outline: Outline, setup: Setup, rows: int) -> float:
     """Logits at the loss tokens, and what the losses make of them (training/parts.py)."""
-    losses, item = rows * setup.answer_tokens, outline.item_bytes
-    values = min(losses, losses if setup.loss_tokens is None else setup.loss_tokens) * outline.vocab_size
+    item = outline.item_bytes
+    values = _at_most(rows * setup.answer_tokens, setup.loss_tokens) * outline.vocab_size
     in_float = 12 if not setup.needs_base else 24
     copies = item if item < 4 else 0
     logits = item * (2 if setup.needs_base else 1)
@@ -238,3 +238,8 @@ def _by_layer(layers: list[Layers]) -> list[Layers]:
 def _decoder_layer(by_layer: list[Layers], moe_layer: int) -> int:
     """The number of a MoE layer among all decoder layers."""
     return [number for number, each in enumerate(by_layer) if each.is_moe][moe_layer]
+
+
+def _at_most(number: int, limit: int | None) -> int:
+    """None: there is no limit."""
+    return number if limit is None else min(number, limit)

@@ -73,7 +73,7 @@ def risk_figure(store: MaskStore) -> Figure:
 
 def selected_figure(store: MaskStore) -> Figure:
     """Fraction of the batches that select each expert."""
-    num_LE = _times_selected(store)
+    num_LE = store.times_LE
     figure, axes = _experts_figure(store, f"share of {len(store.masks)} batches that select an expert (white: none)")
     values_LE = np.where(num_LE > 0, num_LE / len(store.masks), np.nan)
     image = axes.imshow(values_LE, cmap="cividis_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -115,7 +115,7 @@ def growth_figure(store: MaskStore) -> Figure:
     """Experts in the union of the first batches, in the stored order and in the mean over all orders."""
     union_B = np.array(growth(store).tables["union growth"]["union_experts"])
     numbers_B = np.arange(1, len(union_B) + 1)
-    num_LE = _times_selected(store)
+    num_LE = store.times_LE
     figure, axes = _figure(store, "union of the first batches' unsafe experts", 7, 4.2)
     axes.plot(numbers_B, union_B, color="#0072B2", linewidth=2, label="order of the store")
     mean_B = mean_growth(num_LE[num_LE > 0], len(union_B))
@@ -149,13 +149,6 @@ def mean_growth(num_X: np.ndarray, num_batches: int) -> np.ndarray:
         none_yet_B = np.cumprod(np.maximum(num_batches - num - before_B, 0) / (num_batches - before_B))
         total_B += times * (1 - none_yet_B)
     return total_B
-
-
-def _times_selected(store: MaskStore) -> np.ndarray:
-    num_LE = np.zeros(store.masks.shape[1:], np.int64)
-    for start, stop in store.masks.blocks(0, len(store.masks)):
-        num_LE += store.masks[start:stop].sum(axis=0)
-    return num_LE
 
 
 def _experts_figure(store: MaskStore, title: str) -> tuple[Figure, Any]:

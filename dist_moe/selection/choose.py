@@ -66,7 +66,7 @@ def settings_of(masks: MaskStore) -> StatisticsConfig:
 
 def sums_of(counts: Counts, batches: range, rule: Rule, *, prefix: str = "") -> PopulationSums:
     """What consecutive batches contribute to the sums over all batches that the rule needs."""
-    found = counts.of_batches(batches, tables=rule.counted_as.needs & TABLES.keys(), prefix=prefix)
+    found = counts.of_batches(batches, tables=(), prefix=prefix)
     each = evidence_of_each(counts.index.of(batches), found, StatisticsConfig(), seed=0)
     needs_union = "union" in rule.needs
     return reduce(add, (PopulationSums.of(one, rule.counted_as.select(one) if needs_union else None) for one in each))

@@ -78,6 +78,14 @@ class MaskStore(Store):
                     f"batch {batch} has {found[batch - start]} experts in masks, and {signs[batch]} in batch_signs",
                 )
 
+    @cached_property
+    def times_LE(self) -> np.ndarray:
+        """int64 [L, E]: in how many masks each expert is. Reads some of them at a time."""
+        num_LE = np.zeros(self.masks.shape[1:], np.int64)
+        for start, stop in self.masks.blocks(0, len(self.masks)):
+            num_LE += self.masks[start:stop].sum(axis=0)
+        return num_LE
+
     @property
     def has_counts(self) -> bool:
         """Whether anything exists at `counts_place`."""

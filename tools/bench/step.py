@@ -71,10 +71,12 @@ def bench_larger(options: Options, mode: Mode, launch: int) -> list[Result]:
     _check_first_steps(setup, steps)
     o, row = setup.options, f"step of larger experts, {mode}"
     results: list[Result] = [*setup.compare(row, steps, GOALS[mode])]
+    if launch > 0:
+        return results
     sizes = f"{o.layers} layers, H {o.hidden}, I {o.intermediate}"
     shares = (f"{expert_share(each):.0%}" for each in (setup.config, Setup(options).config))
     text = "{} of a token's products in a layer are of experts, {} in the other rows".format(*shares)
-    return [*results, Fact(f"{row}: {sizes}", text)] if launch == 0 else results
+    return [*results, Fact(f"{row}: {sizes}", text)]
 
 
 def expert_share(config: Qwen3MoeConfig) -> float:

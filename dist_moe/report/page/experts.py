@@ -22,7 +22,7 @@ FEW = 12
 def experts(run: RunContents, key: str) -> Section | None:
     """None: nothing was counted or selected."""
     parts: list[Markup] = []
-    times_LE = _times(run.masks) if run.masks is not None else None
+    times_LE = run.masks.times_LE if run.masks is not None else None
     if run.counts is not None:
         found = _map(run, times_LE)
         intro = (
@@ -45,14 +45,6 @@ def trained_or_open(run: RunContents) -> tuple[np.ndarray, str] | None:
     if run.masks is not None:
         return np.logical_or.reduce([store.union() for store in (run.masks, *run.later_masks)]), "in a mask"
     return None
-
-
-def _times(masks: MaskStore) -> np.ndarray:
-    """In how many masks each expert is, int [L, E]."""
-    num_LE = np.zeros(masks.masks.shape[1:], np.int64)
-    for start, stop in masks.masks.blocks(0, len(masks.masks)):
-        num_LE += masks.masks[start:stop].sum(axis=0)
-    return num_LE
 
 
 def _map(run: RunContents, times_LE: np.ndarray | None) -> ExpertMap:
